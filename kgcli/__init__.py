@@ -1,0 +1,30 @@
+"""KOSMOS-G: pictures from text and pictures, as a library and as the command `kg`.
+
+import kgcli
+model = kgcli.load()  # the small model that ships with the package
+model.generate("a cat <image:cat.png> in Minecraft", seed=0)[0].save("out.png")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Prompt", "__version__", "load"]
+
+if TYPE_CHECKING:
+    from kgcli.data.prompt import Prompt
+    from kgcli.engine import load
+
+
+def __getattr__(name: str) -> Any:
+    """`load` and `Prompt`, imported when first asked for, so that `import kgcli` stays cheap."""
+    if name == "Prompt":
+        from kgcli.data.prompt import Prompt
+
+        return Prompt
+    if name == "load":
+        from kgcli.engine import load
+
+        return load
+    raise AttributeError(f"module 'kgcli' has no attribute {name!r}")

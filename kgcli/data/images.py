@@ -1,0 +1,194 @@
+"""Safe opening of untrusted picture files, and the two transforms: vision tower and VAE. No torch.
+
+A picture that is not square is cropped about its centre by the transforms (as the published model does);
+`pad_to_square` keeps all of it instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from kgcli.errors import ImageError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # no EPS or PDF: those start other programs
+MAX_PIXELS = 64_000_000  # width x height, checked before decoding; 192 MB as RGB
+MAX_BYTES = 256 * 2**20  # of the file
+MAX_ASPECT = 50  # longer side / shorter side
+MAX_PADDED_SIDE = 4096  # pixels; a longer picture is made smaller before it is padded
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # Source: CLIP (arXiv:2103.00020)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+WHITE = (255, 255, 255)
+
+# What Pillow's decoders raise on damaged input.
+_DECODER_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, AttributeError, OverflowError),
+    *(struct.error, zlib.error),
+)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One opened picture file: RGB pixels, upright, and what identifies the file."""
+
+    image: Image.Image
+    name: str  # base name of the file
+    sha256: str  # of the file's bytes
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """The picture of a file as upright RGB, transparency on white, first frame of an animation.
+
+    Raises: ImageError where the file is missing, is no picture, is damaged or is too large.
+    """
+    return read_picture(path).image
+
+
+def read_picture(path: str | Path) -> Picture:
+    """`open_image` together with the file's base name and hash.
+
+    Raises: ImageError, as `open_image`.
+    """
+    path = Path(path)
+    data = _read_bytes(path)
+    return Picture(image=decode_image(data, name=str(path)), name=path.name, sha256=hashlib.sha256(data).hexdigest())
+
+
+def decode_image(data: bytes, name: str = "picture") -> Image.Image:
+    """The picture in the bytes of a file, as `open_image` gives it; `name` is for messages."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of what is checked here
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        except Image.DecompressionBombError:
+            raise ImageError(
+                f"{name} is too large: more than {MAX_PIXELS // 10**6} megapixels; make it smaller"
+            ) from None
+        except _DECODER_ERRORS:
+            raise ImageError(f"{name} is not a picture that can be read ({', '.join(FORMATS)})") from None
+        _check_size(image.size, name)
+        try:
+            if getattr(image, "n_frames", 1) > 1:
+                _log.warning("%s is animated: its first frame is used", name)
+                image.seek(0)
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image), name)
+        except _DECODER_ERRORS as error:
+            if isinstance(error, ImageError):
+                raise
+            raise ImageError(f"{name} is damaged or cut short: {_one_line(error)}") from None
+
+
+def pad_to_square(image: Image.Image) -> Image.Image:
+    """The whole picture in the middle of a white square."""
+    if image.width == image.height:
+        return image
+    if max(image.size) > MAX_PADDED_SIDE:
+        image = image.copy()
+        image.thumbnail((MAX_PADDED_SIDE, MAX_PADDED_SIDE))
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), WHITE)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def to_vision_pixels(image: Image.Image, size: int) -> NDArray[np.float32]:
+    """Pixels for the vision tower: bicubic, centre crop, CLIP normalisation.
+
+    Shapes:
+        returns: (3, size, size)
+    """
+    return _normalise(_resize_and_crop(image, size, Image.Resampling.BICUBIC), CLIP_MEAN, CLIP_STD)
+
+
+def to_vae_pixels(image: Image.Image, size: int) -> NDArray[np.float32]:
+    """Pixels for the VAE: bilinear, centre crop, in [-1, 1].
+
+    Shapes:
+        returns: (3, size, size)
+    """
+    half = (0.5, 0.5, 0.5)
+    return _normalise(_resize_and_crop(image, size, Image.Resampling.BILINEAR), half, half)
+
+
+def _resize_and_crop(image: Image.Image, size: int, resampling: Image.Resampling) -> Image.Image:
+    """Shorter side to `size`, longer side truncated to int, then the centre square."""
+    width, height = image.size
+    shorter, longer = min(width, height), max(width, height)
+    resized_longer = int(size * longer / shorter)
+    resized = (size, resized_longer) if width <= height else (resized_longer, size)
+    if image.size != resized:
+        image = image.resize(resized, resampling)
+    left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)  # Python's rounding: half to even
+    return image.crop((left, top, left + size, top + size))
+
+
+def _normalise(image: Image.Image, mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
+    """float64 arithmetic, then a cast, as in the published code."""
+    values = np.asarray(image, dtype=np.float64) / 255.0
+    return np.ascontiguousarray(((values - mean) / std).transpose(2, 0, 1).astype(np.float32))
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        if path.is_dir():
+            raise ImageError(f"{path} is a folder, not a picture")
+        if not path.exists():
+            raise ImageError(f"there is no picture {path}")
+        if not path.is_file():  # a pipe or device would block or never end
+            raise ImageError(f"{path} is no regular file")
+        num_bytes = path.stat().st_size
+        if num_bytes == 0:
+            raise ImageError(f"{path} is empty (0 bytes)")
+        if num_bytes > MAX_BYTES:
+            raise ImageError(f"{path} is too large: {num_bytes >> 20} MiB; at most {MAX_BYTES >> 20} MiB are read")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        raise ImageError(f"{path!s} cannot be opened: {_one_line(error)}") from None
+
+
+def _check_size(size: tuple[int, int], name: str) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise ImageError(f"{name} is damaged: its size is {width} x {height} pixels")
+    if width * height > MAX_PIXELS:
+        megapixels = width * height / 1e6
+        raise ImageError(
+            f"{name} is too large: {width} x {height} = {megapixels:.0f} megapixels; "
+            f"at most {MAX_PIXELS // 10**6} are read, so make it smaller"
+        )
+    if max(size) > MAX_ASPECT * min(size):
+        raise ImageError(f"{name} is too narrow: {width} x {height}; one side may be {MAX_ASPECT} times as long")
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Any mode to RGB: 16 bit to 8 bit by its high byte, transparency on white."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image.copy() if image.info else image
+    if image.mode == "F":
+        raise ImageError(f"{name} holds floating-point pixels; save it with 8 or 16 bits per channel")
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.max(initial=0) > 255 or image.mode != "I":
+            values = values >> 8
+        return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        ground = Image.new("RGBA", image.size, (*WHITE, 255))
+        return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
