@@ -1,0 +1,152 @@
+"""The figure as code: vision tower, resampler, MLLM and AlignerNet make one conditioning of one prompt.
+
+Shape letters: B batch, T tokens, N images of the whole batch, S side in pixels (conditioning: its length),
+Q queries per image, D MLLM width, d conditioning width.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from kgcli.config import ModelConfig
+from kgcli.errors import IncompatibleError, MissingError, UsageError
+from kgcli.model.aligner import AlignerNet
+from kgcli.model.mllm import MLLM
+from kgcli.model.resampler import Resampler
+from kgcli.model.vision import VisionTower
+from kgcli.model.weights import assign_weights, read_weights, write_weights
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+ALIGNER_DECODER = "aligner.decoder."  # serves the alignment stage only; dropped where it is not asked for
+
+
+class KosmosG(nn.Module):
+    """Everything that reads a prompt; the image decoder is apart.
+
+    Source: KOSMOS-G (arXiv:2310.02992), Figure 2.
+    """
+
+    def __init__(self, cfg: ModelConfig, *, with_aligner_decoder: bool = False) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.vision = VisionTower(cfg.vision)
+        self.resampler = Resampler(cfg.resampler, cfg.vision.width, cfg.mllm.width)
+        self.mllm = MLLM(cfg.mllm, cfg.special_ids.pad)
+        self.aligner = AlignerNet(cfg.aligner, cfg.mllm.width, with_decoder=with_aligner_decoder)
+
+    def encode(
+        self, tokens_BT: Tensor, token_mask_BT: Tensor, image_mask_BT: Tensor, images_N3SS: Tensor | None = None
+    ) -> Tensor:
+        """Read interleaved prompts; return what the U-Net cross-attends to.
+
+        Shapes:
+            token_mask_BT: True = a real token; image_mask_BT: True = a slot for one of an image's Q vectors
+            images_N3SS: in reading order over the whole batch; N may be 0
+            returns: (B, S, d), the shape of the decoder's own text embedding
+        """
+        hidden_BTD = self.hidden(tokens_BT, token_mask_BT, image_mask_BT, images_N3SS)
+        return self.aligner.encode(hidden_BTD, token_mask_BT)
+
+    def hidden(
+        self, tokens_BT: Tensor, token_mask_BT: Tensor, image_mask_BT: Tensor, images_N3SS: Tensor | None = None
+    ) -> Tensor:
+        """The MLLM's half of `encode`: hidden states (B, T, D)."""
+        embeddings_BTD = self.embed(tokens_BT, image_mask_BT, images_N3SS)
+        return self.mllm(embeddings_BTD, token_mask_BT)
+
+    def embed(self, tokens_BT: Tensor, image_mask_BT: Tensor, images_N3SS: Tensor | None = None) -> Tensor:
+        """Words and pictures in one sequence, (B, T, D)."""
+        words_BTD = self.mllm.embed(tokens_BT)
+        num_images = 0 if images_N3SS is None else len(images_N3SS)
+        self._check_slots(image_mask_BT, num_images)
+        if images_N3SS is None or num_images == 0:
+            return words_BTD
+        return place_images(words_BTD, image_mask_BT, self.resampler(self.vision(images_N3SS)))
+
+    def encode_null(self, batch_size: int = 1) -> Tensor:
+        """The conditioning of no prompt at all, (B, S, d): the start token alone."""
+        tokens_11 = torch.full((1, 1), self.cfg.special_ids.bos, device=self.mllm.embedding.weight.device)
+        mask_11 = torch.ones_like(tokens_11, dtype=torch.bool)
+        return self.encode(tokens_11, mask_11, ~mask_11).expand(batch_size, -1, -1)
+
+    def save_pretrained(self, folder: Path | str, *, dtype: torch.dtype | None = None) -> None:
+        """Write sizes and weights; a reader never meets a half-written file."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_weights(folder / WEIGHTS_NAME, self.state_dict(), dtype=dtype)
+        partial = folder / f".{CONFIG_NAME}.{os.getpid()}.partial"
+        partial.write_text(self.cfg.model_dump_json(indent=2) + "\n", "utf-8")
+        os.replace(partial, folder / CONFIG_NAME)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: Path | str,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        with_aligner_decoder: bool = False,
+        fresh: tuple[str, ...] = (),
+    ) -> KosmosG:
+        """The model of a folder, in evaluation mode.
+
+        Weights under a prefix of `fresh` may be absent from the file; they are then initialised anew.
+
+        Raises:
+            MissingError: the folder or a file is not there or is damaged.
+            IncompatibleError: sizes or weights are not those of a KOSMOS-G of this version.
+        """
+        folder = Path(folder)
+        cfg = read_config(folder)
+        weights = read_weights(folder / WEIGHTS_NAME, device=device, dtype=dtype)
+        if not with_aligner_decoder:
+            weights = {name: tensor for name, tensor in weights.items() if not name.startswith(ALIGNER_DECODER)}
+        # Without fresh parts nothing needs memory until its weights arrive.
+        with torch.device(device if fresh else "meta"):
+            model = cls(cfg, with_aligner_decoder=with_aligner_decoder)
+        if fresh:
+            model = model.to(dtype)
+        assign_weights(model, weights, source=str(folder), fresh=fresh)
+        return model.eval()
+
+    def _check_slots(self, image_mask_BT: Tensor, num_images: int) -> None:
+        slots = int(image_mask_BT.sum())
+        per_image = self.cfg.resampler.num_queries
+        if slots != num_images * per_image:
+            raise UsageError(
+                f"the prompts hold {slots} image slots but {num_images} image(s) of {per_image} slots each were given; "
+                "give one image per place, in reading order over the whole batch"
+            )
+
+
+def place_images(words_BTD: Tensor, image_mask_BT: Tensor, pictures_NQD: Tensor) -> Tensor:
+    """The word embeddings with picture vectors in the masked places, in row-major order."""
+    return words_BTD.masked_scatter(image_mask_BT[..., None], pictures_NQD.to(words_BTD.dtype))
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The sizes of a model folder.
+
+    Raises:
+        MissingError: the folder or its config.json is not there or is no JSON.
+        IncompatibleError: it holds other keys or values than this version knows.
+    """
+    path = folder / CONFIG_NAME
+    if not folder.is_dir():
+        raise MissingError(f"there is no model folder {folder}")
+    if not path.is_file():
+        raise MissingError(f"there is no {CONFIG_NAME} in {folder}; a model folder has one")
+    try:
+        return ModelConfig.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            raise MissingError(f"{path} is damaged ({first['msg']}); fetch or copy it again") from None
+        where = ".".join(str(part) for part in first["loc"])
+        raise IncompatibleError(f"{path} is of another version: {where or 'model'}: {first['msg']}") from None

@@ -1,0 +1,113 @@
+"""Weight files: read one (or its shards), put the weights into a module after checking every name, write one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from kgcli.errors import IncompatibleError, MissingError
+
+NUM_NAMED = 3  # names that an error message lists of each kind
+
+
+def read_weights(
+    path: Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """The tensors of `NAME.safetensors`, or of the shards that `NAME.safetensors.index.json` beside it lists.
+
+    Tensors are read and cast one at a time, so memory holds the result and no second copy.
+
+    Raises:
+        MissingError: a file is not there or is damaged.
+    """
+    weights: dict[str, Tensor] = {}
+    for shard in _shards(path):
+        try:
+            with safe_open(shard, framework="pt", device=str(device)) as file:
+                for name in file.keys():  # noqa: SIM118 (not a dict)
+                    tensor = file.get_tensor(name)
+                    weights[name] = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+        except (SafetensorError, OSError) as error:
+            raise MissingError(f"{shard} is damaged ({error}); fetch or copy it again") from None
+    return weights
+
+
+def assign_weights(
+    module: nn.Module, weights: Mapping[str, Tensor], *, source: str, fresh: tuple[str, ...] = ()
+) -> None:
+    """Give `module` its weights; names under a prefix of `fresh` may be absent and keep what they have.
+
+    Raises:
+        IncompatibleError: a weight is missing, unexpected or of another shape.
+    """
+    shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    check_weights(shapes, {name: tensor.shape for name, tensor in weights.items()}, source=source, fresh=fresh)
+    module.load_state_dict(weights, strict=False, assign=True)
+
+
+def check_weights(
+    expected: Mapping[str, torch.Size],
+    found: Mapping[str, torch.Size],
+    *,
+    source: str,
+    fresh: tuple[str, ...] = (),
+) -> None:
+    """Compare names and shapes.
+
+    Raises:
+        IncompatibleError: they differ; the message names the first few of each kind.
+    """
+    missing = [name for name in expected if name not in found and not name.startswith(fresh)]
+    unexpected = [name for name in found if name not in expected]
+    misshaped = [
+        f"{name} {tuple(found[name])} for {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    faults = [("missing", missing), ("unexpected", unexpected), ("of another shape", misshaped)]
+    listed = [f"{len(names)} {kind} ({_few(names)})" for kind, names in faults if names]
+    if listed:
+        raise IncompatibleError(f"the weights of {source} do not fit this model: {'; '.join(listed)}")
+
+
+def write_weights(path: Path, weights: Mapping[str, Tensor], *, dtype: torch.dtype | None = None) -> None:
+    """Write a safetensors file; `path` never holds a half-written one."""
+    tensors = {
+        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
+        for name, tensor in weights.items()
+    }
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        save_file(tensors, partial, metadata={"format": "pt"})
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _shards(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    index = path.with_name(f"{path.name}.index.json")
+    if not index.is_file():
+        raise MissingError(f"there is no {path.name} in {path.parent}; a model folder has one")
+    try:
+        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise MissingError(f"{index} is damaged; fetch or copy it again") from None
+    shards = [path.parent / Path(name).name for name in names]  # a shard lies beside its index, nowhere else
+    absent = [shard.name for shard in shards if not shard.is_file()]
+    if absent:
+        raise MissingError(f"{path.parent} lacks {len(absent)} of {len(shards)} weight files ({_few(absent)})")
+    return shards
+
+
+def _few(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:NUM_NAMED]) + (", ..." if len(names) > NUM_NAMED else "")
