@@ -1,0 +1,194 @@
+"""The frozen image decoder: U-Net, VAE and noise schedule of any diffusers directory with the SD v1.x layout.
+
+Shape letters: B batch, C latent channels, H W latent height and width, S d conditioning length and width,
+X Y picture height and width in pixels.
+
+Source: latent diffusion (arXiv:2112.10752).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+
+from kgcli.errors import IncompatibleError, MissingError
+
+WEIGHTS_STEM = "diffusion_pytorch_model"
+HALF_VARIANT = "fp16"  # what diffusers calls weights stored in half precision
+Part = TypeVar("Part", UNet2DConditionModel, AutoencoderKL)
+
+
+class Diffusion(nn.Module):
+    """Draws what a conditioning says. Nothing in it trains unless a stage asks for it."""
+
+    def __init__(
+        self, unet: UNet2DConditionModel, vae: AutoencoderKL, scheduler_config: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.unet = unet
+        self.vae = vae
+        self.scheduler_config = dict(scheduler_config or {})
+        # Training adds noise by this schedule whichever sampler the directory names.
+        self.noise_scheduler = DDPMScheduler.from_config(self.scheduler_config)
+        self.requires_grad_(False).eval()
+
+    @classmethod
+    def load(
+        cls, source: Path | str, *, dtype: torch.dtype = torch.float32, local_files_only: bool = False
+    ) -> Diffusion:
+        """The decoder of a diffusers folder or Hub id.
+
+        Raises:
+            MissingError: the folder or a file is not there or is damaged.
+            IncompatibleError: the weights do not fit the sizes stored beside them.
+        """
+        if isinstance(source, Path) and not source.is_dir():
+            raise MissingError(f"there is no decoder folder {source}")
+        unet = _load_part(UNet2DConditionModel, source, "unet", dtype, local_files_only)
+        vae = _load_part(AutoencoderKL, source, "vae", dtype, local_files_only)
+        return cls(unet, vae, _load_scheduler_config(source, local_files_only))
+
+    def check_conditioning(self, width: int) -> None:
+        """See that the U-Net attends to vectors of this width.
+
+        Raises:
+            IncompatibleError: it attends to others.
+        """
+        expected = self.unet.config.cross_attention_dim
+        if expected != width:
+            raise IncompatibleError(
+                f"the decoder attends to vectors of width {expected}, this model makes {width}; "
+                "choose a decoder of the family the aligner was trained for"
+            )
+
+    def latents(
+        self, pixels_B3XY: Tensor, *, generator: torch.Generator | None = None, eps_BCHW: Tensor | None = None
+    ) -> Tensor:
+        """One draw of the latents of pictures in [-1, 1], scaled for the U-Net."""
+        return self.sample_latents(*self.moments(pixels_B3XY), generator=generator, eps_BCHW=eps_BCHW)
+
+    @torch.no_grad()
+    def moments(self, pixels_B3XY: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of the latents, (B, C, H, W) each: all that a cache need keep of a picture."""
+        posterior = self.vae.encode(pixels_B3XY.to(self.vae.dtype)).latent_dist
+        return posterior.mean, posterior.logvar
+
+    def sample_latents(
+        self,
+        mean_BCHW: Tensor,
+        logvar_BCHW: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        eps_BCHW: Tensor | None = None,
+    ) -> Tensor:
+        """One draw from the moments, scaled for the U-Net; `eps_BCHW` stands for the generator's draw."""
+        if eps_BCHW is None:
+            eps_BCHW = _normal_like(mean_BCHW, generator)
+        return self.vae.config.scaling_factor * (mean_BCHW + torch.exp(0.5 * logvar_BCHW) * eps_BCHW)
+
+    @torch.no_grad()
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        """Pictures in [0, 1], (B, 3, X, Y), of the U-Net's latents."""
+        unscaled_BCHW = latents_BCHW.to(self.vae.dtype) / self.vae.config.scaling_factor
+        return (self.vae.decode(unscaled_BCHW).sample.float() / 2 + 0.5).clamp(0, 1)
+
+    def noise_loss(
+        self,
+        latents_BCHW: Tensor,
+        conditioning_BSd: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        noise_BCHW: Tensor | None = None,
+        timesteps_B: Tensor | None = None,
+        weight_BHW: Tensor | None = None,
+    ) -> Tensor:
+        """Squared error of the U-Net's prediction, a mean per example and then over the batch.
+
+        Its gradient passes through the frozen U-Net into the conditioning. Noise and timesteps that are not given
+        are drawn from the generator; `weight_BHW` multiplies the error of each place.
+        """
+        if noise_BCHW is None:
+            noise_BCHW = _normal_like(latents_BCHW, generator)
+        if timesteps_B is None:
+            timesteps_B = self._draw_timesteps(latents_BCHW, generator)
+        noisy_BCHW = self.noise_scheduler.add_noise(latents_BCHW, noise_BCHW, timesteps_B)
+        prediction_BCHW = self.predict(noisy_BCHW, timesteps_B, conditioning_BSd)
+        error_BCHW = (prediction_BCHW - self.target(latents_BCHW, noise_BCHW, timesteps_B).float()).square()
+        if weight_BHW is not None:
+            error_BCHW = error_BCHW * weight_BHW[:, None]
+        return error_BCHW.flatten(start_dim=1).mean(dim=1).mean()
+
+    def predict(self, noisy_BCHW: Tensor, timesteps_B: Tensor, conditioning_BSd: Tensor) -> Tensor:
+        """What the U-Net says of noisy latents, in fp32; its meaning is the schedule's prediction type."""
+        dtype = self.unet.dtype
+        return self.unet(noisy_BCHW.to(dtype), timesteps_B, conditioning_BSd.to(dtype)).sample.float()
+
+    def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
+        """What the U-Net should say."""
+        kind = self.noise_scheduler.config.prediction_type
+        if kind == "epsilon":
+            return noise_BCHW
+        if kind == "v_prediction":
+            return self.noise_scheduler.get_velocity(latents_BCHW, noise_BCHW, timesteps_B)
+        if kind == "sample":
+            return latents_BCHW
+        raise IncompatibleError(f"the decoder's prediction type {kind} is none of epsilon, v_prediction, sample")
+
+    def _draw_timesteps(self, latents_BCHW: Tensor, generator: torch.Generator | None) -> Tensor:
+        assert generator is not None, "give a generator, or noise and timesteps"
+        num_steps = self.noise_scheduler.config.num_train_timesteps
+        timesteps_B = torch.randint(num_steps, (len(latents_BCHW),), generator=generator, device=generator.device)
+        return timesteps_B.to(latents_BCHW.device)
+
+
+def _normal_like(tensor: Tensor, generator: torch.Generator | None) -> Tensor:
+    assert generator is not None, "give a generator, or the noise itself"
+    return torch.randn(tensor.shape, generator=generator, device=generator.device).to(tensor)
+
+
+def _load_part(kind: type[Part], source: Path | str, name: str, dtype: torch.dtype, local_files_only: bool) -> Part:
+    try:
+        part, report = kind.from_pretrained(
+            str(source),
+            subfolder=name,
+            torch_dtype=dtype,
+            variant=_variant(source, name),
+            use_safetensors=True,
+            output_loading_info=True,
+            local_files_only=local_files_only,
+        )
+    except OSError as error:
+        raise MissingError(f"the decoder's {name} is not in {source} or is damaged: {_first_line(error)}") from None
+    except ValueError as error:
+        raise IncompatibleError(f"the decoder's {name} in {source} cannot be used: {_first_line(error)}") from None
+    for fault in ("missing_keys", "unexpected_keys"):
+        if report[fault]:
+            listed = f"{len(report[fault])} {fault.replace('_keys', '')} weight(s), such as {sorted(report[fault])[0]}"
+            raise IncompatibleError(f"the decoder's {name} in {source} does not fit its config.json: {listed}")
+    return part
+
+
+def _variant(source: Path | str, name: str) -> str | None:
+    """The name of the half precision files where a local folder has no others."""
+    folder = Path(source) / name
+    only_half = any(folder.glob(f"{WEIGHTS_STEM}.{HALF_VARIANT}*.safetensors")) and not (
+        any(folder.glob(f"{WEIGHTS_STEM}.safetensors")) or any(folder.glob(f"{WEIGHTS_STEM}-*.safetensors"))
+    )
+    return HALF_VARIANT if only_half else None
+
+
+def _load_scheduler_config(source: Path | str, local_files_only: bool) -> dict[str, Any]:
+    try:
+        # Any scheduler class reads the file of any other.
+        return dict(DDPMScheduler.load_config(str(source), subfolder="scheduler", local_files_only=local_files_only))
+    except OSError as error:
+        raise MissingError(f"the decoder's scheduler is not in {source} or is damaged: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
