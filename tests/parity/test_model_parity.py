@@ -220,7 +220,7 @@ def guidance_batch(model: KosmosG, case: dict[str, Tensor]) -> Tensor:
     else:
         negative = model.encode_null()
     tiled = condition.repeat(int(case["num_images_per_prompt"]), 1, 1)
-    return torch.cat([negative.expand(len(tiled), -1, -1), tiled])
+    return torch.cat([negative.repeat(len(tiled) // len(negative), 1, 1), tiled])
 
 
 def samplers() -> dict[str, diffusers.SchedulerMixin]:
