@@ -12,7 +12,7 @@ import logging
 import struct
 import warnings
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,11 +41,28 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Picture:
-    """One opened picture file: RGB pixels, upright, and what identifies the file."""
+    """A picture file that could be opened, and what identifies it."""
 
-    image: Image.Image
+    path: Path
     name: str  # base name of the file
     sha256: str  # of the file's bytes
+    image: Image.Image | None = field(repr=False, compare=False)  # None where memory is to be spared: read again
+
+    def load(self) -> Image.Image:
+        """The picture as upright RGB.
+
+        Raises: ImageError where the file has changed since it was opened first.
+        """
+        if self.image is not None:
+            return self.image
+        again = read_picture(self.path)
+        if again.sha256 != self.sha256 or again.image is None:
+            raise ImageError(f"{self.path} has changed while it was in use; start again")
+        return again.image
+
+    def without_pixels(self) -> Picture:
+        """The same picture, to be read again when it is needed."""
+        return replace(self, image=None)
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -53,7 +70,7 @@ def open_image(path: str | Path) -> Image.Image:
 
     Raises: ImageError where the file is missing, is no picture, is damaged or is too large.
     """
-    return read_picture(path).image
+    return read_picture(path).load()
 
 
 def read_picture(path: str | Path) -> Picture:
@@ -63,7 +80,7 @@ def read_picture(path: str | Path) -> Picture:
     """
     path = Path(path)
     data = _read_bytes(path)
-    return Picture(image=decode_image(data, name=str(path)), name=path.name, sha256=hashlib.sha256(data).hexdigest())
+    return Picture(path, path.name, hashlib.sha256(data).hexdigest(), decode_image(data, name=str(path)))
 
 
 def decode_image(data: bytes, name: str = "picture") -> Image.Image:

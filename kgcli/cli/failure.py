@@ -1,0 +1,78 @@
+"""The one place where a failure becomes a line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+import unicodedata
+
+import typer
+
+from kgcli.errors import KgError
+
+INTERRUPTED = 130
+PROMPT_WINDOW = 72  # columns of the prompt that are shown about a fault
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Say on stderr what went wrong; return the exit code.
+
+    KG_DEBUG=1 shows the traceback as well.
+    """
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if os.environ.get("KG_DEBUG", "") not in ("", "0"):
+        traceback.print_exception(error)
+    if isinstance(error, KeyboardInterrupt):
+        _print_error("interrupted; what was finished is kept")
+        return INTERRUPTED
+    if isinstance(error, BrokenPipeError):
+        return 1
+    if isinstance(error, typer.TyperException):  # wrong flags and arguments, in typer's own words
+        _print_error(error.format_message().rstrip("."), see_help=True)
+        return error.exit_code
+    if isinstance(error, typer.Abort):
+        return 1
+    if isinstance(error, KgError):
+        show(error)
+        return error.exit_code
+    text = " ".join(str(error).split())
+    _print_error(f"unexpected {type(error).__name__}{': ' if text else ''}{text[:500]} (KG_DEBUG=1 shows where)")
+    return 1
+
+
+def show(error: KgError, prefix: str = "") -> None:
+    """Print an error, with the prompt and a caret below the column where it has one."""
+    where = f"column {error.column}: " if error.column is not None else ""
+    _print_error(prefix + where + str(error))
+    if error.prompt is not None and error.column is not None:
+        for line in point_at(error.prompt, error.column):
+            print(f"  {line}", file=sys.stderr)
+
+
+def point_at(prompt: str, column: int) -> tuple[str, str]:
+    """The prompt about a column (from 1) on one line, and a line with a caret below it."""
+    printable = "".join(char if char.isprintable() else " " for char in prompt)
+    start = max(0, column - 1 - PROMPT_WINDOW // 2)
+    window = printable[start : start + PROMPT_WINDOW]
+    before = printable[start : column - 1]
+    left, right = ("..." if start else ""), ("..." if start + PROMPT_WINDOW < len(printable) else "")
+    return left + window + right, " " * (len(left) + sum(map(_width, before))) + "^"
+
+
+def _width(character: str) -> int:
+    """Columns a character takes on a terminal."""
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in ("W", "F") else 1
+
+
+def _print_error(message: str, see_help: bool = False) -> None:
+    coloured = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    label = typer.style("error:", fg=typer.colors.RED, bold=True) if coloured else "error:"
+    printable = "".join(char if char.isprintable() else " " for char in message)
+    encoding = sys.stderr.encoding or "utf-8"
+    print(label, printable.encode(encoding, "replace").decode(encoding), file=sys.stderr)
+    if see_help:
+        print("       kg COMMAND --help lists what there is", file=sys.stderr)

@@ -1,0 +1,56 @@
+"""`kg inspect`: how a picture was made, or what a model folder holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A picture or a model folder.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Show how a picture was made, or what a model folder holds."""
+    values = _describe_model(path) if path.is_dir() else _describe_picture(path)
+    if as_json:
+        print(json.dumps(values))
+        return
+    for name, value in _flatten(values):
+        print(f"{name}: {value}")
+
+
+def _describe_picture(path: Path) -> dict[str, Any]:
+    from kgcli.errors import MissingError
+    from kgcli.metadata import read_metadata, read_parameters
+
+    try:
+        return read_metadata(path)
+    except MissingError:
+        parameters = read_parameters(path)  # another program's, or ours without the file beside it
+        if parameters is None:
+            raise
+        return {"parameters": parameters}
+
+
+def _describe_model(path: Path) -> dict[str, Any]:
+    from kgcli.modelfolder import open_model
+
+    model = open_model(str(path))
+    return {"model": str(path), "sha256": model.sha256, "decoder": model.decoder, **model.cfg.model_dump(mode="json")}
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested values under dotted names."""
+    rows: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            rows += _flatten(value, f"{prefix}{name}.")
+        else:
+            rows.append((prefix + name, json.dumps(value) if isinstance(value, list) else value))
+    return rows

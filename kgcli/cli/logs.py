@@ -1,0 +1,35 @@
+"""What goes to stderr besides errors and bars."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+
+
+class _Lines(logging.Formatter):
+    """`note: ...` for what a user should know, plain text below it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line of a record."""
+        text = record.getMessage()
+        return f"note: {text}" if record.levelno >= logging.WARNING else text
+
+
+def set_up_logs(*, quiet: bool = False, verbose: bool = False, offline: bool = False) -> None:
+    """Our notes to stderr; libraries' own chatter only with `verbose`."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines())
+    logger = logging.getLogger("kgcli")
+    logger.handlers[:] = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING)
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is imported
+    if not verbose:
+        warnings.simplefilter("ignore")
+        os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if quiet or not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

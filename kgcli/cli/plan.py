@@ -1,0 +1,232 @@
+"""From flags to jobs: every prompt, picture, setting and file name checked before torch loads."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, ValidationError
+
+from kgcli.cli.options import DrawFlags
+from kgcli.config import Strict
+from kgcli.errors import KgError, MissingError, UsageError
+from kgcli.metadata import sidecar
+from kgcli.modelfolder import ModelFolder, open_model
+from kgcli.output import OutputError, OutputPlan, check_writable
+from kgcli.replay import read_replay
+from kgcli.request import Request, Settings, make_request, random_seed
+
+_log = logging.getLogger(__name__)
+
+MAX_PICTURES = 100_000  # of one run; more is a slip of the finger
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to draw and where it goes."""
+
+    request: Request
+    path: Path
+
+
+@dataclass
+class Plan:
+    """All jobs of one run, and the lines of a batch that make none."""
+
+    model: ModelFolder
+    jobs: list[Job] = field(default_factory=list)
+    failures: list[tuple[str, KgError]] = field(default_factory=list)  # (which line, why)
+    paths: set[Path] = field(default_factory=set)
+    dtype: str = "auto"
+
+
+class Line(Strict):
+    """One line of a batch; what it does not say comes from the flags."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    prompt: str
+    images: list[str] = []
+    negative_prompt: str | None = None
+    seed: int | list[int] | None = None
+    num_images: int | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    width: int | None = None
+    height: int | None = None
+    scheduler: str | None = None
+    out: str | None = None
+
+
+def plan_prompt(prompt: str | None, flags: DrawFlags) -> Plan:
+    """The jobs of `kg generate` and `kg edit`.
+
+    Raises: KgError of whatever is wrong, but for single lines of a batch: those are in the plan.
+    """
+    sources = [prompt is not None, flags.batch is not None, flags.from_ is not None]
+    if sum(sources) != 1:
+        raise UsageError("give one of: a prompt, --batch FILE, --from IMAGE")
+    if flags.overwrite and flags.skip_existing:
+        raise UsageError("--overwrite and --skip-existing exclude each other")
+    _settings(flags).check()
+    plan = Plan(open_model(flags.model, flags.decoder, flags.offline))
+    if flags.from_ is not None:
+        return _plan_replay(plan, flags, Path(flags.from_))
+    if flags.batch is not None:
+        return _plan_batch(plan, flags, flags.batch)
+    return _add_jobs(plan, flags, _requests(plan.model, flags, Line(prompt=prompt or "", images=flags.images or [])))
+
+
+def _plan_replay(plan: Plan, flags: DrawFlags, source: Path) -> Plan:
+    """The picture of a file's metadata again; flags that are given change it."""
+    replay = read_replay(source, plan.model, flags.images or [], chosen=bool(flags.model or flags.decoder))
+    plan.dtype = replay.dtype
+    record = {name: value for name, value in _given(flags).items() if value is not None}
+    line = Line(**{**replay.line, **record})
+    return _add_jobs(plan, flags, _requests(plan.model, flags, line))
+
+
+def _plan_batch(plan: Plan, flags: DrawFlags, source: str) -> Plan:
+    """The jobs of each line; a bad one is put aside."""
+    if flags.images:
+        raise UsageError('--image has no place in a batch: write "images": [...] in the line')
+    found: list[tuple[str, Line, list[Request]]] = []
+    for label, text in _read_lines(source):
+        try:
+            line = _read_line(text, as_json=source.endswith(".jsonl") or text.lstrip().startswith("{"))
+            # Thousands of opened pictures would not fit into memory.
+            requests = [
+                replace(request, pictures=tuple(picture.without_pixels() for picture in request.pictures))
+                for request in _requests(plan.model, flags, line)
+            ]
+        except KgError as error:
+            plan.failures.append((label, error))
+            continue
+        found.append((label, line, requests))
+    total = sum(len(requests) for _, line, requests in found if line.out is None) + len(plan.failures)
+    shared = OutputPlan.parse(flags.out, total)
+    index = 0
+    for label, line, requests in found:
+        names = shared if line.out is None else OutputPlan.parse(line.out, len(requests))
+        try:
+            for number, request in enumerate(requests, start=1):
+                index += line.out is None
+                _add_job(plan, flags, Job(request, names.path(request, index if line.out is None else number)))
+        except (UsageError, OutputError) as error:
+            plan.failures.append((label, error))
+    return plan
+
+
+def _add_jobs(plan: Plan, flags: DrawFlags, requests: list[Request]) -> Plan:
+    names = OutputPlan.parse(flags.out, len(requests))
+    for index, request in enumerate(requests, start=1):
+        _add_job(plan, flags, Job(request, names.path(request, index)))
+    return plan
+
+
+def _add_job(plan: Plan, flags: DrawFlags, job: Job) -> None:
+    """Take a job up unless its file is there.
+
+    Raises: UsageError, OutputError.
+    """
+    if job.path in plan.paths:
+        raise UsageError(f"two pictures would be called {job.path}; write {{index}} or {{seed}} in --out")
+    if job.path.is_file() and flags.skip_existing:
+        _log.info("%s is there already", job.path)
+        return
+    for path in (job.path, sidecar(job.path)):
+        if path is not None and path.is_file() and not flags.overwrite:
+            raise UsageError(f"{path} is there already; give --overwrite, --skip-existing or another --out")
+    check_writable(job.path)
+    plan.paths.add(job.path)
+    plan.jobs.append(job)
+
+
+def _requests(model: ModelFolder, flags: DrawFlags, line: Line) -> list[Request]:
+    """One request for each seed of a line."""
+    given = {name: value for name, value in line.model_dump().items() if value is not None}
+    merged = {**_given(flags), **given}
+    settings = Settings(
+        num_steps=merged["steps"],
+        **{name: merged[name] for name in ("guidance_scale", "width", "height", "scheduler")},
+        guidance_rescale=None,
+    )
+    seeds = _seeds(merged["seed"], merged["num_images"])
+    first = make_request(
+        model,
+        line.prompt,
+        images=line.images,
+        negative_prompt=merged["negative_prompt"] or "",
+        seed=seeds[0],
+        settings=settings,
+    )
+    return [first, *(replace(first, seed=seed) for seed in seeds[1:])]
+
+
+def _given(flags: DrawFlags) -> dict[str, Any]:
+    """What flags say of a picture, by the names of `Line`."""
+    names = ("negative_prompt", "num_images", "steps", "guidance_scale", "width", "height", "scheduler")
+    return {**{name: getattr(flags, name) for name in names}, "seed": flags.seed or None}
+
+
+def _settings(flags: DrawFlags) -> Settings:
+    names = ("guidance_scale", "width", "height", "scheduler")
+    return Settings(num_steps=flags.steps, **{name: getattr(flags, name) for name in names})
+
+
+def _seeds(given: int | list[int] | None, num_images: int | None) -> list[int]:
+    """Several seeds give one picture each; from one seed, or none, the pictures count up.
+
+    Raises: UsageError.
+    """
+    if num_images is not None and not 1 <= num_images <= MAX_PICTURES:
+        raise UsageError(f"--num-images is {num_images}; it must be from 1 to {MAX_PICTURES}")
+    seeds = [given] if isinstance(given, int) else list(given or [])
+    if len(seeds) > 1:
+        if num_images not in (None, len(seeds)):
+            raise UsageError(f"{len(seeds)} seeds give {len(seeds)} pictures; leave --num-images {num_images} out")
+        return seeds
+    first = seeds[0] if seeds else random_seed()
+    return [first + offset for offset in range(num_images or 1)]
+
+
+def _read_lines(source: str) -> Iterator[tuple[str, str]]:
+    """(`line 3`, its text) of each line that is not blank.
+
+    Raises: MissingError.
+    """
+    try:
+        data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+        lines = data.decode("utf-8-sig").splitlines()
+    except OSError as error:
+        raise MissingError(f"the batch {source} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise MissingError(f"the batch {source} is no UTF-8 text (byte {error.start})") from None
+    for number, text in enumerate(lines, start=1):
+        if text.strip():
+            yield f"line {number}", text
+
+
+def _read_line(text: str, as_json: bool) -> Line:
+    """A prompt, or a JSON object with the fields of `Line`.
+
+    Raises: UsageError.
+    """
+    if not as_json:
+        return Line(prompt=text)
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"no JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise UsageError('no JSON object; write {"prompt": "..."}')
+    try:
+        return Line(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None

@@ -1,0 +1,82 @@
+"""`kg ls`, `kg cp`, `kg cat`, `kg validate`: the shipped recipes and example pictures."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kgcli.errors import PartialBatchError, UsageError
+
+Name = Annotated[str, typer.Argument(help="Name as kg ls prints it.", show_default=False)]
+
+ls_app = typer.Typer(rich_markup_mode=None, add_completion=False)
+cp_app = typer.Typer(rich_markup_mode=None, add_completion=False)
+cat_app = typer.Typer(rich_markup_mode=None, add_completion=False)
+validate_app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+
+@ls_app.command()
+def ls(
+    prefix: Annotated[str, typer.Argument(help="Only names that begin so.", show_default=False)] = "",
+) -> None:
+    """List the shipped recipes and example pictures."""
+    from kgcli.shipped import shipped_names
+
+    for name in shipped_names():
+        if name.startswith(prefix):
+            print(name)
+
+
+@cp_app.command()
+def cp(
+    name: Name,
+    to: Annotated[Path, typer.Argument(help="File or folder.")] = Path("."),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Copy a shipped recipe or picture."""
+    from kgcli.output import check_writable, write_bytes
+    from kgcli.shipped import get_shipped
+
+    source = get_shipped(name)
+    target = to / source.name if to.is_dir() else to
+    if target.exists() and not overwrite:
+        raise UsageError(f"{target} is there already; give --overwrite or another name")
+    check_writable(target)
+    write_bytes(target, source.read_bytes())
+    print(target)
+
+
+@cat_app.command()
+def cat(name: Name) -> None:
+    """Print a shipped recipe."""
+    from kgcli.shipped import PICTURE_SUFFIXES, get_shipped
+
+    source = get_shipped(name)
+    if source.suffix in PICTURE_SUFFIXES:
+        raise UsageError(f"{name} is a picture; copy it with kg cp {name}")
+    sys.stdout.write(source.read_text("utf-8"))
+
+
+@validate_app.command()
+def validate(
+    names: Annotated[list[str], typer.Argument(help="Paths or names of recipes.", show_default=False)],
+) -> None:
+    """Check recipes without running them."""
+    from kgcli.cli.failure import show
+    from kgcli.config import load_recipe
+    from kgcli.errors import KgError
+
+    failures = []
+    for name in names:
+        try:
+            print(f"{name}: ok, {load_recipe(name).stage}")
+        except KgError as error:
+            failures.append(error)
+            show(error)
+    if len(failures) == 1 == len(names):
+        raise typer.Exit(failures[0].exit_code)
+    if failures:
+        raise PartialBatchError(f"{len(failures)} of {len(names)} recipes are wrong")

@@ -1,0 +1,69 @@
+"""`kg pretrain`, `kg align`, `kg instruct` and `kg base ...`: one engine call with another stage's name."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+RecipeName = Annotated[str, typer.Argument(help="Path, or name of a shipped recipe (see kg ls).", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE ...]", help="As in optim.lr=1e-4.", show_default=False)
+]
+Resume = Annotated[str, typer.Option("--resume", help="auto (newest checkpoint, else fresh), true, none, or its path.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check all that a run checks, print sizes, train nothing.")]
+
+pretrain_app = typer.Typer(rich_markup_mode=None, add_completion=False)
+align_app = typer.Typer(rich_markup_mode=None, add_completion=False)
+instruct_app = typer.Typer(rich_markup_mode=None, add_completion=False)
+base_app = typer.Typer(rich_markup_mode=None, add_completion=False, no_args_is_help=True)
+
+
+@pretrain_app.command()
+def pretrain(recipe: RecipeName, overrides: Overrides = None, resume: Resume = "auto", dry_run: DryRun = False) -> None:
+    """Stage 1: teach the language model to read text and pictures."""
+    _train("pretrain", recipe, overrides, resume, dry_run)
+
+
+@align_app.command()
+def align(recipe: RecipeName, overrides: Overrides = None, resume: Resume = "auto", dry_run: DryRun = False) -> None:
+    """Stage 2: teach AlignerNet the language of CLIP, on text alone."""
+    _train("align", recipe, overrides, resume, dry_run)
+
+
+@instruct_app.command()
+def instruct(recipe: RecipeName, overrides: Overrides = None, resume: Resume = "auto", dry_run: DryRun = False) -> None:
+    """Stage 3: learn to draw what a prompt with pictures says."""
+    _train("instruct", recipe, overrides, resume, dry_run)
+
+
+@base_app.callback()
+def base() -> None:
+    """Train the parts the nano model starts from."""
+
+
+@base_app.command()
+def vae(recipe: RecipeName, overrides: Overrides = None, resume: Resume = "auto", dry_run: DryRun = False) -> None:
+    """The autoencoder between pictures and latents."""
+    _train("vae", recipe, overrides, resume, dry_run)
+
+
+@base_app.command()
+def clip(recipe: RecipeName, overrides: Overrides = None, resume: Resume = "auto", dry_run: DryRun = False) -> None:
+    """The pair of vision tower and text encoder."""
+    _train("clip", recipe, overrides, resume, dry_run)
+
+
+@base_app.command()
+def unet(recipe: RecipeName, overrides: Overrides = None, resume: Resume = "auto", dry_run: DryRun = False) -> None:
+    """The text-conditional U-Net."""
+    _train("unet", recipe, overrides, resume, dry_run)
+
+
+def _train(stage: str, recipe: str, overrides: list[str] | None, resume: str, dry_run: bool) -> None:
+    from kgcli.config import load_recipe
+
+    checked = load_recipe(recipe, overrides or [], stage=stage)
+    from kgcli.train import train  # torch loads here, after the recipe is known to be sound
+
+    train(checked, resume=resume, dry_run=dry_run)

@@ -1,0 +1,207 @@
+"""The verbs: load, generate, edit, train. Owns device, dtype, seeds and environment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+
+from kgcli.errors import IncompatibleError, OutOfMemoryError, UsageError
+from kgcli.model.diffusion import Diffusion
+from kgcli.model.kosmosg import KosmosG
+from kgcli.modelfolder import WEIGHTS_NAME, ModelFolder, open_model
+from kgcli.pipeline import KosmosGPipeline, StepCallback, check_size
+from kgcli.request import Request, Settings, edit_prompt, make_request, random_seed
+
+if TYPE_CHECKING:
+    from kgcli.config import Recipe
+
+DEVICES = ("cpu", "cuda", "mps")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+LARGE_MODEL = 10**9  # bytes of weights from which `auto` takes half precision on a GPU
+
+
+class Model:
+    """A loaded KOSMOS-G with its decoder: what `kgcli.load` returns."""
+
+    def __init__(self, folder: ModelFolder, pipeline: KosmosGPipeline, device: str, dtype: str) -> None:
+        self.folder = folder
+        self.pipeline = pipeline
+        self.device = device
+        self.dtype = dtype
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        images: Sequence[str] = (),
+        negative_prompt: str = "",
+        seed: int | None = None,
+        num_images: int = 1,
+        **settings: Any,
+    ) -> list[Image.Image]:
+        """Pictures of a prompt with `<image:PATH>` in it, for the seed and those after it.
+
+        `images` fill numbered slots (`<image:-1>`); `settings` are the fields of `Settings`.
+        """
+        first = random_seed() if seed is None else seed
+        checked = _settings(settings)
+        requests = [
+            make_request(
+                self.folder,
+                prompt,
+                images=images,
+                negative_prompt=negative_prompt,
+                seed=first + offset,
+                settings=checked,
+            )
+            for offset in range(num_images)
+        ]
+        return [image for _, image in generate(self, requests)]
+
+    def edit(self, image: str, instruction: str, **options: Any) -> list[Image.Image]:
+        """Pictures of an instruction carried out on a picture; options as of `generate`."""
+        return self.generate(edit_prompt(image, instruction), **options)
+
+
+def load(
+    model: str | ModelFolder | None = None,
+    *,
+    decoder: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    offline: bool = False,
+) -> Model:
+    """Load a model: a folder, a Hub id, or None for the small one that ships with the package.
+
+    Raises:
+        MissingError: it is not there or is damaged.
+        IncompatibleError: it or the device does not fit.
+    """
+    folder = model if isinstance(model, ModelFolder) else open_model(model, decoder, offline)
+    device = choose_device(device)
+    dtype = choose_dtype(dtype, device, folder)
+    with memory_errors():
+        kosmosg = KosmosG.from_pretrained(folder.path, device=device, dtype=DTYPES[dtype])
+        diffusion = Diffusion.load(folder.decoder, dtype=DTYPES[dtype], local_files_only=offline).to(device)
+        return Model(folder, KosmosGPipeline(kosmosg, folder.tokenizer, diffusion), device, dtype)
+
+
+def generate(
+    model: Model, requests: Iterable[Request], on_step: StepCallback | None = None
+) -> Iterator[tuple[Request, Image.Image]]:
+    """Draw one picture for each request, in order.
+
+    Each is drawn alone, so that its pixels depend on nothing but its own request; a prompt that several requests in
+    a row share is encoded once.
+    """
+    previous: Request | None = None
+    embeds: tuple[torch.Tensor, torch.Tensor] | None = None
+    for request in requests:
+        settings = request.settings.filled(model.folder)
+        assert settings.width is not None and settings.height is not None, "filled above"
+        check_size(model.pipeline.decoder, settings.width, settings.height)
+        with memory_errors():
+            if embeds is None or previous is None or not _same_prompt(previous, request):
+                pictures = [picture.load() for picture in request.pictures]
+                embeds = model.pipeline.encode_prompt([request.prompt], [pictures], [request.negative_prompt])
+            previous = request
+            image = model.pipeline(
+                *embeds,
+                seeds=[request.seed],
+                width=settings.width,
+                height=settings.height,
+                num_inference_steps=settings.num_steps,
+                guidance_scale=settings.guidance_scale,
+                guidance_rescale=settings.guidance_rescale,
+                scheduler=settings.scheduler,
+                on_step=on_step,
+            )[0]
+        yield request, image
+
+
+def edit(
+    model: Model, image: str, instruction: str, *, seed: int | None = None, settings: Settings | None = None
+) -> Image.Image:
+    """Carry out an instruction on a picture: `generate` with a prompt that begins with the picture."""
+    request = make_request(
+        model.folder,
+        edit_prompt(image, instruction),
+        seed=random_seed() if seed is None else seed,
+        settings=settings,
+    )
+    return next(generate(model, [request]))[1]
+
+
+def train(recipe: Recipe, resume: str = "auto", dry_run: bool = False) -> Any:
+    """Run one training stage; see `kgcli.train.train`."""
+    from kgcli.train import train as run  # training needs more than drawing does
+
+    return run(recipe, resume=resume, dry_run=dry_run)
+
+
+def choose_device(name: str) -> str:
+    """The device of a name; `auto` is the fastest there is.
+
+    Raises: IncompatibleError where it is not there, UsageError where there is no such kind.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    kind = name.partition(":")[0]
+    if kind not in DEVICES:
+        raise UsageError(f"--device is {name}; it must be auto or one of {', '.join(DEVICES)} (cuda:1 for the second)")
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    try:
+        index = torch.device(name).index or 0
+    except RuntimeError:
+        raise UsageError(f"--device is {name}; write {kind} or {kind}:0") from None
+    if not available[kind] or (kind == "cuda" and index >= torch.cuda.device_count()):
+        raise IncompatibleError(f"--device is {name}, but there is no such device here; use --device cpu or auto")
+    return name
+
+
+def choose_dtype(name: str, device: str, folder: ModelFolder) -> str:
+    """The precision of a name; `auto` is half for large models on a GPU, full elsewhere.
+
+    Raises: UsageError.
+    """
+    if name == "auto":
+        size = sum(path.stat().st_size for path in folder.path.glob(f"{WEIGHTS_NAME.partition('.')[0]}*.safetensors"))
+        return "float16" if device.startswith("cuda") and size >= LARGE_MODEL else "float32"
+    if name not in DTYPES:
+        raise UsageError(f"--dtype is {name}; it must be auto or one of {', '.join(DTYPES)}")
+    return name
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn torch's out-of-memory errors into ours.
+
+    Raises: OutOfMemoryError that names the flags to try.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise OutOfMemoryError("out of GPU memory: try --dtype float16, a smaller -W and -H, or --device cpu") from None
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+            raise
+        raise OutOfMemoryError("out of memory: try a smaller -W and -H, or --dtype bfloat16") from None
+
+
+def _same_prompt(one: Request, other: Request) -> bool:
+    """Whether two requests are encoded alike."""
+    pictures = [[picture.sha256 for picture in request.pictures] for request in (one, other)]
+    return (one.prompt, one.negative_prompt) == (other.prompt, other.negative_prompt) and pictures[0] == pictures[1]
+
+
+def _settings(given: dict[str, Any]) -> Settings:
+    unknown = set(given) - set(Settings.__dataclass_fields__)
+    if unknown:
+        raise UsageError(f"unknown setting {sorted(unknown)[0]}; there are {', '.join(Settings.__dataclass_fields__)}")
+    return Settings(**given)
