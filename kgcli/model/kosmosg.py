@@ -41,53 +41,33 @@ class KosmosG(nn.Module):
         self.aligner = AlignerNet(cfg.aligner, cfg.mllm.width, with_decoder=with_aligner_decoder)
 
     def encode(
-        self,
-        tokens_BT: Tensor,
-        token_mask_BT: Tensor,
-        image_mask_BT: Tensor,
-        images_N3SS: Tensor | None = None,
-        image_weights_N: Tensor | None = None,
+        self, tokens_BT: Tensor, token_mask_BT: Tensor, image_mask_BT: Tensor, images_N3SS: Tensor | None = None
     ) -> Tensor:
         """Read interleaved prompts; return what the U-Net cross-attends to.
 
         Shapes:
             token_mask_BT: True = a real token; image_mask_BT: True = a slot for one of an image's Q vectors
             images_N3SS: in reading order over the whole batch; N may be 0
-            image_weights_N: factors of the images' vectors, 1 where not given
             returns: (B, S, d), the shape of the decoder's own text embedding
         """
-        hidden_BTD = self.hidden(tokens_BT, token_mask_BT, image_mask_BT, images_N3SS, image_weights_N)
+        hidden_BTD = self.hidden(tokens_BT, token_mask_BT, image_mask_BT, images_N3SS)
         return self.aligner.encode(hidden_BTD, token_mask_BT)
 
     def hidden(
-        self,
-        tokens_BT: Tensor,
-        token_mask_BT: Tensor,
-        image_mask_BT: Tensor,
-        images_N3SS: Tensor | None = None,
-        image_weights_N: Tensor | None = None,
+        self, tokens_BT: Tensor, token_mask_BT: Tensor, image_mask_BT: Tensor, images_N3SS: Tensor | None = None
     ) -> Tensor:
         """The MLLM's half of `encode`: hidden states (B, T, D)."""
-        embeddings_BTD = self.embed(tokens_BT, image_mask_BT, images_N3SS, image_weights_N)
+        embeddings_BTD = self.embed(tokens_BT, image_mask_BT, images_N3SS)
         return self.mllm(embeddings_BTD, token_mask_BT)
 
-    def embed(
-        self,
-        tokens_BT: Tensor,
-        image_mask_BT: Tensor,
-        images_N3SS: Tensor | None = None,
-        image_weights_N: Tensor | None = None,
-    ) -> Tensor:
+    def embed(self, tokens_BT: Tensor, image_mask_BT: Tensor, images_N3SS: Tensor | None = None) -> Tensor:
         """Words and pictures in one sequence, (B, T, D)."""
         words_BTD = self.mllm.embed(tokens_BT)
         num_images = 0 if images_N3SS is None else len(images_N3SS)
         self._check_slots(image_mask_BT, num_images)
         if images_N3SS is None or num_images == 0:
             return words_BTD
-        pictures_NQD = self.resampler(self.vision(images_N3SS))
-        if image_weights_N is not None:
-            pictures_NQD = pictures_NQD * image_weights_N[:, None, None].to(pictures_NQD)
-        return place_images(words_BTD, image_mask_BT, pictures_NQD)
+        return place_images(words_BTD, image_mask_BT, self.resampler(self.vision(images_N3SS)))
 
     def encode_null(self, batch_size: int = 1) -> Tensor:
         """The conditioning of no prompt at all, (B, S, d): the start token alone."""

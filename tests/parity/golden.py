@@ -99,7 +99,8 @@ def load_diffusion() -> Diffusion:
     assign_weights(unet, unet_weights, source="the golden U-Net")
     assign_weights(vae, vae_weights, source="the golden VAE")
     schedule = {key: value for key, value in settings()["training_noise_scheduler"].items() if key != "class_name"}
-    return Diffusion(unet, vae, schedule)
+    # Stable Diffusion's own settings have these two as well; diffusers warns where they are absent.
+    return Diffusion(unet, vae, {"steps_offset": 1, "clip_sample": False} | schedule)
 
 
 def check_case(path: Path, computed: dict[str, Tensor], inputs: set[str]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
-import diffusers
 import golden
 import pytest
 import torch
@@ -13,10 +13,15 @@ from golden import check_case, has_prefix, load_diffusion, load_model, settings
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from kgcli.data.tokenizer import Tokenizer
 from kgcli.model.convert import is_dropped, to_published, vision_from_open_clip
 from kgcli.model.kosmosg import KosmosG
+from kgcli.pipeline import KosmosGPipeline
+from kgcli.samplers import make_scheduler
 
 CONDITION_DROP_RATE = 0.1  # as published; no setting of the golden data
+SAMPLER_NAMES = ("dpm++", "ddim", "pndm", "euler", "unipc")
+NO_TOKENIZER = cast(Tokenizer, None)  # golden prompts are token ids already
 PROMPT_INPUTS = {"src_tokens", "img_mask", "pixel_values"}
 
 
@@ -122,25 +127,16 @@ def check_train_diffusion(path: Path) -> None:
 
 
 def check_sample(path: Path) -> None:
-    """Whole pictures, by diffusers' own pipeline given our conditioning."""
-    case, diffusion = load_file(path), load_diffusion()
+    """Whole pictures, by the diffusers pipeline that ours hands its conditioning to, with the samplers we offer."""
+    case, diffusion, model = load_file(path), load_diffusion(), load_model("final")
+    pipeline = KosmosGPipeline(model, NO_TOKENIZER, diffusion)
     with torch.no_grad():
-        condition = guidance_batch(load_model("final"), case)
+        condition = guidance_batch(model, case)
     computed = {"condition": condition}
     negative, positive = condition.chunk(2)
     for name, scheduler in samplers().items():
-        pipeline = diffusers.StableDiffusionPipeline(
-            vae=diffusion.vae,
-            text_encoder=None,
-            tokenizer=None,
-            unet=diffusion.unet,
-            scheduler=scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        latents = pipeline(
+        pipeline.sd.scheduler = scheduler
+        latents = pipeline.sd(
             prompt_embeds=positive,
             negative_prompt_embeds=negative,
             latents=case["latents"].clone(),
@@ -225,15 +221,17 @@ def guidance_batch(model: KosmosG, case: dict[str, Tensor]) -> Tensor:
     return torch.cat([negative.repeat(len(tiled) // len(negative), 1, 1), tiled])
 
 
-def samplers() -> dict[str, diffusers.SchedulerMixin]:
-    """The schedulers of the settings, by their names there."""
-    given = {name: entry for name, entry in settings()["sampling"].items() if isinstance(entry, dict)}
-    return {
-        name: getattr(diffusers, entry["class_name"])(
-            **{key: value for key, value in entry.items() if key not in ("class_name", "note")}
-        )
-        for name, entry in given.items()
-    }
+def samplers() -> dict[str, Any]:
+    """The samplers of the settings, by their names there, made as for a decoder with these noise settings."""
+    offered = {type(make_scheduler(name, {})).__name__: name for name in SAMPLER_NAMES}
+    made = {}
+    for name, entry in settings()["sampling"].items():
+        if isinstance(entry, dict):
+            noise = {key: value for key, value in entry.items() if key not in ("class_name", "note")}
+            if noise.get("final_sigmas_type") == "sigma_min":
+                del noise["final_sigmas_type"]  # no decoder says so; ours must by itself
+            made[name] = make_scheduler(offered[entry["class_name"]], noise)
+    return made
 
 
 def published_gradients(model: KosmosG) -> dict[str, Tensor]:
