@@ -1,0 +1,280 @@
+"""Every size, recipe and default as strict, frozen models: load, override, check, dump.
+
+Model sizes (`ModelConfig`) hold for nano and full size alike; the two differ by numbers only.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from kgcli.errors import ConfigError, IncompatibleError, MissingError
+
+
+class Strict(BaseModel):
+    """Base of all configurations: frozen, unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# ---------------------------------------------------------------- the model
+
+
+class SpecialIds(Strict):
+    """Token ids with a meaning of their own. Source: the published fairseq dictionary."""
+
+    bos: int = 0
+    pad: int = 1
+    eos: int = 2
+    unk: int = 3
+    mask: int = 64001
+    eod: int = 64002  # </doc>
+    boi: int = 64003  # <image>: opens an image and fills its slots
+    eoi: int = 64004  # </image>
+    eoc: int = 64005  # </chunk>
+    eol: int = 64006  # </line>
+
+
+class VisionConfig(Strict):
+    """The CLIP vision tower. Defaults: ViT-L/14."""
+
+    image_size: int = 224  # pixels, square
+    patch_size: int = 14  # pixels
+    width: int = 1024
+    num_heads: int = 16
+    num_layers: int = 24
+    mlp_ratio: float = 4.0
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+
+
+class ResamplerConfig(Strict):
+    """Attentive pooling of one image to a fixed number of tokens."""
+
+    num_queries: int = 64  # also the slots one image takes in a sequence
+    num_heads: int = 32
+    dropout: float = 0.1
+
+
+class MLLMConfig(Strict):
+    """The Magneto causal decoder. Defaults: the published 1.3 B model."""
+
+    vocab_size: int = 64007
+    width: int = 2048
+    num_layers: int = 24
+    num_heads: int = 32
+    ffn_width: int = 8192
+    max_positions: int = 2048  # tokens, checked at the edge only
+    dropout: float = 0.1
+
+
+class AlignerConfig(Strict):
+    """AlignerNet, each of its four stacks. Defaults: the published 225 M (one direction)."""
+
+    width: int = 768  # the width of the decoder's text embedding
+    num_heads: int = 12
+    ffn_width: int = 3072
+    num_layers: int = 12
+    num_queries: int = 77  # the length of the decoder's text embedding
+    max_positions: int = 32768  # rows of each learned position table
+
+
+class GenerationDefaults(Strict):
+    """What `kg generate` uses where no flag says otherwise; stored with the model."""
+
+    width: int = 512  # pixels
+    height: int = 512  # pixels
+    num_inference_steps: int = 50
+    guidance_scale: float = 6.0
+    guidance_rescale: float = 0.0
+    scheduler: str = "dpm++"
+
+
+class ModelConfig(Strict):
+    """All sizes of one KOSMOS-G, and where its parts lie in the model folder."""
+
+    vision: VisionConfig = VisionConfig()
+    resampler: ResamplerConfig = ResamplerConfig()
+    mllm: MLLMConfig = MLLMConfig()
+    aligner: AlignerConfig = AlignerConfig()
+    special_ids: SpecialIds = SpecialIds()
+    decoder: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"  # folder inside the model folder, path or Hub id
+    max_images: int = 16  # images in one prompt
+    generation: GenerationDefaults = GenerationDefaults()
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> ModelConfig:
+        for name, width, heads in (
+            ("vision", self.vision.width, self.vision.num_heads),
+            ("resampler", self.mllm.width, self.resampler.num_heads),
+            ("mllm", self.mllm.width, self.mllm.num_heads),
+            ("aligner", self.aligner.width, self.aligner.num_heads),
+        ):
+            if width % heads:
+                raise ValueError(f"{name}: width {width} does not divide into {heads} heads")
+        if self.vision.image_size % self.vision.patch_size:
+            raise ValueError(f"vision: image_size {self.vision.image_size} is no multiple of patch_size {self.vision.patch_size}")
+        return self
+
+
+CONFIG_NAME = "config.json"  # of a model folder
+
+
+def read_model_config(folder: Path) -> ModelConfig:
+    """The sizes of a model folder.
+
+    Raises:
+        MissingError: the folder or its config.json is not there or is no JSON.
+        IncompatibleError: it holds other keys or values than this version knows.
+    """
+    path = folder / CONFIG_NAME
+    if not folder.is_dir():
+        raise MissingError(f"there is no model folder {folder}")
+    if not path.is_file():
+        raise MissingError(f"there is no {CONFIG_NAME} in {folder}; a model folder has one")
+    try:
+        return ModelConfig.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            raise MissingError(f"{path} is damaged ({first['msg']}); fetch or copy it again") from None
+        where = ".".join(str(part) for part in first["loc"])
+        raise IncompatibleError(f"{path} is of another version: {where or 'model'}: {first['msg']}") from None
+
+
+# ---------------------------------------------------------------- a training run
+
+
+class DataConfig(Strict):
+    """Which samples a run sees, and how many at a time."""
+
+    kinds: dict[str, float]  # kind of sample -> weight in the mixture
+    batch_size: int  # samples per step over all processes
+    seed: int = 0
+    pool: int | None = None  # pictures in all, with cached VAE moments; None draws a new one each time
+    keep: bool = False  # keep whole samples of the pool in memory, words included: saves drawing them again
+    num_workers: int = 1  # processes that render ahead; each keeps its own
+
+
+class OptimConfig(Strict):
+    """AdamW with linear warm-up. Defaults after the published runs."""
+
+    lr: float = 1.0e-3  # peak, reached at the end of warm-up
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1.0e-6
+    weight_decay: float = 0.01
+    warmup_steps: int = 375
+    schedule: Literal["linear", "cosine", "constant"] = "linear"  # how the rate falls to 0 after warm-up
+    decay_fraction: float = 1.0  # share of the steps over which it falls; before that it is constant
+    clip_norm: float = 2.0  # global L2 norm of the gradient
+
+    @model_validator(mode="after")
+    def _in_range(self) -> OptimConfig:
+        if self.lr <= 0:
+            raise ValueError(f"lr is {self.lr}; it must be above 0")
+        if not 0.0 < self.decay_fraction <= 1.0:
+            raise ValueError(f"decay_fraction is {self.decay_fraction}; it must be above 0 and at most 1")
+        return self
+
+
+class Recipe(Strict):
+    """Everything that makes one training run what it is; saved with every checkpoint."""
+
+    stage: str
+    output_dir: str  # the run folder
+    init_from: dict[str, str] = {}  # part -> the folder it starts from
+    steps: int  # optimizer steps
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the forward pass; weights stay fp32
+    compile: bool = False  # torch.compile: a minute or two to start, then 1.2 to 1.4 times as fast
+    ema_decay: float | None = None  # of the exported weights' running mean; None exports the last ones
+    log_every: int = 50  # steps
+    save_every: int = 1000  # steps
+    sample_every: int = 1000  # steps
+    keep_checkpoints: int = Field(default=2, ge=1)
+    image_size: int = 64  # pixels of the pictures a world sample shows
+    model: ModelConfig = ModelConfig()
+    parts: dict[str, dict[str, Any]] = {}  # library configurations of the parts a base stage builds
+    options: dict[str, float] = {}  # the stage's own numbers, named in its docstring
+    data: DataConfig
+    optim: OptimConfig = OptimConfig()
+
+
+def load_recipe(name: str, overrides: list[str] | None = None, stage: str | None = None) -> Recipe:
+    """Read a recipe by path or shipped name, apply `key=value` overrides, check every key.
+
+    Raises:
+        MissingError: no such recipe.
+        ConfigError: it is no YAML, has an unknown key or a wrong value, or is for another stage.
+    """
+    path = find_recipe(name)
+    try:
+        values = yaml.safe_load(path.read_text("utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a recipe: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} is not a recipe: it holds no keys")
+    for override in overrides or []:
+        _set(values, override)
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_explain(error, Recipe)}") from None
+    if stage is not None and recipe.stage != stage:
+        raise ConfigError(f"{path} is a recipe for `kg {recipe.stage}`, not `kg {stage}`")
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML that `load_recipe` reads back to an equal one."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def recipes_folder() -> Path:
+    """Where the shipped recipes lie: inside the installed package, or beside it in a checkout."""
+    installed = Path(__file__).parent / "recipes"
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "recipes"
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe given by path or by shipped name, as `nano/align`."""
+    shipped = recipes_folder()
+    for candidate in (Path(name), Path(name + ".yaml"), shipped / name, shipped / (name + ".yaml")):
+        if candidate.is_file():
+            return candidate
+    names = [str(path.relative_to(shipped).with_suffix("")) for path in shipped.rglob("*.yaml")]
+    near = difflib.get_close_matches(name, names, 1, 0.4)
+    raise MissingError(f"there is no recipe {name!r}" + (f"; did you mean {near[0]}?" if near else "; `kg ls` lists them"))
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{override!r} is no override; write key=value, as optim.lr=1e-4")
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{override!r}: {parent} has no keys below it")
+    value = yaml.safe_load(text)
+    try:
+        values[last] = float(value) if isinstance(value, str) else value  # PyYAML reads 1e-3 as text
+    except ValueError:
+        values[last] = value
+
+
+def _explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first fault in one line, with the nearest key where one is unknown."""
+    first = error.errors()[0]
+    where = ".".join(str(step) for step in first["loc"])
+    if first["type"] != "extra_forbidden":
+        return f"{where or 'recipe'}: {first['msg'].removeprefix('Value error, ')}"
+    for step in first["loc"][:-1]:
+        inner = model.model_fields[str(step)].annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            model = inner
+    near = difflib.get_close_matches(str(first["loc"][-1]), list(model.model_fields), 1, 0.5)
+    return f"unknown key {where}" + (f"; did you mean {near[0]}?" if near else "")

@@ -1,0 +1,165 @@
+"""What each training stage sees of the world: one deterministic sample per (seed, index).
+
+A sample has two sources of chance. What is shown (`spec`) depends on `index % pool`, so that a stage may work
+on a finite pool of pictures whose VAE moments are cached; how it is told (words, reference pictures) depends on `index`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from kgcli.data.world import text
+from kgcli.data.world.spec import Rendered, Spec, Subject, crop, draw_spec, draw_subject, is_held_out, place, render
+from kgcli.data.world.tables import BASE_ONLY_NOUNS, SEEN_NOUNS
+
+BASE_NOUNS = [*SEEN_NOUNS, *BASE_ONLY_NOUNS]
+STAGE_NOUNS = list(SEEN_NOUNS)
+GROUP = 8  # neighbours in a contrastive batch that look alike but for one thing
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training example before tensors.
+
+    `fragments` is what the multimodal model reads (None = the next of `images`), `caption` what a CLIP text encoder
+    reads, `spec` the picture to be made or looked at, if any.
+    """
+
+    fragments: tuple[str | None, ...] = ()
+    images: tuple[Image.Image, ...] = ()
+    caption: str = ""
+    spec: Spec | None = None
+    before: Spec | None = None
+
+
+@dataclass(frozen=True)
+class Chance:
+    """The two random streams of one sample, where they come from, and the size of its pictures in pixels."""
+
+    seed: int
+    shown: np.random.Generator
+    told: np.random.Generator
+    index: int
+    size: int
+
+
+def draw(kinds: dict[str, float], seed: int, index: int, size: int, pool: int | None = None) -> Sample:
+    """The sample at `index` of the mixture `kinds` (kind -> weight). Same arguments, same sample."""
+    shown = np.random.default_rng([1, seed, index % pool if pool else index])
+    told = np.random.default_rng([2, seed, index])
+    weights = np.array(list(kinds.values()), float)
+    kind = str(shown.choice(list(kinds), p=weights / weights.sum()))
+    return SAMPLERS[kind](Chance(seed, shown, told, index, size))
+
+
+def reference(subject: Subject, rng: np.random.Generator, size: int, *, keep_background: bool) -> Image.Image:
+    """A fresh picture of an individual, as a user would give it: another place, another moment, cropped."""
+    bare = Subject(subject.noun, subject.identity, None, subject.recoloured)
+    spec = draw_spec(rng, [subject.noun], styled=0.0)
+    spec = Spec(place([bare], rng), spec.scene, "photo", spec.variant)
+    return crop(render(spec, size), 0, size, keep_background=keep_background)
+
+
+def _captioned(chance: Chance) -> Sample:
+    """A captioned picture for the text-to-image base."""
+    two = chance.shown.random() < 0.3
+    spec = draw_spec(chance.shown, BASE_NOUNS, num_subjects=1 + two, accessory=0.15)
+    return Sample(caption=text.caption(spec, chance.told), spec=spec)
+
+
+def _contrast(chance: Chance) -> Sample:
+    """A picture and its caption for CLIP, in groups of `GROUP` neighbours that share scene, or colour, or noun."""
+    group = np.random.default_rng([3, chance.seed, chance.index // GROUP])
+    rng, alike = chance.shown, str(group.choice(["none", "scene", "noun"], p=[0.4, 0.3, 0.3]))
+    shared = draw_spec(group, BASE_NOUNS)
+    nouns = [shared.subjects[0].subject.noun] if alike == "noun" else BASE_NOUNS
+    spec = draw_spec(rng, nouns, accessory=0.15, num_subjects=1 + (rng.random() < 0.15), styled=0.2)
+    moved = Spec(spec.subjects, shared.scene, shared.style, spec.variant)
+    if alike == "scene" and not is_held_out(moved):
+        spec = moved
+    rendered = render(spec, chance.size)
+    if len(spec.subjects) == 1 and rng.random() < 0.5:
+        keep = bool(rng.random() < 0.3)
+        words = text.describe(spec.subjects[0].subject, colours=rng.random() < 0.85)
+        return Sample(images=(crop(rendered, 0, chance.size, keep_background=keep),), caption=words)
+    return Sample(images=(rendered.picture,), caption=text.caption(spec, rng, colours=0.85))
+
+
+def _text(chance: Chance) -> Sample:
+    """A caption alone, for language modelling and for stage 2."""
+    spec = draw_spec(chance.shown, STAGE_NOUNS, num_subjects=1 + (chance.shown.random() < 0.3))
+    words = text.caption(spec, chance.told)
+    return Sample(fragments=(words,), caption=words)
+
+
+def _pair(chance: Chance) -> Sample:
+    """A picture and then its caption: colours and patterns have to be read off the picture."""
+    spec = draw_spec(chance.shown, STAGE_NOUNS, num_subjects=1 + (chance.shown.random() < 0.15))
+    rendered = render(spec, chance.size)
+    if len(spec.subjects) == 1 and chance.told.random() < 0.6:
+        words = text.describe(spec.subjects[0].subject, colours=True)
+        keep = bool(chance.told.random() < 0.5)
+        return Sample(fragments=(None, " " + words), images=(crop(rendered, 0, chance.size, keep_background=keep),))
+    words = text.caption(spec, chance.told, colours=1.0)
+    return Sample(fragments=(None, " " + words), images=(rendered.picture,))
+
+
+def _interleaved(chance: Chance) -> Sample:
+    """A story of two or three pictures of one individual."""
+    subject = draw_subject(chance.shown, STAGE_NOUNS, accessory=0.0)
+    specs = []
+    for _ in range(int(chance.shown.integers(2, 4))):
+        spec = draw_spec(chance.shown, [subject.noun], accessory=0.2)
+        moment = Subject(subject.noun, subject.identity, spec.subjects[0].subject.accessory)
+        specs.append(Spec(place([moment], chance.shown), spec.scene, spec.style, spec.variant))
+    images = tuple(render(spec, chance.size).picture for spec in specs)
+    return Sample(fragments=text.story(specs, chance.told), images=images)
+
+
+def _compositional(chance: Chance) -> Sample:
+    """A caption whose entities are each followed by a picture of that individual, and the picture to be made."""
+    two = chance.shown.random() < 0.35
+    spec = draw_spec(chance.shown, STAGE_NOUNS, num_subjects=1 + two, accessory=0.15)
+    drop = bool(chance.told.random() < 0.5)  # once per caption, for all its entities
+    images = tuple(
+        reference(placed.subject, chance.told, chance.size, keep_background=bool(chance.told.random() < 0.5))
+        for placed in spec.subjects
+    )
+    return Sample(fragments=text.compositional(spec, chance.told, drop=drop), images=images, spec=spec)
+
+
+def _edit(chance: Chance) -> Sample:
+    """A picture, an instruction, and the picture after the change."""
+    before = draw_spec(chance.shown, STAGE_NOUNS, accessory=0.1, styled=0.1)
+    after, instruction = text.edit(before, chance.shown)
+    while is_held_out(after):
+        after, instruction = text.edit(before, chance.shown)
+    fragments: text.Fragments = (None, " " + instruction)
+    if chance.told.random() < 0.25:  # the input caption, when kept
+        fragments = (text.caption(before, chance.told, colours=0.0) + " ", *fragments)
+    return Sample(fragments=fragments, images=(render(before, chance.size).picture,), spec=after, before=before)
+
+
+def _caption(chance: Chance) -> Sample:
+    """A caption alone and the picture it describes: keeps text following alive in stage 3."""
+    spec = draw_spec(chance.shown, STAGE_NOUNS, num_subjects=1 + (chance.shown.random() < 0.3))
+    words = text.caption(spec, chance.told)
+    return Sample(fragments=(words,), caption=words, spec=spec)
+
+
+SAMPLERS: dict[str, Callable[[Chance], Sample]] = {
+    "captioned": _captioned,
+    "contrast": _contrast,
+    "text": _text,
+    "pair": _pair,
+    "interleaved": _interleaved,
+    "compositional": _compositional,
+    "edit": _edit,
+    "caption": _caption,
+}
+
+__all__ = ["SAMPLERS", "Rendered", "Sample", "draw", "reference"]

@@ -1,0 +1,56 @@
+"""The errors a user can cause or meet, one exit code each."""
+
+from __future__ import annotations
+
+
+class KgError(Exception):
+    """Something a user can act on; printed as one line, exit code 1."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, column: int | None = None, prompt: str | None = None) -> None:
+        super().__init__(message)
+        self.column = column
+        self.prompt = prompt  # what the column counts in
+
+
+class UsageError(KgError):
+    """A flag or argument is wrong."""
+
+    exit_code = 2
+
+
+class PromptError(UsageError):
+    """A prompt cannot be read; `column` (from 1) points at the fault."""
+
+
+class ConfigError(UsageError):
+    """A recipe or model configuration is wrong."""
+
+
+class MissingError(KgError):
+    """A model, recipe, data set or file is not there or is damaged."""
+
+    exit_code = 3
+
+
+class ImageError(MissingError):
+    """A picture is missing or cannot be used."""
+
+
+class IncompatibleError(KgError):
+    """A version, device or set of weights does not fit."""
+
+    exit_code = 4
+
+
+class OutOfMemoryError(KgError):
+    """The device's memory did not suffice; the message names the flag to try."""
+
+    exit_code = 5
+
+
+class PartialBatchError(KgError):
+    """Some items of a batch failed; the others are written."""
+
+    exit_code = 6

@@ -1,0 +1,228 @@
+"""The stages that make the nano base: a VAE, a CLIP pair and a text-conditional U-Net, as Stable Diffusion is made.
+
+Each exports folders that diffusers and transformers load by themselves.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
+
+from kgcli.config import Recipe
+from kgcli.data.batch import Batch, Collator, Pool
+from kgcli.data.tokenizer import train_sentencepiece
+from kgcli.data.world.samples import draw
+from kgcli.model.diffusion import Diffusion
+from kgcli.sampling import preview_pictures
+from kgcli.stages import Stage, copy_folder
+
+MODEL_INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
+class VaeStage(Stage):
+    """Pictures to latents and back: AutoencoderKL, with latents of unit variance on export.
+
+    Options: kl (weight of the mean KL divergence per latent number), edges (weight of the error of differences
+    between neighbouring pixels, which keeps outlines sharp).
+    """
+
+    needs = frozenset({"targets"})
+    trains = ("vae.",)
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self.vae = AutoencoderKL.from_config(recipe.parts["vae"])
+        self.vae.to(memory_format=torch.channels_last)
+
+    def collator(self, pool: Pool | None) -> Collator:
+        return Collator(self.needs, self.recipe.image_size, 0)
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        assert batch.targets is not None
+        pixels = batch.targets.contiguous(memory_format=torch.channels_last)
+        posterior = self.vae.encode(pixels).latent_dist
+        mean, logvar = posterior.mean.float(), posterior.logvar.float()
+        eps = torch.randn(mean.shape, generator=generator, device=generator.device).to(mean)
+        rebuilt = self.vae.decode((mean + torch.exp(0.5 * logvar) * eps).to(posterior.mean.dtype)).sample.float()
+        kl = 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()
+        return {
+            "pixels": F.l1_loss(rebuilt, pixels) + 2.0 * F.mse_loss(rebuilt, pixels),
+            "edges": self.option("edges", 0.5) * _edge_error(rebuilt, pixels),
+            "kl": self.option("kl", 1e-4) * kl,
+        }
+
+    @torch.no_grad()
+    def preview(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        assert batch.targets is not None
+        pixels = batch.targets[:16]
+        rebuilt = self.vae.decode(self.vae.encode(pixels).latent_dist.mean).sample
+        return torch.cat([pixels, rebuilt]).clamp(-1, 1) / 2 + 0.5
+
+    def export(self, folder: Path) -> None:
+        self._whiten()
+        self.vae.register_to_config(scaling_factor=1.0)
+        self.vae.save_pretrained(folder / "vae")
+
+    @torch.no_grad()
+    def _whiten(self) -> None:
+        """Fold each latent channel's mean and deviation into the quantisation convolutions, once."""
+        collate, latents = self.collator(None), []
+        for first in range(0, 512, 64):
+            indices = list(range(first, first + 64))
+            samples = [draw(self.recipe.data.kinds, 1 << 20, i, self.recipe.image_size) for i in indices]
+            targets = collate(samples, indices).targets
+            assert targets is not None
+            latents.append(self.vae.encode(targets.to(self.vae.device)).latent_dist.mean)
+        mean, std = torch.cat(latents).mean((0, 2, 3)), torch.cat(latents).std((0, 2, 3))
+        into, out = self.vae.quant_conv, self.vae.post_quant_conv
+        half = len(mean)
+        into.bias[:half] = (into.bias[:half] - mean) / std
+        into.weight[:half] /= std[:, None, None, None]
+        into.bias[half:] -= 2 * std.log()  # the second half of the channels is the log variance
+        out.bias += (out.weight[..., 0, 0] * mean).sum(1)
+        out.weight *= std[None, :, None, None]
+
+
+class ClipStage(Stage):
+    """Pictures and captions to one space: transformers' CLIPModel, and the two tokenizers of the world's words."""
+
+    needs = frozenset({"images", "clip_tokens"})
+    trains = ("clip.",)
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self.tokenizer = clip_tokenizer(recipe)
+        text = CLIPTextConfig(
+            **recipe.parts["clip_text"],
+            vocab_size=len(self.tokenizer),
+            bos_token_id=self.tokenizer.bos_token_id,
+            eos_token_id=self.tokenizer.eos_token_id,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+        vision = CLIPVisionConfig(**recipe.parts["clip_vision"])
+        self.clip = CLIPModel(
+            CLIPConfig(text_config=text, vision_config=vision, projection_dim=int(self.option("projection", 128)))
+        )
+
+    def collator(self, pool: Pool | None) -> Collator:
+        vision_size = int(self.recipe.parts["clip_vision"]["image_size"])
+        return Collator(self.needs, self.recipe.image_size, vision_size, clip_tokenizer=self.tokenizer)
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        assert batch.images is not None and batch.clip_tokens is not None
+        out = self.clip(input_ids=batch.clip_tokens, pixel_values=batch.images)
+        # Captions that read the same are not each other's negatives.
+        same = (batch.clip_tokens[:, None] == batch.clip_tokens[None]).all(-1).float()
+        wanted = same / same.sum(1, keepdim=True)
+        logits = out.logits_per_image.float()
+        return {"contrast": 0.5 * (F.cross_entropy(logits, wanted) + F.cross_entropy(logits.T, wanted))}
+
+    def export(self, folder: Path) -> None:
+        self.clip.save_pretrained(folder / "clip")
+        text = CLIPTextModel(self.clip.config.text_config)
+        text.load_state_dict(self.clip.text_model.state_dict(), strict=False)
+        text.save_pretrained(folder / "text_encoder")
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+        vocab_size = int(self.option("sentencepiece_vocab", 800))
+        train_sentencepiece(world_captions(self.recipe), vocab_size, folder / "sentencepiece")
+
+
+class UnetStage(Stage):
+    """Text to latents: a U-Net that attends to the CLIP text encoder, as in Stable Diffusion.
+
+    Options: null_text (probability of the empty caption), subject (extra weight of the error inside subjects).
+    """
+
+    needs = frozenset({"clip_tokens", "moments"})
+    trains = ("diffusion.unet.",)
+    uses_pool = True
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self.tokenizer = CLIPTokenizer.from_pretrained(self.source("clip") / "tokenizer")
+        self.text = CLIPTextModel.from_pretrained(self.source("clip") / "text_encoder")
+        unet = UNet2DConditionModel.from_config(recipe.parts["unet"])
+        vae = AutoencoderKL.from_pretrained(self.source("vae") / "vae")
+        self.diffusion = Diffusion(unet, vae, recipe.parts["scheduler"])
+        self.diffusion.to(memory_format=torch.channels_last)
+        self.register_buffer("null_tokens", self._tokenize([""]), persistent=False)
+
+    def collator(self, pool: Pool | None) -> Collator:
+        return Collator(self.needs, self.recipe.image_size, 0, clip_tokenizer=self.tokenizer, pool=pool)
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        assert batch.clip_tokens is not None and batch.moments is not None and batch.subject is not None
+        drop = torch.rand(len(batch.clip_tokens), generator=generator).to(batch.clip_tokens.device)
+        dropped = (drop < self.option("null_text", 0.1))[:, None]
+        conditioning = self._encode(torch.where(dropped, self.null_tokens, batch.clip_tokens))
+        mean, logvar = batch.moments.chunk(2, dim=1)
+        latents = self.diffusion.sample_latents(mean, logvar, generator=generator)
+        weight = 1.0 + self.option("subject", 1.0) * batch.subject
+        return {"diffusion": self.diffusion.noise_loss(latents, conditioning, generator=generator, weight_BHW=weight)}
+
+    @torch.no_grad()
+    def preview(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        assert batch.clip_tokens is not None
+        wanted = self._encode(batch.clip_tokens[:32])
+        return preview_pictures(self.diffusion, wanted, self._encode(self.null_tokens), generator, guidance_scale=3.0)
+
+    def export(self, folder: Path) -> None:
+        self.diffusion.unet.save_pretrained(folder / "unet")
+        DDIMScheduler.from_config(self.diffusion.scheduler_config).save_pretrained(folder / "scheduler")
+        copy_folder(self.source("vae") / "vae", folder / "vae")
+        for part in ("text_encoder", "tokenizer"):
+            copy_folder(self.source("clip") / part, folder / part)
+        (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n", "utf-8")
+
+    @torch.no_grad()
+    def _encode(self, tokens: Tensor) -> Tensor:
+        return self.text(tokens).last_hidden_state
+
+    def _tokenize(self, captions: list[str]) -> Tensor:
+        out = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
+        return out.input_ids  # type: ignore[no-any-return]
+
+
+def world_captions(recipe: Recipe, num: int = 20000) -> list[str]:
+    """Sentences that hold every word of the world, for the tokenizers to be made from."""
+    kinds = {"captioned": 1.0}
+    captions = [draw(kinds, recipe.seed, index, recipe.image_size).caption for index in range(num)]
+    rng = np.random.default_rng(recipe.seed)
+    more = [draw({"edit": 0.5, "compositional": 0.5}, recipe.seed, int(i), recipe.image_size) for i in rng.integers(1 << 30, size=2000)]
+    return captions + [piece for sample in more for piece in sample.fragments if piece]
+
+
+def clip_tokenizer(recipe: Recipe) -> CLIPTokenizer:
+    """A CLIP tokenizer whose merges come from the world's captions."""
+    letters = [*map(chr, range(33, 127)), *map(chr, range(161, 173)), *map(chr, range(174, 256))]
+    letters += [chr(256 + i) for i in range(256 - len(letters))]  # the byte alphabet of GPT-2's tokenizer
+    symbols = letters + [letter + "</w>" for letter in letters] + ["<|startoftext|>", "<|endoftext|>"]
+    plain = CLIPTokenizer(vocab={symbol: index for index, symbol in enumerate(symbols)}, merges=[])
+    length = int(recipe.parts["clip_text"]["max_position_embeddings"])
+    trained = plain.train_new_from_iterator(world_captions(recipe), vocab_size=int(recipe.options["clip_vocab"]))
+    trained.model_max_length = length
+    return trained  # type: ignore[no-any-return]
+
+
+def _edge_error(rebuilt: Tensor, pixels: Tensor) -> Tensor:
+    error = rebuilt - pixels
+    return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+

@@ -1,0 +1,15 @@
+"""Every stage by name."""
+
+from __future__ import annotations
+
+from kgcli.stages import AlignStage, InstructStage, PretrainStage, Stage
+from kgcli.stages_base import ClipStage, UnetStage, VaeStage
+
+STAGES: dict[str, type[Stage]] = {
+    "vae": VaeStage,
+    "clip": ClipStage,
+    "unet": UnetStage,
+    "pretrain": PretrainStage,
+    "align": AlignStage,
+    "instruct": InstructStage,
+}

@@ -1,0 +1,370 @@
+"""The one training loop: every stage, one process or many, killed and resumed without a trace.
+
+All chance of a step comes from (seed, step, rank) and all data from the step's number, so a checkpoint needs no
+loader or generator state and a resumed run repeats an uninterrupted one bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import platform
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from torchvision.utils import save_image
+
+from kgcli import checkpoint
+from kgcli.config import Recipe, dump_recipe
+from kgcli.data.batch import EVALUATION_STEP, Batches, Pool, PoolPictures
+from kgcli.errors import ConfigError, KgError
+from kgcli.optim import lr_at, make_optimizer
+from kgcli.stages import Stage
+from kgcli.stages_table import STAGES
+
+log = logging.getLogger("kgcli.train")
+
+
+class Run:
+    """One training run: its stage, optimizer and files."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        if recipe.stage not in STAGES:
+            raise ConfigError(f"there is no stage {recipe.stage!r}; the stages are {', '.join(STAGES)}")
+        self.recipe = recipe
+        self.folder = Path(recipe.output_dir)
+        self.accelerator = Accelerator(mixed_precision={"fp32": "no", "bf16": "bf16"}[recipe.precision])
+        torch.manual_seed(recipe.seed)
+        self.stage: Stage = STAGES[recipe.stage](recipe)
+        self.stage.freeze()
+        self.trained = {name: p for name, p in self.stage.named_parameters() if p.requires_grad}
+        self.optimizer = make_optimizer(self.trained.items(), recipe.optim)
+        self.module, self.optimizer = self.accelerator.prepare(self.stage, self.optimizer)
+        self.ema = EMAModel(self.trained.values(), decay=recipe.ema_decay, use_ema_warmup=True, power=0.75) if recipe.ema_decay else None
+        self.step = 0
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    def generator(self, step: int) -> torch.Generator:
+        """The chance of one step on this process; also seeds the global generator, which dropout draws from."""
+        seed = (self.recipe.seed << 40) + (step << 8) + self.accelerator.process_index
+        torch.manual_seed(seed)
+        return torch.Generator().manual_seed(seed)
+
+    def batches(self, pool: Pool | None, first: int) -> Iterator[Any]:
+        """The batches from step `first` on, rendered ahead by worker processes."""
+        rank, num_ranks = self.accelerator.process_index, self.accelerator.num_processes
+        batches = Batches(self.recipe, self.stage.collator(pool), rank, num_ranks)
+        workers = self.recipe.data.num_workers
+        return iter(
+            DataLoader(
+                batches,
+                batch_size=None,
+                sampler=range(first, self.recipe.steps),
+                num_workers=workers,
+                worker_init_fn=_leave_signals_to_parent,
+                prefetch_factor=4 if workers else None,
+            )
+        )
+
+    def save(self) -> Path:
+        """Write a checkpoint of the step reached."""
+        weights = {name: p.detach() for name, p in self.trained.items()}
+        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}
+        if self.ema is not None:
+            state["ema"] = self.ema.state_dict()
+        keep = self.recipe.keep_checkpoints
+        return checkpoint.save(self.folder, self.step, weights, state, dump_recipe(self.recipe), keep)
+
+    def resume(self, folder: Path) -> None:
+        """Go on from a checkpoint."""
+        self.step, weights, state = checkpoint.load(folder)
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(weights[name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None and "ema" in state:
+            self.ema.load_state_dict(state["ema"])
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The running-mean weights in place of the last ones, for previews and export."""
+        if self.ema is None:
+            yield
+            return
+        self.ema.store(self.trained.values())
+        self.ema.copy_to(self.trained.values())
+        try:
+            yield
+        finally:
+            self.ema.restore(self.trained.values())
+
+
+def train(recipe: Recipe, resume: str = "auto", dry_run: bool = False) -> str:
+    """Run a recipe to its end and export its result to `output_dir/final`; returns one line that says so.
+
+    Raises:
+        ConfigError, MissingError: the recipe or what it starts from is not sound.
+        KeyboardInterrupt: interrupted; a checkpoint of the last whole step is written first.
+    """
+    run = Run(recipe)
+    if dry_run:
+        return describe(run)
+    found = checkpoint.find(run.folder, resume)
+    if found is not None:
+        run.resume(found)
+    _say(f"run folder {run.folder}: " + (f"resuming from step {run.step}" if found else "starting anew"))
+    metrics = Metrics(run) if run.accelerator.is_main_process else None
+    pool = make_pool(run) if run.stage.uses_pool else None
+    with _stop_on_signals() as stopped, _attention(run.device):
+        _loop(run, pool, metrics, stopped)
+    if run.accelerator.is_main_process:
+        _export(run)
+    return f"{run.folder / 'final'}"
+
+
+def describe(run: Run) -> str:
+    """What a run would train, freeze, read and write, without running it."""
+    lines = [f"{run.recipe.stage}: {run.recipe.steps} steps of {run.recipe.data.batch_size} samples -> {run.folder}"]
+    for name, part in _parts(run.stage):
+        total = sum(p.numel() for p in part.parameters())
+        trained = sum(p.numel() for p in part.parameters() if p.requires_grad)
+        lines.append(f"  {name:24} {total:>12,} parameters, {trained:>12,} trained")
+    trained = sum(p.numel() for p in run.trained.values())
+    total = sum(p.numel() for p in run.stage.parameters())
+    copies = 4 if run.ema is None else 5  # weights, gradients, two moments, running mean
+    memory = 4 * (total + (copies - 1) * trained)
+    disk = 4 * trained * copies * run.recipe.keep_checkpoints
+    lines.append(f"  memory without activations {memory / 2**20:.0f} MiB, checkpoints on disk {disk / 2**20:.0f} MiB")
+    batch = Batches(run.recipe.model_copy(update={"data": run.recipe.data.model_copy(update={"pool": None})}),
+                    _without_pool(run.stage))[0]
+    lines.append("  one batch: " + ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.fields().items()))
+    lines.append(f"  start with: kg {run.recipe.stage} RECIPE, or accelerate launch -m kgcli {run.recipe.stage} RECIPE")
+    return "\n".join(lines)
+
+
+def make_pool(run: Run) -> Pool:
+    """The run's cached pictures, encoded now if they are not there yet."""
+    recipe = run.recipe
+    if recipe.data.pool is None:
+        raise ConfigError(f"stage {recipe.stage} works on cached VAE moments; set data.pool to the number of pictures")
+    folder = run.folder / "pool"
+    if not (folder / "moments.npy").is_file() and run.accelerator.is_main_process:
+        _fill_pool(run, folder)
+    run.accelerator.wait_for_everyone()
+    pool = Pool(folder)
+    if len(pool.moments) != recipe.data.pool:
+        raise ConfigError(f"{folder} holds {len(pool.moments)} pictures, data.pool is {recipe.data.pool}; remove the folder")
+    return pool
+
+
+def _fill_pool(run: Run, folder: Path) -> None:
+    diffusion = run.stage.diffusion
+    latent_size = diffusion.unet.config.sample_size
+    pictures = PoolPictures(run.recipe, latent_size)
+    shape = (2 * diffusion.vae.config.latent_channels, latent_size, latent_size)
+    moments, subject = Pool.create(folder, len(pictures), shape)
+    place = 0
+    with torch.no_grad(), run.accelerator.autocast():
+        for pixels, masks in DataLoader(pictures, batch_size=64, num_workers=run.recipe.data.num_workers):
+            mean, logvar = diffusion.moments(pixels.to(run.device, memory_format=torch.channels_last))
+            rows = slice(place, place + len(pixels))
+            moments[rows] = torch.cat([mean, logvar], 1).half().cpu().numpy()
+            subject[rows] = masks.numpy()
+            place += len(pixels)
+            if place % 6400 == 0:
+                _say(f"encoded {place} of {len(pictures)} pictures")
+    moments.flush()
+    subject.flush()
+    Pool.finish(folder)
+
+
+def _loop(run: Run, pool: Pool | None, metrics: Metrics | None, stopped: list[int]) -> None:
+    recipe, module = run.recipe, run.module
+    forward = torch.compile(module) if recipe.compile else module
+    module.train()
+    for batch in run.batches(pool, run.step):
+        losses = _step(run, forward, batch.to(run.device))
+        run.step += 1
+        last = run.step == recipe.steps
+        if metrics is not None:
+            metrics.add(run.step, losses)
+            if run.step % recipe.sample_every == 0 or last:
+                metrics.preview(run, pool)
+            if run.step % recipe.save_every == 0 or last or stopped:
+                run.save()
+        if stopped:
+            _say(f"stopped by signal {stopped[0]}; step {run.step} is saved")
+            raise KeyboardInterrupt
+    if metrics is not None:
+        metrics.close()
+
+
+def _step(run: Run, forward: nn.Module, batch: Any) -> dict[str, Tensor]:
+    """One optimizer step; returns its losses, gradient norm and learning rate."""
+    recipe = run.recipe
+    rate = lr_at(run.step, recipe.steps, recipe.optim)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    losses = forward(batch, run.generator(run.step))
+    total = torch.stack(list(losses.values())).sum()
+    run.accelerator.backward(total)
+    norm = run.accelerator.clip_grad_norm_(list(run.trained.values()), recipe.optim.clip_norm)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    if run.ema is not None:
+        run.ema.step(run.trained.values())
+    return {**{name: value.detach() for name, value in losses.items()}, "loss": total.detach(), "grad_norm": norm, "lr": torch.tensor(rate)}
+
+
+class Metrics:
+    """metrics.jsonl, TensorBoard, sample grids and env.json of a run."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.every = run.recipe.log_every
+        self.file = run.folder / "metrics.jsonl"
+        self.sums: dict[str, float] = {}
+        self.count, self.since = 0, time.monotonic()
+        run.folder.mkdir(parents=True, exist_ok=True)
+        (run.folder / "recipe.yaml").write_text(dump_recipe(run.recipe), "utf-8")
+        (run.folder / "env.json").write_text(json.dumps(environment(), indent=2) + "\n", "utf-8")
+        self._forget_after(run.step)
+        self.board = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.step)
+
+    def add(self, step: int, values: dict[str, Tensor]) -> None:
+        """Take in one step; write the mean of the last `log_every`."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+        self.count += 1
+        if step % self.every and step != self.run.recipe.steps:
+            return
+        row = {name: total / self.count for name, total in self.sums.items()}
+        seconds = time.monotonic() - self.since
+        row["samples_per_second"] = self.count * self.run.recipe.data.batch_size / seconds
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **{name: float(f"{v:.6g}") for name, v in row.items()}}) + "\n")
+        for name, value in row.items():
+            self.board.add_scalar(name, value, step)
+        shown = " ".join(f"{name} {value:.4g}" for name, value in row.items())
+        _say(f"step {step}/{self.run.recipe.steps} {shown}")
+        self.sums, self.count, self.since = {}, 0, time.monotonic()
+
+    def preview(self, run: Run, pool: Pool | None) -> None:
+        """Write a grid of what the running-mean weights make of one batch no step trains on."""
+        batches = Batches(run.recipe, run.stage.collator(pool))
+        batch = batches[EVALUATION_STEP // run.recipe.data.batch_size].to(run.device)
+        run.stage.eval()
+        with run.averaged(), run.accelerator.autocast():
+            pictures = run.stage.preview(batch, torch.Generator().manual_seed(0))
+        run.stage.train()
+        if pictures is None:
+            return
+        folder = run.folder / "samples"
+        folder.mkdir(exist_ok=True)
+        save_image(pictures.float(), folder / f"step_{run.step:07d}.png", nrow=8)
+        self.board.add_images("samples", pictures.float(), run.step)
+
+    def close(self) -> None:
+        """Flush TensorBoard."""
+        self.board.close()
+
+    def _forget_after(self, step: int) -> None:
+        """Drop rows of steps that a resumed run will take again."""
+        if not self.file.exists():
+            return
+        rows = [row for row in self.file.read_text("utf-8").splitlines() if row.endswith("}")]
+        kept = [row for row in rows if json.loads(row)["step"] <= step]
+        self.file.write_text("".join(row + "\n" for row in kept), "utf-8")
+
+
+def environment() -> dict[str, str]:
+    """Versions and machine, for env.json."""
+    import diffusers
+    import transformers
+
+    from kgcli import __version__
+
+    versions = {"kgcli": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    threads = str(torch.get_num_threads())
+    return {**versions, "transformers": transformers.__version__, "python": platform.python_version(), "device": device, "threads": threads}
+
+
+def _export(run: Run) -> None:
+    partial = run.folder / ".final.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    run.stage.eval()
+    with run.averaged(), torch.no_grad():
+        run.stage.export(partial)
+    shutil.rmtree(run.folder / "final", ignore_errors=True)
+    partial.rename(run.folder / "final")
+
+
+def _parts(stage: Stage) -> list[tuple[str, nn.Module]]:
+    parts = []
+    for name, child in stage.named_children():
+        deeper = list(child.named_children()) if name in ("model", "diffusion") else []
+        parts += [(f"{name}.{inner}", part) for inner, part in deeper] or [(name, child)]
+    return parts
+
+
+def _without_pool(stage: Stage) -> Any:
+    collator = stage.collator(None)
+    collator.needs = collator.needs - {"moments"}
+    return collator
+
+
+@contextlib.contextmanager
+def _stop_on_signals() -> Iterator[list[int]]:
+    """Collect the first SIGINT or SIGTERM, so that the step under way is finished and saved; a second one ends at once."""
+    stopped: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if stopped:
+            raise KeyboardInterrupt
+        stopped.append(number)
+
+    try:
+        old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals go elsewhere
+        old = {}
+    try:
+        yield stopped
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """A terminal sends Ctrl-C to all processes; the loop still needs its loaders to finish the step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _attention(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """On a CPU the fused kernel's bf16 backward pass takes several times the plain one's time at small head sizes."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
+
+
+def _say(line: str) -> None:
+    log.info(line)
+    print(line, file=sys.stderr, flush=True)
+
+
+__all__ = ["KgError", "Run", "describe", "make_pool", "train"]
