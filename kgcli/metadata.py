@@ -148,7 +148,10 @@ def _read_info(path: Path) -> dict[str, Any]:
                 if image.width * image.height <= MAX_PIXELS and image.format == "PNG":
                     image.load()  # text chunks may follow the pixels
                 comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
-                return {**image.info, "UserComment": bytes(comment) if isinstance(comment, bytes) else b""}
+                return {
+                    **{str(name): value for name, value in image.info.items()},
+                    "UserComment": bytes(comment) if isinstance(comment, bytes) else b"",
+                }
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         raise ImageError(f"{path} is no picture that can be read, or is damaged") from None
 

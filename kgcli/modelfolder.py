@@ -12,14 +12,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from kgcli.config import ModelConfig
+from kgcli.config import CONFIG_NAME, ModelConfig, read_model_config
 from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import IncompatibleError, MissingError
 from kgcli.shipped import DEFAULT_MODEL
 
-CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 TOKENIZER_NAME = "tokenizer"
 RENAMED_REPOSITORIES = {"runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
@@ -63,7 +60,7 @@ def open_model(model: str | None = None, decoder: str | None = None, offline: bo
         IncompatibleError: its parts do not fit each other or this version.
     """
     path = _find_model(model, offline)
-    cfg = read_config(path)
+    cfg = read_model_config(path)
     check_weight_files(path, WEIGHTS_NAME)
     tokenizer = Tokenizer.load(path / TOKENIZER_NAME)
     if tokenizer.vocab_size != cfg.mllm.vocab_size or tokenizer.special_ids != cfg.special_ids:
@@ -75,28 +72,6 @@ def open_model(model: str | None = None, decoder: str | None = None, offline: bo
     return ModelFolder(
         path=path, name=name, cfg=cfg, decoder=_find_decoder(path, decoder or cfg.decoder), tokenizer=tokenizer
     )
-
-
-def read_config(folder: Path) -> ModelConfig:
-    """The sizes of a model folder.
-
-    Raises:
-        MissingError: the folder or its config.json is not there or is no JSON.
-        IncompatibleError: it holds other keys or values than this version knows.
-    """
-    path = folder / CONFIG_NAME
-    if not folder.is_dir():
-        raise MissingError(f"there is no model folder {folder}")
-    if not path.is_file():
-        raise MissingError(f"there is no {CONFIG_NAME} in {folder}; a model folder has one")
-    try:
-        return ModelConfig.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        if first["type"] == "json_invalid":
-            raise MissingError(f"{path} is damaged ({first['msg']}); fetch or copy it again") from None
-        where = ".".join(str(part) for part in first["loc"])
-        raise IncompatibleError(f"{path} is of another version: {where or 'model'}: {first['msg']}") from None
 
 
 def check_weight_files(folder: Path, name: str) -> None:

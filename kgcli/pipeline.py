@@ -37,13 +37,9 @@ class KosmosGPipeline:
         self.model = model
         self.tokenizer = tokenizer
         self.decoder = decoder
-        self.sd = StableDiffusionPipeline(
-            vae=decoder.vae,
-            unet=decoder.unet,
-            scheduler=decoder.noise_scheduler,
-            **dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor")),
-            requires_safety_checker=False,
-        )
+        parts: dict[str, Any] = {"vae": decoder.vae, "unet": decoder.unet, "scheduler": decoder.noise_scheduler}
+        absent = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
+        self.sd: Any = StableDiffusionPipeline(**parts, **absent, requires_safety_checker=False)
         self.sd.set_progress_bar_config(disable=True)
         self._negatives: dict[str, Tensor] = {}
 
@@ -115,10 +111,11 @@ class KosmosGPipeline:
         self, embeds: Tensor, negative: Tensor | None, seeds: Sequence[int], options: dict[str, Any]
     ) -> list[Image.Image]:
         """One call of the diffusers pipeline, its noise drawn per picture on the CPU: any device, any batch."""
-        dtype, device = self.decoder.unet.dtype, self.device
+        unet: Any = self.decoder.unet
+        dtype, device = unet.dtype, self.device
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         side = self.sd.vae_scale_factor
-        shape = (self.decoder.unet.config.in_channels, options["height"] // side, options["width"] // side)
+        shape = (unet.config.in_channels, options["height"] // side, options["width"] // side)
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
         result = self.sd(
             prompt_embeds=embeds.to(device, dtype),
@@ -187,6 +184,7 @@ def check_size(decoder: Diffusion, width: int, height: int) -> None:
 
     Raises: IncompatibleError.
     """
-    factor = 2 ** (len(decoder.vae.config.block_out_channels) - 1)
+    vae: Any = decoder.vae
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
     if width % factor or height % factor:
         raise IncompatibleError(f"{width} x {height} pixels do not divide by this decoder's factor of {factor}")

@@ -25,7 +25,6 @@ def exit_code_of(error: BaseException) -> int:
     if os.environ.get("KG_DEBUG", "") not in ("", "0"):
         traceback.print_exception(error)
     if isinstance(error, KeyboardInterrupt):
-        _print_error("interrupted; what was finished is kept")
         return INTERRUPTED
     if isinstance(error, BrokenPipeError):
         return 1

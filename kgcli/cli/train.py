@@ -16,7 +16,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Check all that a run ch
 pretrain_app = typer.Typer(rich_markup_mode=None, add_completion=False)
 align_app = typer.Typer(rich_markup_mode=None, add_completion=False)
 instruct_app = typer.Typer(rich_markup_mode=None, add_completion=False)
-base_app = typer.Typer(rich_markup_mode=None, add_completion=False, no_args_is_help=True)
+base_app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
 @pretrain_app.command()

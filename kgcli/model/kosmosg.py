@@ -10,18 +10,16 @@ import os
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
-from kgcli.config import ModelConfig
-from kgcli.errors import IncompatibleError, MissingError, UsageError
+from kgcli.config import CONFIG_NAME, ModelConfig, read_model_config
+from kgcli.errors import UsageError
 from kgcli.model.aligner import AlignerNet
 from kgcli.model.mllm import MLLM
 from kgcli.model.resampler import Resampler
 from kgcli.model.vision import VisionTower
 from kgcli.model.weights import assign_weights, read_weights, write_weights
 
-CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 ALIGNER_DECODER = "aligner.decoder."  # serves the alignment stage only; dropped where it is not asked for
 
@@ -103,7 +101,7 @@ class KosmosG(nn.Module):
             IncompatibleError: sizes or weights are not those of a KOSMOS-G of this version.
         """
         folder = Path(folder)
-        cfg = read_config(folder)
+        cfg = read_model_config(folder)
         weights = read_weights(folder / WEIGHTS_NAME, device=device, dtype=dtype)
         if not with_aligner_decoder:
             weights = {name: tensor for name, tensor in weights.items() if not name.startswith(ALIGNER_DECODER)}
@@ -128,25 +126,3 @@ class KosmosG(nn.Module):
 def place_images(words_BTD: Tensor, image_mask_BT: Tensor, pictures_NQD: Tensor) -> Tensor:
     """The word embeddings with picture vectors in the masked places, in row-major order."""
     return words_BTD.masked_scatter(image_mask_BT[..., None], pictures_NQD.to(words_BTD.dtype))
-
-
-def read_config(folder: Path) -> ModelConfig:
-    """The sizes of a model folder.
-
-    Raises:
-        MissingError: the folder or its config.json is not there or is no JSON.
-        IncompatibleError: it holds other keys or values than this version knows.
-    """
-    path = folder / CONFIG_NAME
-    if not folder.is_dir():
-        raise MissingError(f"there is no model folder {folder}")
-    if not path.is_file():
-        raise MissingError(f"there is no {CONFIG_NAME} in {folder}; a model folder has one")
-    try:
-        return ModelConfig.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        if first["type"] == "json_invalid":
-            raise MissingError(f"{path} is damaged ({first['msg']}); fetch or copy it again") from None
-        where = ".".join(str(part) for part in first["loc"])
-        raise IncompatibleError(f"{path} is of another version: {where or 'model'}: {first['msg']}") from None

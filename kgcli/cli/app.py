@@ -1,0 +1,76 @@
+"""The typer application behind `kg`, and the run in which every failure ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import kgcli
+from kgcli.cli import COMMANDS, help_text
+from kgcli.cli.failure import INTERRUPTED, exit_code_of
+
+
+class LazyGroup(TyperGroup):
+    """A group whose commands are imported when one of them is called."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names in the order of `COMMANDS`."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of a name, imported."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command = typer.main.get_command(getattr(import_module(f"kgcli.cli.{module}"), attribute))
+        command.name = cmd_name
+        return command
+
+    def get_help(self, ctx: Any) -> str:
+        """The same text as of `kg --help` without typer."""
+        return help_text().rstrip("\n")
+
+
+app = typer.Typer(cls=LazyGroup, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"kg {kgcli.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def kg(version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False) -> None:
+    """KOSMOS-G: pictures from text and pictures."""
+
+
+def run(args: list[str]) -> int:
+    """Run a command to its end; failures become one line on stderr. Returns the exit code."""
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        code = app(args, prog_name="kg", standalone_mode=False) or 0
+        sys.stdout.flush()
+    except BaseException as error:  # noqa: BLE001 (the one place where all of them end)
+        code = exit_code_of(error)
+        if isinstance(error, BrokenPipeError):
+            close_stdout()
+    if code == INTERRUPTED:  # typer has caught the KeyboardInterrupt
+        print("error: interrupted; what was finished is kept", file=sys.stderr)
+    return int(code)
+
+
+def close_stdout() -> None:
+    """After its reader has gone: Python's own flush at exit must not complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _leave(signum: int, frame: object) -> None:
+    """On `kill`: unwind, so that unfinished files are removed."""
+    raise SystemExit(128 + signum)
