@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from PIL import Image
 from torch import Tensor
 
@@ -37,7 +38,9 @@ class KosmosGPipeline:
         self.model = model
         self.tokenizer = tokenizer
         self.decoder = decoder
-        parts: dict[str, Any] = {"vae": decoder.vae, "unet": decoder.unet, "scheduler": decoder.noise_scheduler}
+        # The scheduler stands in until a call names one; diffusers would change and warn of others.
+        stand_in = DDIMScheduler(steps_offset=1, clip_sample=False)
+        parts: dict[str, Any] = {"vae": decoder.vae, "unet": decoder.unet, "scheduler": stand_in}
         absent = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
         self.sd: Any = StableDiffusionPipeline(**parts, **absent, requires_safety_checker=False)
         self.sd.set_progress_bar_config(disable=True)

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from PIL import Image, ImageDraw
+
+import kgcli
+
+# Timing of single examples says nothing on a busy machine.
+settings.register_profile("kgcli", deadline=None)
+settings.load_profile("kgcli")
 
 CAPTIONS = [
     "a red cat on the beach",
@@ -39,26 +46,43 @@ def cat(tmp_path: Path) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class Ran:
+    """What one run of `kg` gave."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        """Lines of stdout."""
+        return self.out.splitlines()
+
+
 @pytest.fixture
-def kg(tmp_path: Path):
-    """Run `kg` in a fresh interpreter in the test's own folder, as a user does."""
+def kg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Run `kg` in the test's own folder, in this interpreter (torch is loaded once)."""
+    from kgcli.cli.app import run
 
-    def run(*args: object, stdin: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "kgcli", *map(str, args)],
-            cwd=tmp_path,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1]), **env},
-            timeout=300,
-        )
+    def call(*args: object) -> Ran:
+        monkeypatch.chdir(tmp_path)
+        capfd.readouterr()
+        code = run([str(arg) for arg in args])
+        return Ran(code, *capfd.readouterr())
 
-    return run
+    return call
 
 
-def build_tiny_model(folder: Path, **scheduler: object) -> None:
-    """Write the tiny model; `scheduler` changes its decoder's noise schedule."""
+@pytest.fixture
+def without_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every attempt to load the engine, and torch with it, a failure."""
+    monkeypatch.delattr(kgcli, "engine", raising=False)
+    monkeypatch.setitem(sys.modules, "kgcli.engine", None)
+
+
+def build_tiny_model(folder: Path) -> None:
+    """Write the tiny model."""
     import torch
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
@@ -72,12 +96,20 @@ def build_tiny_model(folder: Path, **scheduler: object) -> None:
             "vision": {"image_size": 16, "patch_size": 8, "width": 16, "num_heads": 2, "num_layers": 1},
             "resampler": {"num_queries": 2, "num_heads": 2},
             "mllm": {
-                **{"vocab_size": tokenizer.vocab_size, "width": 16, "num_layers": 1, "num_heads": 2},
-                **{"ffn_width": 32, "max_positions": 64},
+                "vocab_size": tokenizer.vocab_size,
+                "width": 16,
+                "num_layers": 1,
+                "num_heads": 2,
+                "ffn_width": 32,
+                "max_positions": 64,
             },
             "aligner": {
-                **{"width": 16, "num_heads": 2, "ffn_width": 32, "num_layers": 1},
-                **{"num_queries": 4, "max_positions": 128},
+                "width": 16,
+                "num_heads": 2,
+                "ffn_width": 32,
+                "num_layers": 1,
+                "num_queries": 4,
+                "max_positions": 128,
             },
             "special_ids": tokenizer.special_ids.model_dump(),
             "decoder": "decoder",
@@ -101,6 +133,6 @@ def build_tiny_model(folder: Path, **scheduler: object) -> None:
     )
     unet.save_pretrained(folder / "decoder" / "unet")
     vae.save_pretrained(folder / "decoder" / "vae")
-    settings = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, **scheduler}
+    settings = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
     DDPMScheduler(**settings, clip_sample=False).save_pretrained(folder / "decoder" / "scheduler")
     (folder / "decoder" / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
