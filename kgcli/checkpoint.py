@@ -19,7 +19,10 @@ FOLDER = "checkpoints"
 
 
 def save(run: Path, step: int, weights: dict[str, Tensor], state: dict[str, Any], recipe: str, keep: int) -> Path:
-    """Write `checkpoints/step_N` (N = steps done) under a temporary name, rename it, drop the oldest beyond `keep`."""
+    """Write `checkpoints/step_N` (N = steps done) under a temporary name, rename it, keep the newest `keep`.
+
+    Those of later steps go: they belong to a run that was given up by starting anew or from an older checkpoint.
+    """
     folder = run / FOLDER / f"step_{step:07d}"
     partial = folder.with_name("." + folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -30,8 +33,10 @@ def save(run: Path, step: int, weights: dict[str, Tensor], state: dict[str, Any]
     (partial / "trainer.json").write_text(json.dumps({"step": step}) + "\n", "utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
-    for old in list_steps(run)[:-keep]:
-        shutil.rmtree(old)
+    steps = list_steps(run)
+    last = steps.index(folder) + 1
+    for other in [*steps[: max(0, last - keep)], *steps[last:]]:
+        shutil.rmtree(other)
     return folder
 
 
@@ -46,7 +51,9 @@ def load(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
         weights = load_file(folder / "model.safetensors")
         state = torch.load(folder / "state.pt", weights_only=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError) as error:
-        raise MissingError(f"checkpoint {folder} is damaged ({type(error).__name__}); resume from another one") from error
+        raise MissingError(
+            f"checkpoint {folder} is damaged ({type(error).__name__}); resume from another one"
+        ) from error
     return step, weights, state
 
 

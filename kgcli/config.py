@@ -116,7 +116,9 @@ class ModelConfig(Strict):
             if width % heads:
                 raise ValueError(f"{name}: width {width} does not divide into {heads} heads")
         if self.vision.image_size % self.vision.patch_size:
-            raise ValueError(f"vision: image_size {self.vision.image_size} is no multiple of patch_size {self.vision.patch_size}")
+            raise ValueError(
+                f"vision: image_size {self.vision.image_size} is no multiple of patch_size {self.vision.patch_size}"
+            )
         return self
 
 
@@ -247,7 +249,9 @@ def find_recipe(name: str) -> Path:
             return candidate
     names = [str(path.relative_to(shipped).with_suffix("")) for path in shipped.rglob("*.yaml")]
     near = difflib.get_close_matches(name, names, 1, 0.4)
-    raise MissingError(f"there is no recipe {name!r}" + (f"; did you mean {near[0]}?" if near else "; `kg ls` lists them"))
+    raise MissingError(
+        f"there is no recipe {name!r}" + (f"; did you mean {near[0]}?" if near else "; `kg ls` lists them")
+    )
 
 
 def _set(values: dict[str, Any], override: str) -> None:

@@ -24,6 +24,7 @@ from kgcli.errors import ConfigError, MissingError
 from kgcli.model.convert import vision_from_transformers
 from kgcli.model.diffusion import Diffusion
 from kgcli.model.kosmosg import KosmosG
+from kgcli.model.weights import assign_weights
 from kgcli.sampling import preview_pictures
 
 DROP_CONDITION = 0.1  # share of rows whose conditioning becomes the null one. Source: the published instruct stage
@@ -58,6 +59,10 @@ class Stage(nn.Module):
         """Pictures in [0, 1], (N, 3, X, Y), that show how far the stage is; None where there is nothing to see."""
         return None
 
+    def heavy_parts(self) -> list[nn.Module]:
+        """The modules worth compiling."""
+        return []
+
     def freeze(self) -> None:
         """Let only the parameters under `trains` train."""
         for name, parameter in self.named_parameters():
@@ -90,10 +95,13 @@ class KosmosGStage(Stage):
     def trained_reader(self) -> tuple[str, ...]:
         """What pretrain and instruct train of the reader: MLLM, resampler and the last blocks of the vision tower.
 
-        Option: vision_blocks (how many blocks; the published model trains one, as do the defaults).
+        Option: vision_blocks (how many blocks; the published model trains one, as do the defaults; all of them means
+        the whole tower).
         """
         last = len(self.model.vision.blocks)
         first = last - int(self.option("vision_blocks", 1))
+        if first <= 0:
+            return ("model.mllm.", "model.resampler.", "model.vision.")
         blocks = tuple(f"model.vision.blocks.{number}." for number in range(first, last))
         return ("model.mllm.", "model.resampler.", "model.vision.final_norm.", *blocks)
 
@@ -127,7 +135,8 @@ class PretrainStage(KosmosGStage):
         sizes = recipe.model.mllm.model_copy(update={"vocab_size": self.tokenizer.vocab_size})
         cfg = recipe.model.model_copy(update={"mllm": sizes, "special_ids": self.tokenizer.special_ids})
         self.model = KosmosG(ModelConfig.model_validate(cfg.model_dump()), with_aligner_decoder=True)
-        self.model.vision.load_state_dict(vision_from_transformers(load_file(self.source("clip") / "clip/model.safetensors")))
+        tower = vision_from_transformers(load_file(self.source("clip") / "clip/model.safetensors"))
+        assign_weights(self.model.vision, tower, source=str(self.source("clip")))
         self.trains = self.trained_reader()
 
     def collator(self, pool: Pool | None) -> Collator:
@@ -151,7 +160,7 @@ class PretrainStage(KosmosGStage):
 
 
 class AlignStage(KosmosGStage):
-    """Stage 2, text only: AlignerNet's conditioning is pulled to the CLIP text encoder's, and back to the MLLM's states.
+    """Stage 2, text only: AlignerNet's conditioning is pulled to the CLIP text encoder's, and back to MLLM states.
 
     Source: KOSMOS-G (arXiv:2310.02992), section 2.2; the factor S/T and the pads in the reconstruction are the
     released code's.
@@ -207,6 +216,9 @@ class InstructStage(KosmosGStage):
         self.diffusion.to(memory_format=torch.channels_last)
         self.trains = (*self.trained_reader(), "model.aligner.encoder.")
 
+    def heavy_parts(self) -> list[nn.Module]:
+        return [self.diffusion.unet]
+
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         assert batch.moments is not None and batch.subject is not None
         conditioning_BSd = self._encode(batch)
@@ -223,9 +235,7 @@ class InstructStage(KosmosGStage):
     def preview(self, batch: Batch, generator: torch.Generator) -> Tensor:
         defaults = self.model.cfg.generation
         wanted_BSd, null_1Sd = self._encode(batch)[:32], self.model.encode_null()
-        return preview_pictures(
-            self.diffusion, wanted_BSd, null_1Sd, generator, guidance_scale=defaults.guidance_scale
-        )
+        return preview_pictures(self.diffusion, wanted_BSd, null_1Sd, generator, guidance_scale=defaults.guidance_scale)
 
     def export(self, folder: Path) -> None:
         super().export(folder)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
 
 from kgcli.config import Recipe
@@ -102,14 +102,19 @@ class VaeStage(Stage):
 
 
 class ClipStage(Stage):
-    """Pictures and captions to one space: transformers' CLIPModel, and the two tokenizers of the world's words."""
+    """Pictures and captions to one space: transformers' CLIPModel, and the two tokenizers of the world's words.
+
+    Options: projection (width of the shared space), clip_vocab and sentencepiece_vocab (pieces of the two tokenizers),
+    captions (sentences they are made from).
+    """
 
     needs = frozenset({"images", "clip_tokens"})
     trains = ("clip.",)
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
-        self.tokenizer = clip_tokenizer(recipe)
+        self.captions = world_captions(recipe, int(self.option("captions", 20000)))
+        self.tokenizer = clip_tokenizer(recipe, self.captions)
         text = CLIPTextConfig(
             **recipe.parts["clip_text"],
             vocab_size=len(self.tokenizer),
@@ -138,11 +143,11 @@ class ClipStage(Stage):
     def export(self, folder: Path) -> None:
         self.clip.save_pretrained(folder / "clip")
         text = CLIPTextModel(self.clip.config.text_config)
-        text.load_state_dict(self.clip.text_model.state_dict(), strict=False)
+        text.load_state_dict(self.clip.text_model.state_dict())
         text.save_pretrained(folder / "text_encoder")
         self.tokenizer.save_pretrained(folder / "tokenizer")
         vocab_size = int(self.option("sentencepiece_vocab", 800))
-        train_sentencepiece(world_captions(self.recipe), vocab_size, folder / "sentencepiece")
+        train_sentencepiece(self.captions, vocab_size, folder / "sentencepiece")
 
 
 class UnetStage(Stage):
@@ -154,6 +159,7 @@ class UnetStage(Stage):
     needs = frozenset({"clip_tokens", "moments"})
     trains = ("diffusion.unet.",)
     uses_pool = True
+    null_tokens: Tensor  # (1, L) the empty caption
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
@@ -167,6 +173,9 @@ class UnetStage(Stage):
 
     def collator(self, pool: Pool | None) -> Collator:
         return Collator(self.needs, self.recipe.image_size, 0, clip_tokenizer=self.tokenizer, pool=pool)
+
+    def heavy_parts(self) -> list[nn.Module]:
+        return [self.diffusion.unet]
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         assert batch.clip_tokens is not None and batch.moments is not None and batch.subject is not None
@@ -198,31 +207,33 @@ class UnetStage(Stage):
 
     def _tokenize(self, captions: list[str]) -> Tensor:
         out = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
-        return out.input_ids  # type: ignore[no-any-return]
+        return out.input_ids
 
 
-def world_captions(recipe: Recipe, num: int = 20000) -> list[str]:
+def world_captions(recipe: Recipe, num: int) -> list[str]:
     """Sentences that hold every word of the world, for the tokenizers to be made from."""
     kinds = {"captioned": 1.0}
     captions = [draw(kinds, recipe.seed, index, recipe.image_size).caption for index in range(num)]
     rng = np.random.default_rng(recipe.seed)
-    more = [draw({"edit": 0.5, "compositional": 0.5}, recipe.seed, int(i), recipe.image_size) for i in rng.integers(1 << 30, size=2000)]
+    more = [
+        draw({"edit": 0.5, "compositional": 0.5}, recipe.seed, int(i), recipe.image_size)
+        for i in rng.integers(1 << 30, size=num // 10)
+    ]
     return captions + [piece for sample in more for piece in sample.fragments if piece]
 
 
-def clip_tokenizer(recipe: Recipe) -> CLIPTokenizer:
-    """A CLIP tokenizer whose merges come from the world's captions."""
+def clip_tokenizer(recipe: Recipe, captions: list[str]) -> CLIPTokenizer:
+    """A CLIP tokenizer whose merges come from captions."""
     letters = [*map(chr, range(33, 127)), *map(chr, range(161, 173)), *map(chr, range(174, 256))]
     letters += [chr(256 + i) for i in range(256 - len(letters))]  # the byte alphabet of GPT-2's tokenizer
     symbols = letters + [letter + "</w>" for letter in letters] + ["<|startoftext|>", "<|endoftext|>"]
     plain = CLIPTokenizer(vocab={symbol: index for index, symbol in enumerate(symbols)}, merges=[])
     length = int(recipe.parts["clip_text"]["max_position_embeddings"])
-    trained = plain.train_new_from_iterator(world_captions(recipe), vocab_size=int(recipe.options["clip_vocab"]))
+    trained = plain.train_new_from_iterator(captions, vocab_size=int(recipe.options["clip_vocab"]))
     trained.model_max_length = length
-    return trained  # type: ignore[no-any-return]
+    return trained
 
 
 def _edge_error(rebuilt: Tensor, pixels: Tensor) -> Tensor:
     error = rebuilt - pixels
     return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-

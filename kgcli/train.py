@@ -7,13 +7,8 @@ loader or generator state and a resumed run repeats an uninterrupted one bit for
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
-import platform
 import shutil
 import signal
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,18 +19,16 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
-from torch.utils.tensorboard import SummaryWriter
-from torchvision.utils import save_image
 
 from kgcli import checkpoint
 from kgcli.config import Recipe, dump_recipe
-from kgcli.data.batch import EVALUATION_STEP, Batches, Pool, PoolPictures
+from kgcli.data.batch import Batches, Pool, PoolPictures
 from kgcli.errors import ConfigError, KgError
+from kgcli.metrics import Metrics, say
+from kgcli.model.diffusion import Diffusion
 from kgcli.optim import lr_at, make_optimizer
 from kgcli.stages import Stage
 from kgcli.stages_table import STAGES
-
-log = logging.getLogger("kgcli.train")
 
 
 class Run:
@@ -53,8 +46,14 @@ class Run:
         self.trained = {name: p for name, p in self.stage.named_parameters() if p.requires_grad}
         self.optimizer = make_optimizer(self.trained.items(), recipe.optim)
         self.module, self.optimizer = self.accelerator.prepare(self.stage, self.optimizer)
-        self.ema = EMAModel(self.trained.values(), decay=recipe.ema_decay, use_ema_warmup=True, power=0.75) if recipe.ema_decay else None
+        self.ema = (
+            EMAModel(self.trained.values(), decay=recipe.ema_decay, use_ema_warmup=True, power=0.75)
+            if recipe.ema_decay
+            else None
+        )
         self.step = 0
+        self.sums: dict[str, float] = {}  # of the metrics row under way, which a checkpoint may cut in two
+        self.num_summed = 0
 
     @property
     def device(self) -> torch.device:
@@ -85,7 +84,8 @@ class Run:
     def save(self) -> Path:
         """Write a checkpoint of the step reached."""
         weights = {name: p.detach() for name, p in self.trained.items()}
-        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}
+        row = {"sums": self.sums, "num_summed": self.num_summed}
+        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "row": row}
         if self.ema is not None:
             state["ema"] = self.ema.state_dict()
         keep = self.recipe.keep_checkpoints
@@ -100,6 +100,8 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None and "ema" in state:
             self.ema.load_state_dict(state["ema"])
+        if "row" in state:
+            self.sums, self.num_summed = dict(state["row"]["sums"]), state["row"]["num_summed"]
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -128,7 +130,7 @@ def train(recipe: Recipe, resume: str = "auto", dry_run: bool = False) -> str:
     found = checkpoint.find(run.folder, resume)
     if found is not None:
         run.resume(found)
-    _say(f"run folder {run.folder}: " + (f"resuming from step {run.step}" if found else "starting anew"))
+    say(f"run folder {run.folder}: " + (f"resuming from step {run.step}" if found else "starting anew"))
     metrics = Metrics(run) if run.accelerator.is_main_process else None
     pool = make_pool(run) if run.stage.uses_pool else None
     with _stop_on_signals() as stopped, _attention(run.device):
@@ -151,8 +153,10 @@ def describe(run: Run) -> str:
     memory = 4 * (total + (copies - 1) * trained)
     disk = 4 * trained * copies * run.recipe.keep_checkpoints
     lines.append(f"  memory without activations {memory / 2**20:.0f} MiB, checkpoints on disk {disk / 2**20:.0f} MiB")
-    batch = Batches(run.recipe.model_copy(update={"data": run.recipe.data.model_copy(update={"pool": None})}),
-                    _without_pool(run.stage))[0]
+    batch = Batches(
+        run.recipe.model_copy(update={"data": run.recipe.data.model_copy(update={"pool": None})}),
+        _without_pool(run.stage),
+    )[0]
     lines.append("  one batch: " + ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.fields().items()))
     lines.append(f"  start with: kg {run.recipe.stage} RECIPE, or accelerate launch -m kgcli {run.recipe.stage} RECIPE")
     return "\n".join(lines)
@@ -169,12 +173,15 @@ def make_pool(run: Run) -> Pool:
     run.accelerator.wait_for_everyone()
     pool = Pool(folder)
     if len(pool.moments) != recipe.data.pool:
-        raise ConfigError(f"{folder} holds {len(pool.moments)} pictures, data.pool is {recipe.data.pool}; remove the folder")
+        raise ConfigError(
+            f"{folder} holds {len(pool.moments)} pictures, data.pool is {recipe.data.pool}; remove the folder"
+        )
     return pool
 
 
 def _fill_pool(run: Run, folder: Path) -> None:
     diffusion = run.stage.diffusion
+    assert isinstance(diffusion, Diffusion), "a stage with a pool has a decoder"
     latent_size = diffusion.unet.config.sample_size
     pictures = PoolPictures(run.recipe, latent_size)
     shape = (2 * diffusion.vae.config.latent_channels, latent_size, latent_size)
@@ -188,7 +195,7 @@ def _fill_pool(run: Run, folder: Path) -> None:
             subject[rows] = masks.numpy()
             place += len(pixels)
             if place % 6400 == 0:
-                _say(f"encoded {place} of {len(pictures)} pictures")
+                say(f"encoded {place} of {len(pictures)} pictures")
     moments.flush()
     subject.flush()
     Pool.finish(folder)
@@ -196,10 +203,12 @@ def _fill_pool(run: Run, folder: Path) -> None:
 
 def _loop(run: Run, pool: Pool | None, metrics: Metrics | None, stopped: list[int]) -> None:
     recipe, module = run.recipe, run.module
-    forward = torch.compile(module) if recipe.compile else module
+    if recipe.compile:
+        for part in run.stage.heavy_parts():
+            part.compile(dynamic=False)
     module.train()
     for batch in run.batches(pool, run.step):
-        losses = _step(run, forward, batch.to(run.device))
+        losses = _step(run, module, batch.to(run.device))
         run.step += 1
         last = run.step == recipe.steps
         if metrics is not None:
@@ -209,7 +218,7 @@ def _loop(run: Run, pool: Pool | None, metrics: Metrics | None, stopped: list[in
             if run.step % recipe.save_every == 0 or last or stopped:
                 run.save()
         if stopped:
-            _say(f"stopped by signal {stopped[0]}; step {run.step} is saved")
+            say(f"stopped by signal {stopped[0]}; step {run.step} is saved")
             raise KeyboardInterrupt
     if metrics is not None:
         metrics.close()
@@ -229,81 +238,12 @@ def _step(run: Run, forward: nn.Module, batch: Any) -> dict[str, Tensor]:
     run.optimizer.zero_grad(set_to_none=True)
     if run.ema is not None:
         run.ema.step(run.trained.values())
-    return {**{name: value.detach() for name, value in losses.items()}, "loss": total.detach(), "grad_norm": norm, "lr": torch.tensor(rate)}
-
-
-class Metrics:
-    """metrics.jsonl, TensorBoard, sample grids and env.json of a run."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.every = run.recipe.log_every
-        self.file = run.folder / "metrics.jsonl"
-        self.sums: dict[str, float] = {}
-        self.count, self.since = 0, time.monotonic()
-        run.folder.mkdir(parents=True, exist_ok=True)
-        (run.folder / "recipe.yaml").write_text(dump_recipe(run.recipe), "utf-8")
-        (run.folder / "env.json").write_text(json.dumps(environment(), indent=2) + "\n", "utf-8")
-        self._forget_after(run.step)
-        self.board = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.step)
-
-    def add(self, step: int, values: dict[str, Tensor]) -> None:
-        """Take in one step; write the mean of the last `log_every`."""
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
-        self.count += 1
-        if step % self.every and step != self.run.recipe.steps:
-            return
-        row = {name: total / self.count for name, total in self.sums.items()}
-        seconds = time.monotonic() - self.since
-        row["samples_per_second"] = self.count * self.run.recipe.data.batch_size / seconds
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **{name: float(f"{v:.6g}") for name, v in row.items()}}) + "\n")
-        for name, value in row.items():
-            self.board.add_scalar(name, value, step)
-        shown = " ".join(f"{name} {value:.4g}" for name, value in row.items())
-        _say(f"step {step}/{self.run.recipe.steps} {shown}")
-        self.sums, self.count, self.since = {}, 0, time.monotonic()
-
-    def preview(self, run: Run, pool: Pool | None) -> None:
-        """Write a grid of what the running-mean weights make of one batch no step trains on."""
-        batches = Batches(run.recipe, run.stage.collator(pool))
-        batch = batches[EVALUATION_STEP // run.recipe.data.batch_size].to(run.device)
-        run.stage.eval()
-        with run.averaged(), run.accelerator.autocast():
-            pictures = run.stage.preview(batch, torch.Generator().manual_seed(0))
-        run.stage.train()
-        if pictures is None:
-            return
-        folder = run.folder / "samples"
-        folder.mkdir(exist_ok=True)
-        save_image(pictures.float(), folder / f"step_{run.step:07d}.png", nrow=8)
-        self.board.add_images("samples", pictures.float(), run.step)
-
-    def close(self) -> None:
-        """Flush TensorBoard."""
-        self.board.close()
-
-    def _forget_after(self, step: int) -> None:
-        """Drop rows of steps that a resumed run will take again."""
-        if not self.file.exists():
-            return
-        rows = [row for row in self.file.read_text("utf-8").splitlines() if row.endswith("}")]
-        kept = [row for row in rows if json.loads(row)["step"] <= step]
-        self.file.write_text("".join(row + "\n" for row in kept), "utf-8")
-
-
-def environment() -> dict[str, str]:
-    """Versions and machine, for env.json."""
-    import diffusers
-    import transformers
-
-    from kgcli import __version__
-
-    versions = {"kgcli": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    threads = str(torch.get_num_threads())
-    return {**versions, "transformers": transformers.__version__, "python": platform.python_version(), "device": device, "threads": threads}
+    return {
+        **{name: value.detach() for name, value in losses.items()},
+        "loss": total.detach(),
+        "grad_norm": norm,
+        "lr": torch.tensor(rate),
+    }
 
 
 def _export(run: Run) -> None:
@@ -332,7 +272,7 @@ def _without_pool(stage: Stage) -> Any:
 
 @contextlib.contextmanager
 def _stop_on_signals() -> Iterator[list[int]]:
-    """Collect the first SIGINT or SIGTERM, so that the step under way is finished and saved; a second one ends at once."""
+    """Collect the first SIGINT or SIGTERM: the step under way is finished and saved; a second one ends at once."""
     stopped: list[int] = []
 
     def note(number: int, frame: object) -> None:
@@ -360,11 +300,6 @@ def _leave_signals_to_parent(worker: int) -> None:
 def _attention(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """On a CPU the fused kernel's bf16 backward pass takes several times the plain one's time at small head sizes."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
-
-
-def _say(line: str) -> None:
-    log.info(line)
-    print(line, file=sys.stderr, flush=True)
 
 
 __all__ = ["KgError", "Run", "describe", "make_pool", "train"]

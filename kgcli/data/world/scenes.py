@@ -48,7 +48,7 @@ def _sky(picture: Image.Image, rng: Rng, horizon: int) -> None:
 
 
 def _cloud(draw: Draw, rng: Rng, below: int) -> None:
-    x, y = rng.integers(0, CANVAS), rng.integers(6, below)
+    x, y = int(rng.integers(0, CANVAS)), int(rng.integers(6, below))
     for dx, dy, r in ((-10, 2, 7), (0, -2, 9), (11, 2, 7)):
         draw.ellipse((x + dx - r * 1.3, y + dy - r, x + dx + r * 1.3, y + dy + r), fill=(246, 249, 252))
 
@@ -68,7 +68,9 @@ def _snow(picture: Image.Image, draw: Draw, rng: Rng) -> None:
     _gradient(picture, _jitter((158, 186, 214), rng), _jitter((208, 222, 236), rng, 8), 0, horizon)
     _gradient(picture, _jitter((244, 248, 252), rng, 4), _jitter((206, 222, 240), rng, 8), horizon, CANVAS)
     for x in rng.integers(-6, CANVAS, 4):
-        draw.polygon([(x, horizon + 4), (x + 8, horizon - 26), (x + 16, horizon + 4)], fill=_jitter((92, 128, 128), rng))
+        draw.polygon(
+            [(x, horizon + 4), (x + 8, horizon - 26), (x + 16, horizon + 4)], fill=_jitter((92, 128, 128), rng)
+        )
         draw.polygon([(x + 3, horizon - 12), (x + 8, horizon - 27), (x + 13, horizon - 12)], fill=(244, 248, 252))
     for x, y in rng.integers(0, CANVAS, (34, 2)):
         draw.ellipse((x, y, x + 3, y + 3), fill=(255, 255, 255))

@@ -98,7 +98,13 @@ def _look(noun: str, identity: int, recoloured: str | None) -> Look:
     plain = pattern == "plain"
     as_rgb = lambda values: (float(values[0]), float(values[1]), float(values[2]))  # noqa: E731
     return Look(
-        first, as_rgb(colour), pattern, None if plain else second, None if plain else as_rgb(other), pattern_seed, stretch
+        first,
+        as_rgb(colour),
+        pattern,
+        None if plain else second,
+        None if plain else as_rgb(other),
+        pattern_seed,
+        stretch,
     )
 
 

@@ -31,7 +31,7 @@ def tinted(noun: str, colour: np.ndarray, pattern: np.ndarray | None, second: np
     Shading survives: black stays black, white highlights stay light, the glyph's commonest luminance becomes `colour`.
 
     Shapes:
-        colour, second: (3,) in [0, 1]; pattern: (DRAWN, DRAWN) in [0, 1]; returns an RGBA picture of DRAWN x DRAWN pixels
+        colour, second: (3,) in [0, 1]; pattern: (DRAWN, DRAWN) in [0, 1]; returns RGBA of DRAWN x DRAWN pixels
     """
     level, alpha, original = _glyph(noun)
     body = _ramp(colour)[level]
@@ -123,9 +123,9 @@ def _ramp(colour: np.ndarray) -> np.ndarray:
     """Luminance level -> colour: (256, 3), black to `colour` to nearly white."""
     light = colour + (1.0 - colour) * 0.85
     levels = np.arange(256)
-    return np.stack([np.interp(levels, [0, 128, 255], [0.04, c, w]) for c, w in zip(colour, light, strict=True)], 1).astype(
-        np.float32
-    )
+    return np.stack(
+        [np.interp(levels, [0, 128, 255], [0.04, c, w]) for c, w in zip(colour, light, strict=True)], 1
+    ).astype(np.float32)
 
 
 def _soften(values: np.ndarray) -> np.ndarray:

@@ -77,7 +77,9 @@ def edit(before: Spec, rng: Rng) -> tuple[Spec, str]:
 def story(specs: list[Spec], rng: Rng) -> Fragments:
     """A short document about one individual, a picture before each sentence; colours are never named."""
     noun = specs[0].subjects[0].subject.noun
-    pieces: list[str | None] = [str(rng.choice(["a story about ", "look at ", "this is "])) + _with_article(noun) + ". "]
+    pieces: list[str | None] = [
+        str(rng.choice(["a story about ", "look at ", "this is "])) + _with_article(noun) + ". "
+    ]
     for number, spec in enumerate(specs):
         who = f"the {'same ' if number else ''}{noun}" if rng.random() < 0.7 else "it"
         pieces += [None, f" {who}{_extras(spec.subjects[0].subject, False, True)} {_where(spec, rng)}. "]
