@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kgcli.stages import AlignStage, InstructStage, PretrainStage, Stage
 from kgcli.stages_base import ClipStage, UnetStage, VaeStage
+from kgcli.stages_judge import JudgeStage
 
 STAGES: dict[str, type[Stage]] = {
     "vae": VaeStage,
@@ -12,4 +13,5 @@ STAGES: dict[str, type[Stage]] = {
     "pretrain": PretrainStage,
     "align": AlignStage,
     "instruct": InstructStage,
+    "judge": JudgeStage,
 }

@@ -60,6 +60,12 @@ def unet(recipe: RecipeName, overrides: Overrides = None, resume: Resume = "auto
     _train("unet", recipe, overrides, resume, dry_run)
 
 
+@base_app.command()
+def judge(recipe: RecipeName, overrides: Overrides = None, resume: Resume = "auto", dry_run: DryRun = False) -> None:
+    """The judges of `kg eval nano`; nothing that draws is trained with them."""
+    _train("judge", recipe, overrides, resume, dry_run)
+
+
 def _train(stage: str, recipe: str, overrides: list[str] | None, resume: str, dry_run: bool) -> None:
     from kgcli.config import load_recipe
 

@@ -39,6 +39,8 @@ class Batch:
     targets: Tensor | None = None  # (B, 3, S, S) the pictures to be made, in [-1, 1]
     moments: Tensor | None = None  # (B, 2C, H, W) their VAE mean and log variance
     subject: Tensor | None = None  # (B, H, W) how much of each latent place a subject covers, in [0, 1]
+    views: Tensor | None = None  # (B, 3, 3, S, S) uint8: whole picture, the part around one subject, a reference of it
+    labels: Tensor | None = None  # (B, heads) what the judges should say of the whole picture
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -113,7 +115,6 @@ class Batches(Dataset[Batch]):
         indices = range(first + self.rank, first + data.batch_size, self.num_ranks)
         samples = [self._sample(i) for i in indices]
         return self.collator(samples, [i % data.pool if data.pool else i for i in indices])
-
 
     def _sample(self, index: int) -> Sample:
         data, size = self.recipe.data, self.recipe.image_size

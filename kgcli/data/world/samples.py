@@ -1,7 +1,8 @@
 """What each training stage sees of the world: one deterministic sample per (seed, index).
 
 A sample has two sources of chance. What is shown (`spec`) depends on `index % pool`, so that a stage may work
-on a finite pool of pictures whose VAE moments are cached; how it is told (words, reference pictures) depends on `index`.
+on a finite pool of pictures whose VAE moments are cached; how it is told (words, reference pictures) depends on
+`index`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,17 @@ import numpy as np
 from PIL import Image
 
 from kgcli.data.world import text
+from kgcli.data.world.scenes import NUM_VARIANTS
 from kgcli.data.world.spec import Rendered, Spec, Subject, crop, draw_spec, draw_subject, is_held_out, place, render
-from kgcli.data.world.tables import BASE_ONLY_NOUNS, SEEN_NOUNS
+from kgcli.data.world.tables import (
+    ACCESSORIES,
+    BASE_ONLY_NOUNS,
+    FIRST_JUDGE_IDENTITY,
+    NOUNS,
+    SCENES,
+    SEEN_NOUNS,
+    STYLES,
+)
 
 BASE_NOUNS = [*SEEN_NOUNS, *BASE_ONLY_NOUNS]
 STAGE_NOUNS = list(SEEN_NOUNS)
@@ -26,7 +36,7 @@ class Sample:
     """One training example before tensors.
 
     `fragments` is what the multimodal model reads (None = the next of `images`), `caption` what a CLIP text encoder
-    reads, `spec` the picture to be made or looked at, if any.
+    reads, `spec` the picture to be made or looked at, if any, `subject` which of its subjects a reference shows.
     """
 
     fragments: tuple[str | None, ...] = ()
@@ -34,6 +44,7 @@ class Sample:
     caption: str = ""
     spec: Spec | None = None
     before: Spec | None = None
+    subject: int = 0
 
 
 @dataclass(frozen=True)
@@ -151,6 +162,38 @@ def _caption(chance: Chance) -> Sample:
     return Sample(fragments=(words,), caption=words, spec=spec)
 
 
+def _judged(chance: Chance) -> Sample:
+    """Two pictures of one individual for the judges of evaluation: as one may be asked for, and as a prompt shows it.
+
+    Nothing is held out here. `GROUP` neighbours share a noun, a colour word or both, so that neither alone tells
+    individuals apart.
+    """
+    group, rng = np.random.default_rng([4, chance.seed, chance.index // GROUP]), chance.shown
+    model = _judge_subject(group)
+    alike = str(group.choice(["nothing", "noun", "colour", "both"], p=[0.25, 0.2, 0.2, 0.35]))
+    noun = model.noun if alike in ("noun", "both") else None
+    subjects = [_judge_subject(rng, noun, model.look.colour_name if alike in ("colour", "both") else None)]
+    which = 0
+    if rng.random() < 0.4:
+        which = int(rng.integers(2))
+        subjects.insert(1 - which, _judge_subject(rng))
+    style = str(rng.choice(list(STYLES)[1:])) if rng.random() < 0.4 else "photo"
+    scene = None if style == "minecraft" and rng.random() < 0.4 else str(rng.choice(list(SCENES)))
+    spec = Spec(place(subjects, rng), scene, style, int(rng.integers(NUM_VARIANTS)))
+    shown = reference(subjects[which], rng, chance.size, keep_background=bool(rng.random() < 0.3))
+    return Sample(images=(render(spec, chance.size).picture, shown), spec=spec, subject=which)
+
+
+def _judge_subject(rng: np.random.Generator, noun: str | None = None, colour: str | None = None) -> Subject:
+    """An individual no generator sees in training or evaluation, of a given noun and colour word or of any."""
+    worn = str(rng.choice(list(ACCESSORIES))) if rng.random() < 0.3 else None
+    noun = noun or str(rng.choice(list(NOUNS)))
+    while True:
+        subject = Subject(noun, FIRST_JUDGE_IDENTITY + int(rng.integers(1 << 30)), worn)
+        if colour in (None, subject.look.colour_name):
+            return subject
+
+
 SAMPLERS: dict[str, Callable[[Chance], Sample]] = {
     "captioned": _captioned,
     "contrast": _contrast,
@@ -160,6 +203,7 @@ SAMPLERS: dict[str, Callable[[Chance], Sample]] = {
     "compositional": _compositional,
     "edit": _edit,
     "caption": _caption,
+    "judged": _judged,
 }
 
 __all__ = ["SAMPLERS", "Rendered", "Sample", "draw", "reference"]

@@ -61,6 +61,7 @@ STYLES = {
 
 # Identities: an integer is one individual. Training draws below, evaluation at or above this line.
 FIRST_NEW_IDENTITY = 1_000_000
+FIRST_JUDGE_IDENTITY = 3_000_000  # the judges of evaluation are trained on individuals from here on
 
 
 def is_held_out_combination(noun: str, scene: str, style: str) -> bool:
