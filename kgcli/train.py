@@ -39,7 +39,8 @@ class Run:
             raise ConfigError(f"there is no stage {recipe.stage!r}; the stages are {', '.join(STAGES)}")
         self.recipe = recipe
         self.folder = Path(recipe.output_dir)
-        self.accelerator = Accelerator(mixed_precision={"fp32": "no", "bf16": "bf16"}[recipe.precision])
+        # Without `cpu` accelerate takes several CPU processes for as many separate runs.
+        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision={"fp32": "no", "bf16": "bf16"}[recipe.precision])
         torch.manual_seed(recipe.seed)
         self.stage: Stage = STAGES[recipe.stage](recipe)
         self.stage.freeze()
