@@ -154,11 +154,11 @@ class DataConfig(Strict):
     """Which samples a run sees, and how many at a time."""
 
     kinds: dict[str, float]  # kind of sample -> weight in the mixture
-    batch_size: int  # samples per step over all processes
+    batch_size: int = Field(ge=1)  # samples per step over all processes
     seed: int = 0
-    pool: int | None = None  # pictures in all, with cached VAE moments; None draws a new one each time
+    pool: int | None = Field(default=None, ge=1)  # pictures, with cached VAE moments; None draws new ones
     keep: bool = False  # keep whole samples of the pool in memory, words included: saves drawing them again
-    num_workers: int = 1  # processes that render ahead; each keeps its own
+    num_workers: int = Field(default=1, ge=0)  # processes that render ahead; each keeps its own
 
 
 class OptimConfig(Strict):
@@ -188,14 +188,14 @@ class Recipe(Strict):
     stage: str
     output_dir: str  # the run folder
     init_from: dict[str, str] = {}  # part -> the folder it starts from
-    steps: int  # optimizer steps
+    steps: int = Field(ge=1)  # optimizer steps
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"  # of the forward pass; weights stay fp32
     compile: bool = False  # torch.compile: a minute or two to start, then 1.2 to 1.4 times as fast
     ema_decay: float | None = None  # of the exported weights' running mean; None exports the last ones
-    log_every: int = 50  # steps
-    save_every: int = 1000  # steps
-    sample_every: int = 1000  # steps
+    log_every: int = Field(default=50, ge=1)  # steps
+    save_every: int = Field(default=1000, ge=1)  # steps
+    sample_every: int = Field(default=1000, ge=1)  # steps
     keep_checkpoints: int = Field(default=2, ge=1)
     image_size: int = 64  # pixels of the pictures a world sample shows
     model: ModelConfig = ModelConfig()

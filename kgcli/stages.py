@@ -6,10 +6,11 @@ the paper's; those of `stages_base` make the nano base they start from.
 
 from __future__ import annotations
 
+import difflib
 import shutil
 from abc import abstractmethod
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -37,11 +38,15 @@ class Stage(nn.Module):
 
     needs: ClassVar[frozenset[str]]  # fields of Batch
     trains: tuple[str, ...]  # prefixes of parameter names; all else is frozen
+    options: ClassVar[frozenset[str]] = frozenset()  # names of the recipe's own numbers
     uses_pool: ClassVar[bool] = False
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self.recipe = recipe
+        for name in recipe.options.keys() - self.options:
+            near = difflib.get_close_matches(name, self.options, 1, 0.5)
+            raise ConfigError(f"unknown key options.{name}" + (f"; did you mean {near[0]}?" if near else ""))
 
     @abstractmethod
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -70,7 +75,18 @@ class Stage(nn.Module):
 
     def option(self, name: str, default: float) -> float:
         """One of the recipe's own numbers."""
+        assert name in self.options, name
         return self.recipe.options.get(name, default)
+
+    def part(self, name: str) -> dict[str, Any]:
+        """The library configuration of a part that the stage builds.
+
+        Raises:
+            ConfigError: the recipe does not have it.
+        """
+        if name not in self.recipe.parts:
+            raise ConfigError(f"stage {self.recipe.stage} needs parts.{name}: the configuration of its {name}")
+        return self.recipe.parts[name]
 
     def source(self, part: str) -> Path:
         """The folder that `part` starts from.
@@ -128,6 +144,7 @@ class PretrainStage(KosmosGStage):
     """
 
     needs = frozenset({"tokens", "images"})
+    options = frozenset({"vision_blocks"})
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
@@ -204,6 +221,7 @@ class InstructStage(KosmosGStage):
     """
 
     needs = frozenset({"tokens", "images", "moments"})
+    options = frozenset({"vision_blocks", "subject"})
     uses_pool = True
 
     def __init__(self, recipe: Recipe) -> None:

@@ -45,11 +45,12 @@ class VaeStage(Stage):
     """
 
     needs = frozenset({"targets"})
+    options = frozenset({"kl", "edges"})
     trains = ("vae.",)
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
-        self.vae = AutoencoderKL.from_config(recipe.parts["vae"])
+        self.vae = AutoencoderKL.from_config(self.part("vae"))
         self.vae.to(memory_format=torch.channels_last)
 
     def collator(self, pool: Pool | None) -> Collator:
@@ -109,26 +110,28 @@ class ClipStage(Stage):
     """
 
     needs = frozenset({"images", "clip_tokens"})
+    options = frozenset({"projection", "clip_vocab", "sentencepiece_vocab", "captions"})
     trains = ("clip.",)
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
         self.captions = world_captions(recipe, int(self.option("captions", 20000)))
-        self.tokenizer = clip_tokenizer(recipe, self.captions)
+        length = int(self.part("clip_text")["max_position_embeddings"])
+        self.tokenizer = clip_tokenizer(self.captions, int(self.option("clip_vocab", 1024)), length)
         text = CLIPTextConfig(
-            **recipe.parts["clip_text"],
+            **self.part("clip_text"),
             vocab_size=len(self.tokenizer),
             bos_token_id=self.tokenizer.bos_token_id,
             eos_token_id=self.tokenizer.eos_token_id,
             pad_token_id=self.tokenizer.pad_token_id,
         )
-        vision = CLIPVisionConfig(**recipe.parts["clip_vision"])
+        vision = CLIPVisionConfig(**self.part("clip_vision"))
         self.clip = CLIPModel(
             CLIPConfig(text_config=text, vision_config=vision, projection_dim=int(self.option("projection", 128)))
         )
 
     def collator(self, pool: Pool | None) -> Collator:
-        vision_size = int(self.recipe.parts["clip_vision"]["image_size"])
+        vision_size = int(self.part("clip_vision")["image_size"])
         return Collator(self.needs, self.recipe.image_size, vision_size, clip_tokenizer=self.tokenizer)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -157,6 +160,7 @@ class UnetStage(Stage):
     """
 
     needs = frozenset({"clip_tokens", "moments"})
+    options = frozenset({"null_text", "subject"})
     trains = ("diffusion.unet.",)
     uses_pool = True
     null_tokens: Tensor  # (1, L) the empty caption
@@ -165,9 +169,9 @@ class UnetStage(Stage):
         super().__init__(recipe)
         self.tokenizer = CLIPTokenizer.from_pretrained(self.source("clip") / "tokenizer")
         self.text = CLIPTextModel.from_pretrained(self.source("clip") / "text_encoder")
-        unet = UNet2DConditionModel.from_config(recipe.parts["unet"])
+        unet = UNet2DConditionModel.from_config(self.part("unet"))
         vae = AutoencoderKL.from_pretrained(self.source("vae") / "vae")
-        self.diffusion = Diffusion(unet, vae, recipe.parts["scheduler"])
+        self.diffusion = Diffusion(unet, vae, self.part("scheduler"))
         self.diffusion.to(memory_format=torch.channels_last)
         self.register_buffer("null_tokens", self._tokenize([""]), persistent=False)
 
@@ -222,14 +226,13 @@ def world_captions(recipe: Recipe, num: int) -> list[str]:
     return captions + [piece for sample in more for piece in sample.fragments if piece]
 
 
-def clip_tokenizer(recipe: Recipe, captions: list[str]) -> CLIPTokenizer:
-    """A CLIP tokenizer whose merges come from captions."""
+def clip_tokenizer(captions: list[str], vocab_size: int, length: int) -> CLIPTokenizer:
+    """A CLIP tokenizer whose merges come from captions; `length` in tokens is what it pads to."""
     letters = [*map(chr, range(33, 127)), *map(chr, range(161, 173)), *map(chr, range(174, 256))]
     letters += [chr(256 + i) for i in range(256 - len(letters))]  # the byte alphabet of GPT-2's tokenizer
     symbols = letters + [letter + "</w>" for letter in letters] + ["<|startoftext|>", "<|endoftext|>"]
     plain = CLIPTokenizer(vocab={symbol: index for index, symbol in enumerate(symbols)}, merges=[])
-    length = int(recipe.parts["clip_text"]["max_position_embeddings"])
-    trained = plain.train_new_from_iterator(captions, vocab_size=int(recipe.options["clip_vocab"]))
+    trained = plain.train_new_from_iterator(captions, vocab_size=vocab_size)
     trained.model_max_length = length
     return trained
 

@@ -41,6 +41,7 @@ class JudgeStage(Stage):
     """
 
     needs = frozenset({"views", "labels"})
+    options = frozenset({"blur", "noise"})
     trains = ("judges.", "log_scale")
 
     def __init__(self, recipe: Recipe) -> None:
