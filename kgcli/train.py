@@ -22,12 +22,12 @@ from torch.utils.data import DataLoader
 
 from kgcli import checkpoint
 from kgcli.config import Recipe, dump_recipe
-from kgcli.data.batch import Batches, Pool, PoolPictures
+from kgcli.data.batch import Batches, Pool, PoolPictures, check_kinds
 from kgcli.errors import ConfigError, KgError
 from kgcli.metrics import Metrics, say
 from kgcli.model.diffusion import Diffusion
 from kgcli.optim import lr_at, make_optimizer
-from kgcli.stages import Stage
+from kgcli.stages import KosmosGStage, Stage
 from kgcli.stages_table import STAGES
 
 
@@ -37,10 +37,13 @@ class Run:
     def __init__(self, recipe: Recipe) -> None:
         if recipe.stage not in STAGES:
             raise ConfigError(f"there is no stage {recipe.stage!r}; the stages are {', '.join(STAGES)}")
+        check_kinds(recipe.data.kinds)
         self.recipe = recipe
         self.folder = Path(recipe.output_dir)
         # Without `cpu` accelerate takes several CPU processes for as many separate runs.
-        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision={"fp32": "no", "bf16": "bf16"}[recipe.precision])
+        self.accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(), mixed_precision={"fp32": "no", "bf16": "bf16"}[recipe.precision]
+        )
         torch.manual_seed(recipe.seed)
         self.stage: Stage = STAGES[recipe.stage](recipe)
         self.stage.freeze()
@@ -159,7 +162,9 @@ def describe(run: Run) -> str:
         _without_pool(run.stage),
     )[0]
     lines.append("  one batch: " + ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.fields().items()))
-    lines.append(f"  start with: kg {run.recipe.stage} RECIPE, or accelerate launch -m kgcli {run.recipe.stage} RECIPE")
+    stage = run.recipe.stage
+    command = stage if isinstance(run.stage, KosmosGStage) else f"base {stage}"
+    lines.append(f"  start with: kg {command} RECIPE, or accelerate launch -m kgcli {command} RECIPE")
     return "\n".join(lines)
 
 
