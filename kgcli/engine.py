@@ -1,9 +1,10 @@
-"""The verbs: load, generate, edit, train. Owns device, dtype, seeds and environment."""
+"""The verbs: load, generate, edit, train, evaluate. Owns device, dtype, seeds and environment."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -141,6 +142,11 @@ def train(recipe: Recipe, resume: str = "auto", dry_run: bool = False) -> Any:
     from kgcli.train import train as run  # training needs more than drawing does
 
     return run(recipe, resume=resume, dry_run=dry_run)
+
+
+def evaluate(suite: str, model: Model, **options: Any) -> Any:
+    """Run a suite of `kgcli.evaluation` on a model and return its report."""
+    return import_module(f"kgcli.evaluation.{suite}").evaluate(model, **options)
 
 
 def choose_device(name: str) -> str:

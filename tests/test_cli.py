@@ -295,3 +295,14 @@ def test_shipped_recipes_are_listed_printed_copied_and_checked(kg, tmp_path):
 def test_an_unknown_recipe_key_is_named_before_torch(kg, without_engine):
     done = kg("pretrain", "smoke/pretrain", "stepps=3")
     assert done.code == 2 and "stepps" in done.err
+
+
+def test_every_recipe_is_run_by_the_command_it_names(kg):
+    from kgcli.config import load_recipe
+
+    for name in kg("ls").lines:
+        if name.endswith(".png"):
+            continue
+        stage = load_recipe(name).stage
+        command = [stage] if stage in ("pretrain", "align", "instruct") else ["base", stage]
+        assert kg(*command, "--help").code == 0, name

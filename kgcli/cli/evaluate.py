@@ -18,12 +18,25 @@ def evaluate() -> None:
 @app.command()
 def nano(
     model: Annotated[str | None, typer.Option("--model", help="Model folder; default: the one shipped.")] = None,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the report.")] = Path("runs/eval/nano"),
+    before: Annotated[str | None, typer.Option("--before", help="The model before instruct, to compare with.")] = None,
+    num: Annotated[int, typer.Option("--num", min=4, help="Pictures per measure; some take less or more.")] = 96,
+    seed: Annotated[int, typer.Option("-s", "--seed", min=0, help="Of the prompts and pictures.")] = 0,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda.")] = "auto",
-    num_samples: Annotated[int, typer.Option("--num-samples", help="Pictures per measure.")] = 200,
-    seed: Annotated[int, typer.Option("-s", "--seed", help="Of the prompts and pictures.")] = 0,
+    judges: Annotated[Path | None, typer.Option("--judges", help="Folder; default: those shipped.")] = None,
+    grid: Annotated[Path | None, typer.Option("--grid", help="PNG of 100 prompts and what was made of them.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON in place of the table.")] = False,
 ) -> None:
     """On the nano world: nouns, subjects, scenes, styles, two subjects, edits, beside ceiling and floor."""
-    from kgcli import engine
+    from kgcli.modelfolder import open_model
+    from kgcli.output import check_writable
 
-    print(engine.evaluate("nano", model=model, out=out, device=device, num_samples=num_samples, seed=seed))
+    folder = open_model(model)
+    earlier = None if before is None else open_model(before, folder.decoder)
+    if grid is not None:
+        check_writable(grid)
+    from kgcli import engine  # torch loads here, after all is known to be sound
+
+    compared = None if earlier is None else engine.load(earlier, device=device)
+    loaded = engine.load(folder, device=device)
+    report = engine.evaluate("nano", loaded, num=num, seed=seed, before=compared, judges=judges, grid=grid)
+    typer.echo(report.to_json() if as_json else str(report))
