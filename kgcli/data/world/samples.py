@@ -28,6 +28,7 @@ from kgcli.data.world.tables import (
 
 BASE_NOUNS = [*SEEN_NOUNS, *BASE_ONLY_NOUNS]
 STAGE_NOUNS = list(SEEN_NOUNS)
+NOTHING_SAID = 0.04  # share of empty captions in text-only data
 GROUP = 8  # neighbours in a contrastive batch that look alike but for one thing
 
 
@@ -103,8 +104,9 @@ def _contrast(chance: Chance) -> Sample:
 def _text(chance: Chance) -> Sample:
     """A caption alone, for language modelling and for stage 2."""
     spec = draw_spec(chance.shown, STAGE_NOUNS, num_subjects=1 + (chance.shown.random() < 0.3))
-    words = text.caption(spec, chance.told)
-    return Sample(fragments=(words,), caption=words)
+    # Nothing at all is said now and then: what the null condition is, and where it has to go.
+    words = "" if chance.told.random() < NOTHING_SAID else text.caption(spec, chance.told)
+    return Sample(fragments=text.as_typed((words,), chance.told), caption=words)
 
 
 def _pair(chance: Chance) -> Sample:
@@ -140,7 +142,8 @@ def _compositional(chance: Chance) -> Sample:
         reference(placed.subject, chance.told, chance.size, keep_background=bool(chance.told.random() < 0.5))
         for placed in spec.subjects
     )
-    return Sample(fragments=text.compositional(spec, chance.told, drop=drop), images=images, spec=spec)
+    fragments = text.as_typed(text.compositional(spec, chance.told, drop=drop), chance.told)
+    return Sample(fragments=fragments, images=images, spec=spec)
 
 
 def _edit(chance: Chance) -> Sample:
@@ -152,6 +155,7 @@ def _edit(chance: Chance) -> Sample:
     fragments: text.Fragments = (None, " " + instruction)
     if chance.told.random() < 0.25:  # the input caption, when kept
         fragments = (text.caption(before, chance.told, colours=0.0) + " ", *fragments)
+    fragments = text.as_typed(fragments, chance.told)
     return Sample(fragments=fragments, images=(render(before, chance.size).picture,), spec=after, before=before)
 
 
@@ -159,7 +163,7 @@ def _caption(chance: Chance) -> Sample:
     """A caption alone and the picture it describes: keeps text following alive in stage 3."""
     spec = draw_spec(chance.shown, STAGE_NOUNS, num_subjects=1 + (chance.shown.random() < 0.3))
     words = text.caption(spec, chance.told)
-    return Sample(fragments=(words,), caption=words, spec=spec)
+    return Sample(fragments=text.as_typed((words,), chance.told), caption=words, spec=spec)
 
 
 def _judged(chance: Chance) -> Sample:

@@ -86,6 +86,19 @@ def story(specs: list[Spec], rng: Rng) -> Fragments:
     return _merge(pieces)
 
 
+def as_typed(fragments: Fragments, rng: Rng) -> Fragments:
+    """The same words as people type them: now and then a capital at the start, or none in Minecraft."""
+    capital, lower = rng.random() < 0.2, rng.random() < 0.3
+    typed = []
+    for piece in fragments:
+        if piece and capital:
+            start = len(piece) - len(piece.lstrip())
+            piece = piece[:start] + piece[start : start + 1].upper() + piece[start + 1 :]
+            capital = False
+        typed.append(piece.replace("Minecraft", "minecraft") if piece and lower else piece)
+    return tuple(typed)
+
+
 def _sentence(subjects: str, spec: Spec, rng: Rng) -> str:
     opening = str(rng.choice(["", "", "", "a picture of ", "a photo of " if spec.style == "photo" else "an image of "]))
     return f"{opening}{subjects} {_where(spec, rng)}".strip()
