@@ -7,6 +7,7 @@ Shape letters: B pictures, C channels, X Y places, S pixels, E embedding.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -124,6 +125,13 @@ class Judges(nn.Module):
     def embed(self, pictures: Sequence[Image.Image]) -> np.ndarray:
         """Who each picture shows: (pictures, width), rows of length 1."""
         return torch.cat([self.matcher(chunk) for chunk in to_pixels(pictures).split(64)]).numpy()
+
+    def sha256(self) -> str:
+        """Of the weights, by which a report names its judges."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode() + value.half().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def save(self, folder: Path) -> None:
         """Write config.json and the weights in half precision."""
