@@ -85,10 +85,9 @@ def other_subject(spec: Spec, rng: Rng) -> Spec:
     """The same picture of somebody else: other nouns and other looks, changed as asked."""
     swapped = []
     for placed in spec.subjects:
-        nouns = [noun for noun in BASE_NOUNS if noun != placed.subject.noun]
-        other = _draw_other(rng, nouns)
-        changes = {"noun": other.noun, "identity": other.identity}
-        swapped.append(dataclasses.replace(placed, subject=dataclasses.replace(placed.subject, **changes)))
+        other = _draw_other(rng, [noun for noun in BASE_NOUNS if noun != placed.subject.noun])
+        subject = dataclasses.replace(placed.subject, noun=other.noun, identity=other.identity)
+        swapped.append(dataclasses.replace(placed, subject=subject))
     return dataclasses.replace(spec, subjects=tuple(swapped))
 
 

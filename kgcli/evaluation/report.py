@@ -16,6 +16,7 @@ from kgcli.evaluation.intervals import Estimate, estimate
 from kgcli.evaluation.scoring import MEASURES, Scores
 
 MEASURED = ("model", "before", "base")  # shown with their intervals; the others are what they are compared with
+COLUMNS = (*MEASURED, "true", "vae", "other", "copy")
 ALL = "all"
 PACKAGES = ("torch", "diffusers", "transformers", "pillow", "numpy")
 
@@ -54,7 +55,7 @@ class Report:
 
     def __str__(self) -> str:
         """The report as one table, in percent."""
-        painters = list(dict.fromkeys(row.painter for row in self.rows))
+        painters = [name for name in COLUMNS if any(row.painter == name for row in self.rows)]
         cells = {(row.task, row.kind, row.measure, row.painter): row.estimate for row in self.rows}
         lines, width = [_header(painters)], max(len(title) for title in MEASURES.values()) + 2
         for task, kind in _sections(self.rows):
