@@ -261,7 +261,7 @@ def test_ctrl_c_keeps_what_is_finished_and_leaves_nothing_half_written(tiny_mode
     ) as kg:
         assert kg.stdout.readline() == "1.png\n"
         kg.send_signal(signal.SIGINT)
-        out, err = kg.communicate(timeout=120)
+        out, err = kg.communicate(timeout=300)
     assert kg.returncode == 130 and "interrupted" in err and "Traceback" not in err
     written = {path.name for path in tmp_path.iterdir()}
     assert {"1.png", *out.split()} <= written and not any("partial" in name for name in written)

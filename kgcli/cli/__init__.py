@@ -49,8 +49,9 @@ def main(args: list[str] | None = None) -> None:
     """Run `kg`; turn every failure into one line and an exit code."""
     args = sys.argv[1:] if args is None else args
     if args and args not in (["--help"], ["--version"]):
-        from kgcli.cli.app import run
+        from kgcli.cli.app import run, unwind_on_kill
 
+        unwind_on_kill()
         raise SystemExit(run(args))
     try:
         sys.stdout.write(f"kg {kgcli.__version__}\n" if args == ["--version"] else help_text())

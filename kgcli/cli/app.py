@@ -53,7 +53,6 @@ def kg(version: Annotated[bool, typer.Option("--version", callback=_print_versio
 
 def run(args: list[str]) -> int:
     """Run a command to its end; failures become one line on stderr. Returns the exit code."""
-    signal.signal(signal.SIGTERM, _leave)
     try:
         code = app(args, prog_name="kg", standalone_mode=False) or 0
         sys.stdout.flush()
@@ -71,6 +70,10 @@ def close_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def unwind_on_kill() -> None:
+    """Make `kill` raise, so that unfinished files are removed."""
+    signal.signal(signal.SIGTERM, _leave)
+
+
 def _leave(signum: int, frame: object) -> None:
-    """On `kill`: unwind, so that unfinished files are removed."""
     raise SystemExit(128 + signum)
