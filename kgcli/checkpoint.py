@@ -16,6 +16,8 @@ from torch import Tensor
 from kgcli.errors import MissingError, UsageError
 
 FOLDER = "checkpoints"
+# What reading a file cut short raises, by where it was cut.
+UNREADABLE = (OSError, ValueError, TypeError, LookupError, EOFError, RuntimeError, SafetensorError, UnpicklingError)
 
 
 def save(run: Path, step: int, weights: dict[str, Tensor], state: dict[str, Any], recipe: str, keep: int) -> Path:
@@ -50,7 +52,7 @@ def load(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
         step = int(json.loads((folder / "trainer.json").read_text("utf-8"))["step"])
         weights = load_file(folder / "model.safetensors")
         state = torch.load(folder / "state.pt", weights_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError) as error:
+    except UNREADABLE as error:
         raise MissingError(
             f"checkpoint {folder} is damaged ({type(error).__name__}); resume from another one"
         ) from error

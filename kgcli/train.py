@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from kgcli import checkpoint
 from kgcli.config import Recipe, dump_recipe
 from kgcli.data.batch import Batches, Pool, PoolPictures, check_kinds
-from kgcli.errors import ConfigError, KgError
+from kgcli.errors import ConfigError, IncompatibleError
 from kgcli.metrics import Metrics, say
 from kgcli.model.diffusion import Diffusion
 from kgcli.optim import lr_at, make_optimizer
@@ -98,6 +98,12 @@ class Run:
     def resume(self, folder: Path) -> None:
         """Go on from a checkpoint."""
         self.step, weights, state = checkpoint.load(folder)
+        shapes = {name: p.shape for name, p in self.trained.items()}
+        if {name: tensor.shape for name, tensor in weights.items()} != shapes:
+            raise IncompatibleError(
+                f"checkpoint {folder} holds other parameters than this recipe trains; "
+                "go on with the recipe beside it, or start anew with --resume none"
+            )
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 parameter.copy_(weights[name])
@@ -136,9 +142,13 @@ def train(recipe: Recipe, resume: str = "auto", dry_run: bool = False) -> str:
         run.resume(found)
     say(f"run folder {run.folder}: " + (f"resuming from step {run.step}" if found else "starting anew"))
     metrics = Metrics(run) if run.accelerator.is_main_process else None
-    pool = make_pool(run) if run.stage.uses_pool else None
-    with _stop_on_signals() as stopped, _attention(run.device):
-        _loop(run, pool, metrics, stopped)
+    try:
+        pool = make_pool(run) if run.stage.uses_pool else None
+        with _stop_on_signals() as stopped, _attention(run.device):
+            _loop(run, pool, metrics, stopped)
+    finally:
+        if metrics is not None:
+            metrics.close()
     if run.accelerator.is_main_process:
         _export(run)
     return f"{run.folder / 'final'}"
@@ -226,8 +236,6 @@ def _loop(run: Run, pool: Pool | None, metrics: Metrics | None, stopped: list[in
         if stopped:
             say(f"stopped by signal {stopped[0]}; step {run.step} is saved")
             raise KeyboardInterrupt
-    if metrics is not None:
-        metrics.close()
 
 
 def _step(run: Run, forward: nn.Module, batch: Any) -> dict[str, Tensor]:
@@ -306,6 +314,3 @@ def _leave_signals_to_parent(worker: int) -> None:
 def _attention(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """On a CPU the fused kernel's bf16 backward pass takes several times the plain one's time at small head sizes."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
-
-
-__all__ = ["KgError", "Run", "describe", "make_pool", "train"]
