@@ -72,4 +72,4 @@ def _train(stage: str, recipe: str, overrides: list[str] | None, resume: str, dr
     checked = load_recipe(recipe, overrides or [], stage=stage)
     from kgcli.train import train  # torch loads here, after the recipe is known to be sound
 
-    train(checked, resume=resume, dry_run=dry_run)
+    print(train(checked, resume=resume, dry_run=dry_run))
