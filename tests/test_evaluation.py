@@ -137,7 +137,7 @@ def test_after_a_change_of_colour_all_candidates_have_the_new_one(cases):
 
 
 def test_the_words_of_a_prompt_with_an_unnamed_subject_do_not_name_it(cases):
-    for case in cases["subject"] + cases["base_only"] + cases["styled"]:
+    for case in cases["subject"] + cases["base_only"] + cases["styled"] + cases["unseen"]:
         noun = case.spec.subjects[0].subject.noun
         assert noun not in case.words.split() and "<image>" in case.words
 

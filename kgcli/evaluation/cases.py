@@ -21,7 +21,7 @@ from PIL import Image
 from kgcli.data.world import text
 from kgcli.data.world.samples import BASE_NOUNS, reference
 from kgcli.data.world.spec import Spec, Subject, crop, draw_spec, is_held_out, place, render
-from kgcli.data.world.tables import BASE_ONLY_NOUNS, FIRST_NEW_IDENTITY
+from kgcli.data.world.tables import BASE_ONLY_NOUNS, FIRST_NEW_IDENTITY, UNSEEN_NOUNS
 
 SIZE = 64  # pixels
 NUM_SAME_COLOUR = 10  # of the 19 wrong candidates
@@ -120,6 +120,11 @@ def _base_only(task: str, rng: Rng, index: int) -> Case:
     return _ask(task, draw_spec(rng, list(BASE_ONLY_NOUNS), new=True, accessory=0.0, styled=0.0), rng, index)
 
 
+def _unseen(task: str, rng: Rng, index: int) -> Case:
+    """Nothing but the judges has seen such a thing."""
+    return _ask(task, draw_spec(rng, list(UNSEEN_NOUNS), new=True, accessory=0.0, styled=0.0), rng, index)
+
+
 def _held_out(task: str, rng: Rng, index: int) -> Case:
     return _ask(task, draw_spec(rng, BASE_NOUNS, new=True, accessory=0.0, styled=0.5, held_out=True), rng, index)
 
@@ -193,6 +198,7 @@ def _noise_seed(rng: Rng) -> int:
     return int(rng.integers(1 << 31))
 
 
+# Append only: a task's place is part of its seed.
 TASKS: dict[str, Task] = {
     "text": Task("text only", _text, 1.0),
     "subject": Task("subject, noun not named", _subject, 1.0),
@@ -202,4 +208,5 @@ TASKS: dict[str, Task] = {
     "styled": Task("subject in a style", _styled, 2 / 3),
     "pair": Task("two subjects", _pair, 1.0),
     "edit": Task("edit", _edit, 4 / 3),
+    "unseen": Task("subject, noun unknown to all", _unseen, 1 / 3),
 }

@@ -37,7 +37,14 @@ PROTOCOL = "kgcli-nano-1"  # a new number whenever a figure would mean something
 SHIPPED_JUDGES = PACKAGE / "nano" / "judges"
 DEFAULT_NUM = 96
 NUM_GRID = 100
-SUBJECT_TASKS = ("subject", "named", "base_only", "held_out", "styled")  # also asked of the model before instruct
+SUBJECT_TASKS = (
+    "subject",
+    "named",
+    "base_only",
+    "held_out",
+    "styled",
+    "unseen",
+)  # also asked of the model before instruct
 
 
 def evaluate(

@@ -105,5 +105,5 @@ SCORES: dict[str, Callable[[Case, Verdict, Choices], Scores]] = {
     "text": _text,
     "pair": _pair,
     "edit": _edit,
-    **dict.fromkeys(("subject", "named", "base_only", "held_out", "styled"), _subject),
+    **dict.fromkeys(("subject", "named", "base_only", "held_out", "styled", "unseen"), _subject),
 }
