@@ -21,6 +21,7 @@ def ship(source: Path, target: Path) -> int:
     for file in partial.rglob("*.safetensors"):
         weights = {name: _half(tensor) for name, tensor in load_file(file).items()}
         save_file(weights, file, metadata={"format": "pt"})
+        file.chmod(0o644)  # safetensors writes 600, which nobody but the installing user could read
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
     return sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
