@@ -263,7 +263,10 @@ def _set(values: dict[str, Any], override: str) -> None:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise ConfigError(f"{override!r}: {parent} has no keys below it")
-    value = yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"{override!r} is no override; its value is no YAML") from None
     try:
         values[last] = float(value) if isinstance(value, str) else value  # PyYAML reads 1e-3 as text
     except ValueError:

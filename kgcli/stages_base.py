@@ -232,9 +232,14 @@ def clip_tokenizer(captions: list[str], vocab_size: int, length: int) -> CLIPTok
     letters += [chr(256 + i) for i in range(256 - len(letters))]  # the byte alphabet of GPT-2's tokenizer
     symbols = letters + [letter + "</w>" for letter in letters] + ["<|startoftext|>", "<|endoftext|>"]
     plain = CLIPTokenizer(vocab={symbol: index for index, symbol in enumerate(symbols)}, merges=[])
-    trained = plain.train_new_from_iterator(captions, vocab_size=vocab_size)
-    trained.model_max_length = length
-    return trained
+    # The trainer numbers symbols by chance and breaks ties by number, unless they are given as special tokens; taking
+    # its merges alone gives the same tokenizer in every process and after every resume.
+    trained = plain.train_new_from_iterator(captions, vocab_size=vocab_size, new_special_tokens=symbols)
+    merges = [tuple(merge) for merge in json.loads(trained.backend_tokenizer.to_str())["model"]["merges"]]
+    pieces = symbols + [left + right for left, right in merges]
+    tokenizer = CLIPTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, merges=merges)
+    tokenizer.model_max_length = length
+    return tokenizer
 
 
 def _edge_error(rebuilt: Tensor, pixels: Tensor) -> Tensor:

@@ -1,0 +1,110 @@
+"""Laws of the package as installed: one version, and all that ships is found by name."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import kgcli
+from kgcli.cli import COMMANDS
+from kgcli.data.images import open_image
+from kgcli.data.world.examples import EXAMPLES
+from kgcli.shipped import DEFAULT_MODEL, PACKAGE, find_picture, find_shipped, shipped_names
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+README = (ROOT / "README.md").read_text("utf-8")
+SHIPPED_MEGABYTES = 40
+PACKAGES = {"PIL": "pillow", "yaml": "pyyaml"}
+
+
+def test_one_version():
+    (latest, *_) = re.findall(r"^## \[(\d[^\]]*)\]", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    assert kgcli.__version__ == latest
+    assert PROJECT["project"]["dynamic"] == ["version"]
+    assert PROJECT["tool"]["hatch"]["version"]["path"] == "kgcli/__init__.py"
+    try:
+        assert metadata.version("kgcli") == latest
+    except metadata.PackageNotFoundError:
+        assert PACKAGE.parent == ROOT, "an installed package knows its version"
+
+
+def test_the_public_names_are_there():
+    assert sorted(kgcli.__all__) == ["Prompt", "__version__", "load"]
+    assert all(getattr(kgcli, name) for name in kgcli.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        _ = kgcli.lode
+
+
+def test_the_console_script_is_the_module():
+    assert PROJECT["project"]["scripts"] == {"kg": "kgcli.cli:main"}
+    done = subprocess.run([sys.executable, "-m", "kgcli", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"kg {kgcli.__version__}\n"
+
+
+def test_dependencies_are_what_is_imported():
+    imported = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            imported |= {"tensorboard" if "tensorboard" in name else name.split(".")[0] for name in names}
+    imported -= {"kgcli", "__future__"} | sys.stdlib_module_names
+    declared = {re.match(r"[\w-]+", dependency)[0] for dependency in PROJECT["project"]["dependencies"]}
+    assert {PACKAGES.get(name, name) for name in imported} == declared
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_example_pictures_are_found_by_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for given in (f"nano/{name}", f"recipes/nano/{name}"):
+        path = find_picture(given)
+        assert Path(path).is_file()
+        assert open_image(path).size == (256, 256)
+
+
+def test_a_picture_at_hand_comes_before_a_shipped_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes" / "nano").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "recipes" / "nano" / "cat.png")
+    assert open_image(find_picture("recipes/nano/cat.png")).size == (8, 8)
+
+
+def test_recipes_are_found_by_name():
+    names = shipped_names()
+    assert {"nano/pretrain", "nano/align", "nano/instruct", "smoke/align", "nano/base/vae", "nano/cat.png"} <= set(
+        names
+    )
+    assert all(find_shipped(name) for name in names)
+    assert find_shipped("../pyproject.toml") is None
+
+
+def test_the_sprites_carry_their_licence():
+    folder = PACKAGE / "nano" / "sprites"
+    text = (folder / "OFL.txt").read_text("utf-8")
+    assert "SIL OPEN FONT LICENSE Version 1.1" in text
+    assert "Noto Color Emoji" in text
+    assert (folder / "bank.png").is_file()
+
+
+def test_the_default_model_ships_and_is_small():
+    assert DEFAULT_MODEL.is_dir(), "kgcli/nano/model is what `kg generate` draws with"
+    size = sum(path.stat().st_size for path in DEFAULT_MODEL.rglob("*") if path.is_file())
+    assert size <= SHIPPED_MEGABYTES * 10**6
+
+
+def test_what_the_readme_names_is_there():
+    for command in re.findall(r"\bkg ([a-z]+)\b", README):
+        assert command in COMMANDS, command
+    for name in re.findall(r"\b(?:nano|smoke)/[\w/]+\b(?!\.)", README):
+        assert find_shipped(name) or (PACKAGE / name).exists() or (PACKAGE / name).parent.exists(), name
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", README):
+        assert (ROOT / link).exists(), link
+    for snippet in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        compile(snippet, "README.md", "exec")
