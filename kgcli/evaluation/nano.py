@@ -37,14 +37,7 @@ PROTOCOL = "kgcli-nano-1"  # a new number whenever a figure would mean something
 SHIPPED_JUDGES = PACKAGE / "nano" / "judges"
 DEFAULT_NUM = 96
 NUM_GRID = 100
-SUBJECT_TASKS = (
-    "subject",
-    "named",
-    "base_only",
-    "held_out",
-    "styled",
-    "unseen",
-)  # also asked of the model before instruct
+BEFORE_TASKS = ("subject", "named")  # asked of the model before instruct too
 
 
 def evaluate(
@@ -94,7 +87,7 @@ def make_painters(model: Model, before: Model | None = None) -> dict[str, tuple[
     with_images = tuple(name for name in TASKS if name != "text")
     painters: dict[str, tuple[Painter, Sequence[str]]] = {"model": (ModelPainter(model), all_tasks)}
     if before is not None:
-        painters["before"] = (ModelPainter(before), SUBJECT_TASKS)
+        painters["before"] = (ModelPainter(before), BEFORE_TASKS)
     if has_text_encoder(model):
         painters["base"] = (BasePainter(model), ("text",))
     painters["true"] = (paint_truth, all_tasks)
