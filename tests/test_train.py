@@ -327,9 +327,7 @@ def test_a_recipe_that_cannot_be_run_is_one_clear_error(chain, stage, override, 
 def test_a_stage_that_was_not_run_is_named(chain, tmp_path):
     recipe = smoke(chain, "align", out=tmp_path)
     absent = recipe.model_copy(update={"init_from": {**recipe.init_from, "model": str(tmp_path / "absent")}})
-    with pytest.raises(
-        MissingError, match=r"init_from\.model: there is no folder .*absent; run the stage"
-    ):
+    with pytest.raises(MissingError, match=r"init_from\.model: there is no folder .*absent; run the stage"):
         training.train(absent)
     with pytest.raises(ConfigError, match=r"needs init_from\.text"):
         training.train(recipe.model_copy(update={"init_from": {"model": recipe.init_from["model"]}}))

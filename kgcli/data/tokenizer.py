@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import io
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -83,10 +83,10 @@ def train_sentencepiece(captions: Iterable[str], vocab_size: int, folder: str | 
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    prefix = folder / "sentencepiece_in_training"
+    model = io.BytesIO()  # by a file's name, the model would carry the folder it was made in
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(captions),
-        model_prefix=str(prefix),
+        model_writer=model,
         vocab_size=vocab_size,
         model_type="unigram",
         normalization_rule_name="nmt_nfkc",
@@ -97,8 +97,7 @@ def train_sentencepiece(captions: Iterable[str], vocab_size: int, folder: str | 
         num_threads=1,  # the result must not depend on the machine
         minloglevel=2,
     )
-    shutil.move(f"{prefix}.model", folder / MODEL_NAMES[0])
-    Path(f"{prefix}.vocab").unlink()
+    (folder / MODEL_NAMES[0]).write_bytes(model.getvalue())
     return Tokenizer.load(folder)
 
 
