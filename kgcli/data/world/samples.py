@@ -106,7 +106,7 @@ def _text(chance: Chance) -> Sample:
     spec = draw_spec(chance.shown, STAGE_NOUNS, num_subjects=1 + (chance.shown.random() < 0.3))
     # Nothing at all is said now and then: what the null condition is, and where it has to go.
     words = "" if chance.told.random() < NOTHING_SAID else text.caption(spec, chance.told)
-    return Sample(fragments=text.as_typed((words,), chance.told), caption=words)
+    return Sample(fragments=text.as_typed((words,) if words else (), chance.told), caption=words)
 
 
 def _pair(chance: Chance) -> Sample:
