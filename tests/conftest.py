@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from hypothesis import settings
 from PIL import Image, ImageDraw
 
 import kgcli
+
+# Models this small are slower on several threads than on one, far slower on a busy machine. Read when torch loads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Timing of single examples says nothing on a busy machine.
 settings.register_profile("kgcli", deadline=None)
