@@ -22,11 +22,11 @@ from torch.utils.data import DataLoader
 
 from kgcli import checkpoint
 from kgcli.config import Recipe, dump_recipe
-from kgcli.data.batch import Batches, Pool, PoolPictures, check_kinds
+from kgcli.data.batch import Batches, Pool, check_kinds
 from kgcli.errors import ConfigError, IncompatibleError
 from kgcli.metrics import Metrics, say
-from kgcli.model.diffusion import Diffusion
 from kgcli.optim import lr_at, make_optimizer
+from kgcli.pool import make_pool
 from kgcli.stages import KosmosGStage, Stage
 from kgcli.stages_table import STAGES
 
@@ -176,45 +176,6 @@ def describe(run: Run) -> str:
     command = stage if isinstance(run.stage, KosmosGStage) else f"base {stage}"
     lines.append(f"  start with: kg {command} RECIPE, or accelerate launch -m kgcli {command} RECIPE")
     return "\n".join(lines)
-
-
-def make_pool(run: Run) -> Pool:
-    """The run's cached pictures, encoded now if they are not there yet."""
-    recipe = run.recipe
-    if recipe.data.pool is None:
-        raise ConfigError(f"stage {recipe.stage} works on cached VAE moments; set data.pool to the number of pictures")
-    folder = run.folder / "pool"
-    if not (folder / "moments.npy").is_file() and run.accelerator.is_main_process:
-        _fill_pool(run, folder)
-    run.accelerator.wait_for_everyone()
-    pool = Pool(folder)
-    if len(pool.moments) != recipe.data.pool:
-        raise ConfigError(
-            f"{folder} holds {len(pool.moments)} pictures, data.pool is {recipe.data.pool}; remove the folder"
-        )
-    return pool
-
-
-def _fill_pool(run: Run, folder: Path) -> None:
-    diffusion = run.stage.diffusion
-    assert isinstance(diffusion, Diffusion), "a stage with a pool has a decoder"
-    latent_size = diffusion.unet.config.sample_size
-    pictures = PoolPictures(run.recipe, latent_size)
-    shape = (2 * diffusion.vae.config.latent_channels, latent_size, latent_size)
-    moments, subject = Pool.create(folder, len(pictures), shape)
-    place = 0
-    with torch.no_grad(), run.accelerator.autocast():
-        for pixels, masks in DataLoader(pictures, batch_size=64, num_workers=run.recipe.data.num_workers):
-            mean, logvar = diffusion.moments(pixels.to(run.device, memory_format=torch.channels_last))
-            rows = slice(place, place + len(pixels))
-            moments[rows] = torch.cat([mean, logvar], 1).half().cpu().numpy()
-            subject[rows] = masks.numpy()
-            place += len(pixels)
-            if place % 6400 == 0:
-                say(f"encoded {place} of {len(pictures)} pictures")
-    moments.flush()
-    subject.flush()
-    Pool.finish(folder)
 
 
 def _loop(run: Run, pool: Pool | None, metrics: Metrics | None, stopped: list[int]) -> None:

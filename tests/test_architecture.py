@@ -22,6 +22,7 @@ ROOMS = [
     {"metadata"},
     {"output", "replay", "pipeline", "stages"},
     {"metrics"},
+    {"pool"},
     {"train"},
     {"engine", "ship"},
     {"evaluation"},

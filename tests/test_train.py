@@ -19,6 +19,7 @@ from kgcli.config import dump_recipe, load_recipe
 from kgcli.data.batch import Batches, Collator
 from kgcli.errors import ConfigError, IncompatibleError, MissingError
 from kgcli.model.weights import read_weights
+from kgcli.pool import make_pool
 
 CHAIN = ("vae", "clip", "unet", "pretrain", "align", "instruct")
 SMALL = ["data.batch_size=4", "data.pool=8"]
@@ -64,7 +65,7 @@ def batch_of(chain):
 
     def make(name, *overrides):
         run = training.Run(smoke(chain, name, *overrides))
-        pool = training.make_pool(run) if run.stage.uses_pool else None
+        pool = make_pool(run) if run.stage.uses_pool else None
         return run.stage.eval(), Batches(run.recipe, run.stage.collator(pool))[0]
 
     return make
@@ -130,7 +131,7 @@ def test_the_result_draws(chain):
 
 def test_the_exported_vae_has_latents_of_unit_variance(chain):
     run = training.Run(smoke(chain, "unet"))
-    pool = training.make_pool(run)
+    pool = make_pool(run)
     mean = torch.from_numpy(pool.moments[:, :4].astype("float32"))
     assert mean.mean().abs() < 0.5
     assert 0.4 < mean.std() < 2.0
@@ -333,6 +334,19 @@ def test_a_stage_that_was_not_run_is_named(chain, tmp_path):
         training.train(recipe.model_copy(update={"init_from": {"model": recipe.init_from["model"]}}))
 
 
-def test_a_pool_of_another_size_is_not_taken_for_this_one(chain):
-    with pytest.raises(ConfigError, match=r"pool holds 8 pictures, data\.pool is 9"):
-        training.make_pool(training.Run(smoke(chain, "unet", "data.pool=9")))
+@pytest.mark.parametrize("change", ["data.pool=9", "data.seed=1", "image_size=32", "damage"])
+def test_a_pool_is_kept_for_as_long_as_its_pictures_are_the_recipes(chain, change, tmp_path):
+    def numbers(*overrides):
+        return make_pool(training.Run(smoke(chain, "unet", *overrides, out=tmp_path))).moments.copy()
+
+    first = numbers()
+    written = (tmp_path / "pool/moments.npy").stat().st_mtime_ns
+    assert (numbers() == first).all()
+    assert (tmp_path / "pool/moments.npy").stat().st_mtime_ns == written
+    if change == "damage":
+        (tmp_path / "pool/made_of.json").write_text("{")
+        assert (numbers() == first).all()
+    else:
+        other = numbers(change)
+        assert other.shape != first.shape or (other != first).any()
+    assert (tmp_path / "pool/moments.npy").stat().st_mtime_ns != written
