@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
 
@@ -20,6 +21,7 @@ from kgcli.data.batch import Batch, Collator, Pool
 from kgcli.data.tokenizer import train_sentencepiece
 from kgcli.data.world.samples import draw
 from kgcli.model.diffusion import Diffusion
+from kgcli.model.weights import assign_weights
 from kgcli.sampling import preview_pictures
 from kgcli.stages import Stage, copy_folder
 
@@ -105,19 +107,20 @@ class VaeStage(Stage):
 class ClipStage(Stage):
     """Pictures and captions to one space: transformers' CLIPModel, and the two tokenizers of the world's words.
 
-    Options: projection (width of the shared space), clip_vocab and sentencepiece_vocab (pieces of the two tokenizers),
-    captions (sentences they are made from).
+    With `init_from.clip`, the result of an earlier run, it goes on from that; with the option locked_text (1) the text
+    encoder then stays as it is, so that a U-Net made for it still fits. Source: locked-image tuning (arXiv:2111.07991),
+    the other way round.
+
+    Options: locked_text, projection (width of the shared space), clip_vocab and sentencepiece_vocab (pieces of the two
+    tokenizers), captions (sentences they are made from).
     """
 
     needs = frozenset({"images", "clip_tokens"})
-    options = frozenset({"projection", "clip_vocab", "sentencepiece_vocab", "captions"})
-    trains = ("clip.",)
+    options = frozenset({"projection", "clip_vocab", "sentencepiece_vocab", "captions", "locked_text"})
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
-        self.captions = world_captions(recipe, int(self.option("captions", 20000)))
-        length = int(self.part("clip_text")["max_position_embeddings"])
-        self.tokenizer = clip_tokenizer(self.captions, int(self.option("clip_vocab", 1024)), length)
+        self.tokenizer = self._tokenizer()
         text = CLIPTextConfig(
             **self.part("clip_text"),
             vocab_size=len(self.tokenizer),
@@ -129,6 +132,11 @@ class ClipStage(Stage):
         self.clip = CLIPModel(
             CLIPConfig(text_config=text, vision_config=vision, projection_dim=int(self.option("projection", 128)))
         )
+        if "clip" in recipe.init_from:
+            start = load_file(self.source("clip") / "clip" / "model.safetensors")
+            assign_weights(self.clip, start, source=str(self.source("clip")))
+        locked = ("vision_model", "visual_projection", "text_projection", "logit_scale")
+        self.trains = tuple(f"clip.{name}" for name in locked) if self.option("locked_text", 0) else ("clip.",)
 
     def collator(self, pool: Pool | None) -> Collator:
         vision_size = int(self.part("clip_vision")["image_size"])
@@ -143,18 +151,33 @@ class ClipStage(Stage):
         logits = out.logits_per_image.float()
         return {"contrast": 0.5 * (F.cross_entropy(logits, wanted) + F.cross_entropy(logits.T, wanted))}
 
+    def _captions(self) -> list[str]:
+        return world_captions(self.recipe, int(self.option("captions", 20000)))
+
+    def _tokenizer(self) -> CLIPTokenizer:
+        if "clip" in self.recipe.init_from:
+            return CLIPTokenizer.from_pretrained(self.source("clip") / "tokenizer")
+        length = int(self.part("clip_text")["max_position_embeddings"])
+        return clip_tokenizer(self._captions(), int(self.option("clip_vocab", 1024)), length)
+
     def export(self, folder: Path) -> None:
         self.clip.save_pretrained(folder / "clip")
         text = CLIPTextModel(self.clip.config.text_config)
         text.load_state_dict(self.clip.text_model.state_dict())
         text.save_pretrained(folder / "text_encoder")
+        if "clip" in self.recipe.init_from:
+            for part in ("tokenizer", "sentencepiece"):
+                copy_folder(self.source("clip") / part, folder / part)
+            return
         self.tokenizer.save_pretrained(folder / "tokenizer")
         vocab_size = int(self.option("sentencepiece_vocab", 800))
-        train_sentencepiece(self.captions, vocab_size, folder / "sentencepiece")
+        train_sentencepiece(self._captions(), vocab_size, folder / "sentencepiece")
 
 
 class UnetStage(Stage):
     """Text to latents: a U-Net that attends to the CLIP text encoder, as in Stable Diffusion.
+
+    With `init_from.unet`, a diffusers folder, it goes on from that folder's weights.
 
     Options: null_text (probability of the empty caption), subject (extra weight of the error inside subjects).
     """
@@ -170,6 +193,9 @@ class UnetStage(Stage):
         self.tokenizer = CLIPTokenizer.from_pretrained(self.source("clip") / "tokenizer")
         self.text = CLIPTextModel.from_pretrained(self.source("clip") / "text_encoder")
         unet = UNet2DConditionModel.from_config(self.part("unet"))
+        if "unet" in recipe.init_from:
+            start = Diffusion.load(self.source("unet"), local_files_only=True).unet
+            assign_weights(unet, start.state_dict(), source=str(self.source("unet")))
         vae = AutoencoderKL.from_pretrained(self.source("vae") / "vae")
         self.diffusion = Diffusion(unet, vae, self.part("scheduler"))
         self.diffusion.to(memory_format=torch.channels_last)

@@ -20,7 +20,7 @@ from kgcli.stages import Stage
 
 
 class JudgeCollator(Collator):
-    """Three views of each individual and the labels of the whole picture."""
+    """Three views of each individual and the labels of it and of the whole picture."""
 
     def __call__(self, samples: list[Sample], indices: list[int]) -> Batch:
         views, labels = [], []
@@ -29,13 +29,13 @@ class JudgeCollator(Collator):
             whole, reference = sample.images
             part = around(whole, sample.subject, len(sample.spec.subjects))
             views.append(np.stack([np.asarray(view) for view in (whole, part, reference)]))
-            labels.append(label_row(sample.spec))
+            labels.append(label_row(sample.spec, sample.subject))
         pixels = torch.from_numpy(np.stack(views)).permute(0, 1, 4, 2, 3)
         return Batch(views=pixels, labels=torch.tensor(labels))
 
 
 class JudgeStage(Stage):
-    """A classifier by cross-entropy and a matcher by contrast, on pictures made as unclear as a decoder's.
+    """What is said by cross-entropy and who is shown by contrast, on pictures made as unclear as a decoder's.
 
     Options: blur (largest share of blur), noise (largest deviation, of a range of 2).
     """
@@ -56,9 +56,16 @@ class JudgeStage(Stage):
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         assert batch.views is not None and batch.labels is not None
         whole_B3SS, part_B3SS, reference_B3SS = (self._blurred(view, generator) for view in batch.views.unbind(1))
-        said = self.judges.classifier(whole_B3SS)
-        losses = {name: _cross_entropy(said[name], batch.labels[:, column]) for column, name in enumerate(HEADS)}
-        embeddings_BE = self.judges.matcher(torch.cat([part_B3SS, reference_B3SS]))
+        said = self.judges.scene(whole_B3SS)
+        embeddings_BE, subject = self.judges.subject(torch.cat([part_B3SS, reference_B3SS]))
+        losses = {}
+        for column, name in enumerate(HEADS):
+            labels_B = batch.labels[:, column]
+            losses[name] = (
+                _cross_entropy(said[name], labels_B)
+                if name in said
+                else _cross_entropy(subject[name], labels_B.repeat(2))
+            )
         asked_BE, shown_BE = embeddings_BE.chunk(2)
         logits_BB = asked_BE @ shown_BE.T * self.log_scale.clamp(max=4.0).exp()
         targets_B = torch.arange(len(logits_BB), device=logits_BB.device)

@@ -42,7 +42,7 @@ class KnowingJudges:
     def _learn(self, picture, spec):
         num = len(spec.subjects)
         for index, placed in enumerate(spec.subjects):
-            self.known[around(picture, index, num).tobytes()] = (labels(spec), _vector(placed.subject))
+            self.known[around(picture, index, num).tobytes()] = (labels(spec, index), _vector(placed.subject))
         self.known.setdefault(picture.tobytes(), (labels(spec), np.zeros(64)))
 
 
@@ -182,6 +182,7 @@ def test_a_copied_input_is_no_edit(report):
 def test_swapped_sides_count_as_both_shown_but_not_in_order(cases):
     case = cases["pair"][0]
     verdict = {head: np.zeros(len(choices)) for head, choices in HEADS.items()}
+    verdict["noun"] = np.zeros((2, len(HEADS["noun"])))
     scores = SCORES["pair"](case, verdict, {"pair": [1, 0]})
     assert (scores["pair"], scores["pair_in_order"]) == (1.0, 0.0)
     twice = SCORES["pair"](case, verdict, {"pair": [0, 0]})
@@ -208,7 +209,7 @@ def test_scores_do_not_depend_on_who_else_is_scored(cases):
 
 def test_judges_come_back_as_they_were_saved(tmp_path):
     torch.manual_seed(0)
-    judges = Judges([8, 16, 16, 16], 8)
+    judges = Judges([8, 16], [8, 16, 16], 8)
     judges.load_state_dict({name: value.half().float() for name, value in judges.state_dict().items()})
     judges.save(tmp_path)
     again = Judges.load(tmp_path)
@@ -223,7 +224,7 @@ def test_judges_come_back_as_they_were_saved(tmp_path):
 def test_missing_and_foreign_judges_are_named(tmp_path):
     with pytest.raises(MissingError, match="kg base judge"):
         Judges.load(tmp_path)
-    judges = Judges([8, 16], 8)
+    judges = Judges([8, 16], [8, 16], 8)
     judges.config["heads"] = {"noun": 3}
     judges.save(tmp_path)
     with pytest.raises(IncompatibleError, match="another world"):
@@ -233,8 +234,8 @@ def test_missing_and_foreign_judges_are_named(tmp_path):
 def test_heads_that_do_not_apply_are_not_asked(cases):
     one, two = label_row(cases["subject"][0].spec), label_row(cases["pair"][0].spec)
     asked = lambda row: {head for head, label in zip(HEADS, row, strict=True) if label != UNASKED}  # noqa: E731
-    assert asked(one) == set(HEADS) - {"left", "right"}
-    assert asked(two) == {"left", "right", "scene", "style", "count"}
+    assert asked(one) == set(HEADS)
+    assert asked(two) == set(HEADS) - {"accessory"}
 
 
 @pytest.mark.skipif(not nano.SHIPPED_JUDGES.is_dir(), reason="no judges are shipped")

@@ -129,6 +129,28 @@ def test_the_result_draws(chain):
     assert picture.size == (64, 64)
 
 
+def test_clip_goes_on_from_an_earlier_one_with_its_text_locked(chain, tmp_path):
+    recipe = smoke(chain, "clip", "options.locked_text=1", "optim.warmup_steps=0", out=tmp_path)
+    training.train(recipe.model_copy(update={"init_from": {"clip": str(chain / "clip/final")}}))
+    before, after = (files_of(root / "final") for root in (chain / "clip", tmp_path))
+    same = {path for path in before if before[path] == after[path]}
+    assert before.keys() == after.keys()
+    assert before.keys() - same == {Path("clip/model.safetensors")}  # the tokenizers too are the same files
+    one, other = (read_weights(root / "final/clip/model.safetensors") for root in (chain / "clip", tmp_path))
+    moved = {name for name in one if not torch.equal(one[name], other[name])}
+    assert {name.split(".")[0] for name in moved} >= {"vision_model", "visual_projection", "text_projection"}
+    assert not any(name.startswith("text_model.") for name in moved)
+
+
+def test_a_unet_goes_on_from_an_earlier_one(chain):
+    recipe = smoke(chain, "unet")
+    start = {"unet": str(chain / "unet/final"), **recipe.init_from}
+    unet = training.Run(recipe.model_copy(update={"init_from": start})).stage.diffusion.unet
+    weights = read_weights(chain / "unet/final/unet/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(value, weights[name]) for name, value in unet.state_dict().items())
+    assert all(parameter.requires_grad for parameter in unet.parameters())
+
+
 def test_the_exported_vae_has_latents_of_unit_variance(chain):
     run = training.Run(smoke(chain, "unet"))
     pool = make_pool(run)

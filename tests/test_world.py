@@ -86,6 +86,21 @@ def test_the_recipes_of_the_three_stages_draw_no_kind_of_the_base():
     assert not stage_kinds & {"captioned", "contrast", "judged"}
 
 
+def test_half_of_the_contrast_groups_differ_in_the_noun_alone(drawn):
+    group, alike = samples.CONTRAST_GROUP, 0
+    for first in range(0, 24 * group, group):
+        drawn.clear()
+        for index in range(first, first + group):
+            samples.draw({"contrast": 1.0}, 5, index, 32)
+        shown = [spec.subjects[0].subject for spec in drawn if len(spec.subjects) == 1]
+        nouns, colours = {s.noun for s in shown}, {s.recoloured or s.look.colour_name for s in shown}
+        if colours == {shown[0].recoloured}:
+            alike += 1
+            assert len(nouns) == len(shown) == group
+            assert len({spec.scene for spec in drawn} - {"studio"}) <= 1
+    assert 6 <= alike <= 18
+
+
 def test_judges_are_trained_on_individuals_of_their_own(drawn):
     for index in range(300):
         drawn.clear()

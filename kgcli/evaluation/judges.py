@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,19 +23,17 @@ from kgcli.data.world.spec import Spec
 from kgcli.data.world.tables import ACCESSORIES, COLOURS, NOUNS, SCENES, STYLES
 from kgcli.errors import IncompatibleError, MissingError
 
-# What the classifier says of a picture, by head. None of the lists may be reordered: weights depend on it.
-HEADS: dict[str, list[str]] = {
-    "noun": list(NOUNS),  # of the one subject
-    "left": list(NOUNS),  # of two subjects
-    "right": list(NOUNS),
+# What the judges say of a picture, by head. None of the lists may be reordered: weights depend on it.
+SUBJECT_HEADS: dict[str, list[str]] = {"noun": list(NOUNS), "colour": list(COLOURS)}  # of the one subject in sight
+SCENE_HEADS: dict[str, list[str]] = {
     "scene": [*SCENES, "blocks"],  # blocks: the place a style brings along
     "style": list(STYLES),
-    "accessory": ["nothing", *ACCESSORIES],  # of the one subject
-    "colour": list(COLOURS),  # of the one subject's body
+    "accessory": ["nothing", *ACCESSORIES],  # where there is one subject
     "count": ["1", "2"],
 }
+HEADS = {**SUBJECT_HEADS, **SCENE_HEADS}
 UNASKED = -100  # label of a head that has nothing to say of a picture
-SIDES = ("left", "right")
+GRID = 4  # places across and down at which the scene judge sees its stem's features
 HALF = 36 / 64  # side of the square around one of two subjects, in units of the picture
 HALF_TOP = 16 / 64
 
@@ -49,11 +47,13 @@ class Trunk(nn.Module):
         self.stem = nn.Conv2d(3, first, 5, stride=2, padding=2)
         self.blocks = nn.ModuleList(Block(a, b) for a, b in zip(channels, rest, strict=False))
 
-    def forward(self, pixels_B3SS: Tensor) -> Tensor:
-        features_BCXY = F.relu(self.stem(pixels_B3SS))
+    def forward(self, pixels_B3SS: Tensor) -> tuple[Tensor, Tensor]:
+        """The map, and the stem's: not normalised, so it still holds colours and the finest texture."""
+        stem_BCXY = F.relu(self.stem(pixels_B3SS))
+        features_BCXY = stem_BCXY
         for block in self.blocks:
             features_BCXY = block(features_BCXY)
-        return features_BCXY
+        return features_BCXY, stem_BCXY
 
 
 class Block(nn.Module):
@@ -70,8 +70,8 @@ class Block(nn.Module):
         return F.relu(reduced_BCXY + self.norms[1](self.refine(reduced_BCXY)))
 
 
-class Classifier(nn.Module):
-    """What is in a picture: logits by head.
+class SceneJudge(nn.Module):
+    """Where a picture is set, how it is painted, what is worn and how many there are: logits by head.
 
     Shapes:
         pixels_B3SS: in [-1, 1] -> {head: (B, choices)}
@@ -80,51 +80,64 @@ class Classifier(nn.Module):
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
         self.trunk = Trunk(channels)
-        self.heads = nn.ModuleDict({name: nn.Linear(2 * channels[-1], len(HEADS[name])) for name in HEADS})
+        width = 2 * channels[-1] + 2 * channels[0] * GRID * GRID
+        self.heads = nn.ModuleDict({name: nn.Linear(width, len(choices)) for name, choices in SCENE_HEADS.items()})
 
     def forward(self, pixels_B3SS: Tensor) -> dict[str, Tensor]:
-        features_BCXY = self.trunk(pixels_B3SS)
-        middle = features_BCXY.shape[-1] // 2
-        parts = {"left": features_BCXY[..., :middle], "right": features_BCXY[..., middle:]}
-        whole_BC = _pool(features_BCXY)
-        return {name: head(_pool(parts[name]) if name in parts else whole_BC) for name, head in self.heads.items()}
+        features_BCXY, stem_BCXY = self.trunk(pixels_B3SS)
+        # Mean and mean square, place by place: styles differ in texture more than in anything a deep feature keeps.
+        texture_BCXY = F.adaptive_avg_pool2d(torch.cat([stem_BCXY, stem_BCXY.square()], dim=1), GRID)
+        pooled_BC = torch.cat([_pool(features_BCXY), texture_BCXY.flatten(1)], dim=1)
+        return {name: head(pooled_BC) for name, head in self.heads.items()}
 
 
-class Matcher(nn.Module):
-    """Who is in a picture: embeddings that are close for pictures of one individual.
+class SubjectJudge(nn.Module):
+    """Who is in a picture: an embedding that is close for pictures of one individual, and its noun and colour.
 
     Shapes:
-        pixels_B3SS: in [-1, 1], one subject each -> (B, E), of length 1
+        pixels_B3SS: in [-1, 1], one subject each -> (B, E), of length 1, and {head: (B, choices)}
     """
 
     def __init__(self, channels: Sequence[int], width: int) -> None:
         super().__init__()
         self.trunk = Trunk(channels)
-        self.project = nn.Linear(2 * channels[-1], width)
+        pooled = 2 * channels[-1] + 2 * channels[0]
+        self.project = nn.Linear(pooled, width)
+        self.heads = nn.ModuleDict({name: nn.Linear(pooled, len(choices)) for name, choices in SUBJECT_HEADS.items()})
 
-    def forward(self, pixels_B3SS: Tensor) -> Tensor:
-        return F.normalize(self.project(_pool(self.trunk(pixels_B3SS))).float(), dim=-1)
+    def forward(self, pixels_B3SS: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        features_BCXY, stem_BCXY = self.trunk(pixels_B3SS)
+        quarter = stem_BCXY.shape[-1] // 4
+        middle_BCXY = stem_BCXY[..., quarter:-quarter, quarter:-quarter]  # where the subject is, colours as they are
+        pooled_BC = torch.cat([_pool(features_BCXY), _pool(middle_BCXY)], dim=1)
+        embedding_BE = F.normalize(self.project(pooled_BC).float(), dim=-1)
+        return embedding_BE, {name: head(pooled_BC) for name, head in self.heads.items()}
 
 
 class Judges(nn.Module):
     """Both judges, asked with pictures."""
 
-    def __init__(self, channels: Sequence[int] = (32, 48, 96, 192), width: int = 96) -> None:
+    def __init__(
+        self,
+        scene: Sequence[int] = (32, 48, 64, 96),
+        subject: Sequence[int] = (32, 64, 96, 192),
+        width: int = 96,
+    ) -> None:
         super().__init__()
-        self.config = {"channels": list(channels), "width": width, "heads": {name: len(HEADS[name]) for name in HEADS}}
-        self.classifier = Classifier(channels)
-        self.matcher = Matcher(channels, width)
+        self.config = {"scene": list(scene), "subject": list(subject), "width": width, "heads": _sizes()}
+        self.scene = SceneJudge(scene)
+        self.subject = SubjectJudge(subject, width)
 
     @torch.no_grad()
     def classify(self, pictures: Sequence[Image.Image]) -> dict[str, np.ndarray]:
         """Probabilities of every choice of every head: {head: (pictures, choices)}."""
-        logits = [self.classifier(chunk) for chunk in to_pixels(pictures).split(64)]
+        logits = [self.scene(chunk) | self.subject(chunk)[1] for chunk in to_pixels(pictures).split(64)]
         return {name: torch.cat([part[name].float().softmax(-1) for part in logits]).numpy() for name in HEADS}
 
     @torch.no_grad()
     def embed(self, pictures: Sequence[Image.Image]) -> np.ndarray:
         """Who each picture shows: (pictures, width), rows of length 1."""
-        return torch.cat([self.matcher(chunk) for chunk in to_pixels(pictures).split(64)]).numpy()
+        return torch.cat([self.subject(chunk)[0] for chunk in to_pixels(pictures).split(64)]).numpy()
 
     def sha256(self) -> str:
         """Of the weights, by which a report names its judges."""
@@ -150,28 +163,26 @@ class Judges(nn.Module):
         if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
             raise MissingError(f"there are no judges in {folder}; train them with `kg base judge nano/judge`")
         config = json.loads((folder / "config.json").read_text("utf-8"))
-        if config["heads"] != {name: len(HEADS[name]) for name in HEADS}:
+        if config.get("heads") != _sizes() or "scene" not in config:
             raise IncompatibleError(
                 f"the judges in {folder} know another world; train them: `kg base judge nano/judge`"
             )
-        judges = cls(config["channels"], config["width"])
+        judges = cls(config["scene"], config["subject"], config["width"])
         judges.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})
         return judges.eval().to(memory_format=torch.channels_last)
 
 
-def labels(spec: Spec) -> dict[str, str]:
-    """What a right judge says of a picture, for the heads that apply to it."""
-    said = {"scene": spec.scene or "blocks", "style": spec.style, "count": str(len(spec.subjects))}
-    subjects = [placed.subject for placed in spec.subjects]
-    if len(subjects) == 2:
-        return said | {side: subject.noun for side, subject in zip(SIDES, subjects, strict=True)}
-    only = subjects[0]
-    return said | {"noun": only.noun, "accessory": only.accessory or "nothing", "colour": only.look.colour_name}
+def labels(spec: Spec, index: int = 0) -> dict[str, str]:
+    """What right judges say of a picture and of its subject `index`, for the heads that apply."""
+    asked = spec.subjects[index].subject
+    said = {"noun": asked.noun, "colour": asked.look.colour_name, "scene": spec.scene or "blocks", "style": spec.style}
+    said["count"] = str(len(spec.subjects))
+    return said if len(spec.subjects) > 1 else said | {"accessory": asked.accessory or "nothing"}
 
 
-def label_row(spec: Spec) -> list[int]:
-    """The labels of a picture as one number for each head."""
-    said: Mapping[str, str] = labels(spec)
+def label_row(spec: Spec, index: int = 0) -> list[int]:
+    """The labels as one number for each head."""
+    said = labels(spec, index)
     return [HEADS[name].index(said[name]) if name in said else UNASKED for name in HEADS]
 
 
@@ -189,6 +200,10 @@ def to_pixels(pictures: Sequence[Image.Image]) -> Tensor:
     """Pictures of one size as (B, 3, S, S) in [-1, 1]."""
     stacked = torch.from_numpy(np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
     return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1.0  # a channels-last tensor already
+
+
+def _sizes() -> dict[str, int]:
+    return {name: len(choices) for name, choices in HEADS.items()}
 
 
 def _pool(features_BCXY: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from kgcli.evaluation.cases import SIZE, Case, portrait
-from kgcli.evaluation.judges import HEADS, SIDES, Judges, around, labels
+from kgcli.evaluation.judges import HEADS, Judges, around, labels
 
 Scores = dict[str, float]  # measure -> in [0, 1]
 
@@ -47,19 +47,21 @@ class Scorer:
         scores = []
         for row, (case, picture) in enumerate(zip(self.cases, fitted, strict=True)):
             verdict = {name: values[row] for name, values in said.items()}
-            scores.append(SCORES[case.task](case, verdict, self._choices(row, picture)))
+            parts = [around(picture, index, len(case.spec.subjects)) for index in range(len(case.spec.subjects))]
+            if len(parts) > 1:
+                verdict["noun"] = self.judges.classify(parts)["noun"]
+            scores.append(SCORES[case.task](case, verdict, self._choices(row, parts)))
         return scores
 
-    def _choices(self, row: int, picture: Image.Image) -> dict[str, list[int]]:
-        """For each gallery, the candidate most like each subject of the picture; 0 is the right one for the first."""
+    def _choices(self, row: int, parts: Sequence[Image.Image]) -> dict[str, list[int]]:
+        """For each gallery, the candidate most like the subject of each part; 0 is the right one for the first."""
         if not self.galleries[row]:
             return {}
-        num = len(self.cases[row].spec.subjects)
-        seen = self.judges.embed([around(picture, index, num) for index in range(num)])
+        seen = self.judges.embed(parts)
         return {name: (seen @ known.T).argmax(axis=1).tolist() for name, known in self.galleries[row].items()}
 
 
-Verdict = dict[str, np.ndarray]
+Verdict = dict[str, np.ndarray]  # head -> probabilities; of two subjects' nouns, a row each
 Choices = dict[str, list[int]]
 
 
@@ -77,9 +79,9 @@ def _subject(case: Case, verdict: Verdict, choices: Choices) -> Scores:
 def _pair(case: Case, verdict: Verdict, choices: Choices) -> Scores:
     left, right = choices["pair"]
     shown = {"pair": float({left, right} == {0, 1}), "pair_in_order": float((left, right) == (0, 1))}
-    wanted = labels(case.spec)
-    nouns = float(all(_says(verdict, side, wanted[side]) for side in SIDES))
-    return {"nouns": nouns, **shown, **_place(case, verdict)}
+    nouns = [HEADS["noun"][place] for place in verdict["noun"].argmax(axis=-1)]
+    right_nouns = float(nouns == [placed.subject.noun for placed in case.spec.subjects])
+    return {"nouns": right_nouns, **shown, **_place(case, verdict)}
 
 
 def _edit(case: Case, verdict: Verdict, choices: Choices) -> Scores:

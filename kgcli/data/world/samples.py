@@ -29,7 +29,8 @@ from kgcli.data.world.tables import (
 BASE_NOUNS = [*SEEN_NOUNS, *BASE_ONLY_NOUNS]
 STAGE_NOUNS = list(SEEN_NOUNS)
 NOTHING_SAID = 0.04  # share of empty captions in text-only data
-GROUP = 8  # neighbours in a contrastive batch that look alike but for one thing
+GROUP = 8  # neighbours in a batch of the judges that look alike but for one thing
+CONTRAST_GROUP = 32  # neighbours in a batch of CLIP that look alike but for one thing
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,18 @@ def _captioned(chance: Chance) -> Sample:
 
 
 def _contrast(chance: Chance) -> Sample:
-    """A picture and its caption for CLIP, in groups of `GROUP` neighbours that share scene, or colour, or noun."""
-    group = np.random.default_rng([3, chance.seed, chance.index // GROUP])
-    rng, alike = chance.shown, str(group.choice(["none", "scene", "noun"], p=[0.4, 0.3, 0.3]))
+    """A picture and its caption for CLIP, in groups of `CONTRAST_GROUP` neighbours that are alike but for one thing.
+
+    Where scene and colour tell pictures apart, no shape is ever learnt: in half of the groups only the noun differs.
+    """
+    group = np.random.default_rng([3, chance.seed, chance.index // CONTRAST_GROUP])
+    alike = str(group.choice(["all but noun", "scene", "noun", "none"], p=[0.5, 0.15, 0.2, 0.15]))
     shared = draw_spec(group, BASE_NOUNS)
+    cropped, whole = group.random() < 0.6, group.random() < 0.7
+    if alike == "all but noun":
+        noun = str(group.permutation(BASE_NOUNS)[chance.index % CONTRAST_GROUP])
+        return _only_noun_differs(chance, noun, shared, cropped=bool(cropped), keep=not whole)
+    rng = chance.shown
     nouns = [shared.subjects[0].subject.noun] if alike == "noun" else BASE_NOUNS
     spec = draw_spec(rng, nouns, accessory=0.15, num_subjects=1 + (rng.random() < 0.15), styled=0.2)
     moved = Spec(spec.subjects, shared.scene, shared.style, spec.variant)
@@ -99,6 +108,22 @@ def _contrast(chance: Chance) -> Sample:
         words = text.describe(spec.subjects[0].subject, colours=rng.random() < 0.85)
         return Sample(images=(crop(rendered, 0, chance.size, keep_background=keep),), caption=words)
     return Sample(images=(rendered.picture,), caption=text.caption(spec, rng, colours=0.85))
+
+
+def _only_noun_differs(chance: Chance, noun: str, shared: Spec, *, cropped: bool, keep: bool) -> Sample:
+    """An individual of `noun` in the colour and the place of `shared`, alone or whole."""
+    rng, model = chance.shown, shared.subjects[0].subject
+    drawn = draw_subject(rng, [noun], accessory=0.0)
+    subject = Subject(noun, drawn.identity, model.accessory, recoloured=model.look.colour_name)
+    spec = Spec(place([subject], rng), shared.scene, shared.style, int(rng.integers(NUM_VARIANTS)))
+    held_out = is_held_out(spec)
+    if held_out:  # plain crops never are
+        spec = Spec(spec.subjects, "studio", "photo", spec.variant)
+    rendered = render(spec, chance.size)
+    if cropped or held_out:
+        picture = crop(rendered, 0, chance.size, keep_background=keep and not held_out)
+        return Sample(images=(picture,), caption=text.describe(subject, colours=rng.random() < 0.7))
+    return Sample(images=(rendered.picture,), caption=text.caption(spec, rng, colours=0.7))
 
 
 def _text(chance: Chance) -> Sample:
