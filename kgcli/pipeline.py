@@ -187,7 +187,6 @@ def check_size(decoder: Diffusion, width: int, height: int) -> None:
 
     Raises: IncompatibleError.
     """
-    vae: Any = decoder.vae
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    factor = decoder.pixels_per_latent
     if width % factor or height % factor:
         raise IncompatibleError(f"{width} x {height} pixels do not divide by this decoder's factor of {factor}")

@@ -35,7 +35,8 @@ def make_pool(run: Run) -> Pool:
     diffusion = run.stage.diffusion
     assert isinstance(diffusion, Diffusion), "a stage with a pool has a decoder"
     if run.accelerator.is_main_process:
-        pictures = PoolPictures(run.recipe, diffusion.unet.config.sample_size)
+        # The U-Net's own sample size does not count: it takes latents of any.
+        pictures = PoolPictures(run.recipe, run.recipe.image_size // diffusion.pixels_per_latent)
         made_of = describe(run, diffusion, pictures)
         if _read(folder) != made_of:
             _fill(run, diffusion, pictures, folder)

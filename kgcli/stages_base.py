@@ -142,6 +142,9 @@ class ClipStage(Stage):
         vision_size = int(self.part("clip_vision")["image_size"])
         return Collator(self.needs, self.recipe.image_size, vision_size, clip_tokenizer=self.tokenizer)
 
+    def heavy_parts(self) -> list[nn.Module]:
+        return [self.clip]
+
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         assert batch.images is not None and batch.clip_tokens is not None
         out = self.clip(input_ids=batch.clip_tokens, pixel_values=batch.images)

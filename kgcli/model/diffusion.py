@@ -53,6 +53,11 @@ class Diffusion(nn.Module):
         vae = _load_part(AutoencoderKL, source, "vae", dtype, local_files_only)
         return cls(unet, vae, _load_scheduler_config(source, local_files_only))
 
+    @property
+    def pixels_per_latent(self) -> int:
+        """How many pixels one place of the latents stands for, across and down."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
     def check_conditioning(self, width: int) -> None:
         """See that the U-Net attends to vectors of this width.
 
