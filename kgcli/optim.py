@@ -18,7 +18,7 @@ def make_optimizer(named: Iterable[tuple[str, nn.Parameter]], cfg: OptimConfig) 
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": cfg.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return AdamW(groups, lr=cfg.lr, betas=cfg.betas, eps=cfg.eps)
+    return AdamW(groups, lr=cfg.lr, betas=cfg.betas, eps=cfg.eps, fused=True)
 
 
 def lr_at(step: int, num_steps: int, cfg: OptimConfig) -> float:
