@@ -132,11 +132,15 @@ def read_model_config(folder: Path) -> ModelConfig:
         MissingError: the folder or its config.json is not there or is no JSON.
         IncompatibleError: it holds other keys or values than this version knows.
     """
-    path = folder / CONFIG_NAME
     if not folder.is_dir():
         raise MissingError(f"there is no model folder {folder}")
+    return read_model_config_file(folder / CONFIG_NAME)
+
+
+def read_model_config_file(path: Path) -> ModelConfig:
+    """The sizes that a config.json states. Raises as `read_model_config`."""
     if not path.is_file():
-        raise MissingError(f"there is no {CONFIG_NAME} in {folder}; a model folder has one")
+        raise MissingError(f"there is no {path.name} in {path.parent}; a model folder has one")
     try:
         return ModelConfig.model_validate_json(path.read_bytes())
     except ValidationError as error:

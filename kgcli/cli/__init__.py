@@ -24,6 +24,8 @@ COMMANDS = {
     "align": ("train:align_app", "Stage 2: teach AlignerNet the language of CLIP, on text alone."),
     "instruct": ("train:instruct_app", "Stage 3: learn to draw what a prompt with pictures says."),
     "base": ("train:base_app", "Train the parts the nano model starts from: VAE, CLIP, U-Net."),
+    "convert": ("convert:app", "Make a model folder of a published checkpoint, or the way back."),
+    "models": ("models:app", "Show how large a model's parts are."),
     "eval": ("evaluate:app", "Measure a model."),
     "ls": ("recipes:ls_app", "List the shipped recipes and example pictures."),
     "cp": ("recipes:cp_app", "Copy a shipped recipe or picture."),

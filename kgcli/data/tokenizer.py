@@ -46,13 +46,21 @@ class Tokenizer:
         path = next((folder / name for name in MODEL_NAMES if (folder / name).is_file()), None)
         if path is None:
             raise MissingError(f"{folder} holds no tokenizer: {MODEL_NAMES[0]} is missing")
+        dictionary = folder / DICTIONARY_NAME
+        return cls.read(path, dictionary if dictionary.is_file() else None)
+
+    @classmethod
+    def read(cls, model: Path, dictionary: Path | None = None) -> Tokenizer:
+        """Read a SentencePiece model and, where there is one, the dictionary that gives its pieces their ids.
+
+        Raises: MissingError where a file is missing or damaged.
+        """
         processor = sentencepiece.SentencePieceProcessor()
         try:
-            processor.LoadFromSerializedProto(path.read_bytes())
+            processor.LoadFromSerializedProto(model.read_bytes())
         except (RuntimeError, OSError) as error:
-            raise MissingError(f"{path} is damaged or no SentencePiece model: fetch or copy it again") from error
-        dictionary = folder / DICTIONARY_NAME
-        return cls(processor, _read_dictionary(dictionary) if dictionary.is_file() else None)
+            raise MissingError(f"{model} is damaged or no SentencePiece model: fetch or copy it again") from error
+        return cls(processor, None if dictionary is None else _read_dictionary(dictionary))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without <s> or </s>; special symbols typed by a user are plain text."""
@@ -104,7 +112,11 @@ def train_sentencepiece(captions: Iterable[str], vocab_size: int, folder: str | 
 def _read_dictionary(path: Path) -> list[str]:
     """The symbols of a fairseq dictionary, one `symbol count` per line, in order."""
     symbols = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MissingError(f"{path} is missing or damaged ({error}); fetch or copy it again") from None
+    for number, line in enumerate(lines, start=1):
         if not line:
             continue
         symbol, space, count = line.rpartition(" ")

@@ -9,6 +9,9 @@
     kosmosg    the figure: encode() is 1 to 4
     weights    one model file: read, check against a module, write
     convert    the names other projects give to the same weights
+    published  their files, opened without running anything in them
+    sizes      what weights a configuration asks for, and the other way about
+    source     a published checkpoint, recognised and found whole
 
 Nothing here knows of prompts, files of data or devices: tensors in, tensors out.
 """

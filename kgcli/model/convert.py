@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from kgcli.errors import IncompatibleError
@@ -74,11 +75,14 @@ RULES = (
 )
 EMBEDDING = "gpt_model.decoder.embed_tokens.weight"
 OUTPUT_PROJECTION = "gpt_model.decoder.output_projection.weight"  # the embedding, stored a second time
+FLOAT_TENSOR = "gpt_model.decoder.embed_positions._float_tensor"  # uninitialised memory
+ROTARY_SCALE = "gpt_model.decoder.self_attn_sope.scale"  # a constant of rotary positions that are never applied
+VISION = "img_model."
 UNET = "diffusion_unet.unet."
 VAE = "vae.vae."
 DROPPED = (
-    "gpt_model.decoder.embed_positions._float_tensor",  # uninitialised memory
-    "gpt_model.decoder.self_attn_sope.scale",  # a constant of rotary positions that are never applied
+    FLOAT_TENSOR,
+    ROTARY_SCALE,
     "aligner.clip_encoder.",  # the decoder's own text encoder, frozen
     UNET,
     VAE,  # frozen too: see decoder_weights
@@ -92,37 +96,76 @@ def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         IncompatibleError: a name is unknown, or the output map is not the word embedding.
     """
-    _check_tied(state)
-    renamed: dict[str, Tensor] = {}
-    unknown = []
-    for name, tensor in _split_attention(state).items():
-        if name == OUTPUT_PROJECTION or name.startswith(DROPPED):
-            continue
-        rule = next((rule for rule in RULES if name.startswith(rule.published)), None)
-        if rule is None:
-            unknown.append(name)
-        else:
-            renamed[rule.ours + _translate(name.removeprefix(rule.published), rule.parts)] = tensor
+    check_tied(state)
+    counting = counting_weights(state)
+    unknown = [name for name in counting if our_name(name) is None]
     if unknown:
         raise IncompatibleError(f"{len(unknown)} weight(s) are not of a KOSMOS-G checkpoint, such as {unknown[0]}")
-    return renamed
+    return renamed(counting)
+
+
+def counting_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What of a published state dict counts, under its published names, with fused attention split."""
+    return {name: tensor for name, tensor in _split_attention(state).items() if not is_dropped(name)}
+
+
+def renamed(counting: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights that count under our names; the output map, the embedding's double, and unknown names are left out."""
+    pairs = ((our_name(name), tensor) for name, tensor in counting.items() if name != OUTPUT_PROJECTION)
+    return {name: tensor for name, tensor in pairs if name is not None}
+
+
+def our_name(published: str) -> str | None:
+    """Our name of a published weight, or None where KOSMOS-G has no such part."""
+    rule = next((rule for rule in RULES if published.startswith(rule.published)), None)
+    return None if rule is None else rule.ours + _translate(published.removeprefix(rule.published), rule.parts)
 
 
 def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our state dict under the published names, with the tied output map and without the dropped buffers."""
-    renamed = {}
+    published = {}
     for name, tensor in state.items():
         rule = next(rule for rule in RULES if name.startswith(rule.ours))
         parts = {ours: published for published, ours in rule.parts.items()}
-        renamed[rule.published + _translate(name.removeprefix(rule.ours), parts)] = tensor
-    if EMBEDDING in renamed:
-        renamed[OUTPUT_PROJECTION] = renamed[EMBEDDING]
-    return renamed
+        published[rule.published + _translate(name.removeprefix(rule.ours), parts)] = tensor
+    if EMBEDDING in published:
+        published[OUTPUT_PROJECTION] = published[EMBEDDING]
+    return published
+
+
+def published_buffers(head_width: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The buffers of a published file that hold nothing learned; its loader expects them all the same."""
+    # Source: xPos (arXiv:2212.10554), as torchscale computes it.
+    scale = (torch.arange(0, head_width, 2) + 0.4 * head_width) / (1.4 * head_width)
+    return {FLOAT_TENSOR: torch.zeros(1, dtype=dtype), ROTARY_SCALE: scale.to(dtype)}
+
+
+def head_width(state: Mapping[str, Tensor]) -> int | None:
+    """The width of one attention head, which no weight's shape tells; the rotary constant has half as many numbers."""
+    return 2 * len(state[ROTARY_SCALE]) if ROTARY_SCALE in state and state[ROTARY_SCALE].dim() == 1 else None
+
+
+def check_tied(state: Mapping[str, Tensor]) -> None:
+    """See that the output map is the word embedding, where both are stored.
+
+    Raises: IncompatibleError.
+    """
+    if OUTPUT_PROJECTION not in state or EMBEDDING not in state:
+        return
+    output, embedding = state[OUTPUT_PROJECTION], state[EMBEDDING]
+    same = output.shape == embedding.shape and (output.is_meta or output.equal(embedding))
+    if not same:
+        raise IncompatibleError(f"{OUTPUT_PROJECTION} differs from {EMBEDDING}; KOSMOS-G has the two tied")
 
 
 def is_dropped(name: str) -> bool:
     """Whether a published name holds nothing of ours."""
     return name.startswith(DROPPED)
+
+
+def num_dropped(state: Mapping[str, Tensor]) -> int:
+    """How many weights of a published state dict serve nothing."""
+    return sum(is_dropped(name) or _is_dead(name, state) for name in state)
 
 
 def decoder_weights(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -138,6 +181,12 @@ def vision_from_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if not visual:
         raise IncompatibleError("there is no vision tower in these weights: no name begins with visual.")
     return _tower(from_published({f"img_model.{name}": tensor for name, tensor in visual.items()}))
+
+
+def vision_from_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The vision tower of a CLIP state dict, whichever of the two projects named it."""
+    ours = any(name.startswith("visual.") for name in state)
+    return vision_from_open_clip(state) if ours else vision_from_transformers(state)
 
 
 def vision_from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -159,13 +208,10 @@ def _translate(name: str, parts: Mapping[str, str]) -> str:
     return ".".join(parts.get(part, part) for part in name.split("."))
 
 
-def _check_tied(state: Mapping[str, Tensor]) -> None:
-    if OUTPUT_PROJECTION not in state or EMBEDDING not in state:
-        return
-    output, embedding = state[OUTPUT_PROJECTION], state[EMBEDDING]
-    same = output.shape == embedding.shape and (output.is_meta or output.equal(embedding))
-    if not same:
-        raise IncompatibleError(f"{OUTPUT_PROJECTION} differs from {EMBEDDING}; KOSMOS-G has the two tied")
+def _is_dead(name: str, state: Mapping[str, Tensor]) -> bool:
+    """Whether this is fused attention of a file that was saved before the modules were exchanged."""
+    fused = FUSED.fullmatch(name)
+    return fused is not None and f"{fused[1]}ts_attn.q_proj.weight" in state
 
 
 def _split_attention(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -177,8 +223,8 @@ def _split_attention(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             split[name] = tensor
             continue
         block, kind = fused.groups()
-        if f"{block}ts_attn.q_proj.weight" in state:
-            continue  # dead weight of a file that was saved before the modules were exchanged
+        if _is_dead(name, state):
+            continue
         if kind.startswith("out_proj"):
             split[f"{block}ts_attn.{kind}"] = tensor
         else:

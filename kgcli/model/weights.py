@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -58,11 +58,12 @@ def check_weights(
     *,
     source: str,
     fresh: tuple[str, ...] = (),
+    num_named: int = NUM_NAMED,
 ) -> None:
     """Compare names and shapes.
 
     Raises:
-        IncompatibleError: they differ; the message names the first few of each kind.
+        IncompatibleError: they differ; the message names the first `num_named` of each kind.
     """
     missing = [name for name in expected if name not in found and not name.startswith(fresh)]
     unexpected = [name for name in found if name not in expected]
@@ -72,7 +73,7 @@ def check_weights(
         if name in found and found[name] != shape
     ]
     faults = [("missing", missing), ("unexpected", unexpected), ("of another shape", misshaped)]
-    listed = [f"{len(names)} {kind} ({_few(names)})" for kind, names in faults if names]
+    listed = [f"{len(names)} {kind} ({_few(names, num_named)})" for kind, names in faults if names]
     if listed:
         raise IncompatibleError(f"the weights of {source} do not fit this model: {'; '.join(listed)}")
 
@@ -89,6 +90,51 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], *, dtype: torch.dty
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_shards(
+    path: Path,
+    num_bytes: Mapping[str, int],
+    read: Callable[[], Mapping[str, Tensor]],
+    *,
+    shard_size: int,
+    dtype: torch.dtype | None = None,
+) -> int:
+    """Write weights as files of at most `shard_size` bytes, with the index that `read_weights` follows.
+
+    `read` is called once for each file, and what it gives is let go after it: where it maps a file into memory, no more
+    than one shard's pages are ever held. `num_bytes` says the order and, as written, the size of each weight. Returns
+    the number of files.
+    """
+    groups = _group(num_bytes, shard_size)
+    if len(groups) == 1:
+        write_weights(path, _select(read(), groups[0]), dtype=dtype)
+        return 1
+    places: dict[str, str] = {}
+    for number, names in enumerate(groups, start=1):
+        shard = path.with_name(f"{path.stem}-{number:05d}-of-{len(groups):05d}{path.suffix}")
+        write_weights(shard, _select(read(), names), dtype=dtype)
+        places |= dict.fromkeys(names, shard.name)
+    index = {"metadata": {"total_size": sum(num_bytes.values())}, "weight_map": places}
+    path.with_name(f"{path.name}.index.json").write_text(json.dumps(index, indent=1) + "\n", "utf-8")
+    return len(groups)
+
+
+def _group(num_bytes: Mapping[str, int], shard_size: int) -> list[list[str]]:
+    """Names in order, as few to a group as its size asks for; a weight larger than that is a group of its own."""
+    groups: list[list[str]] = [[]]
+    filled = 0
+    for name, size in num_bytes.items():
+        if groups[-1] and filled + size > shard_size:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += size
+    return groups
+
+
+def _select(weights: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    return {name: weights[name] for name in names}
 
 
 def _shards(path: Path) -> list[Path]:
@@ -108,6 +154,6 @@ def _shards(path: Path) -> list[Path]:
     return shards
 
 
-def _few(names: Iterable[str]) -> str:
+def _few(names: Iterable[str], num_named: int = NUM_NAMED) -> str:
     names = list(names)
-    return ", ".join(names[:NUM_NAMED]) + (", ..." if len(names) > NUM_NAMED else "")
+    return ", ".join(names[:num_named]) + (", ..." if len(names) > num_named else "")

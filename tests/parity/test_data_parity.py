@@ -113,10 +113,10 @@ KNOWN = {
     "image_preprocess*.npz": "here",
     "official_keys_align.json": "here",
     "official_keys_final.json": "here",
-    "official_keys_sd15_expected.json": "checkpoint conversion",
+    "official_keys_sd15_expected.json": "test_checkpoint_parity.py",
     "tiny/config.json": "every test",
     "tiny/*.safetensors": "test_model_parity.py",
-    "tiny/checkpoint_*.pt": "checkpoint conversion",
+    "tiny/checkpoint_*.pt": "test_checkpoint_parity.py",
 }
 
 
@@ -127,8 +127,6 @@ def test_every_file_is_known(path: Path) -> None:
     name = path.relative_to(golden.FOLDER).as_posix()
     checkers = [checker for pattern, checker in KNOWN.items() if Path(name).match(pattern) and fits(name, pattern)]
     assert checkers, f"{name} is of no known kind: {', '.join(KNOWN)}"
-    if checkers[0] == "checkpoint conversion":
-        pytest.skip(f"{name} is known; it belongs to checkpoint conversion")
 
 
 def fits(name: str, pattern: str) -> bool:
