@@ -162,6 +162,7 @@ class DataConfig(Strict):
     seed: int = 0
     pool: int | None = Field(default=None, ge=1)  # pictures, with cached VAE moments; None draws new ones
     keep: bool = False  # keep whole samples of the pool in memory, words included: saves drawing them again
+    bucket: int = Field(default=1, ge=1)  # steps that are drawn together and dealt out by length: saves padding
     num_workers: int = Field(default=1, ge=0)  # processes that render ahead; each keeps its own
 
 

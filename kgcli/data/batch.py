@@ -88,6 +88,12 @@ class Collator:
             fields |= self.pool.rows(indices)
         return Batch(**fields)
 
+    def length(self, sample: Sample) -> int:
+        """How many tokens the multimodal model reads of a sample."""
+        if self.tokenizer is None:
+            return 0
+        return len(encode(sample.fragments, self.tokenizer, self.num_slots, eos=self.eos).token_ids)
+
     def _tokens(self, samples: list[Sample]) -> dict[str, Tensor]:
         assert self.tokenizer is not None
         rows = [encode(sample.fragments, self.tokenizer, self.num_slots, eos=self.eos) for sample in samples]
@@ -111,7 +117,10 @@ def check_kinds(kinds: dict[str, float]) -> None:
 
 
 class Batches(Dataset[Batch]):
-    """The batch of each step: indices step * B to (step + 1) * B, of which this process takes its share."""
+    """The batch of each step: indices step * B to (step + 1) * B, of which this process takes its share.
+
+    With `data.bucket` above 1 that many steps share their samples: each takes those of like length, in random order.
+    """
 
     def __init__(self, recipe: Recipe, collator: Collator, rank: int = 0, num_ranks: int = 1) -> None:
         self.recipe = recipe
@@ -119,16 +128,39 @@ class Batches(Dataset[Batch]):
         self.rank = rank
         self.num_ranks = num_ranks
         self._kept: dict[int, Sample] = {}
+        self._bucket: tuple[int, list[list[int]]] = (-1, [])  # its first step, and the indices of each of its steps
 
     def __len__(self) -> int:
         return self.recipe.steps
 
     def __getitem__(self, step: int) -> Batch:
         data = self.recipe.data
-        first = step * data.batch_size
-        indices = range(first + self.rank, first + data.batch_size, self.num_ranks)
+        indices = self.indices(step)
         samples = [self._sample(i) for i in indices]
         return self.collator(samples, [i % data.pool if data.pool else i for i in indices])
+
+    def indices(self, step: int) -> list[int]:
+        """Which samples of the endless stream this process takes in a step."""
+        num_steps = self.recipe.data.bucket
+        if num_steps == 1:
+            return self._share(step)
+        first = step - step % num_steps
+        if self._bucket[0] != first:
+            self._bucket = (first, self._deal(first, num_steps))
+        return self._bucket[1][step - first]
+
+    def _share(self, step: int) -> list[int]:
+        first = step * self.recipe.data.batch_size
+        return list(range(first + self.rank, first + self.recipe.data.batch_size, self.num_ranks))
+
+    def _deal(self, first: int, num_steps: int) -> list[list[int]]:
+        """The samples of a bucket by length, shortest first, cut into its steps, and those in random order."""
+        indices = [index for step in range(first, first + num_steps) for index in self._share(step)]
+        indices.sort(key=lambda index: self.collator.length(self._sample(index)))
+        size = len(indices) // num_steps
+        # The same order on every process, so that none waits for another's longer batch.
+        order = np.random.default_rng([7, self.recipe.data.seed, first]).permutation(num_steps)
+        return [indices[place * size : (place + 1) * size] for place in order]
 
     def _sample(self, index: int) -> Sample:
         data, size = self.recipe.data, self.recipe.image_size
