@@ -37,6 +37,8 @@ class JudgeCollator(Collator):
 class JudgeStage(Stage):
     """What is said by cross-entropy and who is shown by contrast, on pictures made as unclear as a decoder's.
 
+    With `init_from.judges`, a folder of earlier judges, it goes on from those.
+
     Options: blur (largest share of blur), noise (largest deviation, of a range of 2).
     """
 
@@ -46,7 +48,10 @@ class JudgeStage(Stage):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
-        self.judges = Judges(**recipe.parts.get("judges", {}))
+        if "judges" in recipe.init_from:
+            self.judges = Judges.load(self.source("judges"))
+        else:
+            self.judges = Judges(**recipe.parts.get("judges", {}))
         self.judges.to(memory_format=torch.channels_last)
         self.log_scale = nn.Parameter(torch.tensor(2.3))  # of the similarities, starts at 10
 

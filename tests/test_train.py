@@ -18,6 +18,7 @@ from kgcli import train as training
 from kgcli.config import dump_recipe, load_recipe
 from kgcli.data.batch import Batches, Collator
 from kgcli.errors import ConfigError, IncompatibleError, MissingError
+from kgcli.evaluation.judges import Judges
 from kgcli.model.weights import read_weights
 from kgcli.pool import make_pool
 
@@ -140,6 +141,16 @@ def test_clip_goes_on_from_an_earlier_one_with_its_text_locked(chain, tmp_path):
     moved = {name for name in one if not torch.equal(one[name], other[name])}
     assert {name.split(".")[0] for name in moved} >= {"vision_model", "visual_projection", "text_projection"}
     assert not any(name.startswith("text_model.") for name in moved)
+
+
+def test_judges_go_on_from_earlier_ones(tmp_path):
+    torch.manual_seed(0)
+    earlier = Judges([8, 16], [8, 16, 16], 8)
+    earlier.save(tmp_path / "judges")
+    recipe = load_recipe("smoke/judge").model_copy(update={"init_from": {"judges": str(tmp_path / "judges")}})
+    found = training.Run(recipe).stage.judges
+    assert found.config == earlier.config
+    assert torch.equal(found.scene.trunk.stem.weight, earlier.scene.trunk.stem.weight.half().float())
 
 
 def test_a_unet_goes_on_from_an_earlier_one(chain):
