@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
+from kgcli.data.prompt import Prompt
 from kgcli.errors import IncompatibleError, OutOfMemoryError, UsageError
-from kgcli.model.diffusion import Diffusion
-from kgcli.model.kosmosg import KosmosG
 from kgcli.modelfolder import WEIGHTS_NAME, ModelFolder, open_model
-from kgcli.pipeline import KosmosGPipeline, StepCallback, check_size
+from kgcli.pipeline import KosmosGPipeline, StepCallback, check_size, seeded
 from kgcli.request import Request, Settings, edit_prompt, make_request, random_seed
 
 if TYPE_CHECKING:
@@ -86,9 +85,10 @@ def load(
     device = choose_device(device)
     dtype = choose_dtype(dtype, device, folder)
     with memory_errors():
-        kosmosg = KosmosG.from_pretrained(folder.path, device=device, dtype=DTYPES[dtype])
-        diffusion = Diffusion.load(folder.decoder, dtype=DTYPES[dtype], local_files_only=offline).to(device)
-        return Model(folder, KosmosGPipeline(kosmosg, folder.tokenizer, diffusion), device, dtype)
+        pipeline = KosmosGPipeline.from_pretrained(
+            folder, torch_dtype=DTYPES[dtype], device=device, local_files_only=offline
+        )
+        return Model(folder, pipeline, device, dtype)
 
 
 def generate(
@@ -108,11 +108,13 @@ def generate(
         with memory_errors():
             if embeds is None or previous is None or not _same_prompt(previous, request):
                 pictures = [picture.load() for picture in request.pictures]
-                embeds = model.pipeline.encode_prompt([request.prompt], [pictures], [request.negative_prompt])
+                embeds = model.pipeline.encode_prompt(
+                    [request.prompt], [pictures], Prompt(parts=(request.negative_prompt,))
+                )
             previous = request
-            image = model.pipeline(
+            image = model.pipeline.draw(
                 *embeds,
-                seeds=[request.seed],
+                generators=seeded([request.seed]),
                 width=settings.width,
                 height=settings.height,
                 num_inference_steps=settings.num_steps,

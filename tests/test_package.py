@@ -36,7 +36,7 @@ def test_one_version():
 
 
 def test_the_public_names_are_there():
-    assert sorted(kgcli.__all__) == ["Prompt", "__version__", "load"]
+    assert sorted(kgcli.__all__) == ["KosmosGPipeline", "Prompt", "__version__", "load"]
     assert all(getattr(kgcli, name) for name in kgcli.__all__)
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         _ = kgcli.lode
