@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from kgcli.config import OFFLOADS
 from kgcli.data.images import pad_to_square, to_vision_pixels
 from kgcli.data.prompt import Prompt, check_length, encode
 from kgcli.data.tokenizer import Tokenizer
@@ -21,7 +22,6 @@ from kgcli.model.kosmosg import KosmosG, place_images
 
 KEPT_IMAGES = 64  # features kept for the next call; 512 KiB each at full size in fp32
 KEPT_NEGATIVES = 64  # 231 KiB each at full size in fp32
-OFFLOADS = ("none", "model", "sequential")
 
 
 class PromptEncoder:

@@ -40,13 +40,13 @@ class ModelFolder:
     @cached_property
     def sha256(self) -> str:
         """Of the weight files, in the order of their names."""
-        return _hash_files(sorted(self.path.glob("model*.safetensors")))
+        return hash_files(sorted(self.path.glob("model*.safetensors")))
 
     @cached_property
     def decoder_sha256(self) -> str:
         """Of the decoder's weight files, or "" where it is on the Hub."""
         path = Path(self.decoder)
-        return _hash_files([path] if path.is_file() else sorted(path.glob("*/*.safetensors"))) if path.exists() else ""
+        return hash_files([path] if path.is_file() else sorted(path.glob("*/*.safetensors"))) if path.exists() else ""
 
     @property
     def decoder_sizes(self) -> Path | None:
@@ -234,7 +234,8 @@ def is_hub_id(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", name) is not None
 
 
-def _hash_files(paths: list[Path]) -> str:
+def hash_files(paths: list[Path]) -> str:
+    """One sha256 over the bytes of files, in the order given."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:

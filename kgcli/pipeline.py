@@ -20,8 +20,9 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from PIL import Image
 from torch import Tensor
 
+from kgcli.config import OFFLOADS
 from kgcli.data.tokenizer import Tokenizer
-from kgcli.encoder import OFFLOADS, PromptEncoder
+from kgcli.encoder import PromptEncoder
 from kgcli.errors import IncompatibleError, UsageError
 from kgcli.inputs import PictureLike, PromptLike, read_negatives, read_prompts
 from kgcli.model.diffusion import Diffusion
@@ -113,8 +114,9 @@ class KosmosGPipeline:
     def make_pipeline(self, kind: Callable[..., Any], **parts: Any) -> Any:
         """Any diffusers pipeline of the Stable Diffusion v1 family with this decoder in it, given its further parts."""
         # The scheduler comes later: in the making, diffusers would change one of older settings and warn of it.
+        scheduler = parts.pop("scheduler", None) or self.make_scheduler()
         pipeline = kind(**{**self._parts(), **parts}, requires_safety_checker=False)
-        pipeline.scheduler = parts.get("scheduler") or self.make_scheduler()
+        pipeline.scheduler = scheduler
         return pipeline
 
     def _parts(self) -> dict[str, Any]:
