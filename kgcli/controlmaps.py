@@ -82,7 +82,8 @@ def _depth(image: Image.Image, maker: str, local_files_only: bool) -> Image.Imag
     resized = torch.nn.functional.interpolate(
         outputs.predicted_depth[:, None], size=image.size[::-1], mode="bicubic", align_corners=False
     )[0, 0]
-    nearness = (resized - resized.min()) / (resized.max() - resized.min()).clamp_min(1e-6)
+    nearness = resized - resized.min()  # in units of the maker's own
+    nearness = nearness / (nearness.max() or 1)
     return Image.fromarray((nearness * 255).round().byte().numpy()).convert("RGB")
 
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,9 +14,13 @@ from PIL import Image
 
 from kgcli.adapters import read_adapters
 from kgcli.attach import Attachments
+from kgcli.conditioning import TENSORS, write_conditioning
 from kgcli.config import OFFLOADS
 from kgcli.data.prompt import Prompt
+from kgcli.encoder import PromptEncoder
 from kgcli.errors import IncompatibleError, OutOfMemoryError, UsageError
+from kgcli.inputs import read_negatives
+from kgcli.model.kosmosg import KosmosG
 from kgcli.modelfolder import WEIGHTS_NAME, ModelFolder, open_model
 from kgcli.pipeline import KosmosGPipeline, StepCallback, check_size, seeded
 from kgcli.request import Request, Settings, edit_prompt, make_request, random_seed
@@ -157,6 +162,23 @@ def generate(
                     on_step=on_step,
                 )[0]
         yield request, image
+
+
+def encode(
+    folder: ModelFolder, request: Request, out: Path, *, device: str = "auto", dtype: str = "auto"
+) -> dict[str, list[int]]:
+    """Write the conditioning of a request to a file, without loading an image decoder; returns the tensors' shapes."""
+    device = choose_device(device)
+    dtype = choose_dtype(dtype, device, folder)
+    with memory_errors():
+        kosmosg = KosmosG.from_pretrained(folder.path, device=device, dtype=DTYPES[dtype])
+        encoder = PromptEncoder(kosmosg, folder.tokenizer)
+        embeds = (
+            encoder.encode([request.prompt], [[picture.load() for picture in request.pictures]]),
+            encoder.encode_negatives(read_negatives(Prompt(parts=(request.negative_prompt,)), 1)),
+        )
+    write_conditioning(out, embeds, request, folder)
+    return {name: list(tensor.shape) for name, tensor in zip(TENSORS, embeds, strict=True)}
 
 
 def edit(

@@ -57,8 +57,10 @@ class ModelFolder:
         return _own_decoder(self.path, self.cfg.decoder) or SD15_SIZES
 
 
-def open_model(model: str | None = None, decoder: str | None = None, offline: bool = False) -> ModelFolder:
-    """Find a model (a folder, a Hub id, or None for the shipped one) and check its files.
+def open_model(
+    model: str | None = None, decoder: str | None = None, offline: bool = False, *, with_decoder: bool = True
+) -> ModelFolder:
+    """Find a model (a folder, a Hub id, or None for the shipped one) and check its files, its decoder's among them.
 
     Raises:
         MissingError: something is not there or damaged.
@@ -74,7 +76,7 @@ def open_model(model: str | None = None, decoder: str | None = None, offline: bo
             "(or their special symbols differ); the folder mixes two models"
         )
     name = "nano" if model is None else Path(model).name or path.name
-    found = _find_decoder(path, decoder or cfg.decoder, cfg.aligner.width)
+    found = _find_decoder(path, decoder or cfg.decoder, cfg.aligner.width) if with_decoder else cfg.decoder
     return ModelFolder(path=path, name=name, cfg=cfg, decoder=found, tokenizer=tokenizer)
 
 

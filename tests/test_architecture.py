@@ -22,7 +22,7 @@ ROOMS = [
     {"request"},
     {"metadata"},
     {"output", "replay", "pipeline", "stages"},
-    {"metrics", "attach"},
+    {"metrics", "attach", "conditioning"},
     {"pool"},
     {"train"},
     {"engine", "ship"},
