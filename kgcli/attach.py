@@ -12,12 +12,10 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from diffusers.models.controlnets.controlnet import ControlNetModel
-from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from PIL import Image
 from torch import Tensor
 
@@ -25,6 +23,10 @@ from kgcli.adapters import Adapters, Control, Lora, Source
 from kgcli.controlmaps import fit_to, make_map
 from kgcli.errors import IncompatibleError, MissingError
 from kgcli.pipeline import KosmosGPipeline
+
+if TYPE_CHECKING:  # loaded when a ControlNet is asked for
+    from diffusers.models.controlnets.controlnet import ControlNetModel
+    from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 
 UNET_PREFIX = "unet."
 _log = logging.getLogger(__name__)
@@ -50,6 +52,8 @@ class Attachments:
         if not adapters.controls:
             yield
             return
+        from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
+
         networks = MultiControlNetModel([self._network(control.source) for control in adapters.controls])
         steer = _Steering(
             networks,
@@ -156,6 +160,8 @@ def load_controlnet(location: str, dtype: torch.dtype, local_files_only: bool = 
 
     Raises: MissingError, IncompatibleError.
     """
+    from diffusers.models.controlnets.controlnet import ControlNetModel
+
     try:
         network = ControlNetModel.from_pretrained(
             location, torch_dtype=dtype, use_safetensors=True, local_files_only=local_files_only

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -339,3 +340,25 @@ def test_numbers_after_a_colon_belong_to_a_file_of_that_name(tiny_model, files, 
     with pytest.raises(Exception, match="no .safetensors file"):
         read_adapters(open_model(str(tiny_model)), loras=[str(odd)])
     assert read_adapters(open_model(str(tiny_model)), loras=[f"{files}/style.safetensors:-1.5"]).loras[0].scale == -1.5
+
+
+# ---------------------------------------------------------------- the model that ships
+
+
+def test_the_shipped_model_takes_both(tmp_path):
+    nano = engine.load(device="cpu")
+    decoder = nano.folder.decoder
+    write_diffusers(tmp_path / "style.safetensors", lora_weights(Path(decoder), 1))
+    network = ControlNetModel.from_unet(nano.pipeline.decoder.unet, conditioning_embedding_out_channels=(4, 8, 16))
+    scatter([*network.controlnet_down_blocks.parameters(), *network.controlnet_mid_block.parameters()], 3, size=0.1)
+    scatter(network.controlnet_cond_embedding.parameters(), 4)
+    network.save_pretrained(tmp_path / "canny")
+    options = {
+        "lora": {"loras": [f"{tmp_path}/style.safetensors:0.5"]},
+        "control": {"controls": ["canny=nano/cat.png"], "controlnet_models": [f"canny={tmp_path}/canny"]},
+    }
+    pictures = [
+        draw(nano, num_steps=2, **given) for given in ({}, *options.values(), options["lora"] | options["control"])
+    ]
+    assert {picture.shape for picture in pictures} == {(64, 64, 3)}
+    assert len({picture.tobytes() for picture in pictures}) == 4
