@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from kgcli.errors import IncompatibleError, OutOfMemoryError, UsageError
 from kgcli.inputs import read_negatives
 from kgcli.model.kosmosg import KosmosG
 from kgcli.modelfolder import WEIGHTS_NAME, ModelFolder, open_model
-from kgcli.pipeline import KosmosGPipeline, StepCallback, check_size, seeded
+from kgcli.pipeline import KosmosGPipeline, StepCallback, seeded
 from kgcli.request import Request, Settings, edit_prompt, make_request, random_seed
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def generate(
     for request in requests:
         settings = request.settings.filled(model.folder)
         assert settings.width is not None and settings.height is not None, "filled above"
-        check_size(model.pipeline.decoder, settings.width, settings.height)
+        model.pipeline.decoder.check_size(settings.width, settings.height)
         with memory_errors():
             if embeds is None or previous is None or not _same_prompt(previous, request):
                 pictures = [picture.load() for picture in request.pictures]
@@ -149,18 +150,7 @@ def generate(
                     [request.prompt], [pictures], Prompt(parts=(request.negative_prompt,))
                 )
             previous = request
-            with model.attachments.on(request.adapters, (settings.width, settings.height)):
-                image = model.pipeline.draw(
-                    *embeds,
-                    generators=seeded([request.seed]),
-                    width=settings.width,
-                    height=settings.height,
-                    num_inference_steps=settings.num_steps,
-                    guidance_scale=settings.guidance_scale,
-                    guidance_rescale=settings.guidance_rescale,
-                    scheduler=settings.scheduler,
-                    on_step=on_step,
-                )[0]
+            image = _draw(model, replace(request, settings=settings), embeds, on_step)
         yield request, image
 
 
@@ -274,6 +264,26 @@ def memory_errors() -> Iterator[None]:
         if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
             raise
         raise OutOfMemoryError("out of memory: try a smaller -W and -H, or --dtype bfloat16") from None
+
+
+def _draw(
+    model: Model, request: Request, embeds: tuple[torch.Tensor, torch.Tensor], on_step: StepCallback | None
+) -> Image.Image:
+    """The picture of a request whose settings are all filled in."""
+    settings = request.settings
+    assert settings.width is not None and settings.height is not None, "filled in"
+    with model.attachments.on(request.adapters, (settings.width, settings.height)):
+        return model.pipeline.draw(
+            *embeds,
+            generators=seeded([request.seed]),
+            width=settings.width,
+            height=settings.height,
+            num_inference_steps=settings.num_steps,
+            guidance_scale=settings.guidance_scale,
+            guidance_rescale=settings.guidance_rescale,
+            scheduler=settings.scheduler,
+            on_step=on_step,
+        )[0]
 
 
 def _same_prompt(one: Request, other: Request) -> bool:

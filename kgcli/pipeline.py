@@ -23,7 +23,7 @@ from torch import Tensor
 from kgcli.config import OFFLOADS
 from kgcli.data.tokenizer import Tokenizer
 from kgcli.encoder import PromptEncoder
-from kgcli.errors import IncompatibleError, UsageError
+from kgcli.errors import UsageError
 from kgcli.inputs import PictureLike, PromptLike, read_negatives, read_prompts
 from kgcli.model.diffusion import Diffusion
 from kgcli.model.kosmosg import KosmosG
@@ -282,16 +282,6 @@ class _StepReport:
 def seeded(seeds: Sequence[int]) -> list[torch.Generator]:
     """A generator for each seed, on the CPU: the same noise on any device."""
     return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def check_size(decoder: Diffusion, width: int, height: int) -> None:
-    """Refuse a size that the decoder's latents cannot have.
-
-    Raises: IncompatibleError.
-    """
-    factor = decoder.pixels_per_latent
-    if width % factor or height % factor:
-        raise IncompatibleError(f"{width} x {height} pixels do not divide by this decoder's factor of {factor}")
 
 
 @contextmanager

@@ -102,18 +102,7 @@ def read_replay(
     parts = tuple(replace(p, path=str(next(found))) if isinstance(p, ImageRef) else p for p in prompt.parts)
     line = record.model_dump(exclude={"images", "model", "decoder", "dtype", "adapters"})
     line["negative_prompt"] = Prompt(parts=(record.negative_prompt,)).format() if record.negative_prompt else None
-    adapters = Adapters()
-    if with_adapters:
-        networks = read_kinds(controlnet_models, "--controlnet-model")
-        makers = read_kinds(map_models, "--map-model")
-        adapters = Adapters(
-            loras=tuple(_find_lora(source, entry) for entry in record.adapters if entry.type == "lora"),
-            controls=tuple(
-                _find_control(source, entry, images, networks, makers)
-                for entry in record.adapters
-                if entry.type == "controlnet"
-            ),
-        )
+    adapters = _find_adapters(source, record, images, controlnet_models, map_models) if with_adapters else Adapters()
     return Replay({**line, "prompt": Prompt(parts=parts).format()}, record.dtype, adapters)
 
 
@@ -145,6 +134,21 @@ def _find_input(source: Path, wanted: _Input, images: Sequence[str]) -> Path:
     raise MissingError(
         f"the input picture {name} (sha256 {wanted.sha256[:10]}) of {source} is not beside it nor here{hint}; "
         "give it with --image PATH"
+    )
+
+
+def _find_adapters(
+    source: Path, record: _Record, images: Sequence[str], controlnet_models: Sequence[str], map_models: Sequence[str]
+) -> Adapters:
+    """All that was put on the decoder."""
+    networks = read_kinds(controlnet_models, "--controlnet-model")
+    makers = read_kinds(map_models, "--map-model")
+    entries = record.adapters
+    return Adapters(
+        loras=tuple(_find_lora(source, entry) for entry in entries if entry.type == "lora"),
+        controls=tuple(
+            _find_control(source, entry, images, networks, makers) for entry in entries if entry.type == "controlnet"
+        ),
     )
 
 

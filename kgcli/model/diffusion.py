@@ -89,6 +89,15 @@ class Diffusion(nn.Module):
                 "choose a decoder of the family the aligner was trained for"
             )
 
+    def check_size(self, width: int, height: int) -> None:
+        """Refuse a size in pixels that the latents cannot have.
+
+        Raises: IncompatibleError.
+        """
+        factor = self.pixels_per_latent
+        if width % factor or height % factor:
+            raise IncompatibleError(f"{width} x {height} pixels do not divide by this decoder's factor of {factor}")
+
     def latents(
         self, pixels_B3XY: Tensor, *, generator: torch.Generator | None = None, eps_BCHW: Tensor | None = None
     ) -> Tensor:
