@@ -10,19 +10,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Prompt", "__version__", "load"]
+__all__ = ["KosmosGPipeline", "Prompt", "__version__", "load"]
 
 if TYPE_CHECKING:
     from kgcli.data.prompt import Prompt
     from kgcli.engine import load
+    from kgcli.pipeline import KosmosGPipeline
 
 
 def __getattr__(name: str) -> Any:
-    """`load` and `Prompt`, imported when first asked for, so that `import kgcli` stays cheap."""
+    """The public names, imported when first asked for, so that `import kgcli` stays cheap."""
     if name == "Prompt":
         from kgcli.data.prompt import Prompt
 
         return Prompt
+    if name == "KosmosGPipeline":
+        from kgcli.pipeline import KosmosGPipeline
+
+        return KosmosGPipeline
     if name == "load":
         from kgcli.engine import load
 

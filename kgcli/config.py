@@ -123,6 +123,7 @@ class ModelConfig(Strict):
 
 
 CONFIG_NAME = "config.json"  # of a model folder
+OFFLOADS = ("none", "model", "sequential")  # how weights are kept out of an accelerator's memory
 
 
 def read_model_config(folder: Path) -> ModelConfig:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 
+from kgcli.adapters import read_adapters
+from kgcli.attach import Attachments
+from kgcli.conditioning import TENSORS, write_conditioning
+from kgcli.config import OFFLOADS
+from kgcli.data.prompt import Prompt
+from kgcli.encoder import PromptEncoder
 from kgcli.errors import IncompatibleError, OutOfMemoryError, UsageError
-from kgcli.model.diffusion import Diffusion
+from kgcli.inputs import read_negatives
 from kgcli.model.kosmosg import KosmosG
 from kgcli.modelfolder import WEIGHTS_NAME, ModelFolder, open_model
-from kgcli.pipeline import KosmosGPipeline, StepCallback, check_size
+from kgcli.pipeline import KosmosGPipeline, StepCallback, seeded
 from kgcli.request import Request, Settings, edit_prompt, make_request, random_seed
 
 if TYPE_CHECKING:
@@ -24,15 +33,20 @@ DEVICES = ("cpu", "cuda", "mps")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LARGE_MODEL = 10**9  # bytes of weights from which `auto` takes half precision on a GPU
 
+_log = logging.getLogger(__name__)
+
 
 class Model:
     """A loaded KOSMOS-G with its decoder: what `kgcli.load` returns."""
 
-    def __init__(self, folder: ModelFolder, pipeline: KosmosGPipeline, device: str, dtype: str) -> None:
+    def __init__(
+        self, folder: ModelFolder, pipeline: KosmosGPipeline, device: str, dtype: str, offline: bool = False
+    ) -> None:
         self.folder = folder
         self.pipeline = pipeline
         self.device = device
         self.dtype = dtype
+        self.attachments = Attachments(pipeline, local_files_only=offline)
 
     def generate(
         self,
@@ -42,12 +56,25 @@ class Model:
         negative_prompt: str = "",
         seed: int | None = None,
         num_images: int = 1,
+        loras: Sequence[str] = (),
+        controls: Sequence[str] = (),
+        controlnet_models: Sequence[str] = (),
+        map_models: Sequence[str] = (),
         **settings: Any,
     ) -> list[Image.Image]:
         """Pictures of a prompt with `<image:PATH>` in it, for the seed and those after it.
 
-        `images` fill numbered slots (`<image:-1>`); `settings` are the fields of `Settings`.
+        `images` fill numbered slots (`<image:-1>`); `loras` (`style.safetensors:0.7`), `controls` (`canny=a.jpg:0.8`),
+        `controlnet_models` and `map_models` (`canny=FOLDER`) are written as on the command line; `settings` are the
+        fields of `Settings`.
         """
+        adapters = read_adapters(
+            self.folder,
+            loras=loras,
+            controls=controls,
+            controlnet_models=controlnet_models,
+            map_models=map_models,
+        )
         first = random_seed() if seed is None else seed
         checked = _settings(settings)
         requests = [
@@ -58,6 +85,7 @@ class Model:
                 negative_prompt=negative_prompt,
                 seed=first + offset,
                 settings=checked,
+                adapters=adapters,
             )
             for offset in range(num_images)
         ]
@@ -74,9 +102,12 @@ def load(
     decoder: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    offload: str = "none",
     offline: bool = False,
 ) -> Model:
     """Load a model: a folder, a Hub id, or None for the small one that ships with the package.
+
+    `offload` keeps weights in main memory and lends a GPU what is at work: none, model or sequential.
 
     Raises:
         MissingError: it is not there or is damaged.
@@ -85,10 +116,17 @@ def load(
     folder = model if isinstance(model, ModelFolder) else open_model(model, decoder, offline)
     device = choose_device(device)
     dtype = choose_dtype(dtype, device, folder)
+    offload = choose_offload(offload, device)
     with memory_errors():
-        kosmosg = KosmosG.from_pretrained(folder.path, device=device, dtype=DTYPES[dtype])
-        diffusion = Diffusion.load(folder.decoder, dtype=DTYPES[dtype], local_files_only=offline).to(device)
-        return Model(folder, KosmosGPipeline(kosmosg, folder.tokenizer, diffusion), device, dtype)
+        pipeline = KosmosGPipeline.from_pretrained(
+            folder,
+            torch_dtype=DTYPES[dtype],
+            device=device if offload == "none" else "cpu",
+            local_files_only=offline,
+        )
+        if offload != "none":
+            pipeline.enable_offload(offload, device)
+        return Model(folder, pipeline, device, dtype, offline)
 
 
 def generate(
@@ -104,24 +142,33 @@ def generate(
     for request in requests:
         settings = request.settings.filled(model.folder)
         assert settings.width is not None and settings.height is not None, "filled above"
-        check_size(model.pipeline.decoder, settings.width, settings.height)
+        model.pipeline.decoder.check_size(settings.width, settings.height)
         with memory_errors():
             if embeds is None or previous is None or not _same_prompt(previous, request):
                 pictures = [picture.load() for picture in request.pictures]
-                embeds = model.pipeline.encode_prompt([request.prompt], [pictures], [request.negative_prompt])
+                embeds = model.pipeline.encode_prompt(
+                    [request.prompt], [pictures], Prompt(parts=(request.negative_prompt,))
+                )
             previous = request
-            image = model.pipeline(
-                *embeds,
-                seeds=[request.seed],
-                width=settings.width,
-                height=settings.height,
-                num_inference_steps=settings.num_steps,
-                guidance_scale=settings.guidance_scale,
-                guidance_rescale=settings.guidance_rescale,
-                scheduler=settings.scheduler,
-                on_step=on_step,
-            )[0]
+            image = _draw(model, replace(request, settings=settings), embeds, on_step)
         yield request, image
+
+
+def encode(
+    folder: ModelFolder, request: Request, out: Path, *, device: str = "auto", dtype: str = "auto"
+) -> dict[str, list[int]]:
+    """Write the conditioning of a request to a file, without loading an image decoder; returns the tensors' shapes."""
+    device = choose_device(device)
+    dtype = choose_dtype(dtype, device, folder)
+    with memory_errors():
+        kosmosg = KosmosG.from_pretrained(folder.path, device=device, dtype=DTYPES[dtype])
+        encoder = PromptEncoder(kosmosg, folder.tokenizer)
+        embeds = (
+            encoder.encode([request.prompt], [[picture.load() for picture in request.pictures]]),
+            encoder.encode_negatives(read_negatives(Prompt(parts=(request.negative_prompt,)), 1)),
+        )
+    write_conditioning(out, embeds, request, folder)
+    return {name: list(tensor.shape) for name, tensor in zip(TENSORS, embeds, strict=True)}
 
 
 def edit(
@@ -172,15 +219,32 @@ def choose_device(name: str) -> str:
 
 
 def choose_dtype(name: str, device: str, folder: ModelFolder) -> str:
-    """The precision of a name; `auto` is half for large models on a GPU, full elsewhere.
+    """The precision of a name; `auto` is half for large models on a GPU (bfloat16 where it has that), else full.
+
+    Small models stay in full precision: they are fast in any, and replay alike on any machine.
 
     Raises: UsageError.
     """
     if name == "auto":
         size = sum(path.stat().st_size for path in folder.path.glob(f"{WEIGHTS_NAME.partition('.')[0]}*.safetensors"))
-        return "float16" if device.startswith("cuda") and size >= LARGE_MODEL else "float32"
+        if not device.startswith("cuda") or size < LARGE_MODEL:
+            return "float32"
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     if name not in DTYPES:
         raise UsageError(f"--dtype is {name}; it must be auto or one of {', '.join(DTYPES)}")
+    return name
+
+
+def choose_offload(name: str, device: str) -> str:
+    """How weights are kept out of a device's memory: not at all where it has none of its own.
+
+    Raises: UsageError.
+    """
+    if name not in OFFLOADS:
+        raise UsageError(f"--offload is {name}; it must be one of {', '.join(OFFLOADS)}")
+    if name != "none" and not device.startswith("cuda"):
+        _log.warning("--offload %s changes nothing here: %s shares the main memory", name, device)
+        return "none"
     return name
 
 
@@ -193,11 +257,33 @@ def memory_errors() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError:
-        raise OutOfMemoryError("out of GPU memory: try --dtype float16, a smaller -W and -H, or --device cpu") from None
+        raise OutOfMemoryError(
+            "out of GPU memory: try --offload model (or sequential), --dtype float16, or a smaller -W and -H"
+        ) from None
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
             raise
         raise OutOfMemoryError("out of memory: try a smaller -W and -H, or --dtype bfloat16") from None
+
+
+def _draw(
+    model: Model, request: Request, embeds: tuple[torch.Tensor, torch.Tensor], on_step: StepCallback | None
+) -> Image.Image:
+    """The picture of a request whose settings are all filled in."""
+    settings = request.settings
+    assert settings.width is not None and settings.height is not None, "filled in"
+    with model.attachments.on(request.adapters, (settings.width, settings.height)):
+        return model.pipeline.draw(
+            *embeds,
+            generators=seeded([request.seed]),
+            width=settings.width,
+            height=settings.height,
+            num_inference_steps=settings.num_steps,
+            guidance_scale=settings.guidance_scale,
+            guidance_rescale=settings.guidance_rescale,
+            scheduler=settings.scheduler,
+            on_step=on_step,
+        )[0]
 
 
 def _same_prompt(one: Request, other: Request) -> bool:

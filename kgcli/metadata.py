@@ -18,6 +18,7 @@ from typing import Any
 from PIL import ExifTags, Image, PngImagePlugin
 
 from kgcli import __version__
+from kgcli.adapters import Adapters, Source
 from kgcli.data.images import MAX_PIXELS
 from kgcli.data.prompt import Prompt
 from kgcli.errors import ImageError, MissingError
@@ -28,7 +29,7 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 QUALITY = 95  # of JPEG and WebP
 CHUNK = "kgcli"
 PARAMETERS = "parameters"
-PACKAGES = ("torch", "diffusers", "transformers", "pillow")
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "opencv-python-headless", "pillow")
 A1111_SAMPLERS = {
     "dpm++": "DPM++ 2M",
     "ddim": "DDIM",
@@ -59,7 +60,7 @@ def describe(request: Request, model: ModelFolder, device: str, dtype: str) -> M
         "images": [{"name": picture.name, "sha256": picture.sha256} for picture in request.pictures],
         "model": {"name": model.name, "sha256": model.sha256},
         "decoder": {"name": Path(model.decoder).name, "sha256": model.decoder_sha256},
-        "adapters": [],
+        "adapters": _describe_adapters(request.adapters),
         "device": device,
         "dtype": dtype,
         "versions": {"python": platform.python_version(), **_package_versions()},
@@ -68,7 +69,10 @@ def describe(request: Request, model: ModelFolder, device: str, dtype: str) -> M
 
 def to_parameters(metadata: Mapping[str, Any]) -> str:
     """The `parameters` text that A1111, Civitai and others read."""
-    lines = [_plain_prompt(metadata["prompt"])]
+    adapters = metadata["adapters"]
+    loras = [adapter for adapter in adapters if adapter["type"] == "lora"]
+    named = "".join(f" <lora:{Path(lora['name']).stem}:{lora['scale']:g}>" for lora in loras)
+    lines = [_plain_prompt(metadata["prompt"]) + named]
     if metadata["negative_prompt"]:
         lines.append(f"Negative prompt: {metadata['negative_prompt']}")
     fields = {
@@ -79,6 +83,12 @@ def to_parameters(metadata: Mapping[str, Any]) -> str:
         "Size": f"{metadata['width']}x{metadata['height']}",
         "Model hash": metadata["model"]["sha256"][:10],
         "Model": metadata["model"]["name"],
+        **_hash_field(loras),
+        **{
+            f"ControlNet {index}": f'"Module: {control["kind"]}, Model: {control["model"]["name"]}, '
+            f'Weight: {control["scale"]:g}"'
+            for index, control in enumerate(adapter for adapter in adapters if adapter["type"] == "controlnet")
+        },
         "Version": f"kgcli {metadata['kgcli']}",
     }
     return "\n".join([*lines, ", ".join(f"{name}: {value}" for name, value in fields.items())])
@@ -165,6 +175,35 @@ def _user_comment(text: str) -> Image.Exif:
 def _plain_prompt(prompt: str) -> str:
     """The prompt as others show it: image tags stay, escapes go."""
     return "".join(part if isinstance(part, str) else f"<image:{part.name}>" for part in Prompt.parse(prompt).parts)
+
+
+def _describe_adapters(adapters: Adapters) -> list[Metadata]:
+    """LoRA files and ControlNets, by base names and hashes."""
+    return [
+        *({"type": "lora", **_describe_source(lora.source), "scale": lora.scale} for lora in adapters.loras),
+        *(
+            {
+                "type": "controlnet",
+                "kind": control.kind,
+                "scale": control.scale,
+                "ready": control.ready,
+                "image": {"name": control.picture.name, "sha256": control.picture.sha256},
+                "model": _describe_source(control.source),
+                "map_model": _describe_source(control.maker) if control.maker else None,
+            }
+            for control in adapters.controls
+        ),
+    ]
+
+
+def _describe_source(source: Source) -> Metadata:
+    return {"name": source.name, "sha256": source.sha256}
+
+
+def _hash_field(loras: list[Metadata]) -> dict[str, str]:
+    """The web UI's field of LoRA hashes, where there are any."""
+    hashes = ", ".join(f"{Path(lora['name']).stem}: {lora['sha256'][:12]}" for lora in loras)
+    return {"Lora hashes": f'"{hashes}"'} if loras else {}
 
 
 def _package_versions() -> dict[str, str]:

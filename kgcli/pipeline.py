@@ -1,82 +1,220 @@
-"""Interleaved prompts to pictures: KOSMOS-G reads the prompt, a diffusers Stable Diffusion pipeline draws it.
+"""KosmosGPipeline: interleaved prompts to pictures, and to the embeddings that any Stable Diffusion pipeline takes.
 
 `encode_prompt` gives `prompt_embeds` and `negative_prompt_embeds` in the shape of Stable Diffusion's own text
-embedding, so that any diffusers pipeline of the decoder's family takes them.
+embedding; what draws is diffusers' own StableDiffusionPipeline.
 
-Shape letters: B prompts (or pictures), T tokens, N images, Q queries per image, D MLLM width, S d conditioning.
+Shape letters: B prompts or pictures, S d conditioning.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from diffusers.pipelines.stable_diffusion.pipeline_output import StableDiffusionPipelineOutput
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from PIL import Image
 from torch import Tensor
 
-from kgcli.data.images import pad_to_square, to_vision_pixels
-from kgcli.data.prompt import ImageRef, Prompt, encode
+from kgcli.config import OFFLOADS
 from kgcli.data.tokenizer import Tokenizer
-from kgcli.errors import IncompatibleError, UsageError
+from kgcli.encoder import PromptEncoder
+from kgcli.errors import UsageError
+from kgcli.inputs import PictureLike, PromptLike, read_negatives, read_prompts
 from kgcli.model.diffusion import Diffusion
-from kgcli.model.kosmosg import KosmosG, place_images
+from kgcli.model.kosmosg import KosmosG
+from kgcli.modelfolder import ModelFolder, open_model
 from kgcli.samplers import make_scheduler
 
 MAX_BATCH = 16  # pictures drawn at once; a longer batch goes in pieces
+TILED_PIXELS = 1024 * 1024  # of one picture; a VAE decodes a larger one in tiles
+SLICED_PIXELS = 2048 * 2048  # of all pictures drawn at once; from here on each is decoded alone
 StepCallback = Callable[[int], None]
+Images = PictureLike | Sequence[PictureLike | Sequence[PictureLike] | None]
 
 
 class KosmosGPipeline:
-    """A model, its tokenizer and an image decoder as one callable."""
+    """A model, its tokenizer and an image decoder as one callable, with the manners of a diffusers pipeline."""
 
     def __init__(self, model: KosmosG, tokenizer: Tokenizer, decoder: Diffusion) -> None:
         decoder.check_conditioning(model.cfg.aligner.width)
-        self.model = model
-        self.tokenizer = tokenizer
+        self.encoder = PromptEncoder(model, tokenizer)
         self.decoder = decoder
-        # The scheduler stands in until a call names one; diffusers would change and warn of others.
-        stand_in = DDIMScheduler(steps_offset=1, clip_sample=False)
-        parts: dict[str, Any] = {"vae": decoder.vae, "unet": decoder.unet, "scheduler": stand_in}
-        absent = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
-        self.sd: Any = StableDiffusionPipeline(**parts, **absent, requires_safety_checker=False)
+        # Its scheduler is set by each call: the model's default may not suit another decoder.
+        self.sd: Any = StableDiffusionPipeline(**self._parts(), requires_safety_checker=False)
         self.sd.set_progress_bar_config(disable=True)
-        self._negatives: dict[str, Tensor] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path | ModelFolder | None = None,
+        *,
+        decoder: str | Path | None = None,
+        torch_dtype: torch.dtype = torch.float32,
+        variant: str | None = None,
+        device: str | torch.device = "cpu",
+        local_files_only: bool = False,
+    ) -> KosmosGPipeline:
+        """The pipeline of a model folder or Hub id, or of the small model that ships with the package.
+
+        `decoder` is a diffusers folder or Hub id of the Stable Diffusion v1 family, or one .safetensors file.
+
+        Raises: MissingError, IncompatibleError.
+        """
+        if not isinstance(model, ModelFolder):
+            model = open_model(
+                None if model is None else str(model), None if decoder is None else str(decoder), local_files_only
+            )
+        kosmosg = KosmosG.from_pretrained(model.path, device=device, dtype=torch_dtype)
+        diffusion = Diffusion.load(
+            model.decoder,
+            dtype=torch_dtype,
+            local_files_only=local_files_only,
+            variant=variant,
+            sizes=model.decoder_sizes,
+        )
+        return cls(kosmosg, model.tokenizer, diffusion.to(device))
+
+    @property
+    def model(self) -> KosmosG:
+        """What reads prompts."""
+        return self.encoder.model
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What cuts text into tokens."""
+        return self.encoder.tokenizer
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
-        return self.model.mllm.embedding.weight.device
+        """Where it computes, wherever its weights lie."""
+        return self.encoder.device
 
-    @torch.no_grad()
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision it computes in."""
+        return self.encoder.dtype
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """The parts of a Stable Diffusion pipeline: `StableDiffusionImg2ImgPipeline(**pipe.components)`."""
+        return {**self._parts(), "scheduler": self.make_scheduler()}
+
+    def make_scheduler(self, name: str | None = None) -> Any:
+        """The scheduler of a name (ddim, pndm, dpm++, euler, unipc, lcm) or the model's default, for this decoder.
+
+        Raises: UsageError, IncompatibleError.
+        """
+        return make_scheduler(name or self.model.cfg.generation.scheduler, self.decoder.scheduler_config)
+
+    def make_pipeline(self, kind: Callable[..., Any], **parts: Any) -> Any:
+        """Any diffusers pipeline of the Stable Diffusion v1 family with this decoder in it, given its further parts."""
+        # The scheduler comes later: in the making, diffusers would change one of older settings and warn of it.
+        scheduler = parts.pop("scheduler", None) or self.make_scheduler()
+        pipeline = kind(**{**self._parts(), **parts}, requires_safety_checker=False)
+        pipeline.scheduler = scheduler
+        return pipeline
+
+    def _parts(self) -> dict[str, Any]:
+        """What every pipeline is made of, with a scheduler that stands in for any other."""
+        absent = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
+        stand_in = DDIMScheduler(steps_offset=1, clip_sample=False)
+        return {"vae": self.decoder.vae, "unet": self.decoder.unet, "scheduler": stand_in, **absent}
+
+    def to(self, *where: str | torch.device | torch.dtype, dtype: torch.dtype | None = None) -> KosmosGPipeline:
+        """Move it, or change its precision, or both; returns the pipeline itself."""
+        device = None
+        for one in where:
+            if isinstance(one, torch.dtype):
+                dtype = one
+            else:
+                device = torch.device(one)
+        if self.encoder.offload != "none" and device is not None:
+            raise UsageError("a pipeline with offload has its device already; call enable_offload again")
+        self.encoder.to(device, dtype)
+        self.decoder.to(device=device, dtype=dtype)
+        return self
+
+    def enable_offload(self, mode: str, device: str | torch.device = "cuda") -> None:
+        """Keep weights in main memory and lend the device what is at work: whole models ("model") or parts of the
+        prompt's reader and single layers of the decoder ("sequential", slowest and smallest).
+
+        Raises: UsageError for another mode.
+        """
+        if mode not in OFFLOADS:
+            raise UsageError(f"offload is {mode}; it must be one of {', '.join(OFFLOADS)}")
+        self.sd.remove_all_hooks()
+        self.encoder.set_offload(mode, torch.device(device))
+        if mode == "model":
+            self.sd.enable_model_cpu_offload(device=device)
+        elif mode == "sequential":
+            self.sd.enable_sequential_cpu_offload(device=device)
+        else:
+            self.decoder.to(device)
+
     def encode_prompt(
         self,
-        prompts: Sequence[Prompt],
-        images: Sequence[Sequence[Image.Image]] | None = None,
-        negative_prompts: Sequence[str] | None = None,
+        prompt: PromptLike | Sequence[PromptLike],
+        images: Images | None = None,
+        negative_prompt: PromptLike | Sequence[PromptLike] | None = None,
+        num_images_per_prompt: int = 1,
     ) -> tuple[Tensor, Tensor]:
-        """Prompt embeddings and those guided away from, (B, S, d) each.
+        """`prompt_embeds` and `negative_prompt_embeds`, (B, S, d) each, for any pipeline with this decoder.
 
-        `images` are the pictures of each prompt in reading order. Without a negative prompt the start token alone
-        is guided away from.
+        Args:
+            prompt: text with `<image:PATH>` tags, or with `<image>` where the pictures of `images` belong; or a list.
+            images: pictures or paths in reading order, one or a list for one prompt, an entry for each of several.
+            negative_prompt: one for all or one for each; without words the start token alone is guided away from.
+            num_images_per_prompt: rows for each prompt; leave it at 1 where the drawing pipeline repeats them.
+
+        Raises: PromptError, UsageError, ImageError.
         """
-        images = images or [[] for _ in prompts]
-        for prompt, pictures in zip(prompts, images, strict=True):
-            if len(prompt.images) != len(pictures):
-                raise UsageError(f"the prompt has {len(prompt.images)} image(s), {len(pictures)} picture(s) were given")
-        negatives = negative_prompts or [""] * len(prompts)
-        return self._encode(prompts, images), torch.cat([self._encode_negative(text) for text in negatives])
+        prompts, pictures = read_prompts(prompt, images)
+        negatives = read_negatives(negative_prompt, len(prompts))
+        rows = self.encoder.encode(prompts, pictures), self.encoder.encode_negatives(negatives)
+        return rows[0].repeat_interleave(num_images_per_prompt, 0), rows[1].repeat_interleave(num_images_per_prompt, 0)
+
+    def __call__(
+        self,
+        prompt: PromptLike | Sequence[PromptLike] | None = None,
+        images: Images | None = None,
+        *,
+        negative_prompt: PromptLike | Sequence[PromptLike] | None = None,
+        num_images_per_prompt: int = 1,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        **settings: Any,
+    ) -> StableDiffusionPipelineOutput:
+        """Pictures of prompts, or of embeddings, as `.images`; `settings` are those of `draw`.
+
+        A generator for each picture, or one that draws the noise of all of them in turn.
+        """
+        if (prompt is None) == (prompt_embeds is None):
+            raise UsageError("give either prompt or prompt_embeds")
+        if prompt is not None:
+            prompt_embeds, negative_prompt_embeds = self.encode_prompt(
+                prompt, images, negative_prompt, num_images_per_prompt
+            )
+        assert prompt_embeds is not None, "checked above"
+        if generator is None:
+            generator = torch.Generator()
+            generator.seed()
+        generators = [generator] * len(prompt_embeds) if isinstance(generator, torch.Generator) else list(generator)
+        pictures = self.draw(prompt_embeds, negative_prompt_embeds, generators=generators, **settings)
+        return StableDiffusionPipelineOutput(images=pictures, nsfw_content_detected=None)
 
     @torch.no_grad()
-    def __call__(
+    def draw(
         self,
         prompt_embeds: Tensor,
         negative_prompt_embeds: Tensor | None = None,
         *,
-        seeds: Sequence[int],
+        generators: Sequence[torch.Generator],
         width: int | None = None,
         height: int | None = None,
         num_inference_steps: int | None = None,
@@ -85,15 +223,17 @@ class KosmosGPipeline:
         scheduler: str | None = None,
         on_step: StepCallback | None = None,
     ) -> list[Image.Image]:
-        """One picture for each row of `prompt_embeds` and its seed; None takes the model's default.
+        """One picture for each row of `prompt_embeds` and its generator; None takes the model's default.
 
         At a guidance scale of 1 or less nothing is guided away from and no null rows are computed.
         """
+        if len(generators) != len(prompt_embeds):
+            raise UsageError(f"{len(prompt_embeds)} pictures but {len(generators)} generators; give one for each")
         defaults = self.model.cfg.generation
         scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
         guided = scale > 1
         if guided and negative_prompt_embeds is None:
-            negative_prompt_embeds = self._encode_negative("").expand(len(prompt_embeds), -1, -1)
+            negative_prompt_embeds = self.encoder.encode_negatives(read_negatives(None, len(prompt_embeds)))
         options = {
             "width": width or defaults.width,
             "height": height or defaults.height,
@@ -106,69 +246,26 @@ class KosmosGPipeline:
         for start in range(0, len(prompt_embeds), MAX_BATCH):
             rows = slice(start, start + MAX_BATCH)
             negative = negative_prompt_embeds[rows] if guided and negative_prompt_embeds is not None else None
-            self.sd.scheduler = make_scheduler(scheduler or defaults.scheduler, self.decoder.scheduler_config)
-            pictures += self._draw(prompt_embeds[rows], negative, seeds[rows], options)
+            self.sd.scheduler = self.make_scheduler(scheduler)
+            pictures += self._draw(prompt_embeds[rows], negative, generators[rows], options)
         return pictures
 
     def _draw(
-        self, embeds: Tensor, negative: Tensor | None, seeds: Sequence[int], options: dict[str, Any]
+        self, embeds: Tensor, negative: Tensor | None, generators: Sequence[torch.Generator], options: dict[str, Any]
     ) -> list[Image.Image]:
-        """One call of the diffusers pipeline, its noise drawn per picture on the CPU: any device, any batch."""
-        unet: Any = self.decoder.unet
-        dtype, device = unet.dtype, self.device
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        side = self.sd.vae_scale_factor
-        shape = (unet.config.in_channels, options["height"] // side, options["width"] // side)
-        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-        result = self.sd(
-            prompt_embeds=embeds.to(device, dtype),
-            negative_prompt_embeds=None if negative is None else negative.to(device, dtype),
-            latents=noise.to(device, dtype),
-            generator=generators,  # for samplers that draw noise in every step
-            **options,
-        )
+        """One call of the diffusers pipeline, its noise drawn picture by picture: the same in any batch."""
+        dtype, side = self.sd.unet.dtype, self.sd.vae_scale_factor
+        shape = (self.sd.unet.config.in_channels, options["height"] // side, options["width"] // side)
+        noise = [torch.randn(shape, generator=generator, device=generator.device) for generator in generators]
+        with _memory_spared(self.decoder.vae, options["height"] * options["width"], len(embeds)):
+            result = self.sd(
+                prompt_embeds=embeds.to(self.device, dtype),
+                negative_prompt_embeds=None if negative is None else negative.to(self.device, dtype),
+                latents=torch.stack(noise).to(self.device, dtype),
+                generator=list(generators),  # for samplers that draw noise in every step
+                **options,
+            )
         return list(result.images)
-
-    def _encode(self, prompts: Sequence[Prompt], images: Sequence[Sequence[Image.Image]]) -> Tensor:
-        """Conditioning of prompts, right-padded to one length; a picture that occurs often is seen once."""
-        cfg = self.model.cfg
-        sequences = [encode(prompt.fragments, self.tokenizer, cfg.resampler.num_queries) for prompt in prompts]
-        longest = max(len(sequence.token_ids) for sequence in sequences)
-        tokens_BT = torch.full((len(sequences), longest), cfg.special_ids.pad)
-        image_mask_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
-        for row, sequence in enumerate(sequences):
-            tokens_BT[row, : len(sequence.token_ids)] = torch.tensor(sequence.token_ids)
-            image_mask_BT[row, : len(sequence.image_mask)] = torch.tensor(sequence.image_mask)
-        tokens_BT, image_mask_BT = tokens_BT.to(self.device), image_mask_BT.to(self.device)
-        token_mask_BT = tokens_BT != cfg.special_ids.pad
-        embeddings_BTD = self.model.mllm.embed(tokens_BT)
-        refs = [ref for prompt in prompts for ref in prompt.images]
-        if refs:
-            pictures_NQD = self._see(refs, [picture for pictures in images for picture in pictures])
-            embeddings_BTD = place_images(embeddings_BTD, image_mask_BT, pictures_NQD)
-        hidden_BTD = self.model.mllm(embeddings_BTD, token_mask_BT)
-        return self.model.aligner.encode(hidden_BTD, token_mask_BT)
-
-    def _see(self, refs: Sequence[ImageRef], pictures: Sequence[Image.Image]) -> Tensor:
-        """What the MLLM reads of each image, (N, Q, D), times its weight."""
-        keys = [(id(picture), ref.fit) for ref, picture in zip(refs, pictures, strict=True)]
-        unique = {key: picture for key, picture in zip(keys, pictures, strict=True)}
-        size = self.model.cfg.vision.image_size
-        pixels = [
-            to_vision_pixels(picture if fit == "crop" else pad_to_square(picture), size)
-            for (_, fit), picture in unique.items()
-        ]
-        pixels_N3SS = torch.from_numpy(np.stack(pixels)).to(self.model.mllm.embedding.weight)
-        seen_NQD = self.model.resampler(self.model.vision(pixels_N3SS))
-        rows = {key: row for row, key in enumerate(unique)}
-        weights_N11 = seen_NQD.new_tensor([ref.weight for ref in refs])[:, None, None]
-        return seen_NQD[[rows[key] for key in keys]] * weights_N11
-
-    def _encode_negative(self, text: str) -> Tensor:
-        """(1, S, d) of a negative prompt, or of the start token alone; kept for the next call."""
-        if text not in self._negatives:
-            self._negatives[text] = self._encode([Prompt(parts=(text,) if text.strip() else ())], [[]])
-        return self._negatives[text]
 
 
 class _StepReport:
@@ -182,11 +279,18 @@ class _StepReport:
         return values
 
 
-def check_size(decoder: Diffusion, width: int, height: int) -> None:
-    """Refuse a size that the decoder's latents cannot have.
+def seeded(seeds: Sequence[int]) -> list[torch.Generator]:
+    """A generator for each seed, on the CPU: the same noise on any device."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    Raises: IncompatibleError.
-    """
-    factor = decoder.pixels_per_latent
-    if width % factor or height % factor:
-        raise IncompatibleError(f"{width} x {height} pixels do not divide by this decoder's factor of {factor}")
+
+@contextmanager
+def _memory_spared(vae: Any, num_pixels: int, num_pictures: int) -> Iterator[None]:
+    """A VAE that decodes a large picture in tiles, and many of them one by one; what was set before comes back."""
+    before = vae.use_tiling, vae.use_slicing
+    vae.use_tiling = before[0] or num_pixels > TILED_PIXELS
+    vae.use_slicing = before[1] or (num_pictures > 1 and num_pixels * num_pictures > SLICED_PIXELS)
+    try:
+        yield
+    finally:
+        vae.use_tiling, vae.use_slicing = before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from kgcli.adapters import Adapters, Control, Lora, Source, read_kinds
 from kgcli.data.images import read_picture
 from kgcli.data.prompt import ImageRef, Prompt
 from kgcli.errors import ImageError, IncompatibleError, MissingError, PromptError
 from kgcli.metadata import read_metadata
-from kgcli.modelfolder import ModelFolder
+from kgcli.modelfolder import ModelFolder, hash_files, is_hub_id
 from kgcli.shipped import find_picture
 
 _log = logging.getLogger(__name__)
@@ -23,6 +25,20 @@ _log = logging.getLogger(__name__)
 class _Input(BaseModel):
     name: str
     sha256: str
+
+
+class _Adapter(BaseModel):
+    """A LoRA (name, sha256) or a ControlNet (kind, image, model) of the metadata."""
+
+    type: str
+    scale: float
+    name: str = ""
+    sha256: str = ""
+    kind: str = ""
+    ready: bool = False
+    image: _Input = _Input(name="", sha256="")
+    model: _Input = _Input(name="", sha256="")
+    map_model: _Input | None = None
 
 
 class _Record(BaseModel):
@@ -42,6 +58,7 @@ class _Record(BaseModel):
     model: _Input
     decoder: _Input
     dtype: str
+    adapters: list[_Adapter] = []
 
 
 @dataclass(frozen=True)
@@ -50,12 +67,23 @@ class Replay:
 
     line: dict[str, Any]
     dtype: str
+    adapters: Adapters
 
 
-def read_replay(source: Path, model: ModelFolder, images: Sequence[str], chosen: bool) -> Replay:
+def read_replay(
+    source: Path,
+    model: ModelFolder,
+    images: Sequence[str],
+    chosen: bool,
+    controlnet_models: Sequence[str] = (),
+    map_models: Sequence[str] = (),
+    with_adapters: bool = True,
+) -> Replay:
     """What drew a picture, its inputs found among `images`, beside it, in this folder or in the package.
 
-    `chosen` says that the user chose the model, which then may differ from the picture's.
+    `chosen` says that the user chose the model, which then may differ from the picture's. `controlnet_models` and
+    `map_models` (`KIND=FOLDER`) say where a ControlNet and what makes its maps lie now; without `with_adapters` none
+    of those are looked for.
 
     Raises:
         MissingError: it holds no metadata, or an input picture is not found.
@@ -72,9 +100,10 @@ def read_replay(source: Path, model: ModelFolder, images: Sequence[str], chosen:
     _check_model(source, record, model, chosen)
     found = iter([_find_input(source, wanted, images) for wanted in record.images])
     parts = tuple(replace(p, path=str(next(found))) if isinstance(p, ImageRef) else p for p in prompt.parts)
-    line = record.model_dump(exclude={"images", "model", "decoder", "dtype"})
+    line = record.model_dump(exclude={"images", "model", "decoder", "dtype", "adapters"})
     line["negative_prompt"] = Prompt(parts=(record.negative_prompt,)).format() if record.negative_prompt else None
-    return Replay({**line, "prompt": Prompt(parts=parts).format()}, record.dtype)
+    adapters = _find_adapters(source, record, images, controlnet_models, map_models) if with_adapters else Adapters()
+    return Replay({**line, "prompt": Prompt(parts=parts).format()}, record.dtype, adapters)
 
 
 def _check_model(source: Path, record: _Record, model: ModelFolder, chosen: bool) -> None:
@@ -105,4 +134,60 @@ def _find_input(source: Path, wanted: _Input, images: Sequence[str]) -> Path:
     raise MissingError(
         f"the input picture {name} (sha256 {wanted.sha256[:10]}) of {source} is not beside it nor here{hint}; "
         "give it with --image PATH"
+    )
+
+
+def _find_adapters(
+    source: Path, record: _Record, images: Sequence[str], controlnet_models: Sequence[str], map_models: Sequence[str]
+) -> Adapters:
+    """All that was put on the decoder."""
+    networks = read_kinds(controlnet_models, "--controlnet-model")
+    makers = read_kinds(map_models, "--map-model")
+    entries = record.adapters
+    return Adapters(
+        loras=tuple(_find_lora(source, entry) for entry in entries if entry.type == "lora"),
+        controls=tuple(
+            _find_control(source, entry, images, networks, makers) for entry in entries if entry.type == "controlnet"
+        ),
+    )
+
+
+def _find_lora(source: Path, wanted: _Adapter) -> Lora:
+    """A LoRA whose file has the bytes of the one that was used."""
+    name = Path(wanted.name).name
+    for path in (source.parent / name, Path(name)):
+        if path.is_file() and hash_files([path]) == wanted.sha256:
+            return Lora(source=Source(location=str(path), name=name, sha256=wanted.sha256), scale=wanted.scale)
+    raise MissingError(
+        f"the LoRA {name} (sha256 {wanted.sha256[:10]}) of {source} is not beside it nor here; give all it used with "
+        "--lora FILE:SCALE, or move it here"
+    )
+
+
+def _find_control(
+    source: Path, wanted: _Adapter, images: Sequence[str], networks: dict[str, str], makers: dict[str, str]
+) -> Control:
+    """A ControlNet with the picture it followed."""
+    kind, maker = wanted.kind, wanted.map_model
+    return Control(
+        kind=kind,
+        source=_find_source(source, wanted.model, networks.get(kind), "--controlnet-model"),
+        picture=read_picture(_find_input(source, wanted.image, images)),
+        ready=wanted.ready,
+        maker=_find_source(source, maker, makers.get(kind), "--map-model") if maker else None,
+        scale=wanted.scale,
+    )
+
+
+def _find_source(source: Path, wanted: _Input, given: str | None, flag: str) -> Source:
+    """A folder whose weights are those that were used, or the Hub id."""
+    if not wanted.sha256 and given is None and is_hub_id(wanted.name):
+        return Source(location=wanted.name, name=wanted.name)
+    name = Path(wanted.name).name
+    for folder in [Path(given).expanduser()] if given else [source.parent / name, Path(name)]:
+        if folder.is_dir() and hash_files(sorted(folder.glob("*.safetensors"))) == wanted.sha256:
+            return Source(location=os.fspath(folder), name=name, sha256=wanted.sha256)
+    where = f"is not {given}" if given else "is neither beside it nor here"
+    raise MissingError(
+        f"the folder {name} (sha256 {wanted.sha256[:10]}) of {source} {where}; give it with {flag} KIND=FOLDER"
     )

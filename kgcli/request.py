@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from kgcli.adapters import Adapters
 from kgcli.data.images import Picture, read_picture
 from kgcli.data.prompt import ImageRef, Prompt, check_length, encode
 from kgcli.errors import ImageError, PromptError, UsageError
@@ -66,6 +67,7 @@ class Request:
     negative_prompt: str = ""
     seed: int = 0
     settings: Settings = Settings()
+    adapters: Adapters = Adapters()
 
 
 def make_request(
@@ -76,6 +78,7 @@ def make_request(
     negative_prompt: str = "",
     seed: int = 0,
     settings: Settings | None = None,
+    adapters: Adapters | None = None,
 ) -> Request:
     """Parse a prompt, open its pictures and check everything against the model.
 
@@ -92,6 +95,7 @@ def make_request(
         negative_prompt=check_negative(negative_prompt, model),
         seed=seed,
         settings=settings,
+        adapters=adapters or Adapters(),
     )
 
 

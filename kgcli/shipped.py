@@ -10,6 +10,7 @@ from kgcli.errors import MissingError
 
 PACKAGE = Path(__file__).resolve().parent
 DEFAULT_MODEL = PACKAGE / "nano" / "model"
+SD15_SIZES = PACKAGE / "decoders" / "sd15"  # config.json files without weights
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _SHOWN_SUFFIXES = (".yaml", *PICTURE_SUFFIXES)
 

@@ -17,11 +17,12 @@ ROOMS = [
     {"config"},
     {"shipped", "checkpoint", "optim", "samplers"},
     {"data", "model"},
-    {"modelfolder", "sampling", "evaluation.judges", "evaluation.intervals"},
+    {"modelfolder", "sampling", "controlmaps", "evaluation.judges", "evaluation.intervals"},
+    {"adapters", "inputs", "encoder"},
     {"request", "modelcard"},
     {"metadata", "conversion"},
     {"output", "replay", "pipeline", "stages"},
-    {"metrics"},
+    {"metrics", "attach", "conditioning"},
     {"pool"},
     {"train"},
     {"engine", "ship"},
@@ -32,7 +33,19 @@ RANK = {room: rank for rank, group in enumerate(ROOMS) for room in group}
 # The verb `evaluate` and the type of a run point back: the one imports when called, the other for types alone.
 HEAVY = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "safetensors", "einops")
 # What runs before torch loads: all checks of prompts, pictures, settings, folders and recipes.
-LIGHT = ("errors", "config", "shipped", "modelfolder", "request", "metadata", "output", "replay", "cli")
+LIGHT = (
+    "errors",
+    "config",
+    "shipped",
+    "modelfolder",
+    "adapters",
+    "request",
+    "inputs",
+    "metadata",
+    "output",
+    "replay",
+    "cli",
+)
 LIGHT_DATA = ("data.prompt", "data.tokenizer", "data.images", "data.world")
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from kgcli import engine
 from kgcli.data.prompt import Prompt, encode
 from kgcli.errors import IncompatibleError, UsageError
-from kgcli.pipeline import MAX_BATCH
+from kgcli.pipeline import MAX_BATCH, KosmosGPipeline, seeded
 from kgcli.samplers import make_scheduler
 
 SD15_SCHEDULER = {
@@ -86,37 +86,11 @@ def test_rows_of_a_batch_are_those_of_single_prompts(pipeline):
             torch.testing.assert_close(batch[row], single[0], rtol=1e-4, atol=1e-5)
 
 
-def test_a_weight_scales_its_own_image_only(pipeline):
-    plain, one, zero = (
-        embeds_of(pipeline, f"a <image:x{option}>", RED)[0] for option in ("", "|weight=1", "|weight=0")
-    )
-    assert torch.equal(plain, one) and not torch.equal(plain, zero)
-    assert torch.equal(zero, embeds_of(pipeline, "a <image:y|weight=0>", BLUE)[0])
-
-
-def test_fit_says_how_a_picture_becomes_square(pipeline):
-    padded, plain, cropped = (embeds_of(pipeline, f"<image:x{o}>", BLUE)[0] for o in ("|fit=pad", "", "|fit=crop"))
-    assert torch.equal(padded, plain) and not torch.equal(padded, cropped)
-
-
-def test_a_picture_that_occurs_often_is_seen_once(pipeline, monkeypatch):
-    seen = []
-    forward = pipeline.model.vision.forward
-    monkeypatch.setattr(pipeline.model.vision, "forward", lambda images: seen.append(len(images)) or forward(images))
-    pipeline.encode_prompt([Prompt.parse("<image:x><image:x>"), Prompt.parse("<image:x>")], [[RED, RED], [RED]])
-    assert seen == [1]
-
-
-def test_pictures_must_match_the_prompts_images(pipeline):
-    with pytest.raises(UsageError, match="1 image"):
-        pipeline.encode_prompt([Prompt.parse("a <image:x>")], [[]])
-
-
 def test_a_long_batch_goes_in_pieces_and_keeps_its_order(pipeline):
     seeds = list(range(MAX_BATCH + 2))
     embeds, _ = embeds_of(pipeline, "a cat")
-    pictures = pipeline(embeds.expand(len(seeds), -1, -1), seeds=seeds, num_inference_steps=1)
-    alone = pipeline(embeds, seeds=[seeds[-1]], num_inference_steps=1)
+    pictures = pipeline.draw(embeds.expand(len(seeds), -1, -1), generators=seeded(seeds), num_inference_steps=1)
+    alone = pipeline.draw(embeds, generators=seeded(seeds[-1:]), num_inference_steps=1)
     assert len(pictures) == len(seeds)
     difference = np.abs(np.asarray(pictures[-1], int) - np.asarray(alone[0], int))
     assert difference.max() <= 1  # a batch sums in another order
@@ -129,7 +103,7 @@ def test_null_rows_are_computed_only_where_they_guide(pipeline, monkeypatch, sca
     forward = unet.forward
     monkeypatch.setattr(unet, "forward", lambda sample, *a, **k: seen.append(len(sample)) or forward(sample, *a, **k))
     embeds, _ = embeds_of(pipeline, "a cat")
-    pipeline(embeds, seeds=[1], guidance_scale=scale, num_inference_steps=1)
+    pipeline.draw(embeds, generators=seeded([1]), guidance_scale=scale, num_inference_steps=1)
     assert set(seen) == {rows}
 
 
@@ -189,3 +163,58 @@ def test_edit_and_generate_share_the_engine(model, cat):
         model.edit(str(cat), "add a hat", seed=1)[0].tobytes()
         == engine.edit(model, str(cat), "add a hat", seed=1).tobytes()
     )
+
+
+def test_the_pipeline_has_the_manners_of_diffusers(tiny_model, pipeline):
+    mine = KosmosGPipeline.from_pretrained(tiny_model, torch_dtype=torch.bfloat16)
+    assert mine.to("cpu", torch.float32) is mine and mine.dtype == torch.float32
+    generator = torch.Generator().manual_seed(3)
+    made = mine("a <image>", RED, negative_prompt="a car", num_images_per_prompt=2, generator=generator)
+    assert [picture.size for picture in made.images] == [(16, 16)] * 2
+    assert made.images[0].tobytes() != made.images[1].tobytes()
+    embeds, negative = mine.encode_prompt("a <image>", RED, "a car")
+    again = mine(prompt_embeds=embeds, negative_prompt_embeds=negative, generator=seeded([3]))
+    assert again.images[0].tobytes() == made.images[0].tobytes()
+    with pytest.raises(UsageError, match="either prompt or prompt_embeds"):
+        mine()
+
+
+def test_half_precision_reads_and_draws(tiny_model, cat):
+    half = engine.load(str(tiny_model), device="cpu", dtype="bfloat16")
+    assert half.generate(f"a <image:{cat}>", seed=0)[0].size == (16, 16)
+    assert half.pipeline.dtype == torch.bfloat16
+
+
+# Without an accelerator the device that is lent to is the CPU itself; single layers cannot be lent to that.
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.mark.parametrize("mode", ["model", "none", *(["sequential"] if DEVICE == "cuda" else [])])
+def test_offload_draws_the_same_picture(tiny_model, mode):
+    pictures = []
+    for offload in ("none", mode):
+        spared = KosmosGPipeline.from_pretrained(tiny_model, device=DEVICE)
+        spared.enable_offload(offload, DEVICE)
+        pictures.append(spared.draw(*embeds_of(spared, "a <image:x>", RED), generators=seeded([1]))[0])
+    assert np.abs(np.asarray(pictures[0], int) - np.asarray(pictures[1], int)).max() <= 1
+
+
+def test_parts_that_are_lent_in_turn_read_the_same(tiny_model, pipeline):
+    spared = KosmosGPipeline.from_pretrained(tiny_model)
+    spared.encoder.set_offload("sequential", torch.device(DEVICE))
+    for one, other in zip(embeds_of(spared, "a <image:x>", RED), embeds_of(pipeline, "a <image:x>", RED), strict=True):
+        torch.testing.assert_close(one.cpu(), other)
+    with pytest.raises(UsageError, match="none, model, sequential"):
+        pipeline.enable_offload("disk")
+
+
+def test_large_pictures_are_decoded_in_tiles(pipeline, monkeypatch):
+    monkeypatch.setattr("kgcli.pipeline.TILED_PIXELS", 16 * 16)
+    tiled = []
+    vae, decode = pipeline.decoder.vae, pipeline.decoder.vae.tiled_decode
+    monkeypatch.setattr(vae, "tiled_decode", lambda *args, **options: tiled.append(1) or decode(*args, **options))
+    embeds, _ = embeds_of(pipeline, "a cat")
+    pipeline.draw(embeds, generators=seeded([1]), num_inference_steps=1)
+    assert not tiled
+    pipeline.draw(embeds, generators=seeded([1]), num_inference_steps=1, width=32, height=32)
+    assert tiled and not vae.use_tiling

@@ -19,6 +19,7 @@ __all__ = ["app", "main"]
 COMMANDS = {
     "generate": ("generate:generate_app", "Make pictures of a prompt with pictures in it."),
     "edit": ("generate:edit_app", "Carry out an instruction on a picture."),
+    "encode": ("encode:app", "Write a prompt as embeddings for other programs."),
     "inspect": ("inspect:app", "Show how a picture was made, or what a model folder holds."),
     "pretrain": ("train:pretrain_app", "Stage 1: teach the language model to read text and pictures."),
     "align": ("train:align_app", "Stage 2: teach AlignerNet the language of CLIP, on text alone."),

@@ -37,7 +37,7 @@ def _draw(plan: Plan, flags: DrawFlags) -> None:
     from kgcli import engine  # torch loads here, after all is known to be sound
 
     dtype = plan.dtype if flags.dtype == "auto" else flags.dtype
-    model = engine.load(plan.model, device=flags.device, dtype=dtype, offline=flags.offline)
+    model = engine.load(plan.model, device=flags.device, dtype=dtype, offload=flags.offload, offline=flags.offline)
     with progress(plan, flags) as on_step:
         drawn = engine.generate(model, [job.request for job in plan.jobs], on_step)
         for job, (request, image) in zip(plan.jobs, drawn, strict=True):

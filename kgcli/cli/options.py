@@ -36,10 +36,39 @@ class DrawFlags:
     width: Annotated[int | None, _flag("-W", "--width", help="Pixels, a multiple of 8.")] = None
     height: Annotated[int | None, _flag("-H", "--height", help="Pixels, a multiple of 8.")] = None
     scheduler: Annotated[Text, _flag("--scheduler", help="ddim, pndm, dpm++, euler, unipc or lcm.")] = None
+    lora: Annotated[
+        list[str] | None,
+        _flag("--lora", metavar="FILE[:SCALE]", help="LoRA of the decoder (.safetensors); repeatable."),
+    ] = None
+    controlnet: Annotated[
+        list[str] | None,
+        _flag(
+            "--controlnet",
+            metavar="KIND=IMAGE[:SCALE]",
+            help="Follow a picture: canny, scribble, softedge, depth, seg; KIND=@MAP for a ready map; repeatable.",
+        ),
+    ] = None
+    controlnet_model: Annotated[
+        list[str] | None,
+        _flag(
+            "--controlnet-model",
+            metavar="KIND=FOLDER_OR_ID",
+            help="Weights of a ControlNet; default: those for SD v1.5.",
+        ),
+    ] = None
+    map_model: Annotated[
+        list[str] | None,
+        _flag("--map-model", metavar="KIND=FOLDER_OR_ID", help="What makes depth and seg maps (transformers)."),
+    ] = None
     model: Annotated[Text, _flag("--model", help="Model folder or Hub id; default: the small model shipped.")] = None
-    decoder: Annotated[Text, _flag("--decoder", help="Another image decoder (a diffusers folder or Hub id).")] = None
+    decoder: Annotated[
+        Text, _flag("--decoder", help="Another image decoder: diffusers folder, Hub id or .safetensors.")
+    ] = None
     device: Annotated[str, _flag("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto"
     dtype: Annotated[str, _flag("--dtype", help="auto, float32, float16, bfloat16.")] = "auto"
+    offload: Annotated[
+        str, _flag("--offload", help="Spare GPU memory: none, model or sequential (slowest and smallest).")
+    ] = "none"
     images: Annotated[
         list[str] | None, _flag("--image", help="Picture for <image:-1>, the next for <image:-2>, ...")
     ] = None

@@ -12,8 +12,9 @@ from typing import Any
 
 from pydantic import ConfigDict, ValidationError
 
+from kgcli.adapters import Adapters, read_adapters
 from kgcli.cli.options import DrawFlags
-from kgcli.config import Strict
+from kgcli.config import OFFLOADS, Strict
 from kgcli.errors import KgError, MissingError, UsageError
 from kgcli.metadata import sidecar
 from kgcli.modelfolder import ModelFolder, open_model
@@ -43,6 +44,7 @@ class Plan:
     failures: list[tuple[str, KgError]] = field(default_factory=list)  # (which line, why)
     paths: set[Path] = field(default_factory=set)
     dtype: str = "auto"
+    adapters: Adapters = Adapters()
 
 
 class Line(Strict):
@@ -73,22 +75,35 @@ def plan_prompt(prompt: str | None, flags: DrawFlags) -> Plan:
         raise UsageError("give one of: a prompt, --batch FILE, --from IMAGE")
     if flags.overwrite and flags.skip_existing:
         raise UsageError("--overwrite and --skip-existing exclude each other")
+    if flags.offload not in OFFLOADS:
+        raise UsageError(f"--offload is {flags.offload}; it must be one of {', '.join(OFFLOADS)}")
     _settings(flags).check()
     plan = Plan(open_model(flags.model, flags.decoder, flags.offline))
     if flags.from_ is not None:
         return _plan_replay(plan, flags, Path(flags.from_))
+    plan.adapters = _adapters(plan.model, flags)
     if flags.batch is not None:
         return _plan_batch(plan, flags, flags.batch)
-    return _add_jobs(plan, flags, _requests(plan.model, flags, Line(prompt=prompt or "", images=flags.images or [])))
+    return _add_jobs(plan, flags, _requests(plan, flags, Line(prompt=prompt or "", images=flags.images or [])))
 
 
 def _plan_replay(plan: Plan, flags: DrawFlags, source: Path) -> Plan:
     """The picture of a file's metadata again; flags that are given change it."""
-    replay = read_replay(source, plan.model, flags.images or [], chosen=bool(flags.model or flags.decoder))
+    given = bool(flags.lora or flags.controlnet)  # they take the place of all that was used
+    replay = read_replay(
+        source,
+        plan.model,
+        flags.images or [],
+        chosen=bool(flags.model or flags.decoder),
+        controlnet_models=flags.controlnet_model or [],
+        map_models=flags.map_model or [],
+        with_adapters=not given,
+    )
     plan.dtype = replay.dtype
+    plan.adapters = _adapters(plan.model, flags) if given else replay.adapters
     record = {name: value for name, value in _given(flags).items() if value is not None}
     line = Line(**{**replay.line, **record})
-    return _add_jobs(plan, flags, _requests(plan.model, flags, line))
+    return _add_jobs(plan, flags, _requests(plan, flags, line))
 
 
 def _plan_batch(plan: Plan, flags: DrawFlags, source: str) -> Plan:
@@ -102,7 +117,7 @@ def _plan_batch(plan: Plan, flags: DrawFlags, source: str) -> Plan:
             # Thousands of opened pictures would not fit into memory.
             requests = [
                 replace(request, pictures=tuple(picture.without_pixels() for picture in request.pictures))
-                for request in _requests(plan.model, flags, line)
+                for request in _requests(plan, flags, line)
             ]
         except KgError as error:
             plan.failures.append((label, error))
@@ -147,7 +162,7 @@ def _add_job(plan: Plan, flags: DrawFlags, job: Job) -> None:
     plan.jobs.append(job)
 
 
-def _requests(model: ModelFolder, flags: DrawFlags, line: Line) -> list[Request]:
+def _requests(plan: Plan, flags: DrawFlags, line: Line) -> list[Request]:
     """One request for each seed of a line."""
     given = {name: value for name, value in line.model_dump().items() if value is not None}
     merged = {**_given(flags), **given}
@@ -158,12 +173,13 @@ def _requests(model: ModelFolder, flags: DrawFlags, line: Line) -> list[Request]
     )
     seeds = _seeds(merged["seed"], merged["num_images"])
     first = make_request(
-        model,
+        plan.model,
         line.prompt,
         images=line.images,
         negative_prompt=merged["negative_prompt"] or "",
         seed=seeds[0],
         settings=settings,
+        adapters=plan.adapters,
     )
     return [first, *(replace(first, seed=seed) for seed in seeds[1:])]
 
@@ -172,6 +188,16 @@ def _given(flags: DrawFlags) -> dict[str, Any]:
     """What flags say of a picture, by the names of `Line`."""
     names = ("negative_prompt", "num_images", "steps", "guidance_scale", "width", "height", "scheduler")
     return {**{name: getattr(flags, name) for name in names}, "seed": flags.seed or None}
+
+
+def _adapters(model: ModelFolder, flags: DrawFlags) -> Adapters:
+    return read_adapters(
+        model,
+        loras=flags.lora or [],
+        controls=flags.controlnet or [],
+        controlnet_models=flags.controlnet_model or [],
+        map_models=flags.map_model or [],
+    )
 
 
 def _settings(flags: DrawFlags) -> Settings:

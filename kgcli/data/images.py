@@ -95,17 +95,29 @@ def decode_image(data: bytes, name: str = "picture") -> Image.Image:
             ) from None
         except _DECODER_ERRORS:
             raise ImageError(f"{name} is not a picture that can be read ({', '.join(FORMATS)})") from None
-        _check_size(image.size, name)
+        _check_size(image.size, name)  # before anything is decoded
         try:
             if getattr(image, "n_frames", 1) > 1:
                 _log.warning("%s is animated: its first frame is used", name)
                 image.seek(0)
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image), name)
         except _DECODER_ERRORS as error:
-            if isinstance(error, ImageError):
-                raise
             raise ImageError(f"{name} is damaged or cut short: {_one_line(error)}") from None
+        return upright_rgb(image, name)
+
+
+def upright_rgb(image: Image.Image, name: str = "the picture") -> Image.Image:
+    """A picture that is open already as `open_image` would give it.
+
+    Raises: ImageError where it is too large or cannot be decoded.
+    """
+    _check_size(image.size, name)
+    try:
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image), name)
+    except _DECODER_ERRORS as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"{name} is damaged or cut short: {_one_line(error)}") from None
 
 
 def pad_to_square(image: Image.Image) -> Image.Image:

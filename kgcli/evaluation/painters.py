@@ -14,6 +14,7 @@ from kgcli.data.images import to_vae_pixels
 from kgcli.data.prompt import ImageRef, Prompt
 from kgcli.data.world.spec import render
 from kgcli.evaluation.cases import SIZE, Case, other_subject
+from kgcli.pipeline import seeded
 
 if TYPE_CHECKING:
     from kgcli.engine import Model
@@ -33,7 +34,7 @@ class ModelPainter:
         pictures: list[Image.Image] = []
         for chunk in _chunks(cases):
             embeds = self.pipeline.encode_prompt([as_prompt(case) for case in chunk], [case.images for case in chunk])
-            pictures += self.pipeline(*embeds, seeds=[case.seed for case in chunk])
+            pictures += self.pipeline.draw(*embeds, generators=seeded([case.seed for case in chunk]))
         return pictures
 
 
@@ -53,7 +54,7 @@ class BasePainter:
         for chunk in _chunks(cases):
             negative = self._encode([""]).expand(len(chunk), -1, -1)
             captions = self._encode([case.words for case in chunk])
-            pictures += self.pipeline(captions, negative, seeds=[case.seed for case in chunk])
+            pictures += self.pipeline.draw(captions, negative, generators=seeded([case.seed for case in chunk]))
         return pictures
 
     @torch.no_grad()
