@@ -148,6 +148,8 @@ def load_lora(sd: Any, lora: Lora, name: str) -> None:
             )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several at once are meant
+            # Of a file that does not fit and is taken off again; each picture says which ones act on it.
+            warnings.filterwarnings("ignore", "Adapter .* was active which is now deleted")
             sd.load_lora_into_unet(for_unet, network_alphas=alphas, unet=sd.unet, adapter_name=name, _pipeline=sd)
     except OSError as error:
         raise MissingError(f"the LoRA file {path} cannot be read: {_first_line(error)}") from None
