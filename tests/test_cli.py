@@ -257,7 +257,13 @@ def test_ctrl_c_keeps_what_is_finished_and_leaves_nothing_half_written(tiny_mode
     command = [sys.executable, "-m", "kgcli", "generate", "a cat", "--model", str(tiny_model)]
     command += ["-n", "5000", "-o", "{index}.png", "-s", "1"]
     with subprocess.Popen(
-        command, cwd=tmp_path, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=tmp_path,
+        env=ENV,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in a shell's background ignore it
     ) as kg:
         assert kg.stdout.readline() == "1.png\n"
         kg.send_signal(signal.SIGINT)
