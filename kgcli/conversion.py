@@ -18,18 +18,11 @@ from kgcli.errors import IncompatibleError, KgError, MissingError, UsageError
 from kgcli.model import convert as names
 from kgcli.model.published import checkpoint_content
 from kgcli.model.source import NUM_NAMED, Source, expected_weights, open_source, stage_of
-from kgcli.model.weights import check_weights, read_weights, write_shards
+from kgcli.model.weights import DTYPES, check_weights, read_weights, write_shards
 from kgcli.modelcard import CARD_NAME, model_card
 from kgcli.modelfolder import RENAMED_REPOSITORIES, TOKENIZER_NAME, WEIGHTS_NAME
 
-DTYPES = {
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-    "fp32": torch.float32,
-}
+SHORT_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 SHARD_SIZE = 10**9  # bytes; what a conversion holds in memory at a time
 READABLE = 0o644  # safetensors writes 600, which nobody else could read
 
@@ -123,9 +116,10 @@ def find_dtype(name: str | None) -> torch.dtype | None:
 
     Raises: UsageError.
     """
-    if name is not None and name not in DTYPES:
-        raise UsageError(f"--dtype is {name}; it must be one of {', '.join(DTYPES)}")
-    return None if name is None else DTYPES[name]
+    known = DTYPES | SHORT_DTYPES
+    if name is not None and name not in known:
+        raise UsageError(f"--dtype is {name}; it must be one of {', '.join(known)}")
+    return None if name is None else known[name]
 
 
 def check_target(out: Path, inputs: list[Path], *, overwrite: bool) -> Path:

@@ -22,6 +22,7 @@ from kgcli.encoder import PromptEncoder
 from kgcli.errors import IncompatibleError, OutOfMemoryError, UsageError
 from kgcli.inputs import read_negatives
 from kgcli.model.kosmosg import KosmosG
+from kgcli.model.weights import DTYPES
 from kgcli.modelfolder import WEIGHTS_NAME, ModelFolder, open_model
 from kgcli.pipeline import KosmosGPipeline, StepCallback, seeded
 from kgcli.request import Request, Settings, edit_prompt, make_request, random_seed
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from kgcli.config import Recipe
 
 DEVICES = ("cpu", "cuda", "mps")
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LARGE_MODEL = 10**9  # bytes of weights from which `auto` takes half precision on a GPU
 
 _log = logging.getLogger(__name__)

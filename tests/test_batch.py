@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from kgcli.config import load_recipe
+from kgcli.data import batch as module
 from kgcli.data.batch import Batches, Collator
 from kgcli.data.tokenizer import Tokenizer
 from kgcli.shipped import DEFAULT_MODEL
@@ -47,3 +48,13 @@ def test_buckets_leave_little_padding(collator):
 
     assert padded_over_real(batches(collator), 4) > 1.4
     assert padded_over_real(batches(collator, "data.bucket=32"), 32) <= 1.10
+
+
+def test_a_bucketed_sample_is_drawn_once(collator, monkeypatch):
+    drawn, draw = [], module.draw
+    monkeypatch.setattr(
+        module, "draw", lambda kinds, seed, index, *rest: drawn.append(index) or draw(kinds, seed, index, *rest)
+    )
+    dealt = batches(collator, "data.bucket=2")
+    assert all(dealt[step].tokens is not None for step in range(2))
+    assert sorted(drawn) == list(range(2 * 56))

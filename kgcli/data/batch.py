@@ -129,6 +129,7 @@ class Batches(Dataset[Batch]):
         self.num_ranks = num_ranks
         self._kept: dict[int, Sample] = {}
         self._bucket: tuple[int, list[list[int]]] = (-1, [])  # its first step, and the indices of each of its steps
+        self._ahead: dict[int, Sample] = {}  # of the bucket: drawn for their lengths, until their step takes them
 
     def __len__(self) -> int:
         return self.recipe.steps
@@ -156,13 +157,16 @@ class Batches(Dataset[Batch]):
     def _deal(self, first: int, num_steps: int) -> list[list[int]]:
         """The samples of a bucket by length, shortest first, cut into its steps, and those in random order."""
         indices = [index for step in range(first, first + num_steps) for index in self._share(step)]
-        indices.sort(key=lambda index: self.collator.length(self._sample(index)))
+        self._ahead = {index: self._sample(index) for index in indices}
+        indices.sort(key=lambda index: self.collator.length(self._ahead[index]))
         size = len(indices) // num_steps
         # The same order on every process, so that none waits for another's longer batch.
         order = np.random.default_rng([7, self.recipe.data.seed, first]).permutation(num_steps)
         return [indices[place * size : (place + 1) * size] for place in order]
 
     def _sample(self, index: int) -> Sample:
+        if index in self._ahead:
+            return self._ahead.pop(index)
         data, size = self.recipe.data, self.recipe.image_size
         if not (data.keep and data.pool):
             return draw(data.kinds, data.seed, index, size, data.pool)

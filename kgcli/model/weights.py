@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kgcli.errors import IncompatibleError, MissingError
 
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}  # as users name them
 NUM_NAMED = 3  # names that an error message lists of each kind
 
 

@@ -22,7 +22,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from kgcli import KosmosGPipeline
-from kgcli.engine import DTYPES
+from kgcli.model.weights import DTYPES
 from kgcli.pipeline import seeded
 
 SAMPLER = "ddim"
