@@ -33,7 +33,7 @@ from kgcli.shipped import PACKAGE
 if TYPE_CHECKING:
     from kgcli.engine import Model
 
-PROTOCOL = "kgcli-nano-2"  # a new number whenever a figure would mean something else
+PROTOCOL = "kgcli-nano-3"  # a new number whenever a figure would mean something else
 SHIPPED_JUDGES = PACKAGE / "nano" / "judges"
 DEFAULT_NUM = 96
 NUM_GRID = 100

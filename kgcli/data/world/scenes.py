@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
 NUM_VARIANTS = 192  # of each scene; drawn once per process, then kept
 CANVAS = 128  # pixels, square; drawn at twice the size used, then reduced
+NUM_BLOCKS = 8  # of a place in Minecraft, across and down
+BLOCK_CONTRAST = 26.0  # of 255: the most a block differs from what it shows
 
 Rng = np.random.Generator
 Draw = ImageDraw.ImageDraw
@@ -181,15 +183,16 @@ def _studio(picture: Image.Image, draw: Draw, rng: Rng) -> None:
 
 
 def _blocks(picture: Image.Image, draw: Draw, rng: Rng) -> None:
-    """The default place of "in Minecraft": sky, grass and earth in 8-pixel blocks (4 at the size used)."""
-    horizon = 8 * int(rng.integers(7, 10))
+    """The default place of "in Minecraft": sky, grass and earth."""
+    side = CANVAS // NUM_BLOCKS
+    horizon = side * int(rng.integers(3, 6))
     picture.paste(_jitter((124, 176, 250), rng, 10), (0, 0, CANVAS, horizon))
-    for x, y in zip(rng.integers(0, 16, 3) * 8, rng.integers(1, 5, 3) * 8, strict=True):
-        draw.rectangle((x, y, x + 31, y + 7), fill=(244, 248, 255))
-    for y in range(horizon, CANVAS, 8):
-        tone = (104, 172, 72) if y < horizon + 16 else (134, 96, 66)
-        for x in range(0, CANVAS, 8):
-            draw.rectangle((x, y, x + 7, y + 7), fill=_jitter(tone, rng, 12))
+    for x, y in zip(rng.integers(0, NUM_BLOCKS, 2) * side, rng.integers(0, 3, 2) * side, strict=True):
+        draw.rectangle((x, y, x + 2 * side - 1, y + side - 1), fill=(244, 248, 255))
+    for y in range(horizon, CANVAS, side):
+        tone = (104, 172, 72) if y == horizon else (134, 96, 66)
+        for x in range(0, CANVAS, side):
+            draw.rectangle((x, y, x + side - 1, y + side - 1), fill=_jitter(tone, rng, 12))
 
 
 _PAINTERS: dict[str, Callable[[Image.Image, Draw, Rng], None]] = {
@@ -199,22 +202,35 @@ _PAINTERS: dict[str, Callable[[Image.Image, Draw, Rng], None]] = {
 }  # fmt: skip
 
 
-def pixelate(picture: Image.Image, block: int) -> Image.Image:
-    """Square blocks of `block` pixels of one colour each."""
-    blocks = picture.resize((picture.width // block, picture.height // block), Image.Resampling.BOX)
-    return blocks.resize(picture.size, Image.Resampling.NEAREST)
+def in_blocks(picture: Image.Image) -> Image.Image:
+    """A place in Minecraft: `NUM_BLOCKS` blocks a side, each a tone lighter or darker than what it shows.
+
+    The tones are the same in every picture. At 64 px a block is two latents wide, so that a VAE of factor 4 keeps it.
+    """
+    colours = np.asarray(picture.resize((NUM_BLOCKS, NUM_BLOCKS), Image.Resampling.BOX), np.float32)
+    blocks = (colours + BLOCK_CONTRAST * _tones()[..., None]).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(blocks).resize(picture.size, Image.Resampling.NEAREST)
+
+
+@functools.cache
+def _tones() -> np.ndarray:
+    """A tone in [-1, 1] for each block, all different; row by row."""
+    shuffled = np.random.default_rng(13).permutation(NUM_BLOCKS**2)
+    return (shuffled / (NUM_BLOCKS**2 - 1) * 2 - 1).reshape(NUM_BLOCKS, NUM_BLOCKS).astype(np.float32)
 
 
 def _minecraft(picture: Image.Image) -> Image.Image:
-    vivid = ImageEnhance.Color(picture).enhance(1.2)
-    return ImageOps.posterize(pixelate(vivid, picture.width // 32), 4)
+    vivid, side = ImageEnhance.Color(picture).enhance(1.2), picture.width // 32
+    small = vivid.resize((vivid.width // side, vivid.height // side), Image.Resampling.BOX)
+    return ImageOps.posterize(small.resize(picture.size, Image.Resampling.NEAREST), 4)
 
 
 def _oil(picture: Image.Image) -> Image.Image:
     strokes = ImageEnhance.Color(picture.filter(ImageFilter.ModeFilter(3))).enhance(1.3)
-    y, x = np.mgrid[0 : picture.height, 0 : picture.width]
-    canvas = 11.0 * np.sin((x + 2.2 * np.sin(y * 0.31)) * 1.25 + y * 0.75)
-    return Image.fromarray((np.asarray(strokes, np.float32) + canvas[..., None]).clip(0, 255).astype(np.uint8))
+    y, x = np.mgrid[0 : picture.height, 0 : picture.width] * 64 / picture.width
+    # Strokes of 8 to 9 pixels: finer ones do not survive a VAE of factor 4.
+    relief = 17.0 * np.sin((x + 2.2 * np.sin(y * 0.2)) * 0.55 + y * 0.55)
+    return Image.fromarray((np.asarray(strokes, np.float32) + relief[..., None]).clip(0, 255).astype(np.uint8))
 
 
 def _watercolor(picture: Image.Image) -> Image.Image:

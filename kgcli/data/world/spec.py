@@ -167,7 +167,7 @@ def render(spec: Spec, size: int = 64) -> Rendered:
     """Paint `spec` at size x size pixels."""
     picture = scenes.background(spec.scene or "blocks", spec.variant, size).copy()
     if spec.style == "minecraft":  # the place in large blocks, the subject in small ones: it has to stay itself
-        picture = scenes.pixelate(picture, size // 16)
+        picture = scenes.in_blocks(picture)
     masks, boxes = [], []
     for placed in spec.subjects:
         layer, box = _layer(placed, size)

@@ -12,6 +12,7 @@ from kgcli.data.world.tables import ACCESSORIES, COLOURS, SCENES, STYLES
 Rng = np.random.Generator
 Fragments = tuple[str | None, ...]  # None stands for the next image
 
+EDITS = {"scene": 0.2, "accessory": 0.2, "colour": 0.35, "style": 0.25}  # kind -> share; the hardest come most often
 TO_STYLE = {
     "minecraft": ("put it in Minecraft", "turn it into Minecraft"),
     "oil": ("turn it into an oil painting", "make it an oil painting"),
@@ -55,9 +56,8 @@ def compositional(spec: Spec, rng: Rng, *, drop: bool) -> Fragments:
 
 def edit(before: Spec, rng: Rng) -> tuple[Spec, str]:
     """One change to a picture of one subject: the picture after it, and the instruction that asks for it."""
-    kinds = ["scene", "accessory", "colour", "style"]
     placed = before.subjects[0]
-    kind = str(rng.choice(kinds))
+    kind = str(rng.choice(list(EDITS), p=list(EDITS.values())))
     if kind == "accessory" and placed.subject.accessory is None:
         worn = str(rng.choice(list(ACCESSORIES)))
         asked = rng.choice([f"add {_worn(worn)}", f"give it {_worn(worn)}", f"put {_worn(worn)} on it"])
