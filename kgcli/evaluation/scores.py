@@ -1,0 +1,104 @@
+"""What scoring a run found: scores.json, read by the table, the comparison and the page. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kgcli.errors import MissingError
+from kgcli.evaluation.runs import SCORES, write_whole
+
+ALL = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """What a number means."""
+
+    name: str  # dino_input, clip_i_all, clip_t, fid ...
+    title: str  # for people
+    higher_is_better: bool = True
+    primary: bool = False  # shown first
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One number of the result, for all pictures or a group of them, with its 95 % intervals where it has any."""
+
+    measure: str
+    value: float
+    row: str = "method"  # or who it is compared with: copy-input, oracle, ...
+    group: str = ALL  # or "subject:dog", "category:live", "kind:context"
+    low: float | None = None  # t interval over subject means
+    high: float | None = None
+    bootstrap_low: float | None = None  # subjects resampled
+    bootstrap_high: float | None = None
+    num_subjects: int = 0
+    num_pictures: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureScore:
+    """The numbers of one picture."""
+
+    path: str  # below the run folder, or the folder given by --images
+    subject: str
+    prompt: int
+    image: int
+    scored_text: str
+    inputs: tuple[str, ...]  # below the data folder
+    values: Mapping[str, float]  # measure -> number
+    category: str = ""
+    kind: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Everything about one scored run. Two of the same `suite` and `protocol` may be compared."""
+
+    suite: str
+    protocol: Mapping[str, Any]  # of drawing and scoring: counts, settings, extractors with hashes
+    method: Mapping[str, Any]  # its facts
+    versions: Mapping[str, str]
+    data: str  # folder of the inputs
+    measures: tuple[Measure, ...]
+    figures: tuple[Figure, ...]
+    pictures: tuple[PictureScore, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    def to_json(self) -> str:
+        """The bytes of scores.json; equal scores, equal bytes."""
+        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+    def find(self, measure: str, row: str = "method", group: str = ALL) -> Figure:
+        """One figure. Raises: KeyError."""
+        for figure in self.figures:
+            if (figure.measure, figure.row, figure.group) == (measure, row, group):
+                return figure
+        raise KeyError((measure, row, group))
+
+    def write(self, folder: Path) -> None:
+        """Write scores.json into a folder, whole."""
+        write_whole(folder / SCORES, self.to_json().encode())
+
+    @classmethod
+    def read(cls, path: Path) -> Scores:
+        """The scores of a run folder or of a file. Raises: MissingError."""
+        file = path / SCORES if path.is_dir() else path
+        try:
+            fields = json.loads(file.read_text("utf-8"))
+            fields["measures"] = tuple(Measure(**one) for one in fields["measures"])
+            fields["figures"] = tuple(Figure(**one) for one in fields["figures"])
+            fields["pictures"] = tuple(
+                PictureScore(**{**one, "inputs": tuple(one["inputs"])}) for one in fields["pictures"]
+            )
+            fields["notes"] = tuple(fields["notes"])
+            return cls(**fields)
+        except OSError:
+            raise MissingError(f"there are no scores {file}; score the run first") from None
+        except (ValueError, TypeError, KeyError) as error:
+            raise MissingError(f"{file} is damaged ({error})") from None
