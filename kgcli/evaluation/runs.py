@@ -14,14 +14,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kgcli.errors import MissingError, UsageError
+from kgcli.output import write_bytes
 
 PLAN, MANIFEST, SCORES = "plan.json", "manifest.jsonl", "scores.json"
 
@@ -98,7 +97,7 @@ class RunFolder:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UsageError(f"{path} is there and holds no run; choose another folder")
         path.mkdir(parents=True, exist_ok=True)
-        write_whole(path / PLAN, plan.to_json().encode())
+        write_bytes(path / PLAN, plan.to_json().encode())
         return cls(path, plan)
 
     @classmethod
@@ -117,9 +116,7 @@ class RunFolder:
 
     def write_picture(self, item: Item, content: bytes) -> None:
         """One picture, whole or not at all."""
-        target = self.path / item.path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(target, content)
+        write_bytes(self.path / item.path, content)
 
     def write_manifest(self) -> None:
         """The manifest of a run whose pictures are all there. Raises: MissingError that counts those which are not."""
@@ -131,25 +128,12 @@ class RunFolder:
             json.dumps({**dataclasses.asdict(item), "sha256": sha256(self.path / item.path), **shared})
             for item in self.plan.items
         ]
-        write_whole(self.path / MANIFEST, ("\n".join(lines) + "\n").encode())
+        write_bytes(self.path / MANIFEST, ("\n".join(lines) + "\n").encode())
 
 
 def sha256(path: Path) -> str:
     """The hash of a file's bytes, in hex."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under a hidden name and rename it: no one ever sees half of it."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _difference(one: Plan, other: Plan) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from kgcli.errors import MissingError
-from kgcli.evaluation.runs import SCORES, write_whole
+from kgcli.evaluation.runs import SCORES
+from kgcli.output import write_bytes
 
 ALL = "all"
 
@@ -83,7 +84,7 @@ class Scores:
 
     def write(self, folder: Path) -> None:
         """Write scores.json into a folder, whole."""
-        write_whole(folder / SCORES, self.to_json().encode())
+        write_bytes(folder / SCORES, self.to_json().encode())
 
     @classmethod
     def read(cls, path: Path) -> Scores:
