@@ -116,7 +116,9 @@ class RunFolder:
 
     def write_picture(self, item: Item, content: bytes) -> None:
         """One picture, whole or not at all."""
-        write_bytes(self.path / item.path, content)
+        target = self.path / item.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(target, content)
 
     def write_manifest(self) -> None:
         """The manifest of a run whose pictures are all there. Raises: MissingError that counts those which are not."""
