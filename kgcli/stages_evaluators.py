@@ -49,8 +49,9 @@ class EvalClipStage(Stage):
         captions = [draw({"captioned": 1.0}, recipe.seed, index, recipe.image_size).caption for index in range(num)]
         length = int(text["max_position_embeddings"])
         tokenizer = clip_tokenizer(captions, int(self.option("clip_vocab", 900)), length)
-        self.clip = EvalClip(**self.part("pictures"), width=int(self.option("projection", 128)), text=text,
-                             tokenizer=tokenizer)
+        self.clip = EvalClip(
+            **self.part("pictures"), width=int(self.option("projection", 128)), text=text, tokenizer=tokenizer
+        )
         self.clip.to(memory_format=torch.channels_last)
 
     def collator(self, pool: Pool | None) -> Collator:

@@ -67,13 +67,17 @@ def judge(recipe: RecipeName, overrides: Overrides = None, resume: Resume = "aut
 
 
 @base_app.command("eval_clip")
-def eval_clip(recipe: RecipeName, overrides: Overrides = None, resume: Resume = "auto", dry_run: DryRun = False) -> None:
+def eval_clip(
+    recipe: RecipeName, overrides: Overrides = None, resume: Resume = "auto", dry_run: DryRun = False
+) -> None:
     """The CLIP of the nano benchmarks; nothing that draws is trained with it."""
     _train("eval_clip", recipe, overrides, resume, dry_run)
 
 
 @base_app.command("eval_dino")
-def eval_dino(recipe: RecipeName, overrides: Overrides = None, resume: Resume = "auto", dry_run: DryRun = False) -> None:
+def eval_dino(
+    recipe: RecipeName, overrides: Overrides = None, resume: Resume = "auto", dry_run: DryRun = False
+) -> None:
     """The self-supervised ViT of the nano benchmarks; nothing that draws is trained with it."""
     _train("eval_dino", recipe, overrides, resume, dry_run)
 
