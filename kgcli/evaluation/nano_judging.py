@@ -52,7 +52,7 @@ def judge_figures(
 ) -> tuple[Figure, ...]:
     """The figures of `judge_values`, for all pictures and by category, kind and subject."""
     values = judge_values(items, pictures, judges, suite)
-    scored = [_score(item, one) for item, one in zip(items, values, strict=True)]
+    scored = [score_of(item, one) for item, one in zip(items, values, strict=True)]
     return tuple(_shown(figures_of(scored, [measure.name for measure in MEASURES], row), suite))
 
 
@@ -111,7 +111,8 @@ def _values(spec: Spec, verdict: Mapping[str, str], picture: Image.Image, judges
     return values
 
 
-def _score(item: Item, values: Mapping[str, float]) -> PictureScore:
+def score_of(item: Item, values: Mapping[str, float]) -> PictureScore:
+    """The numbers of one picture with what they belong to."""
     return PictureScore(
         path=item.path,
         subject=item.subject,
