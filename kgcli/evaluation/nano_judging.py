@@ -31,29 +31,35 @@ MEASURES = (
 )
 
 
-def judge_values(
-    items: Sequence[Item], pictures: Sequence[Image.Image], judges: Judges, suite: str
-) -> list[dict[str, float]]:
-    """What the judges find of one picture for each item, by measure; those that do not apply are not there."""
-    fitted = [picture.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC) for picture in pictures]
-    specs = [spec_of(item, suite) for item in items]
-    said = judges.classify(fitted) if fitted else {}
-    picked = {} if suite == COCO else _picked(items, fitted, judges)
-    rows = []
-    for row, (spec, picture) in enumerate(zip(specs, fitted, strict=True)):
-        verdict = {name: HEADS[name][int(values[row].argmax())] for name, values in said.items()}
-        values = _values(spec, verdict, picture, judges)
-        rows.append(values | ({"judge_picked": picked[row]} if row in picked else {}))
-    return rows
+class NanoJudge:
+    """Judges pictures of one list of items; the candidates' portraits are looked at once."""
 
+    def __init__(self, items: Sequence[Item], suite: str, judges: Judges) -> None:
+        self.items = items
+        self.suite = suite
+        self.judges = judges
+        self.specs = [spec_of(item, suite) for item in items]
+        self.galleries = {} if suite == COCO else _galleries({item.subject for item in items}, judges)
 
-def judge_figures(
-    items: Sequence[Item], pictures: Sequence[Image.Image], judges: Judges, suite: str, row: str = "method"
-) -> tuple[Figure, ...]:
-    """The figures of `judge_values`, for all pictures and by category, kind and subject."""
-    values = judge_values(items, pictures, judges, suite)
-    scored = [score_of(item, one) for item, one in zip(items, values, strict=True)]
-    return tuple(_shown(figures_of(scored, [measure.name for measure in MEASURES], row), suite))
+    def values(self, pictures: Sequence[Image.Image]) -> list[dict[str, float]]:
+        """What is found of one picture for each item, by measure; those that do not apply are not there."""
+        fitted = [picture.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC) for picture in pictures]
+        said, seen = self.judges.classify(fitted), self.judges.embed(fitted)
+        rows = []
+        for row, (item, spec, picture) in enumerate(zip(self.items, self.specs, fitted, strict=True)):
+            verdict = {name: HEADS[name][int(values[row].argmax())] for name, values in said.items()}
+            found = _values(spec, verdict, picture, self.judges)
+            if item.subject in self.galleries:
+                found["judge_picked"] = float((self.galleries[item.subject] @ seen[row]).argmax() == 0)
+            rows.append(found)
+        return rows
+
+    def figures(self, values: Sequence[Mapping[str, float]], row: str = "method") -> tuple[Figure, ...]:
+        """The figures of `values`: for all pictures and by category, kind and subject."""
+        scored = [score_of(item, one) for item, one in zip(self.items, values, strict=True)]
+        figures = figures_of(scored, [measure.name for measure in MEASURES], row)
+        # Not a group for each caption of `nano-coco`: there are thousands, of one picture each.
+        return tuple(one for one in figures if self.suite != COCO or not one.group.startswith("subject:"))
 
 
 def add_judges(scores: Scores, items: Sequence[Item], folder: Path, judges: Judges) -> Scores:
@@ -62,23 +68,22 @@ def add_judges(scores: Scores, items: Sequence[Item], folder: Path, judges: Judg
     Args:
         folder: of the run
     """
-    found: dict[str, dict[str, float]] = {}
-    values = judge_values(items, [open_image(folder / item.path) for item in items], judges, scores.suite)
-    found = {item.path: one for item, one in zip(items, values, strict=True)}
-    pictures = tuple(
-        dataclasses.replace(one, values={**one.values, **found.get(one.path, {})}) for one in scores.pictures
-    )
-    names = [measure.name for measure in MEASURES if any(measure.name in one for one in values)]
-    figures = _shown(figures_of(pictures, names), scores.suite)
+    judge = NanoJudge(items, scores.suite, judges)
+    values = judge.values([open_image(folder / item.path) for item in items])
+    figures = judge.figures(values)
     if scores.suite != COCO:
-        inputs = [open_image(Path(scores.data) / item.inputs[0]) for item in items]
-        figures = [*figures, *judge_figures(items, inputs, judges, scores.suite, row="copy-input")]
+        inputs = judge.values([open_image(Path(scores.data) / item.inputs[0]) for item in items])
+        figures += judge.figures(inputs, row="copy-input")
+    found = dict(zip((item.path for item in items), values, strict=True))
+    names = {figure.measure for figure in figures}
     return dataclasses.replace(
         scores,
         protocol={**scores.protocol, "judges_sha256": judges.sha256()},
         measures=(*scores.measures, *(measure for measure in MEASURES if measure.name in names)),
         figures=(*scores.figures, *figures),
-        pictures=pictures,
+        pictures=tuple(
+            dataclasses.replace(one, values={**one.values, **found.get(one.path, {})}) for one in scores.pictures
+        ),
     )
 
 
@@ -87,15 +92,14 @@ def other_spec(item: Item, suite: str) -> Spec:
     return other_subject(spec_of(item, suite), np.random.default_rng([25, VERSION, item.seed]))
 
 
-def _picked(items: Sequence[Item], pictures: Sequence[Image.Image], judges: Judges) -> dict[int, float]:
-    """For each picture whether its subject is picked of 20, ten of the others of its colour word."""
+def _galleries(names: set[str], judges: Judges) -> dict[str, np.ndarray]:
+    """For each subject the looks of the 20 it may be taken for, itself first; ten are of its colour word."""
     galleries = {}
     for order, (name, subject) in enumerate(subjects().items()):
-        chosen = choose_from(subject, np.random.default_rng([26, VERSION, order]), BASE_NOUNS)
-        if any(item.subject == name for item in items):
+        if name in names:
+            chosen = choose_from(subject, np.random.default_rng([26, VERSION, order]), BASE_NOUNS)
             galleries[name] = judges.embed([portrait(one) for one in chosen])
-    seen = judges.embed(pictures) if pictures else np.zeros((0, 1))
-    return {row: float((galleries[item.subject] @ seen[row]).argmax() == 0) for row, item in enumerate(items)}
+    return galleries
 
 
 def _values(spec: Spec, verdict: Mapping[str, str], picture: Image.Image, judges: Judges) -> dict[str, float]:
@@ -124,8 +128,3 @@ def score_of(item: Item, values: Mapping[str, float]) -> PictureScore:
         category=item.category,
         kind=item.kind,
     )
-
-
-def _shown(figures: Sequence[Figure], suite: str) -> list[Figure]:
-    """Without a group for each caption of `nano-coco`: there are thousands, of one picture each."""
-    return [one for one in figures if suite != COCO or not one.group.startswith("subject:")]
