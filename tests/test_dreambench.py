@@ -104,7 +104,10 @@ def test_a_checkout_or_its_dataset_will_do(folder, data):
         (lambda folder: [path.unlink() for path in (folder / "dog").iterdir()], "1 of 30 subjects have no photos (dog"),
         (lambda folder: (folder / "cat" / "04.jpg").unlink(), "input photos are missing (cat/04.jpg)"),
         (lambda folder: (folder / "cat" / "04.jpg").write_bytes(b"version https://git-lfs"), "damaged (cat/04.jpg)"),
-        (lambda folder: (folder / "cat" / "07.jpg").write_bytes((folder / "cat" / "04.jpg").read_bytes()), "159 photos"),
+        (
+            lambda folder: (folder / "cat" / "07.jpg").write_bytes((folder / "cat" / "04.jpg").read_bytes()),
+            "159 photos",
+        ),
         (lambda folder: (folder / "prompts_and_classes.txt").write_text("dog,cat"), "other class nouns or prompts"),
     ],
 )
