@@ -12,6 +12,7 @@ from kgcli.data.world.spec import Spec, Subject, place, render
 from kgcli.data.world.tables import FIRST_JUDGE_IDENTITY, FIRST_NEW_IDENTITY
 from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation import nano_suites
+from kgcli.evaluation.dreambench import DreamBenchAsk
 from kgcli.evaluation.evaluators import EvalClip, EvalVit
 from kgcli.evaluation.nano_extractors import NanoClip, NanoDino, nano_extractors
 from kgcli.stages_table import STAGES
@@ -38,7 +39,11 @@ def trios():
     for number, (name, subject) in enumerate(list(nano_suites.subjects().items())[::3]):
         noun = list(nano_suites.subjects())[(list(nano_suites.subjects()).index(name) + 7) % 30]
         other = of_colour(noun, subject.look.colour_name, 1000 * number)
-        yield photo(subject, "beach", number), photo(subject, "forest", 50 + number), photo(other, "forest", 50 + number)
+        yield (
+            photo(subject, "beach", number),
+            photo(subject, "forest", 50 + number),
+            photo(other, "forest", 50 + number),
+        )
 
 
 def test_rows_have_length_one_and_do_not_depend_on_their_batch(shipped):
@@ -157,4 +162,4 @@ def test_the_contrast_of_views_falls_when_features_are_right():
 
 
 def _plan():
-    return nano_suites.dreambench_plan("0" * 64, "data", nano_suites.NanoAsk(num_images=1), {})
+    return nano_suites.dreambench_plan("0" * 64, "data", DreamBenchAsk(num_images=1), {})

@@ -10,17 +10,18 @@ from kgcli.data.world.spec import is_held_out, render
 from kgcli.data.world.tables import FIRST_JUDGE_IDENTITY, FIRST_NEW_IDENTITY
 from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation import nano_data, nano_judging, nano_suites
+from kgcli.evaluation.dreambench import DreamBenchAsk
 from kgcli.evaluation.judges import Judges
 from kgcli.evaluation.nano import SHIPPED_JUDGES
-from kgcli.evaluation.nano_suites import NanoAsk
 from kgcli.evaluation.runs import Plan
 from kgcli.evaluation.scores import Scores
+from kgcli.evaluation.subjects import picture_score
 
 METHOD = {"name": "test"}
 
 
 def dreambench(**ask):
-    return nano_suites.dreambench_plan("0" * 64, Path("data"), NanoAsk(**ask), METHOD)
+    return nano_suites.dreambench_plan("0" * 64, Path("data"), DreamBenchAsk(**ask), METHOD)
 
 
 def coco(num=24, seed=0):
@@ -88,7 +89,9 @@ def test_what_cannot_be_asked_is_said():
         dreambench(subjects=("unicorn",))
     with pytest.raises(UsageError, match="at least 1"):
         dreambench(num_images=0)
-    with pytest.raises(UsageError, match="5000 captions"):
+    with pytest.raises(UsageError, match="independent noise alone"):
+        dreambench(noise="official")
+    with pytest.raises(UsageError, match="5000 captions are asked for, nano-coco has 4000"):
         coco(num=5000)
 
 
@@ -155,17 +158,18 @@ def test_the_judges_score_captions_of_one_and_two_subjects():
 def test_the_judges_are_added_to_scores(data, tmp_path):
     judges = Judges.load(SHIPPED_JUDGES)
     name = next(iter(nano_suites.subjects()))
-    plan = nano_suites.dreambench_plan(data.sha256, data.folder, NanoAsk(num_images=1, subjects=(name,)), METHOD)
+    plan = nano_suites.dreambench_plan(data.sha256, data.folder, DreamBenchAsk(num_images=1, subjects=(name,)), METHOD)
     for item in plan.items:
         (tmp_path / item.path).parent.mkdir(parents=True, exist_ok=True)
         render(nano_suites.spec_of(item, plan.suite), 64).picture.save(tmp_path / item.path)
-    bare = [nano_judging.score_of(item, {}) for item in plan.items]
+    bare = [picture_score(item) for item in plan.items]
     scores = Scores(
         suite=plan.suite, protocol=plan.protocol, method=METHOD, versions={}, data=plan.data, measures=(), figures=(),
         pictures=tuple(bare),
     )  # fmt: skip
-    judged = nano_judging.add_judges(scores, plan.items, tmp_path, judges)
+    judged = nano_judging.add_judges(scores, plan.items, tmp_path, judges, "a note")
     assert judged.protocol["judges_sha256"] == judges.sha256()
+    assert judged.notes == ("a note",)
     assert judged.find("judge_noun").value >= 0.8 and judged.find("judge_picked", "copy-input").value == 1.0
     assert judged.find("judge_scene", "copy-input").value < 0.3  # a copy stays where it was
     assert all("judge_picked" in one.values for one in judged.pictures)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kgcli.errors import UsageError
 from kgcli.evaluation.evaluators import WEIGHTS, EvalClip, EvalVit
-from kgcli.evaluation.extractors import Extractors
+from kgcli.evaluation.extractors import Extractors, PictureExtractor
 from kgcli.evaluation.judges import to_pixels
 from kgcli.evaluation.runs import sha256
 from kgcli.shipped import PACKAGE
@@ -98,6 +98,24 @@ class NanoClip:
     @property
     def _width(self) -> int:
         return self._model.picture_projection.out_features
+
+
+class UnitVariance:
+    """An extractor whose rows have length sqrt(D), as rows of unit variance have: KID is made for those."""
+
+    def __init__(self, extractor: PictureExtractor) -> None:
+        self.name = extractor.name
+        self._extractor = extractor
+
+    def facts(self) -> dict[str, Any]:
+        """Those of the extractor, and the length."""
+        return {**self._extractor.facts(), "length": "sqrt(D)"}
+
+    def pictures(self, pictures: Sequence[Image.Image]) -> Rows:
+        """(N, D), rows of length sqrt(D)."""
+        rows = self._extractor.pictures(pictures)
+        longer: Rows = rows * np.float32(np.sqrt(rows.shape[1]))
+        return longer
 
 
 def nano_extractors(folder: Path = SHIPPED) -> Extractors:

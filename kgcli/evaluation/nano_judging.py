@@ -20,7 +20,8 @@ from kgcli.evaluation.figures import figures_of
 from kgcli.evaluation.judges import HEADS, Judges, around, labels
 from kgcli.evaluation.nano_suites import COCO, SIZE, VERSION, spec_of, subjects
 from kgcli.evaluation.runs import Item
-from kgcli.evaluation.scores import Figure, Measure, PictureScore, Scores
+from kgcli.evaluation.scores import Figure, Measure, Scores
+from kgcli.evaluation.subjects import COPY_INPUT, picture_score
 
 MEASURES = (
     Measure(name="judge_picked", title="subject picked of 20 by the judge"),
@@ -56,29 +57,31 @@ class NanoJudge:
 
     def figures(self, values: Sequence[Mapping[str, float]], row: str = "method") -> tuple[Figure, ...]:
         """The figures of `values`: for all pictures and by category, kind and subject."""
-        scored = [score_of(item, one) for item, one in zip(self.items, values, strict=True)]
+        scored = [picture_score(item, one) for item, one in zip(self.items, values, strict=True)]
         figures = figures_of(scored, [measure.name for measure in MEASURES], row)
         # Not a group for each caption of `nano-coco`: there are thousands, of one picture each.
         return tuple(one for one in figures if self.suite != COCO or not one.group.startswith("subject:"))
 
 
-def add_judges(scores: Scores, items: Sequence[Item], folder: Path, judges: Judges) -> Scores:
+def add_judges(scores: Scores, items: Sequence[Item], folder: Path, judges: Judges, note: str) -> Scores:
     """Scores of a nano run with what the judges say of the run's pictures and of the inputs in their place.
 
     Args:
         folder: of the run
+        note: what readers of the scores must know
     """
     judge = NanoJudge(items, scores.suite, judges)
     values = judge.values([open_image(folder / item.path) for item in items])
     figures = judge.figures(values)
     if scores.suite != COCO:
         inputs = judge.values([open_image(Path(scores.data) / item.inputs[0]) for item in items])
-        figures += judge.figures(inputs, row="copy-input")
+        figures += judge.figures(inputs, row=COPY_INPUT)
     found = dict(zip((item.path for item in items), values, strict=True))
     names = {figure.measure for figure in figures}
     return dataclasses.replace(
         scores,
         protocol={**scores.protocol, "judges_sha256": judges.sha256()},
+        notes=(note, *scores.notes),
         measures=(*scores.measures, *(measure for measure in MEASURES if measure.name in names)),
         figures=(*scores.figures, *figures),
         pictures=tuple(
@@ -113,18 +116,3 @@ def _values(spec: Spec, verdict: Mapping[str, str], picture: Image.Image, judges
     said = [HEADS["noun"][int(row.argmax())] for row in parts["noun"]]
     values["judge_noun"] = float(said == [placed.subject.noun for placed in spec.subjects])
     return values
-
-
-def score_of(item: Item, values: Mapping[str, float]) -> PictureScore:
-    """The numbers of one picture with what they belong to."""
-    return PictureScore(
-        path=item.path,
-        subject=item.subject,
-        prompt=item.prompt,
-        image=item.image,
-        scored_text=item.scored_text,
-        inputs=item.inputs,
-        values=values,
-        category=item.category,
-        kind=item.kind,
-    )

@@ -25,7 +25,7 @@ from kgcli.data.world.scenes import NUM_VARIANTS
 from kgcli.data.world.spec import Spec, Subject, draw_spec, draw_subject, place
 from kgcli.data.world.tables import SCENES, STYLES
 from kgcli.errors import UsageError
-from kgcli.evaluation.dreambench import derive_seed
+from kgcli.evaluation.dreambench import DreamBenchAsk, derive_seed
 from kgcli.evaluation.runs import Item, Plan
 
 DREAMBENCH, COCO = "nano-dreambench", "nano-coco"
@@ -36,7 +36,6 @@ LIVE_NOUNS = (
     "penguin", "owl", "duck", "turtle", "fish", "whale", "elephant", "ladybug", "lion",
 )  # fmt: skip
 NUM_OBJECTS, NUM_LIVE = 21, 9
-NUM_IMAGES = 4
 NUM_CAPTIONS = 2000
 NUM_REAL = 4000
 HELD_OUT_EVERY = 12  # captions: one in so many has a noun, scene and style that no stage saw together
@@ -81,23 +80,6 @@ PROMPTS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class NanoAsk:
-    """What may be chosen of a run of `nano-dreambench`."""
-
-    seed: int = 0
-    class_noun: bool = False
-    num_images: int = NUM_IMAGES
-    subjects: tuple[str, ...] = ()  # () is all
-
-    def __post_init__(self) -> None:
-        if self.num_images < 1:
-            raise UsageError(f"--num-images is {self.num_images}; it must be at least 1")
-        unknown = [name for name in self.subjects if name not in subjects()]
-        if unknown:
-            raise UsageError(f"--subjects: there is no {unknown[0]}; the subjects are {', '.join(subjects())}")
-
-
 @functools.cache
 def subjects() -> Mapping[str, Subject]:
     """The individuals of `nano-dreambench` by name, which is their noun: objects first."""
@@ -139,8 +121,14 @@ def caption_of(index: int) -> tuple[str, Spec]:
     return text.caption(spec, rng), spec
 
 
-def dreambench_plan(data_sha256: str, data: Path, ask: NanoAsk, method: Mapping[str, Any]) -> Plan:
-    """One subject in each prompt; `data` is the folder of `nano_data.dreambench_data` and `data_sha256` its hash."""
+def dreambench_plan(data_sha256: str, data: Path, ask: DreamBenchAsk, method: Mapping[str, Any]) -> Plan:
+    """One subject in each prompt; `data` is the folder of `nano_data.dreambench_data` and `data_sha256` its hash.
+
+    Raises: UsageError for subjects or noise that the suite does not have.
+    """
+    ask.check_subjects(subjects())
+    if ask.noise != "independent":
+        raise UsageError(f"--noise is {ask.noise}; the nano suite has independent noise alone")
     names = [name for name in subjects() if not ask.subjects or name in ask.subjects]
     items = tuple(item for name in names for item in _items_of_subject(name, ask))
     asked = [[item.subject, item.prompt, item.scored_text, item.inputs] for item in items if item.image == 0]
@@ -165,8 +153,7 @@ def coco_plan(
 
     Raises: UsageError for more captions than there are true pictures.
     """
-    if not 1 <= num <= num_real:
-        raise UsageError(f"{num} captions are asked for, {COCO} has {num_real}; give --num")
+    check_captions(num, num_real)
     items = tuple(_item_of_caption(index, seed) for index in range(num))
     protocol = {
         "suite": COCO,
@@ -180,6 +167,12 @@ def coco_plan(
     return Plan(suite=COCO, protocol=protocol, method=facts, data=str(data), items=items)
 
 
+def check_captions(num: int, num_real: int = NUM_REAL) -> None:
+    """Raises: UsageError for more captions than there are true pictures."""
+    if not 1 <= num <= num_real:
+        raise UsageError(f"{num} captions are asked for, {COCO} has {num_real}; give --num")
+
+
 def spec_of(item: Item, suite: str) -> Spec:
     """A picture that is right for an item."""
     if suite == COCO:
@@ -187,7 +180,7 @@ def spec_of(item: Item, suite: str) -> Spec:
     return asked_spec(subjects()[item.subject], PROMPTS[item.prompt], item.seed)
 
 
-def _items_of_subject(name: str, ask: NanoAsk) -> Iterator[Item]:
+def _items_of_subject(name: str, ask: DreamBenchAsk) -> Iterator[Item]:
     noun = subjects()[name].noun
     mark = f"{_with_article(noun)} <image>" if ask.class_noun else "<image>"
     for prompt, asked in enumerate(PROMPTS):
