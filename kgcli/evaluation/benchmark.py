@@ -16,7 +16,7 @@ from typing import Any
 
 import kgcli
 from kgcli.errors import UsageError
-from kgcli.evaluation import coco, dreambench
+from kgcli.evaluation import coco, dreambench, nano_suites
 from kgcli.evaluation.coco import choose_captions, coco_plan
 from kgcli.evaluation.drawing import POLL_SECONDS, draw_run, environment_shard, finish, wait_for_pictures
 from kgcli.evaluation.dreambench import DreamBenchAsk, multi_plan, single_plan
@@ -24,8 +24,10 @@ from kgcli.evaluation.dreambench_data import HOW_TO_GET, open_dreambench
 from kgcli.evaluation.foreign import find_pictures, foreign_plan, take_pictures
 from kgcli.evaluation.methods.base import Method, MethodOptions
 from kgcli.evaluation.methods.table import make, source_facts
+from kgcli.evaluation.nano_data import coco_data, dreambench_data
 from kgcli.evaluation.ray_engine import check_ray, draw_with_ray
 from kgcli.evaluation.runs import PLAN, Plan, RunFolder
+from kgcli.evaluation.weightfiles import cache_folder
 
 STEPS = ("draw", "score")
 ENGINES = ("local", "ray")
@@ -156,6 +158,23 @@ def _coco(bench: Bench, method: Mapping[str, Any]) -> Plan:
     return coco_plan(choose_captions(bench.captions, bench.data, bench.num), bench.ask.seed, method, bench.data)
 
 
+def _nano_dreambench(bench: Bench, method: Mapping[str, Any]) -> Plan:
+    data = dreambench_data(_nano_folder(bench, nano_suites.DREAMBENCH))
+    return nano_suites.dreambench_plan(data.sha256, data.folder, bench.ask, method)
+
+
+def _nano_coco(bench: Bench, method: Mapping[str, Any]) -> Plan:
+    num = nano_suites.NUM_CAPTIONS if bench.num is None else bench.num
+    nano_suites.check_captions(num)
+    data = coco_data(_nano_folder(bench, nano_suites.COCO))
+    return nano_suites.coco_plan(data.sha256, data.folder, num, bench.ask.seed, method)
+
+
+def _nano_folder(bench: Bench, suite: str) -> Path:
+    """Where the pictures of a nano suite are, or are made: a folder given, or one in the user's cache."""
+    return bench.data or cache_folder().parent / f"{suite}-{nano_suites.VERSION}"
+
+
 def _given_data(bench: Bench) -> Path:
     if bench.data is None:
         raise UsageError(f"give --data FOLDER with the DreamBench photos; get them: {HOW_TO_GET}")
@@ -174,4 +193,6 @@ SUITES: dict[str, Suite] = {
     "dreambench": Suite(_single, dreambench.DRAWING),
     "dreambench-multi": Suite(_multi, dreambench.DRAWING),
     "coco": Suite(_coco, coco.DRAWING),
+    nano_suites.DREAMBENCH: Suite(_nano_dreambench, nano_suites.DRAWING),
+    nano_suites.COCO: Suite(_nano_coco, nano_suites.DRAWING),
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,13 +50,17 @@ class DreamBenchAsk:
             raise UsageError(f"--noise is {self.noise}; it must be {' or '.join(NOISES)}")
         if self.num_images < 1:
             raise UsageError(f"--num-images is {self.num_images}; it must be at least 1")
-        unknown = [name for name in self.subjects if name not in SUBJECTS]
+
+    def check_subjects(self, known: Collection[str]) -> None:
+        """Raises: UsageError where a subject is asked for that the suite does not have."""
+        unknown = [name for name in self.subjects if name not in known]
         if unknown:
-            raise UsageError(f"--subjects: there is no {unknown[0]}; the subjects are {', '.join(SUBJECTS)}")
+            raise UsageError(f"--subjects: there is no {unknown[0]}; the subjects are {', '.join(known)}")
 
 
 def single_plan(data: DreamBenchData, ask: DreamBenchAsk, method: Mapping[str, Any]) -> Plan:
     """One subject in each prompt: the DreamBench of all papers."""
+    ask.check_subjects(SUBJECTS)
     names = [name for name in SUBJECTS if not ask.subjects or name in ask.subjects]
     items = [item for name in names for item in _items_of_subject(name, ask)]
     return _plan("dreambench", data, ask, method, items)
@@ -64,6 +68,7 @@ def single_plan(data: DreamBenchData, ask: DreamBenchAsk, method: Mapping[str, A
 
 def multi_plan(data: DreamBenchData, ask: DreamBenchAsk, method: Mapping[str, Any]) -> Plan:
     """Two and three subjects in each prompt: 30 pairs and 30 triples, in the ten scenes that all subjects share."""
+    ask.check_subjects(SUBJECTS)
     groups = [group for num in (2, 3) for group in subject_groups(num)]
     groups = [group for group in groups if not ask.subjects or set(group) <= set(ask.subjects)]
     if not groups:

@@ -174,12 +174,17 @@ def _write(
         pictures=pictures,
         notes=tuple(notes),
     )
+    write_tables(scores, out)
+    return scores
+
+
+def write_tables(scores: Scores, out: Path) -> None:
+    """Write scores as tables and scores.json into a folder."""
     out.mkdir(parents=True, exist_ok=True)
     write_bytes(out / CSV, to_csv(scores).encode())
     write_bytes(out / PICTURES_CSV, pictures_to_csv(scores).encode())
     write_bytes(out / MARKDOWN, to_markdown(scores).encode())
     scores.write(out)  # last: where it is, the tables are too
-    return scores
 
 
 def _all_facts(presets: Sequence[DistributionExtractor], clip: TextExtractor | None) -> list[Mapping[str, Any]]:
