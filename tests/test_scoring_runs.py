@@ -11,8 +11,11 @@ from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.comparison import compare
 from kgcli.evaluation.distribution import DistributionExtractor
 from kgcli.evaluation.extractors import Extractors
+from kgcli.evaluation.features import ClipExtractor, DinoExtractor
 from kgcli.evaluation.frechet import Moments, Reference
+from kgcli.evaluation.inception import NETWORKS, PRESETS, InceptionExtractor
 from kgcli.evaluation.masks import masks_from_files, masks_from_segmenter, on_white
+from kgcli.evaluation.randominception import write_random_inception
 from kgcli.evaluation.runs import Item, Plan
 from kgcli.evaluation.scores import Scores
 from kgcli.evaluation.scoring_runs import RealPictures, score_distribution, score_subjects
@@ -152,7 +155,9 @@ def test_scoring_that_was_killed_goes_on_and_leaves_the_same_bytes(tmp_path, ext
 
     class Dying(Colours):
         def pictures(self, pictures):
-            raise KeyboardInterrupt
+            if pictures[0].width > 4:  # texts pass, pictures do not
+                raise KeyboardInterrupt
+            return super().pictures(pictures)
 
     with pytest.raises(KeyboardInterrupt):
         score_subjects(run, plan, references, Extractors(extractors.dino, Dying("clip")), out=tmp_path / "killed")
@@ -300,3 +305,28 @@ def test_a_set_of_one_is_no_distribution(tmp_path):
     real = RealPictures(files=[tmp_path / "data" / "cat" / "0.png"], cache=tmp_path / "cache")
     with pytest.raises(UsageError, match="1 real pictures"):
         score_distribution(tmp_path / "run", plan, real, [DistributionExtractor("nano", looks, looks)])
+
+
+@pytest.mark.slow
+def test_the_full_size_networks_score_a_run(tmp_path):
+    """DINO, CLIP and Inception of the true architectures, weights that know nothing: all presets, resumed, equal."""
+    plan, references = build_run(tmp_path, images=1)
+    extractors = Extractors(DinoExtractor.random_weights(), ClipExtractor.random_weights())
+    scores = score_subjects(tmp_path / "run", plan, references, extractors, out=tmp_path / "subjects")
+    assert scores.find("dino_input", "copy-input").value == pytest.approx(1)
+    assert 0 < scores.find("dino_all").value < 1 and len(scores.notes) == 2
+    files = write_random_inception(tmp_path)
+    networks = {name: NETWORKS[name](weights, "cpu") for name, weights in files.items()}
+    presets = [
+        DistributionExtractor(
+            name,
+            InceptionExtractor(networks[one.weights], one.real),
+            InceptionExtractor(networks[one.weights], one.fake),
+        )
+        for name, one in PRESETS.items()
+    ]
+    real = RealPictures(files=sorted((tmp_path / "data").rglob("*.png")), cache=tmp_path / "cache")
+    found = score_distribution(tmp_path / "run", plan, real, presets)
+    values = {name: found.find(f"fid_{name}").value for name in PRESETS}
+    assert len(set(values.values())) == 4 and all(np.isfinite(list(values.values())))
+    assert score_distribution(tmp_path / "run", plan, real, presets) == found

@@ -6,6 +6,7 @@ Pictures go through one at a time: in a batch, the last bits of a row would depe
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
@@ -108,7 +109,9 @@ class ClipExtractor:
 
     def __init__(self, weights: Weights, device: str = "cpu") -> None:
         try:
-            model = open_clip.load_openai_model(str(weights.path), precision="fp32", device="cpu")
+            with warnings.catch_warnings():  # TorchScript is deprecated, and the published file's only format
+                warnings.simplefilter("ignore", FutureWarning)
+                model = open_clip.load_openai_model(str(weights.path), precision="fp32", device="cpu")
         except (RuntimeError, pickle.UnpicklingError, KeyError, EOFError) as error:
             raise IncompatibleError(f"{weights.path} holds no CLIP of OpenAI ({_first_line(error)})") from None
         self._take(model, weights.sha256, device)

@@ -51,6 +51,14 @@ def as_it_is(picture: Image.Image) -> Tensor:
     return F.pil_to_tensor(picture)
 
 
+def clean_299(pixels: Tensor) -> Tensor:
+    """(3, 299, 299) float32 in [0, 255] from bytes (3, H, W): clean-fid's resize."""
+    with warnings.catch_warnings():  # clean-fid names Pillow's float mode, which Pillow finds needless
+        warnings.simplefilter("ignore", DeprecationWarning)
+        resized = build_resizer("clean")(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+    return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preset:
     """One published protocol of FID."""
@@ -66,7 +74,7 @@ PRESETS = {
     "clean": Preset(real=pil_256, fake=as_it_is, weights="inception-clean"),
     "legacy256": Preset(real=pil_256, fake=pil_256, weights="inception"),
 }
-WORDS: dict[Callable[[Image.Image], Tensor], str] = {
+PIXEL_PATHS: dict[Callable[[Image.Image], Tensor], str] = {
     tensor_256: "tensor bilinear 256 without antialias, centre 256, truncated to bytes",
     pil_256: "PIL bicubic 256, centre 256",
     as_it_is: "native size",
@@ -107,23 +115,17 @@ class CleanInception:
     def __init__(self, weights: Weights, device: str = "cpu") -> None:
         self.sha256 = weights.sha256
         self._device = device
-        self._resize = build_resizer("clean")
         try:
-            network = InceptionV3W(str(weights.path.parent), download=False, resize_inside=False)
+            with warnings.catch_warnings():  # TorchScript is deprecated, and the published file's only format
+                warnings.simplefilter("ignore", FutureWarning)
+                network = InceptionV3W(str(weights.path.parent), download=False, resize_inside=False)
         except (RuntimeError, AttributeError) as error:
             raise IncompatibleError(f"{weights.path} holds no TorchScript Inception ({_line(error)})") from None
         self._network = network.eval().to(device)
 
-    def resized(self, pixels: Tensor) -> Tensor:
-        """(3, 299, 299) float32 in [0, 255]."""
-        with warnings.catch_warnings():  # clean-fid names Pillow's float mode, which Pillow finds needless
-            warnings.simplefilter("ignore", DeprecationWarning)
-            resized = self._resize(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
-        return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
-
     def __call__(self, pixels: Tensor) -> Tensor:
         """(2048,)"""
-        return self._network(self.resized(pixels)[None].to(self._device))[0].cpu()
+        return self._network(clean_299(pixels)[None].to(self._device))[0].cpu()
 
 
 NETWORKS: dict[str, Callable[[Weights, str], TorchFidelityInception | CleanInception]] = {
@@ -149,7 +151,7 @@ class InceptionExtractor:
         return {
             "extractor": self.name,
             "architecture": self._network.words,
-            "transform": WORDS[self._to_bytes],
+            "transform": PIXEL_PATHS[self._to_bytes],
             "precision": "float32",
             "weights_sha256": self._network.sha256,
         }

@@ -5,6 +5,7 @@ Their hash is the word "random" with the seed, which goes into the protocol and 
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -39,7 +40,8 @@ def write_random_inception(folder: Path, seed: int = 0) -> dict[str, Weights]:
     state, clean = folder / TABLE["inception"].file, folder / TABLE["inception-clean"].file
     torch.save(parts.state_dict(), state)
     layers = nn.Sequential(*(part for name, part in parts.items() if name != "fc"), nn.Flatten())
-    with torch.inference_mode():
+    with torch.inference_mode(), warnings.catch_warnings():  # TorchScript is deprecated, and the file's only format
+        warnings.simplefilter("ignore")
         torch.jit.trace(_Scripted(layers), torch.zeros(1, 3, 299, 299), check_trace=False).save(str(clean))
     return {"inception": Weights(state, f"random-{seed}"), "inception-clean": Weights(clean, f"random-{seed}")}
 
