@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -196,14 +196,18 @@ class TextDecoder:
         return self.diffusion.noise_loss(latents, conditioning_BSd, generator=generator)
 
     @torch.no_grad()
-    def draw(self, captions: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        """A picture for each caption and seed: the same captions and seeds give the same pixels."""
+    def draw(self, captions: Sequence[str], seeds: Sequence[int], **more: Any) -> list[Image.Image]:
+        """A picture for each caption and seed: the same captions and seeds give the same pixels.
+
+        `more` is what else the diffusers pipeline is told, such as an IP-Adapter's picture.
+        """
         pictures: list[Image.Image] = []
         for start in range(0, len(captions), MAX_BATCH):
-            pictures += self._draw_batch(captions[start : start + MAX_BATCH], seeds[start : start + MAX_BATCH])
+            rows = slice(start, start + MAX_BATCH)
+            pictures += self._draw_batch(captions[rows], seeds[rows], more)
         return pictures
 
-    def _draw_batch(self, captions: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+    def _draw_batch(self, captions: Sequence[str], seeds: Sequence[int], more: Mapping[str, Any]) -> list[Image.Image]:
         drawing, unet = self.drawing, self.diffusion.unet
         side = drawing.size // self.diffusion.pixels_per_latent
         generators = seeded(seeds)
@@ -220,6 +224,7 @@ class TextDecoder:
                 guidance_scale=drawing.guidance_scale,
                 guidance_rescale=drawing.guidance_rescale,
                 output_type="np",
+                **more,
             )
         return [Image.fromarray(values) for values in (result.images * 255).round().astype(np.uint8)]
 

@@ -1,8 +1,9 @@
 """A method that learns each subject by gradient steps: its folders, its loop, its pictures.
 
-The stages of `kgcli.train` read the nano world by sample number and export models; a subject is a few picture files and
-ends as one small file. So the loop is this short one, with the same checkpoints, optimizer and rule of chance: all
-that is random in a step comes from (subject, step), and a resumed run repeats an uninterrupted one bit for bit on a CPU.
+The stages of `kgcli.train` read the nano world by sample number and export models; a subject is a few picture files
+and ends as one small file. So the loop is this short one, with the same checkpoints, optimizer and rule of chance: all
+that is random in a step comes from (subject, step), and a resumed run repeats an uninterrupted one bit for bit on a
+CPU.
 """
 
 from __future__ import annotations

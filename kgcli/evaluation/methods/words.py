@@ -1,4 +1,4 @@
-"""What a method that reads text alone is told of an item: its words, with a name where the subject belongs. No torch."""
+"""What a method that reads text alone is told: an item's words, with a name where the subject belongs. No torch."""
 
 from __future__ import annotations
 
