@@ -7,6 +7,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny_model import make_diffusion
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from kgcli.errors import IncompatibleError, MissingError, UsageError
@@ -20,7 +21,6 @@ from kgcli.evaluation.methods.textual_inversion import TOKEN, WEIGHTS, TextualIn
 from kgcli.evaluation.methods.words import name_subject, reference_names, split_subject
 from kgcli.evaluation.runs import Item
 from kgcli.stages_base import clip_tokenizer
-from tests.tiny_model import make_diffusion
 
 QUICK = {
     TextualInversion: (("steps", "4"), ("batch", "2"), ("save_every", "2")),
@@ -216,11 +216,11 @@ def test_diffusers_reads_the_word(decoder, data, tmp_path):
     folder = learn(method, tmp_path, data)
     pipe = StableDiffusionPipeline(**_components(decoder), requires_safety_checker=False)
     pipe.load_textual_inversion(str(folder), weight_name=WEIGHTS)
-    text = f"a {word_of('dog_2')} on the beach"
+    text = f"a {word_of('dog_2')}"
     ids = pipe.tokenizer(text, padding="max_length", max_length=12, return_tensors="pt").input_ids
     with torch.no_grad():
         theirs = pipe.text_encoder(ids).last_hidden_state
-        torch.testing.assert_close(theirs, method.decoder.encode([f"a {TOKEN} on the beach"]))
+        torch.testing.assert_close(theirs, method.decoder.encode([f"a {TOKEN}"]))
 
 
 def test_diffusers_reads_the_low_rank_weights(decoder, data, tmp_path):
