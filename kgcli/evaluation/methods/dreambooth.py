@@ -20,6 +20,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from kgcli.evaluation.methods.base import MethodOptions
 from kgcli.evaluation.methods.decoder import TextDecoder
 from kgcli.evaluation.methods.per_subject import PerSubject
 from kgcli.evaluation.methods.settings import check_range
@@ -47,13 +48,13 @@ class DreamBooth(PerSubject):
             "prior_weight": 1.0, "rank": 16, "full": False, "seed": 0, "save_every": 250,
         },
         "small": {
-            "steps": 100, "batch": 4, "lr": 2e-3, "references": "input", "identifier": "sks", "class_pictures": 16,
+            "steps": 80, "batch": 2, "lr": 2e-3, "references": "input", "identifier": "sks", "class_pictures": 8,
             "prior_weight": 1.0, "rank": 16, "full": False, "seed": 0, "save_every": 50,
         },
     }  # fmt: skip
     full_rates = {"sd": 5e-6, "small": 1e-4}
 
-    def __init__(self, options: Any) -> None:
+    def __init__(self, options: MethodOptions) -> None:
         super().__init__(options)
         check_range(self.name, self.settings, {"rank": 1, "class_pictures": 0, "prior_weight": 0.0})
 
@@ -109,7 +110,8 @@ class DreamBooth(PerSubject):
 
     def _draw_class(self, noun: str, shared: Path) -> list[Path]:
         """Pictures of the class, kept for all subjects of it; whoever draws them draws the same."""
-        slug = hashlib.sha256(noun.encode()).hexdigest()[:12]
+        made_of = f"{noun}/{self.decoder.drawing}/{self.folder.sha256}"
+        slug = hashlib.sha256(made_of.encode()).hexdigest()[:12]
         folder = shared / f".class-{slug}"
         folder.mkdir(exist_ok=True)
         paths = [folder / f"{index:04d}.png" for index in range(self.settings["class_pictures"])]

@@ -50,7 +50,7 @@ class TextualInversion(PerSubject):
             "save_every": 500,
         },
         "small": {
-            "steps": 150, "batch": 4, "lr": 2e-2, "references": "input", "init": "", "mirror": True, "seed": 0,
+            "steps": 100, "batch": 4, "lr": 2e-2, "references": "input", "init": "", "mirror": True, "seed": 0,
             "save_every": 50,
         },
     }  # fmt: skip
