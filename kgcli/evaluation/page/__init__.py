@@ -20,7 +20,6 @@ from kgcli.evaluation.page.tables import (
     group_table,
     results_table,
     run_mark,
-    table,
 )
 from kgcli.evaluation.page.thumbnails import Thumbnails, side_for
 from kgcli.evaluation.scores import Measure
@@ -45,8 +44,8 @@ def build_page(runs: Sequence[Run], pictures: Sequence[Path] = (), limit: int = 
         ("results", "Results", _results(figures)),
         ("differences", "Differences", _differences(figures)),
         ("subjects", "Subjects", _subjects(figures, links)),
-        ("spread", "Spread", _spread(figures)),
         ("groups", "Breakdown", _groups(figures)),
+        ("spread", "Spread", _spread(figures)),
         ("extremes", "Best and worst", _extremes(figures, cases, thumbnails)),
         ("pictures", "Pictures", _pictures(figures, cases, thumbnails)),
         ("protocol", "Protocol", _protocol(figures)),
@@ -85,7 +84,8 @@ def _results(figures: Figures) -> Html:
     nano = " (nano)" if figures.runs[0].scores.suite.startswith("nano") else ""
     note = tag(
         "p",
-        "Beside each value its 95 % interval over subjects (t, else bootstrap). Click a column's head to sort.",
+        "Below each value stands its 95 % interval: from the t distribution over subjects, else from a bootstrap. "
+        "Click the head of a column to sort.",
         class_="note",
     )
     every = tag("details", tag("summary", "All figures, with both intervals"), full_table(figures), class_="more")
@@ -112,7 +112,7 @@ def _subjects(figures: Figures, links: dict[str, str]) -> Html | None:
 
 def _spread(figures: Figures) -> Html | None:
     plots = [(measure, histogram(figures, measure)) for measure in figures.measures]
-    return _plots(plots, "Shares of single pictures by value; a point of a curve is a share of its own run.")
+    return _plots(plots, "How the values of single pictures are spread, each run as shares of its own pictures.")
 
 
 def _plots(plots: Sequence[tuple[Measure, Html | None]], note: str) -> Html | None:
@@ -144,7 +144,9 @@ def _extremes(figures: Figures, cases: Cases, thumbnails: Thumbnails) -> Html | 
     first = [measure for measure in measures if measure.primary] or list(measures)
     blocks = extremes(figures, cases, thumbnails, first)
     later = extremes(figures, cases, thumbnails, [measure for measure in measures if measure not in first])
-    if not blocks and not later:
+    if not blocks:
+        blocks, later = later, []
+    if not blocks:
         return None
     more = tag("details", tag("summary", "Other measures"), *later, class_="more") if later else ""
     note = tag("p", "Each is a link to its place among the pictures.", class_="note")
@@ -170,27 +172,25 @@ def _pictures(figures: Figures, cases: Cases, thumbnails: Thumbnails) -> Html | 
 def _protocol(figures: Figures) -> Html:
     first = figures.runs[0].scores
     notes = list(dict.fromkeys(note for run in figures.runs for note in run.scores.notes))
-    same = _facts("Protocol", [("suite", first.suite), *flatten(first.protocol)])
+    same = _beside("Of drawing and scoring", [{"suite": first.suite, **dict(flatten(first.protocol))}])
     names = [run.name for run in figures.runs]
-    method = _beside("Method", names, [dict(flatten(run.scores.method)) for run in figures.runs])
-    versions = _beside("Versions", names, [dict(run.scores.versions) for run in figures.runs])
+    method = _beside("Method", [dict(flatten(run.scores.method)) for run in figures.runs], names)
+    versions = _beside("Versions", [dict(run.scores.versions) for run in figures.runs], names)
     listed = [tag("h3", "Notes"), tag("ul", *(tag("li", note) for note in notes))] if notes else []
     return tag("div", same, method, versions, *listed, class_="facts")
 
 
-def _facts(caption: str, facts: Sequence[tuple[str, str]]) -> Html:
-    rows = (tag("tr", tag("th", name, scope="row"), tag("td", value, class_="text")) for name, value in facts)
-    return table([caption, "Value"], rows, caption, num_texts=2)
-
-
-def _beside(caption: str, names: Sequence[str], facts: Sequence[dict[str, str]]) -> Html:
-    """Facts of runs in columns."""
+def _beside(caption: str, facts: Sequence[dict[str, str]], names: Sequence[str] = ()) -> Html:
+    """Facts in a table: those of the runs, where they are named, in columns."""
     keys = dict.fromkeys(key for one in facts for key in one)
     rows = (
         tag("tr", tag("th", key, scope="row"), *(tag("td", one.get(key, ""), class_="text") for one in facts))
         for key in keys
     )
-    return table([caption, *names], rows, caption, num_texts=1 + len(names))
+    heads = tag("tr", tag("td"), *(tag("th", name, scope="col", class_="text") for name in names))
+    head = [tag("thead", heads)] if len(names) > 1 else []
+    inner = tag("table", tag("caption", caption), *head, tag("tbody", *rows))
+    return tag("div", inner, class_="scroll", tabindex=0, role="region", aria_label=caption)
 
 
 def _asset(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -89,7 +90,8 @@ def _means(figures: Figures, name: str) -> Html:
 
 def _group(figures: Figures, inputs: Sequence[Path], cases: Sequence[Case], thumbnails: Thumbnails) -> Html:
     prompts = (_prompt(figures, list(some), thumbnails) for _, some in groupby(cases, key=lambda one: one.score.prompt))
-    rows = tag("div", *prompts, class_="prompts")
+    single = len({(one.run, one.score.prompt) for one in cases}) == len(cases)
+    rows = tag("div", *prompts, class_="prompts tiles" if single else "prompts")
     if not inputs:
         return tag("div", rows, class_="group")
     pictures = (
@@ -110,25 +112,30 @@ def _prompt(figures: Figures, cases: Sequence[Case], thumbnails: Thumbnails) -> 
     for run, some in groupby(cases, key=lambda case: case.run):
         label = [tag("span", run_mark(run), figures.runs[run].name, class_="run")] if len(figures.runs) > 1 else []
         rows.append(tag("div", *label, *(_case(figures, case, thumbnails) for case in some), class_="outputs"))
-    return tag("div", tag("div", *heading, class_="text"), *rows, class_="prompt")
+    return tag("div", tag("div", *heading, class_="says"), *rows, class_="prompt")
 
 
 def _case(figures: Figures, case: Case, thumbnails: Thumbnails) -> Html:
     values = case.score.values
-    shown = [number(values[one.name], figures.decimals(one.name)) for one in captioned(figures) if one.name in values]
+    shown = [_short(figures, values[one.name], one) for one in captioned(figures) if one.name in values]
     numbers = ",".join(
         f"{values[one.name]:.6g}" if one.name in values else "" for one in figures.runs[0].scores.measures
     )
     return tag(
         "button",
         thumbnails.image(case.picture, f"{case.score.scored_text}, image {case.score.image}"),
-        tag("span", f" {TIMES} ".join(shown), class_="score"),
+        tag("span", "  ".join(shown), class_="score"),
         type="button",
         class_="case",
         id=case.id,
         data_values=numbers,
         data_path=case.score.path,
     )
+
+
+def _short(figures: Figures, value: float, measure: Measure) -> str:
+    """A number without the 0 before its point: three stand under a small picture."""
+    return re.sub(r"^(\W?)0\.", r"\1.", number(value, figures.decimals(measure.name)))
 
 
 def _link(figures: Figures, case: Case, measure: Measure, thumbnails: Thumbnails) -> Html:

@@ -108,7 +108,7 @@ const find = document.getElementById("find");
 if (find) {
   const texts = subjects.map((details) => {
     const template = details.querySelector("template");
-    const prompts = (template ? template.content : details).querySelectorAll(".text");
+    const prompts = (template ? template.content : details).querySelectorAll(".says");
     const name = details.querySelector(".name").textContent;
     return [name, ...[...prompts].map((prompt) => prompt.textContent)].join("\n").toLowerCase();
   });
