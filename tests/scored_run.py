@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from kgcli.evaluation.compare import cluster_means, t_interval, values_of
-from kgcli.evaluation.intervals import bootstrap
+from kgcli.evaluation.clusters import cluster_mean
+from kgcli.evaluation.compare import cluster_means, values_of
 from kgcli.evaluation.runs import Item, Plan, RunFolder
 from kgcli.evaluation.scores import Figure, Measure, PictureScore, Scores
 
@@ -171,18 +171,16 @@ def _figures(scored: list[PictureScore]) -> list[Figure]:
 
 
 def _figure(measure: str, group: str, some: list[PictureScore]) -> Figure:
-    means = list(cluster_means(values_of(measure, some)).values())
-    low, high = t_interval(means)
-    ends = bootstrap(means) if len(means) > 1 else (None, None)
+    mean = cluster_mean(list(cluster_means(values_of(measure, some)).values()))
     return Figure(
         measure=measure,
-        value=float(np.mean(means)),
+        value=mean.value,
         group=group,
-        low=low,
-        high=high,
-        bootstrap_low=ends[0],
-        bootstrap_high=ends[1],
-        num_subjects=len(means),
+        low=mean.low,
+        high=mean.high,
+        bootstrap_low=mean.bootstrap_low,
+        bootstrap_high=mean.bootstrap_high,
+        num_subjects=mean.num,
         num_pictures=len(some),
     )
 

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy import stats
-
 from kgcli.errors import MissingError, UsageError
-from kgcli.evaluation.intervals import bootstrap
+from kgcli.evaluation.clusters import paired, subject_means
 from kgcli.evaluation.runs import PLAN, SCORES, RunFolder
 from kgcli.evaluation.scores import Figure, Measure, PictureScore, Scores
 
-CONFIDENCE = 0.95
 DIFFERENCES_NAMED = 3  # keys in the message of a refusal
 Key = tuple[str, int, int]  # subject, prompt, image
 
@@ -144,24 +139,9 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
             yield prefix + name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def cluster_means(pictures: Mapping[Key, float]) -> dict[str, float]:
+def cluster_means(values: Mapping[Key, float]) -> dict[str, float]:
     """Means over images, then prompts, of each subject; of each prompt where there are no subjects."""
-    prompts: dict[tuple[str, int], list[float]] = {}
-    for (subject, prompt, _), value in pictures.items():
-        prompts.setdefault((subject, prompt), []).append(value)
-    clusters: dict[str, list[float]] = {}
-    for (subject, prompt), values in prompts.items():
-        clusters.setdefault(subject or f"prompt {prompt}", []).append(float(np.mean(values)))
-    return {name: float(np.mean(values)) for name, values in clusters.items()}
-
-
-def t_interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
-    """The 95 % interval of a mean of independent values from the t distribution; none for a single value."""
-    if len(values) < 2:
-        return None, None
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
-    mean = float(np.mean(values))
-    return mean - float(half), mean + float(half)
+    return subject_means((subject or f"prompt {prompt}", prompt, one) for (subject, prompt, _), one in values.items())
 
 
 def values_of(measure: str, pictures: Iterable[PictureScore]) -> dict[Key, float]:
@@ -172,21 +152,21 @@ def values_of(measure: str, pictures: Iterable[PictureScore]) -> dict[Key, float
 def _difference(measure: str, first: Scores, run: Run) -> Difference | None:
     """None where the two have no picture in common that has this measure, as for FID."""
     before, after = values_of(measure, first.pictures), values_of(measure, run.scores.pictures)
-    clusters = list(cluster_means({key: after[key] - before[key] for key in before if key in after}).values())
-    if not clusters:
+    both = before.keys() & after.keys()
+    if not both:
         return None
-    low, high = t_interval(clusters)
-    bounds: tuple[float, float] | tuple[None, None] = bootstrap(clusters) if len(clusters) > 1 else (None, None)
+    of_first, of_other = (cluster_means({key: one[key] for key in sorted(both)}) for one in (before, after))
+    mean = paired(of_other, of_first).difference
     return Difference(
         measure=measure,
         run=run.name,
-        value=float(np.mean(clusters)),
-        num_clusters=len(clusters),
-        num_pictures=len(before.keys() & after.keys()),
-        low=low,
-        high=high,
-        bootstrap_low=bounds[0],
-        bootstrap_high=bounds[1],
+        value=mean.value,
+        num_clusters=mean.num,
+        num_pictures=len(both),
+        low=mean.low,
+        high=mean.high,
+        bootstrap_low=mean.bootstrap_low,
+        bootstrap_high=mean.bootstrap_high,
     )
 
 
@@ -215,10 +195,7 @@ def _figure_lines(comparison: Comparison) -> list[str]:
     shown = [one for one in comparison.measures if any(one.name in found for found in figures.values())]
     rows = [["measure [95 % t interval]", *figures]]
     for measure in shown:
-        cells = [found.get(measure.name) for found in figures.values()]
-        rows.append(
-            [_title(measure), *(_cell(cell and cell.value, cell and cell.low, cell and cell.high) for cell in cells)]
-        )
+        rows.append([_title(measure), *(_cell(found.get(measure.name)) for found in figures.values())])
     return _aligned(rows)
 
 
@@ -241,8 +218,8 @@ def _title(measure: Measure) -> str:
     return measure.title + ("" if measure.higher_is_better else " (lower is better)")
 
 
-def _cell(value: float | None, low: float | None, high: float | None) -> str:
-    return "" if value is None else f"{value:.4f} {_interval(low, high)}".rstrip()
+def _cell(figure: Figure | None) -> str:
+    return "" if figure is None else f"{figure.value:.4f} {_interval(figure.low, figure.high)}".rstrip()
 
 
 def _interval(low: float | None, high: float | None) -> str:

@@ -39,7 +39,8 @@ def build_page(runs: Sequence[Run], pictures: Sequence[Path] = (), limit: int = 
     figures = Figures(runs=tuple(runs))
     cases = choose(runs, pictures or [run.folder for run in runs], limit)
     thumbnails = Thumbnails(side_for(len(cases.shown)))
-    links = {name: subject_id(place) for place, name in enumerate(cases.subjects) if name}
+    named = cases.subjects if figures.by_subject else ()
+    links = {name: subject_id(place) for place, name in enumerate(named)}
     sections = [
         ("results", "Results", _results(figures)),
         ("differences", "Differences", _differences(figures)),
@@ -89,7 +90,11 @@ def _results(figures: Figures) -> Html:
         class_="note",
     )
     every = tag("details", tag("summary", "All figures, with both intervals"), full_table(figures), class_="more")
-    return join([note, results_table(figures, f"All pictures{nano}"), every])
+    tables = [results_table(figures, figures.main, f"All pictures{nano}")]
+    others = [measure for measure in figures.measures if measure not in figures.main]
+    if others:
+        tables.append(results_table(figures, others, f"Other measures{nano}"))
+    return join([note, *tables, every])
 
 
 def _differences(figures: Figures) -> Html | None:
@@ -140,10 +145,9 @@ def _groups(figures: Figures) -> Html | None:
 
 
 def _extremes(figures: Figures, cases: Cases, thumbnails: Thumbnails) -> Html | None:
-    measures = figures.measures
-    first = [measure for measure in measures if measure.primary] or list(measures)
-    blocks = extremes(figures, cases, thumbnails, first)
-    later = extremes(figures, cases, thumbnails, [measure for measure in measures if measure not in first])
+    others = [measure for measure in figures.measures if measure not in figures.main]
+    blocks = extremes(figures, cases, thumbnails, figures.main)
+    later = extremes(figures, cases, thumbnails, others)
     if not blocks:
         blocks, later = later, []
     if not blocks:

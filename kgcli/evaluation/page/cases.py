@@ -14,7 +14,8 @@ from kgcli.evaluation.scores import Measure, PictureScore
 
 MAX_PICTURES = 6000  # of one page, all runs together; about 25 MB
 NUM_EXTREMES = 4  # best and as many worst, of each measure and run
-MAX_SUBJECTS = 400  # more are no subjects but captions: shown as one group
+MAX_SUBJECTS = 400  # more are no subjects but captions
+BLOCK = 200  # pictures of captions shown together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,43 +42,57 @@ class Cases:
 
     shown: tuple[Case, ...]
     extremes: dict[tuple[str, int], tuple[tuple[Case, ...], tuple[Case, ...]]]  # measure, run: best and worst
-    subjects: tuple[str, ...]
+    subjects: tuple[str, ...]  # or names of blocks of captions
     total: int
+
+
+def has_subjects(runs: Sequence[Run]) -> bool:
+    """Whether pictures come in subjects that two prompts or more share; else they have captions of their own."""
+    prompts = {(score.subject, score.prompt) for run in runs for score in run.scores.pictures}
+    subjects = {subject for subject, _ in prompts}
+    return 2 * len(subjects) <= len(prompts) and len(subjects) <= MAX_SUBJECTS and subjects != {""}
 
 
 def choose(runs: Sequence[Run], folders: Sequence[Path], limit: int = MAX_PICTURES) -> Cases:
     """The cases of a page. `folders` hold the pictures of each run."""
-    subjects = _subjects(runs)
+    most = max(len(run.scores.pictures) for run in runs)
+    step = max(math.ceil(most * len(runs) / limit), 1)
+    subjects = _subjects(runs) if has_subjects(runs) else _blocks(most, BLOCK * step)
     shown: list[Case] = []
     extremes = {}
-    total = 0
     for index, (run, folder) in enumerate(zip(runs, folders, strict=True)):
-        cases = _all(index, run, folder, subjects)
-        total += len(cases)
-        kept = {case.number for case in cases[:: math.ceil(len(cases) * len(runs) / limit) or 1]}
+        cases = _all(index, run, folder, subjects, None if has_subjects(runs) else BLOCK * step)
+        kept = {case.number for case in cases[::step]}
         for measure in run.scores.measures:
             best, worst = _extremes(measure, cases)
             if best:
                 extremes[measure.name, index] = best, worst
                 kept |= {case.number for case in (*best, *worst)}
         shown += [case for case in cases if case.number in kept]
+    total = sum(len(run.scores.pictures) for run in runs)
     return Cases(shown=tuple(shown), extremes=extremes, subjects=tuple(subjects), total=total)
 
 
 def _subjects(runs: Sequence[Run]) -> list[str]:
-    names = list(dict.fromkeys(score.subject for run in runs for score in run.scores.pictures))
-    return names if len(names) <= MAX_SUBJECTS else [""]
+    return list(dict.fromkeys(score.subject for run in runs for score in run.scores.pictures))
 
 
-def _all(index: int, run: Run, folder: Path, subjects: Sequence[str]) -> list[Case]:
+def _blocks(num_pictures: int, size: int) -> list[str]:
+    starts = range(0, num_pictures, size)
+    return [f"Pictures {start + 1:,} to {min(start + size, num_pictures):,}" for start in starts]
+
+
+def _all(index: int, run: Run, folder: Path, subjects: Sequence[str], block: int | None) -> list[Case]:
     texts = _input_texts(run.folder)
     places = {name: place for place, name in enumerate(subjects)}
     data = Path(run.scores.data)
-    scores = sorted(run.scores.pictures, key=lambda one: (places.get(one.subject, 0), one.prompt, one.image, one.path))
+    scores = sorted(
+        run.scores.pictures, key=lambda one: (places.get(one.subject, 0), one.prompt, one.image, one.subject, one.path)
+    )
     return [
         Case(
             run=index,
-            subject=places.get(score.subject, 0),
+            subject=number // block if block else places[score.subject],
             number=number,
             score=score,
             input_text=texts.get(score.path, ""),

@@ -63,12 +63,14 @@ def _gallery(
     summary = tag(
         "summary",
         *small,
-        tag("span", name or "All pictures", class_="name"),
-        tag("span", ", ".join(kinds), class_="what") if kinds and name else "",
+        tag("span", name, class_="name"),
+        tag("span", ", ".join(kinds), class_="what") if len(kinds) == 1 else "",
         _means(figures, name),
         tag("span", f"{len(cases):,} pictures", class_="count"),
     )
-    ordered = sorted(cases, key=lambda case: (case.score.prompt, case.score.inputs, case.run, case.score.image))
+    ordered = sorted(
+        cases, key=lambda case: (case.score.prompt, case.score.subject, case.score.inputs, case.run, case.score.image)
+    )
     by_inputs: dict[tuple[Path, ...], list[Case]] = {}
     for case in ordered:
         by_inputs.setdefault(case.inputs, []).append(case)
@@ -89,8 +91,8 @@ def _means(figures: Figures, name: str) -> Html:
 
 
 def _group(figures: Figures, inputs: Sequence[Path], cases: Sequence[Case], thumbnails: Thumbnails) -> Html:
-    prompts = (_prompt(figures, list(some), thumbnails) for _, some in groupby(cases, key=lambda one: one.score.prompt))
-    single = len({(one.run, one.score.prompt) for one in cases}) == len(cases)
+    prompts = (_prompt(figures, list(some), thumbnails) for _, some in groupby(cases, key=_asked))
+    single = len({(one.run, *_asked(one)) for one in cases}) == len(cases)
     rows = tag("div", *prompts, class_="prompts tiles" if single else "prompts")
     if not inputs:
         return tag("div", rows, class_="group")
@@ -99,6 +101,10 @@ def _group(figures: Figures, inputs: Sequence[Path], cases: Sequence[Case], thum
     )
     title = "Input" if len(inputs) == 1 else "Inputs"
     return tag("div", tag("div", tag("h4", title), *pictures, class_="inputs"), rows, class_="group")
+
+
+def _asked(case: Case) -> tuple[str, int]:
+    return case.score.subject, case.score.prompt
 
 
 def _prompt(figures: Figures, cases: Sequence[Case], thumbnails: Thumbnails) -> Html:
@@ -140,7 +146,7 @@ def _short(figures: Figures, value: float, measure: Measure) -> str:
 
 def _link(figures: Figures, case: Case, measure: Measure, thumbnails: Thumbnails) -> Html:
     value = number(case.score.values[measure.name], figures.decimals(measure.name))
-    said = join([tag("b", value), f" {case.score.subject}"])
+    said = join([tag("b", value), tag("span", case.score.subject)])
     return tag(
         "a",
         thumbnails.image(case.picture, case.score.scored_text),

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kgcli.evaluation.compare import cluster_means, t_interval, values_of
+from kgcli.evaluation.clusters import cluster_mean
+from kgcli.evaluation.compare import cluster_means, values_of
 from kgcli.evaluation.page.markup import Html, tag
 from kgcli.evaluation.page.tables import Figures, bounds, interval, number
 from kgcli.evaluation.scores import Measure
@@ -35,11 +36,12 @@ class Axis:
 
     low: float
     high: float
+    left: int = LABELS  # pixels
 
     def at(self, value: float) -> float:
         """Pixels from the left."""
         share = (value - self.low) / (self.high - self.low)
-        return round(LABELS + share * (WIDTH - LABELS - RIGHT), 1)
+        return round(self.left + share * (WIDTH - self.left - RIGHT), 1)
 
 
 def subject_plot(figures: Figures, measure: Measure, links: dict[str, str]) -> Html | None:
@@ -69,7 +71,7 @@ def histogram(figures: Figures, measure: Measure) -> Html | None:
     every = [value for one in values for value in one]
     if len(every) < 2 or min(every) == max(every):
         return None
-    axis = _axis(every)
+    axis = _axis(every, left=RIGHT)
     edges = np.linspace(min(every), max(every), NUM_BINS + 1)
     counts = [np.histogram(one, edges)[0] / max(len(one), 1) for one in values]
     scale = 120 / max(float(count.max()) for count in counts)
@@ -96,10 +98,16 @@ def _dots(figures: Figures, run: int, measure: str) -> dict[str, Dot]:
         if figure is None:
             continue
         name = group.partition(":")[2]
-        known = bounds(figure) or t_interval(list(cluster_means(prompts.get(name, {})).values()))
-        low, high = known if known[0] is not None and known[1] is not None else (figure.value, figure.value)
+        low, high = bounds(figure) or _over_prompts(prompts.get(name, {})) or (figure.value, figure.value)
         dots[name] = Dot(figure.value, low, high)
     return dots
+
+
+def _over_prompts(values: dict[tuple[str, int, int], float]) -> tuple[float, float] | None:
+    if not values:
+        return None
+    mean = cluster_mean(list(cluster_means(values).values()))
+    return None if mean.low is None or mean.high is None else (mean.low, mean.high)
 
 
 def _rank(dots: Sequence[dict[str, Dot]], name: str, measure: Measure) -> tuple[float, str]:
@@ -107,10 +115,10 @@ def _rank(dots: Sequence[dict[str, Dot]], name: str, measure: Measure) -> tuple[
     return (-value if measure.higher_is_better else value), name
 
 
-def _axis(values: Sequence[float]) -> Axis:
+def _axis(values: Sequence[float], left: int = LABELS) -> Axis:
     low, high = min(values), max(values)
     margin = 0.04 * (high - low) or 0.05 * abs(high) or 0.5
-    return Axis(low - margin, high + margin)
+    return Axis(low - margin, high + margin, left)
 
 
 def _ticks(axis: Axis) -> list[float]:

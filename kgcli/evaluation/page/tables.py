@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from kgcli.evaluation.compare import Comparison, Run
+from kgcli.evaluation.page.cases import has_subjects
 from kgcli.evaluation.page.markup import Html, join, tag
 from kgcli.evaluation.scores import ALL, Figure, Measure
 
@@ -25,18 +27,34 @@ class Figures:
 
     @property
     def measures(self) -> tuple[Measure, ...]:
-        """Primary ones first."""
-        return tuple(sorted(self.runs[0].scores.measures, key=lambda measure: not measure.primary))
+        """Those with a figure, primary ones first."""
+        held = {figure.measure for run in self.runs for figure in run.scores.figures}
+        found = (measure for measure in self.runs[0].scores.measures if measure.name in held)
+        return tuple(sorted(found, key=lambda measure: not measure.primary))
+
+    @cached_property
+    def by_subject(self) -> bool:
+        """Whether the suite is one of subjects."""
+        return has_subjects(self.runs)
+
+    @cached_property
+    def _found(self) -> dict[tuple[int, str, str, str], Figure]:
+        held = ((at, one) for at, run in enumerate(self.runs) for one in run.scores.figures)
+        return {(at, one.measure, one.row, one.group): one for at, one in held}
+
+    @property
+    def main(self) -> tuple[Measure, ...]:
+        """The primary ones; all where none is."""
+        return tuple(measure for measure in self.measures if measure.primary) or self.measures
 
     def find(self, run: int, measure: str, row: str = "method", group: str = ALL) -> Figure | None:
         """One figure, where there is one."""
-        try:
-            return self.runs[run].scores.find(measure, row, group)
-        except KeyError:
-            return None
+        return self._found.get((run, measure, row, group))
 
     def groups(self, prefix: str) -> list[str]:
         """The groups of a prefix, as `subject:`, in the order of the first run that has them."""
+        if prefix == "subject:" and not self.by_subject:
+            return []
         found = (figure.group for run in self.runs for figure in run.scores.figures)
         return list(dict.fromkeys(group for group in found if group.startswith(prefix)))
 
@@ -68,14 +86,12 @@ def interval(low: float | None, high: float | None, decimals: int, sign: bool = 
     """An interval, or nothing."""
     if low is None or high is None:
         return ""
-    return f"{number(low, decimals, sign)} {DASH} {number(high, decimals, sign)}"
+    between = "to" if sign else DASH
+    return f"{number(low, decimals, sign)} {between} {number(high, decimals, sign)}"
 
 
-def results_table(figures: Figures, caption: str) -> Html:
+def results_table(figures: Figures, measures: Sequence[Measure], caption: str) -> Html:
     """Measures in columns; each run's method and what it is compared with in rows."""
-    measures = [
-        one for one in figures.measures if any(f.measure == one.name for r in figures.runs for f in r.scores.figures)
-    ]
     rows = [
         tag("tr", _run_head(figures, run), *(_cell(figures, run, one) for one in measures), class_="method")
         for run in range(len(figures.runs))
@@ -91,7 +107,7 @@ def results_table(figures: Figures, caption: str) -> Html:
 def group_table(figures: Figures, prefix: str, caption: str, links: dict[str, str] | None = None) -> Html | None:
     """Measures in columns, groups (and runs) in rows; None where there are no such groups."""
     groups = figures.groups(f"{prefix}:")
-    measures = [one for one in figures.measures if any(figures.find(0, one.name, group=group) for group in groups)]
+    measures = [one for one in figures.main if any(figures.find(0, one.name, group=group) for group in groups)]
     if not measures:
         return None
     several = len(figures.runs) > 1
@@ -100,7 +116,7 @@ def group_table(figures: Figures, prefix: str, caption: str, links: dict[str, st
         name = group.partition(":")[2]
         label = tag("a", name, href=f"#{links[name]}") if links and name in links else name
         for run in range(len(figures.runs)):
-            heads = [tag("th", label, scope="row"), *([_run_head(figures, run)] if several else [])]
+            heads: list[str] = [tag("th", label, scope="row"), *([_run_head(figures, run)] if several else [])]
             rows.append(tag("tr", *heads, *(_cell(figures, run, one, group=group) for one in measures)))
     heads = [prefix.capitalize(), *(["Run"] if several else [])]
     return table([*heads, *measures], rows, caption, num_texts=len(heads))
@@ -109,6 +125,7 @@ def group_table(figures: Figures, prefix: str, caption: str, links: dict[str, st
 def difference_table(comparison: Comparison, figures: Figures) -> Html | None:
     """Paired differences from the first run; None where there are none."""
     titles = {measure.name: measure for measure in comparison.measures}
+    places = {run.name: _run_head(figures, at) for at, run in enumerate(figures.runs)}
     rows = []
     for one in comparison.differences:
         digits = figures.decimals(one.measure) + 1
@@ -116,13 +133,10 @@ def difference_table(comparison: Comparison, figures: Figures) -> Html | None:
         b = interval(one.bootstrap_low, one.bootstrap_high, digits, sign=True)
         verdict = _verdict(one.value, titles[one.measure].higher_is_better) if one.clear else "not clear"
         cells = [_sorted_cell(one.value, tag("span", number(one.value, digits, sign=True), class_="v"))]
-        cells += [
-            tag("td", t, class_="ci"),
-            tag("td", b, class_="ci"),
-            tag("td", verdict, class_=verdict.replace(" ", "-")),
-        ]
+        cells += [tag("td", shown, class_="ci") for shown in (t, b)]
+        cells.append(tag("td", verdict, class_=verdict.replace(" ", "-")))
         cells += [_sorted_cell(count, f"{count:,}") for count in (one.num_clusters, one.num_pictures)]
-        rows.append(tag("tr", tag("th", titles[one.measure].title, scope="row"), tag("td", one.run), *cells))
+        rows.append(tag("tr", tag("th", titles[one.measure].title, scope="row"), places[one.run], *cells))
     heads = ["Measure", "Run", "Difference", "95 % t", "95 % bootstrap", "Reading", "Subjects", "Pictures"]
     caption = f"Differences from {comparison.runs[0].name}, paired on subjects"
     return table(heads, rows, caption, num_texts=2) if rows else None
@@ -134,6 +148,8 @@ def full_table(figures: Figures) -> Html:
     rows = []
     for run in figures.runs:
         for one in run.scores.figures:
+            if one.group.startswith("subject:") and not figures.by_subject:
+                continue
             digits = figures.decimals(one.measure) + 1
             texts = (run.name, titles.get(one.measure, one.measure), one.row, one.group)
             rows.append(
