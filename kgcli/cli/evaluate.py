@@ -8,8 +8,11 @@ from typing import Annotated
 import typer
 
 from kgcli.cli import bench
+from kgcli.cli.report import compare, report
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
+app.command()(compare)
+app.command()(report)
 
 
 @app.callback()
