@@ -175,7 +175,7 @@ def _interleaved(chance: Chance) -> Sample:
 
 def _compositional(chance: Chance) -> Sample:
     """A caption whose entities are each followed by a picture of that individual, and the picture to be made."""
-    two = chance.shown.random() < 0.35
+    two = chance.shown.random() < 0.45
     spec = draw_spec(chance.shown, STAGE_NOUNS, num_subjects=1 + two, accessory=0.15)
     drop = bool(chance.told.random() < chance.drop_entity_text)  # once per caption, for all its entities
     images = tuple(
