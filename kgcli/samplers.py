@@ -27,6 +27,25 @@ _SAMPLERS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "unipc": (UniPCMultistepScheduler, {}),
     "lcm": (LCMScheduler, {"clip_sample": False}),
 }
+# Settings of the published evaluations: over the decoder's own, so that a protocol means one thing for all decoders.
+# Source: KOSMOS-G (arXiv:2310.02992), its released scripts; diffusers' own default for the last has since moved.
+PROTOCOL_SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dpm++-sigma-min": (
+        "dpm++",
+        {
+            "algorithm_type": "dpmsolver++",
+            "solver_order": 2,
+            "solver_type": "midpoint",
+            "timestep_spacing": "linspace",
+            "lower_order_final": True,
+            "final_sigmas_type": "sigma_min",
+        },
+    ),
+    "ddim-leading": (
+        "ddim",
+        {"timestep_spacing": "leading", "steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False},
+    ),
+}
 
 
 def make_scheduler(name: str, decoder_config: Mapping[str, Any]) -> Any:
@@ -36,6 +55,9 @@ def make_scheduler(name: str, decoder_config: Mapping[str, Any]) -> Any:
         UsageError: there is no such sampler.
         IncompatibleError: the sampler cannot start from the pure noise the decoder was trained on.
     """
+    if name in PROTOCOL_SAMPLERS:
+        name, settings = PROTOCOL_SAMPLERS[name]
+        return make_scheduler(name, {**decoder_config, **settings})
     if name not in _SAMPLERS:
         raise UsageError(f"there is no scheduler {name}; choose one of {', '.join(_SAMPLERS)}")
     kind, defaults = _SAMPLERS[name]

@@ -81,15 +81,24 @@ class JudgeStage(Stage):
         self.judges.save(folder / "judges")
 
     def _blurred(self, view_B3SS: Tensor, generator: torch.Generator) -> Tensor:
-        """Pixels in [-1, 1], each picture blurred, grained, and lighter or darker by its own chance."""
-        pixels_B3SS = view_B3SS.float().contiguous(memory_format=torch.channels_last) / 127.5 - 1.0
-        draws_4B111 = torch.rand(4, len(pixels_B3SS), 1, 1, 1, generator=generator).to(pixels_B3SS.device)
-        blur, grain, contrast, light = draws_4B111
-        smooth_B3SS = F.avg_pool2d(pixels_B3SS, 3, 1, 1, count_include_pad=False)
-        pixels_B3SS = pixels_B3SS.lerp(smooth_B3SS, self.option("blur", 1.0) * blur)
-        noise_3SS = torch.randn(pixels_B3SS.shape[1:], generator=generator).to(pixels_B3SS.device)  # one for all: cheap
-        pixels_B3SS = pixels_B3SS + self.option("noise", 0.08) * grain * noise_3SS
-        return pixels_B3SS * (0.9 + 0.2 * contrast) + 0.1 * (light - 0.5)
+        return unclear(view_B3SS, generator, blur=self.option("blur", 1.0), noise=self.option("noise", 0.08))
+
+
+def unclear(view_B3SS: Tensor, generator: torch.Generator, *, blur: float, noise: float) -> Tensor:
+    """Pixels in [-1, 1] of bytes, each picture blurred, grained, and lighter or darker by its own chance.
+
+    Args:
+        blur: largest share of blur
+        noise: largest deviation, of a range of 2
+    """
+    pixels_B3SS = view_B3SS.float().contiguous(memory_format=torch.channels_last) / 127.5 - 1.0
+    draws_4B111 = torch.rand(4, len(pixels_B3SS), 1, 1, 1, generator=generator).to(pixels_B3SS.device)
+    blurred, grain, contrast, light = draws_4B111
+    smooth_B3SS = F.avg_pool2d(pixels_B3SS, 3, 1, 1, count_include_pad=False)
+    pixels_B3SS = pixels_B3SS.lerp(smooth_B3SS, blur * blurred)
+    noise_3SS = torch.randn(pixels_B3SS.shape[1:], generator=generator).to(pixels_B3SS.device)  # one for all: cheap
+    pixels_B3SS = pixels_B3SS + noise * grain * noise_3SS
+    return pixels_B3SS * (0.9 + 0.2 * contrast) + 0.1 * (light - 0.5)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

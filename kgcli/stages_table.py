@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kgcli.stages import AlignStage, InstructStage, PretrainStage, Stage
 from kgcli.stages_base import ClipStage, UnetStage, VaeStage
+from kgcli.stages_evaluators import EvalClipStage, EvalDinoStage
 from kgcli.stages_judge import JudgeStage
 
 STAGES: dict[str, type[Stage]] = {
@@ -14,4 +15,6 @@ STAGES: dict[str, type[Stage]] = {
     "align": AlignStage,
     "instruct": InstructStage,
     "judge": JudgeStage,
+    "eval_clip": EvalClipStage,
+    "eval_dino": EvalDinoStage,
 }

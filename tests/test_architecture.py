@@ -18,7 +18,7 @@ ROOMS = [
     {"shipped", "checkpoint", "optim", "samplers"},
     {"data", "model"},
     {"modelfolder", "sampling", "controlmaps", "evaluation.judges", "evaluation.intervals"},
-    {"adapters", "inputs", "encoder"},
+    {"adapters", "inputs", "encoder", "evaluation.evaluators"},
     {"request", "modelcard"},
     {"metadata", "conversion"},
     {"output", "replay", "pipeline", "stages"},

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from kgcli.cli import bench
+
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
@@ -40,3 +42,7 @@ def nano(
     loaded = engine.load(folder, device=device)
     report = engine.evaluate("nano", loaded, num=num, seed=seed, before=compared, judges=judges, grid=grid)
     typer.echo(report.to_json() if as_json else str(report))
+
+
+app.command("dreambench")(bench.dreambench)
+app.command("coco")(bench.coco)

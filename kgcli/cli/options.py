@@ -85,10 +85,20 @@ class DrawFlags:
 
 def takes_draw_flags(*, without: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command whose last parameter is `flags` the fields of `DrawFlags`, but for some, as flags of its own."""
-    hints = get_type_hints(DrawFlags, include_extras=True)
+    return takes_flags(DrawFlags, without=without)
+
+
+def takes_flags(kind: Any, *, without: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The same for any dataclass of flags."""
+    hints = get_type_hints(kind, include_extras=True)
     fields = [
-        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
-        for f in dataclasses.fields(DrawFlags)
+        inspect.Parameter(
+            f.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if f.default is dataclasses.MISSING else f.default,
+            annotation=hints[f.name],
+        )
+        for f in dataclasses.fields(kind)
         if f.name not in without
     ]
 
@@ -98,7 +108,7 @@ def takes_draw_flags(*, without: tuple[str, ...] = ()) -> Callable[[Callable[...
         @wraps(command)
         def run(**values: Any) -> None:
             arguments = {parameter.name: values.pop(parameter.name) for parameter in own}
-            command(**arguments, flags=DrawFlags(**values))
+            command(**arguments, flags=kind(**values))
 
         run.__signature__ = inspect.Signature([*own, *fields])  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *fields)}

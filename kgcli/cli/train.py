@@ -66,6 +66,22 @@ def judge(recipe: RecipeName, overrides: Overrides = None, resume: Resume = "aut
     _train("judge", recipe, overrides, resume, dry_run)
 
 
+@base_app.command("eval_clip")
+def eval_clip(
+    recipe: RecipeName, overrides: Overrides = None, resume: Resume = "auto", dry_run: DryRun = False
+) -> None:
+    """The CLIP of the nano benchmarks; nothing that draws is trained with it."""
+    _train("eval_clip", recipe, overrides, resume, dry_run)
+
+
+@base_app.command("eval_dino")
+def eval_dino(
+    recipe: RecipeName, overrides: Overrides = None, resume: Resume = "auto", dry_run: DryRun = False
+) -> None:
+    """The self-supervised ViT of the nano benchmarks; nothing that draws is trained with it."""
+    _train("eval_dino", recipe, overrides, resume, dry_run)
+
+
 def _train(stage: str, recipe: str, overrides: list[str] | None, resume: str, dry_run: bool) -> None:
     from kgcli.config import load_recipe
 

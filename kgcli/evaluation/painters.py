@@ -41,24 +41,26 @@ class ModelPainter:
 class BasePainter:
     """The decoder with its own text encoder, as any text-to-image Stable Diffusion runs."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, local_files_only: bool = True) -> None:
         from transformers import CLIPTextModel, CLIPTokenizer
 
-        folder = Path(model.folder.decoder)
+        where, fetch = model.folder.decoder, {"local_files_only": local_files_only}
         self.pipeline = model.pipeline
-        self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-        self.encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").to(model.pipeline.device).eval()
+        self.tokenizer = CLIPTokenizer.from_pretrained(where, subfolder="tokenizer", **fetch)
+        encoder = CLIPTextModel.from_pretrained(where, subfolder="text_encoder", **fetch)
+        self.encoder = encoder.to(model.pipeline.device).eval()
 
     def __call__(self, cases: Sequence[Case]) -> list[Image.Image]:
         pictures: list[Image.Image] = []
         for chunk in _chunks(cases):
-            negative = self._encode([""]).expand(len(chunk), -1, -1)
-            captions = self._encode([case.words for case in chunk])
+            negative = self.encode([""]).expand(len(chunk), -1, -1)
+            captions = self.encode([case.words for case in chunk])
             pictures += self.pipeline.draw(captions, negative, generators=seeded([case.seed for case in chunk]))
         return pictures
 
     @torch.no_grad()
-    def _encode(self, captions: list[str]) -> torch.Tensor:
+    def encode(self, captions: list[str]) -> torch.Tensor:
+        """What the U-Net attends to, (captions, tokens, width)."""
         tokens = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         return self.encoder(tokens.to(self.pipeline.device)).last_hidden_state
 

@@ -94,7 +94,8 @@ class RunFolder:
             if held.plan != plan:
                 raise UsageError(f"{path} holds another run ({_difference(held.plan, plan)}); choose another folder")
             return held
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        # A process that was killed in its first moments leaves the beginnings of a plan.
+        if path.exists() and (not path.is_dir() or any(not one.name.startswith(f".{PLAN}.") for one in path.iterdir())):
             raise UsageError(f"{path} is there and holds no run; choose another folder")
         path.mkdir(parents=True, exist_ok=True)
         write_bytes(path / PLAN, plan.to_json().encode())

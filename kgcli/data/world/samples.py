@@ -233,6 +233,34 @@ def _judged(chance: Chance) -> Sample:
     return Sample(images=(render(spec, chance.size).picture, shown), spec=spec, subject=which)
 
 
+def _described(chance: Chance) -> Sample:
+    """One of the judges' pictures and its caption, colours and patterns mostly named: for the CLIP of evaluation."""
+    judged, told = _judged(chance), chance.told
+    assert judged.spec is not None
+    whole, shown = judged.images
+    if told.random() < 0.6:
+        return Sample(images=(whole,), caption=text.caption(judged.spec, told, colours=0.7))
+    subject = judged.spec.subjects[judged.subject].subject
+    return Sample(images=(shown,), caption=text.describe(subject, colours=told.random() < 0.85, accessory=False))
+
+
+def _rescened(chance: Chance) -> Sample:
+    """One subject as it stands, before two backgrounds: what self-supervision of evaluation makes its views of.
+
+    Neighbours are alike as those of `_judged` are.
+    """
+    group, rng = np.random.default_rng([8, chance.seed, chance.index // GROUP]), chance.shown
+    model = _judge_subject(group)
+    alike = str(group.choice(["nothing", "noun", "colour", "both"], p=[0.25, 0.2, 0.2, 0.35]))
+    noun = model.noun if alike in ("noun", "both") else None
+    subject = _judge_subject(rng, noun, model.look.colour_name if alike in ("colour", "both") else None)
+    placed = place([subject], rng)
+    style = str(rng.choice(list(STYLES)[1:])) if rng.random() < 0.3 else "photo"
+    first, second = (str(scene) for scene in rng.choice(list(SCENES), 2))
+    specs = [Spec(placed, scene, style, int(rng.integers(NUM_VARIANTS))) for scene in (first, second)]
+    return Sample(images=tuple(render(spec, chance.size).picture for spec in specs), spec=specs[0])
+
+
 def _judge_subject(rng: np.random.Generator, noun: str | None = None, colour: str | None = None) -> Subject:
     """An individual no generator sees in training or evaluation, of a given noun and colour word or of any."""
     worn = str(rng.choice(list(ACCESSORIES))) if rng.random() < 0.3 else None
@@ -253,6 +281,8 @@ SAMPLERS: dict[str, Callable[[Chance], Sample]] = {
     "edit": _edit,
     "caption": _caption,
     "judged": _judged,
+    "described": _described,
+    "rescened": _rescened,
 }
 
 __all__ = ["SAMPLERS", "Rendered", "Sample", "draw", "reference"]

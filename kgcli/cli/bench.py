@@ -1,0 +1,154 @@
+"""`kg eval dreambench` and `kg eval coco`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kgcli.cli.options import takes_flags
+
+if TYPE_CHECKING:
+    from kgcli.evaluation.benchmark import Bench
+
+DREAMBENCH_SUITES = {"single": "dreambench", "multi": "dreambench-multi", "nano": "nano-dreambench"}
+COCO_SUITES = {"full": "coco", "nano": "nano-coco"}
+
+
+def _flag(*names: str, help: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, help=help, metavar=metavar, show_default=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchFlags:
+    """What both benchmarks take; None leaves it to the suite or the method."""
+
+    out: Annotated[Path, _flag("-o", "--out", help="Run folder; one that was left off is taken up again.")]
+    data: Annotated[Path | None, _flag("--data", help="Folder of the benchmark's data.")] = None
+    method: Annotated[
+        str,
+        _flag(
+            "--method",
+            help="Who draws: kosmosg, sd, copy-input, textual-inversion, dreambooth, blip-diffusion, ip-adapter, "
+            "package.module:Class or file.py:Class.",
+        ),
+    ] = "kosmosg"
+    settings: Annotated[
+        list[str] | None, _flag("--set", metavar="NAME=VALUE", help="A setting of the method's own; repeatable.")
+    ] = None
+    only: Annotated[str | None, _flag("--only", help="One step: draw or score.")] = None
+    images: Annotated[
+        Path | None, _flag("--images", metavar="DIR_OR_CSV", help="Score these pictures; nothing is drawn.")
+    ] = None
+    name: Annotated[str | None, _flag("--name", help="Of who made the pictures of --images.")] = None
+    weights: Annotated[Path | None, _flag("--weights", help="Folder of the weights that scoring needs.")] = None
+    model: Annotated[str | None, _flag("--model", help="Model folder or Hub id; default: the one shipped.")] = None
+    decoder: Annotated[str | None, _flag("--decoder", help="Image decoder: folder, Hub id or .safetensors.")] = None
+    steps: Annotated[int | None, _flag("--steps", help="Denoising steps; default: the paper's.")] = None
+    guidance_scale: Annotated[
+        float | None, _flag("-g", "--guidance-scale", "--cfg-scale", help="Default: the paper's.")
+    ] = None
+    scheduler: Annotated[str | None, _flag("--scheduler", help="Default: the paper's.")] = None
+    size: Annotated[int | None, _flag("--size", help="Pixels of a side; default: the paper's 512.")] = None
+    negative_prompt: Annotated[str, _flag("--negative-prompt", help="What pictures should not show.")] = ""
+    seed: Annotated[int, _flag("-s", "--seed", help="Of the noise.")] = 0
+    device: Annotated[str, _flag("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto"
+    dtype: Annotated[str, _flag("--dtype", help="auto, float32, float16, bfloat16.")] = "auto"
+    offline: Annotated[bool, _flag("--offline", help="Fetch nothing.")] = False
+    engine: Annotated[str, _flag("--engine", help="local (also under accelerate launch and torchrun) or ray.")] = (
+        "local"
+    )
+    workers: Annotated[int, _flag("--workers", help="Processes of --engine ray.")] = 1
+    quiet: Annotated[bool, _flag("-q", "--quiet", help="Errors only on stderr.")] = False
+
+
+@takes_flags(BenchFlags)
+def dreambench(
+    suite: Annotated[str, _flag("--suite", help="single (the paper's), multi (two and three pictures) or nano.")] = (
+        "single"
+    ),
+    noise: Annotated[str, _flag("--noise", help="independent, or official (20 latents in all).")] = "independent",
+    class_noun: Annotated[bool, _flag("--class-noun", help="Keep the class noun in the input text.")] = False,
+    num_images: Annotated[int, _flag("-n", "--num-images", help="Pictures per prompt; the paper's: 4.")] = 4,
+    subjects: Annotated[str, _flag("--subjects", metavar="A,B,...", help="Some of the subjects only.")] = "",
+    *,
+    flags: BenchFlags,
+) -> None:
+    """Subjects in new scenes: drawing and scoring, taken up where they were left off.
+
+    --data is the `dataset` folder of github.com/google/dreambooth. --images DIR scores the pictures of another
+    system, named <subject>/<prompt:02d>_<image>.png; a .csv has the columns path, subject, prompt, image.
+    """
+    from kgcli.evaluation.dreambench import DreamBenchAsk
+
+    names = tuple(name.strip() for name in subjects.split(",") if name.strip())
+    ask = DreamBenchAsk(seed=flags.seed, noise=noise, class_noun=class_noun, num_images=num_images, subjects=names)
+    _run(flags, suite=DREAMBENCH_SUITES.get(suite, suite), ask=ask)
+
+
+@takes_flags(BenchFlags)
+def coco(
+    suite: Annotated[str, _flag("--suite", help="full (COCO) or nano.")] = "full",
+    captions: Annotated[str, _flag("--captions", help="published, one (a picture) or a .txt or .jsonl file.")] = (
+        "published"
+    ),
+    num: Annotated[int | None, _flag("--num", help="Captions; the paper's: 30000.")] = None,
+    *,
+    flags: BenchFlags,
+) -> None:
+    """Captions of COCO: drawing and scoring, taken up where they were left off.
+
+    --data is a folder with annotations/captions_val2014.json and val2014/.
+    """
+    from kgcli.evaluation.dreambench import DreamBenchAsk
+
+    _run(flags, suite=COCO_SUITES.get(suite, suite), ask=DreamBenchAsk(seed=flags.seed), captions=captions, num=num)
+
+
+def _run(flags: BenchFlags, **asked: Any) -> None:
+    """Run a benchmark and print its run folder."""
+    from kgcli.cli.logs import set_up_logs
+    from kgcli.evaluation.benchmark import run_benchmark
+
+    set_up_logs(quiet=flags.quiet, offline=flags.offline)
+    typer.echo(run_benchmark(_bench(flags, **asked)).path)
+
+
+def _bench(flags: BenchFlags, **asked: Any) -> Bench:
+    """The flags as what is asked of a benchmark. Raises: UsageError."""
+    from kgcli.errors import UsageError
+    from kgcli.evaluation.benchmark import Bench
+    from kgcli.evaluation.methods.base import MethodOptions
+
+    pairs = [(setting, *setting.partition("=")) for setting in flags.settings or []]
+    for setting, name, equals, _ in pairs:
+        if not name or not equals:
+            raise UsageError(f"--set {setting}: write NAME=VALUE")
+    options = MethodOptions(
+        model=flags.model,
+        decoder=flags.decoder,
+        device=flags.device,
+        dtype=flags.dtype,
+        offline=flags.offline,
+        num_steps=flags.steps,
+        guidance_scale=flags.guidance_scale,
+        scheduler=flags.scheduler,
+        negative_prompt=flags.negative_prompt,
+        size=flags.size,
+        extra=tuple((name, value) for _, name, _, value in pairs),
+    )
+    return Bench(
+        out=flags.out,
+        data=flags.data,
+        method=flags.method,
+        options=options,
+        images=flags.images,
+        name=flags.name,
+        only=flags.only,
+        engine=flags.engine,
+        num_workers=flags.workers,
+        weights=flags.weights,
+        **asked,
+    )
