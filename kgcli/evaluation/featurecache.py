@@ -20,7 +20,8 @@ from PIL import Image
 from kgcli.data.images import open_image
 from kgcli.errors import MissingError
 from kgcli.evaluation.extractors import PictureExtractor
-from kgcli.evaluation.runs import sha256, write_whole
+from kgcli.evaluation.runs import sha256
+from kgcli.output import write_bytes
 
 FOLDER = "features"
 BLOCK = 64  # pictures
@@ -102,4 +103,4 @@ def _write(path: Path, rows: Rows) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
     np.save(content, rows, allow_pickle=False)
-    write_whole(path, content.getvalue())
+    write_bytes(path, content.getvalue())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 import open_clip
@@ -93,6 +93,14 @@ class DinoExtractor:
         self._transform = dino_transform()
 
 
+class _Clip(Protocol):
+    """What is called of an open_clip model, whose class torch's typing hides."""
+
+    def encode_image(self, image: Tensor) -> Tensor: ...
+
+    def encode_text(self, text: Tensor) -> Tensor: ...
+
+
 class ClipExtractor:
     """OpenAI's CLIP ViT-B/32, pictures and texts."""
 
@@ -129,12 +137,12 @@ class ClipExtractor:
     def pictures(self, pictures: Sequence[Image.Image]) -> Rows:
         """(N, 512), rows of length 1."""
         pixels = [self._transform(picture.convert("RGB")) for picture in pictures]
-        return _one_by_one(self._model.encode_image, pixels, self._device)
+        return _one_by_one(cast(_Clip, self._model).encode_image, pixels, self._device)
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Rows:
         """(N, 512), rows of length 1. Raises: UsageError for a text of more than 77 tokens."""
-        return _one_by_one(self._model.encode_text, list(clip_tokens(texts)), self._device)
+        return _one_by_one(cast(_Clip, self._model).encode_text, list(clip_tokens(texts)), self._device)
 
     def _take(self, model: nn.Module, sha256: str, device: str) -> None:
         self._model = model.eval().requires_grad_(False).float().to(device)

@@ -17,9 +17,7 @@ def figures_of(pictures: Sequence[PictureScore], measures: Sequence[str], row: s
 
 def means_by_subject(pictures: Sequence[PictureScore], measure: str) -> dict[str, float]:
     """The mean of each subject that has the measure, over images, then prompts."""
-    return subject_means(
-        (one.subject, one.prompt, one.values[measure]) for one in pictures if measure in one.values
-    )
+    return subject_means((one.subject, one.prompt, one.values[measure]) for one in pictures if measure in one.values)
 
 
 def _groups(pictures: Sequence[PictureScore]) -> Iterator[tuple[str, list[PictureScore]]]:

@@ -94,8 +94,6 @@ def extrapolate(
     sizes = sorted({int(size) for size in np.linspace(smallest, num, num_points)})
     assert len(sizes) > 1, f"{num} vectors are too few to extrapolate from"
     rng = np.random.default_rng(seed)
-    distances = [
-        reference.distance(Moments.of(features[np.sort(rng.permutation(num)[:size])])) for size in sizes
-    ]
+    distances = [reference.distance(Moments.of(features[np.sort(rng.permutation(num)[:size])])) for size in sizes]
     slope, value = np.polyfit(1 / np.array(sizes, float), distances, 1)
     return Extrapolated(float(value), float(slope), tuple(sizes), tuple(distances))

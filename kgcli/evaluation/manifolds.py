@@ -52,7 +52,9 @@ def manifolds(real: Array, fake: Array, *, num_neighbours: int = NUM_NEIGHBOURS)
 
 def _radii(features: Array, num_neighbours: int) -> NDArray[np.float64]:
     """The squared distance of each vector to its k-th nearest other."""
-    radii = [np.partition(block, num_neighbours, axis=1)[:, num_neighbours] for _, block in _distances(features, features)]
+    radii = [
+        np.partition(block, num_neighbours, axis=1)[:, num_neighbours] for _, block in _distances(features, features)
+    ]
     return np.concatenate(radii)
 
 

@@ -35,7 +35,9 @@ def masks_from_segmenter(segmenter: Segmenter, name: str) -> Alteration:
 def on_white(picture: Image.Image, mask: Image.Image, name: str) -> Image.Image:
     """The picture where the mask is light, white elsewhere. Raises: UsageError for a mask of another size or empty."""
     if mask.size != picture.size:
-        raise UsageError(f"the mask of {name} is {mask.size}, the picture {picture.size}; masks have the picture's size")
+        raise UsageError(
+            f"the mask of {name} is {mask.size}, the picture {picture.size}; masks have the picture's size"
+        )
     chosen = mask.convert("L").point(_threshold())
     if not np.asarray(chosen).any():
         raise UsageError(f"the mask of {name} is empty: no subject is marked in it")

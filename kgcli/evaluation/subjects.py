@@ -23,8 +23,14 @@ COPIED = 0.95  # DINO similarity to the input above which a picture counts as a 
 COPY_INPUT, ORACLE = "copy-input", "oracle"
 REFERENCES = {"input": "the input", "all": "all photos", "others": "the other photos"}
 MEASURES = (
-    *(Measure(name=f"dino_{key}", title=f"DINO to {words}", primary=key == "input") for key, words in REFERENCES.items()),
-    *(Measure(name=f"clip_i_{key}", title=f"CLIP-I to {words}", primary=key == "input") for key, words in REFERENCES.items()),
+    *(
+        Measure(name=f"dino_{key}", title=f"DINO to {words}", primary=key == "input")
+        for key, words in REFERENCES.items()
+    ),
+    *(
+        Measure(name=f"clip_i_{key}", title=f"CLIP-I to {words}", primary=key == "input")
+        for key, words in REFERENCES.items()
+    ),
     Measure(name="clip_t", title="CLIP-T", primary=True),
     Measure(name="copied", title=f"copies (DINO to the input above {COPIED})", higher_is_better=False),
 )
@@ -74,15 +80,16 @@ class SubjectScorer:
         self.cache = cache
         self.photos = [photo for one in self.references.values() for photo in dict.fromkeys(one.photos)]
 
-    def __call__(
-        self, folder: Path, extractors: Extractors, masks: Alteration | None = None
-    ) -> SubjectScores:
+    def __call__(self, folder: Path, extractors: Extractors, masks: Alteration | None = None) -> SubjectScores:
         """The scores of the items' pictures in a folder. `masks` gives DINO a second look without backgrounds."""
         texts = self._texts(extractors)
-        looks = [("dino", extractors.dino, None), ("clip_i", extractors.clip, None)]
+        looks: list[tuple[str, PictureExtractor, Alteration | None]] = [
+            ("dino", extractors.dino, None),
+            ("clip_i", extractors.clip, None),
+        ]
         if masks is not None:
             looks.append(("dino_masked", extractors.dino, masks))
-        method = tuple(_score(item) for item in self.items)
+        method = tuple(picture_score(item) for item in self.items)
         copy_input, oracle = method, self._photo_scores()
         for prefix, extractor, alteration in looks:
             pictures, photos = self._vectors(folder, extractor, alteration)
@@ -167,7 +174,8 @@ class SubjectScorer:
         return values
 
 
-def _score(item: Item) -> PictureScore:
+def picture_score(item: Item, values: Mapping[str, float] | None = None) -> PictureScore:
+    """The facts of an item with the numbers of its picture."""
     return PictureScore(
         path=item.path,
         subject=item.subject,
@@ -175,7 +183,7 @@ def _score(item: Item) -> PictureScore:
         image=item.image,
         scored_text=item.scored_text,
         inputs=item.inputs,
-        values={},
+        values=values or {},
         category=item.category,
         kind=item.kind,
     )

@@ -1,0 +1,90 @@
+"""Scores as tables: CSV for programs, Markdown for people. No torch."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Sequence
+
+from kgcli.evaluation.scores import ALL, Figure, Measure, Scores
+
+CSV, PICTURES_CSV, MARKDOWN = "scores.csv", "pictures.csv", "scores.md"
+EMPTY = "-"
+
+
+def to_csv(scores: Scores) -> str:
+    """A line for each figure, all digits."""
+    names = [one.name for one in dataclasses.fields(Figure)]
+    return _csv(names, [[getattr(figure, name) for name in names] for figure in scores.figures])
+
+
+def pictures_to_csv(scores: Scores) -> str:
+    """A line for each picture, a column for each measure that pictures have."""
+    facts = ["path", "subject", "prompt", "image", "category", "kind", "scored_text"]
+    measures = [one.name for one in scores.measures if any(one.name in picture.values for picture in scores.pictures)]
+    lines = [
+        [getattr(picture, name) for name in facts] + [picture.values.get(name) for name in measures]
+        for picture in scores.pictures
+    ]
+    return _csv([*facts, *measures], lines)
+
+
+def to_markdown(scores: Scores) -> str:
+    """The result with its rivals, by groups, and what must be known to read it."""
+    parts = [f"# {scores.suite}: {_name(scores)}", *scores.notes, _of_rows(scores)]
+    for name, title in (("category", "By subjects"), ("kind", "By prompts"), ("subject", "By subject")):
+        groups = [one for one in dict.fromkeys(figure.group for figure in scores.figures) if one.startswith(f"{name}:")]
+        if groups:
+            parts.append(f"## {title}\n\n{_of_groups(scores, groups)}")
+    parts.append(
+        "A number after +- is half the 95 % interval from the t distribution over subjects. "
+        f"Pictures: {len(scores.pictures)}. The protocol is in scores.json; other protocols give other numbers."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _of_rows(scores: Scores) -> str:
+    """A line for each measure, a column for the method and each rival."""
+    rows = list(dict.fromkeys(figure.row for figure in scores.figures if figure.group == ALL))
+    ordered = sorted(scores.measures, key=lambda one: not one.primary)
+    lines = [
+        [f"{one.title} {'(higher)' if one.higher_is_better else '(lower)'}"]
+        + [_cell(scores, one, row, ALL) for row in rows]
+        for one in ordered
+    ]
+    return _table(["", *rows], lines)
+
+
+def _of_groups(scores: Scores, groups: Sequence[str]) -> str:
+    """A line for each group, a column for each measure shown first."""
+    measures = [one for one in scores.measures if one.primary and _cell(scores, one, "method", groups[0]) != EMPTY]
+    lines = [[group.split(":", 1)[1], *(_cell(scores, one, "method", group) for one in measures)] for group in groups]
+    return _table(["", *(one.title for one in measures)], lines)
+
+
+def _cell(scores: Scores, measure: Measure, row: str, group: str) -> str:
+    try:
+        figure = scores.find(measure.name, row, group)
+    except KeyError:
+        return EMPTY
+    if figure.low is None or figure.high is None:
+        return f"{figure.value:.3f}"
+    return f"{figure.value:.3f} +- {(figure.high - figure.low) / 2:.3f}"
+
+
+def _name(scores: Scores) -> str:
+    return str(scores.method.get("name", "pictures"))
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    cells = [list(head), ["---"] * len(head), *(list(line) for line in lines)]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells)
+
+
+def _csv(head: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(["" if cell is None else cell for cell in line] for line in lines)
+    return text.getvalue()
