@@ -6,6 +6,7 @@ may need others in turn.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -102,6 +103,7 @@ def _recipe_in(run: Path) -> Recipe:
     return load_recipe(str(path))
 
 
+@functools.cache
 def _scaled(name: str, scale: str) -> Recipe:
     if scale not in SCALES:
         raise ConfigError(f"--scale is {scale}; it must be {' or '.join(SCALES)}")
@@ -123,9 +125,9 @@ def _scaled(name: str, scale: str) -> Recipe:
     )
 
 
-def _shipped(scale: str) -> Iterator[Recipe]:
-    for path in sorted((recipes_folder() / scale).rglob("*.yaml")):
-        yield load_recipe(str(path))
+@functools.cache
+def _shipped(scale: str) -> tuple[Recipe, ...]:
+    return tuple(load_recipe(str(path)) for path in sorted((recipes_folder() / scale).rglob("*.yaml")))
 
 
 def _place(recipe: Recipe, runs: Path) -> Recipe:

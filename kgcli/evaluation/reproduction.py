@@ -11,6 +11,7 @@ Each step is taken up where it was left: training from its newest checkpoint, dr
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,7 @@ class RowResult:
     scores: tuple[Scores, ...]
     own: Compute | None  # of the row's own training; None where it has none
     in_all: Compute | None  # with all that it stands on
+    drawing_minutes: float  # with what a method learns of each subject; those of killed processes are not in it
 
 
 Train = Callable[[Recipe], object]
@@ -140,7 +142,7 @@ def _job(ask: Reproduction, row: Row, seed: int) -> Job:
     return Job(
         row=row,
         seed=seed,
-        out=ask.out / row.name / f"seed{seed}",
+        out=_out(ask, row, seed),
         suite=ask.table.suite,
         options=options,
         num=ask.num,
@@ -150,12 +152,27 @@ def _job(ask: Reproduction, row: Row, seed: int) -> Job:
 
 
 def _result(ask: Reproduction, row: Row, scores: Sequence[Scores]) -> RowResult:
+    minutes = sum(_minutes(minutes_file(_out(ask, row, seed))) for seed in range(ask.num_seeds))
     if not row.is_model:
-        return RowResult(row=row, scores=tuple(scores), own=None, in_all=None)
+        return RowResult(row=row, scores=tuple(scores), own=None, in_all=None, drawing_minutes=minutes)
     runs = [Path(ask.recipe(row, seed).output_dir) for seed in range(ask.num_seeds)]
     return RowResult(
         row=row,
         scores=tuple(scores),
         own=compute_of(runs[0]),
         in_all=compute_in_all(runs[0]),
+        drawing_minutes=minutes,
     )
+
+
+def minutes_file(out: Path) -> Path:
+    """Where the minutes of drawing a run are kept: beside it, for a run's own files hold no times."""
+    return out.with_name(f"{out.name}-minutes.json")
+
+
+def _minutes(path: Path) -> float:
+    return float(json.loads(path.read_text("utf-8"))["minutes"]) if path.is_file() else 0.0
+
+
+def _out(ask: Reproduction, row: Row, seed: int) -> Path:
+    return ask.out / row.name / f"seed{seed}"

@@ -8,7 +8,6 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from scipy.stats import t as student
@@ -16,7 +15,7 @@ from scipy.stats import t as student
 from kgcli.evaluation.order import Order, compare_order
 from kgcli.evaluation.paper import Column, Table
 from kgcli.evaluation.reproduction import Reproduction, RowResult
-from kgcli.evaluation.runs import write_whole
+from kgcli.output import write_bytes
 from kgcli.evaluation.scores import Figure, Scores
 
 JSON, COMPUTE, MARKDOWN = "table.json", "compute.json", "table.md"
@@ -38,9 +37,9 @@ def write_table(ask: Reproduction, results: Sequence[RowResult]) -> str:
     """Write table.json, compute.json and table.md; returns the last."""
     shown = to_markdown(ask, results)
     ask.out.mkdir(parents=True, exist_ok=True)
-    write_whole(ask.out / JSON, to_json(ask, results).encode())
-    write_whole(ask.out / COMPUTE, _compute_json(results).encode())
-    write_whole(ask.out / MARKDOWN, shown.encode())
+    write_bytes(ask.out / JSON, to_json(ask, results).encode())
+    write_bytes(ask.out / COMPUTE, _compute_json(results).encode())
+    write_bytes(ask.out / MARKDOWN, shown.encode())
     return shown
 
 
@@ -76,7 +75,7 @@ def to_markdown(ask: Reproduction, results: Sequence[RowResult]) -> str:
         ]
         for result in results
     ]
-    table = _table([*head, "samples", "minutes", "minutes in all"], lines)
+    table = _table([*head, "samples", "minutes", "minutes in all", "minutes of drawing"], lines)
     parts = [
         f"# {ask.table.title} ({ask.scale})",
         table,
@@ -155,6 +154,7 @@ def _compute_json(results: Sequence[RowResult]) -> str:
         result.row.name: {
             "own": None if result.own is None else dataclasses.asdict(result.own),
             "in_all": None if result.in_all is None else dataclasses.asdict(result.in_all),
+            "drawing_minutes": result.drawing_minutes,
         }
         for result in results
     }
@@ -162,9 +162,10 @@ def _compute_json(results: Sequence[RowResult]) -> str:
 
 
 def _compute_cells(result: RowResult) -> list[str]:
+    drawing = f"{result.drawing_minutes:.1f}"
     if result.own is None or result.in_all is None:
-        return [EMPTY, EMPTY, EMPTY]
-    return [f"{result.own.samples:,}", f"{result.own.minutes:.1f}", f"{result.in_all.minutes:.0f}"]
+        return [EMPTY, EMPTY, EMPTY, drawing]
+    return [f"{result.own.samples:,}", f"{result.own.minutes:.1f}", f"{result.in_all.minutes:.0f}", drawing]
 
 
 def _order_lines(columns: Sequence[Column], results: Sequence[RowResult]) -> list[str]:
@@ -185,7 +186,7 @@ def _legend(ask: Reproduction, results: Sequence[RowResult]) -> str:
         f"Suite {ask.table.suite}, {'/'.join(map(str, sorted(pictures)))} pictures a row, {ask.num_seeds} seed(s); in "
         f"brackets the 95 % interval {over}. The paper's numbers are of photos and other extractors: only the order of "
         "rows can be compared, never the numbers. Samples and minutes are of the row's own training, of the clock and "
-        "of one process; in all: with everything it stands on."
+        "of one process; in all: with everything it stands on. Drawing includes what a method learns of each subject."
     )
 
 
@@ -210,8 +211,3 @@ def _show(cell: Cell | None) -> str:
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     cells = [list(head), ["---"] * len(head), *(list(line) for line in lines)]
     return "\n".join("| " + " | ".join(line) + " |" for line in cells)
-
-
-def read_json(out: Path) -> dict[str, Any]:
-    """A table that was written. Raises: OSError, ValueError."""
-    return dict(json.loads((out / JSON).read_text("utf-8")))
