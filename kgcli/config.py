@@ -72,8 +72,13 @@ class MLLMConfig(Strict):
 
 
 class AlignerConfig(Strict):
-    """AlignerNet, each of its four stacks. Defaults: the published 225 M (one direction)."""
+    """AlignerNet, each of its four stacks. Defaults: the published 225 M (one direction).
 
+    The other kinds are ablations: `decoder` lets the queries look at the MLLM's states themselves, `linear` hands the
+    states on through one matrix; neither has a way back.
+    """
+
+    kind: Literal["full", "decoder", "linear"] = "full"
     width: int = 768  # the width of the decoder's text embedding
     num_heads: int = 12
     ffn_width: int = 3072
@@ -161,6 +166,8 @@ class DataConfig(Strict):
     kinds: dict[str, float]  # kind of sample -> weight in the mixture
     batch_size: int = Field(ge=1)  # samples per step over all processes
     seed: int = 0
+    drop_entity_text: float = Field(default=0.5, ge=0, le=1)  # share of compositional captions without entities' nouns
+    keep_background: float = Field(default=0.5, ge=0, le=1)  # share of their reference pictures that show the scene
     pool: int | None = Field(default=None, ge=1)  # pictures, with cached VAE moments; None draws new ones
     keep: bool = False  # keep whole samples of the pool in memory, words included: saves drawing them again
     bucket: int = Field(default=1, ge=1)  # steps that are drawn together and dealt out by length: saves padding
@@ -230,7 +237,7 @@ def load_recipe(name: str, overrides: list[str] | None = None, stage: str | None
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_explain(error, Recipe)}") from None
+        raise ConfigError(f"{path}: {explain(error, Recipe)}") from None
     if stage is not None and recipe.stage != stage:
         raise ConfigError(f"{path} is a recipe for `kg {recipe.stage}`, not `kg {stage}`")
     return recipe
@@ -279,8 +286,8 @@ def _set(values: dict[str, Any], override: str) -> None:
         values[last] = value
 
 
-def _explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first fault in one line, with the nearest key where one is unknown."""
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first fault of a configuration in one line, with the nearest key where one is unknown."""
     first = error.errors()[0]
     where = ".".join(str(step) for step in first["loc"])
     if first["type"] != "extra_forbidden":

@@ -14,11 +14,12 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from kgcli.config import ModelConfig, Recipe
+from kgcli.config import AlignerConfig, ModelConfig, Recipe, explain, read_model_config
 from kgcli.data.batch import Batch, Collator, Pool
 from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import ConfigError, MissingError
@@ -108,6 +109,20 @@ class KosmosGStage(Stage):
     model: KosmosG
     tokenizer: Tokenizer
 
+    def other_aligner(self, folder: Path) -> AlignerConfig | None:
+        """What AlignerNet becomes where the recipe has `parts.aligner`: the folder's sizes with those it names.
+
+        Raises:
+            ConfigError: a key or a value is none of AlignerNet's.
+        """
+        if "aligner" not in self.recipe.parts:
+            return None
+        sizes = read_model_config(folder).aligner.model_dump() | self.recipe.parts["aligner"]
+        try:
+            return AlignerConfig.model_validate(sizes)
+        except ValidationError as error:
+            raise ConfigError(f"parts.aligner: {explain(error, AlignerConfig)}") from None
+
     def trained_reader(self) -> tuple[str, ...]:
         """What pretrain and instruct train of the reader: MLLM, resampler and the last blocks of the vision tower.
 
@@ -190,7 +205,7 @@ class AlignStage(KosmosGStage):
         super().__init__(recipe)
         folder = self.source("model")
         self.tokenizer = Tokenizer.load(folder / TOKENIZER)
-        self.model = KosmosG.from_pretrained(folder, with_aligner_decoder=True)
+        self.model = KosmosG.from_pretrained(folder, with_aligner_decoder=True, aligner=self.other_aligner(folder))
         self.clip_tokenizer = CLIPTokenizer.from_pretrained(self.source("text") / "tokenizer")
         self.text = CLIPTextModel.from_pretrained(self.source("text") / "text_encoder")
 
@@ -205,13 +220,13 @@ class AlignStage(KosmosGStage):
             wanted_BSd = self.text(batch.clip_tokens).last_hidden_state.float()
             hidden_BTD = self.model.hidden(batch.tokens, batch.token_mask, batch.image_mask)
         aligned_BSd = self.model.aligner.encode(hidden_BTD, batch.token_mask)
+        losses = {"mse": F.mse_loss(aligned_BSd.float(), wanted_BSd)}
+        if self.model.aligner.decoder is None:
+            return losses
         num_tokens = hidden_BTD.shape[1]
         rebuilt_BTD = self.model.aligner.decode(aligned_BSd, num_tokens)
         factor = aligned_BSd.shape[1] / num_tokens
-        return {
-            "mse": F.mse_loss(aligned_BSd.float(), wanted_BSd),
-            "reconstruction": F.mse_loss(rebuilt_BTD.float(), hidden_BTD.float()) * factor,
-        }
+        return losses | {"reconstruction": F.mse_loss(rebuilt_BTD.float(), hidden_BTD.float()) * factor}
 
 
 class InstructStage(KosmosGStage):
@@ -228,7 +243,7 @@ class InstructStage(KosmosGStage):
         super().__init__(recipe)
         folder = self.source("model")
         self.tokenizer = Tokenizer.load(folder / TOKENIZER)
-        self.model = KosmosG.from_pretrained(folder)
+        self.model = KosmosG.from_pretrained(folder, aligner=self.other_aligner(folder))
         self.diffusion = Diffusion.load(self.source(DECODER))
         self.diffusion.check_conditioning(self.model.cfg.aligner.width)
         self.diffusion.to(memory_format=torch.channels_last)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny_model import CONFIG
 
+from kgcli.errors import UsageError
 from kgcli.model.aligner import AlignerNet
 
 D = CONFIG.mllm.width
@@ -13,6 +14,11 @@ D = CONFIG.mllm.width
 def aligner():
     torch.manual_seed(0)
     return AlignerNet(CONFIG.aligner, D).eval()
+
+
+def ablated(kind):
+    torch.manual_seed(0)
+    return AlignerNet(CONFIG.aligner.model_copy(update={"kind": kind}), D).eval()
 
 
 def test_what_stands_at_pads_does_not_matter(aligner):
@@ -43,3 +49,26 @@ def test_more_tokens_than_positions_are_refused(aligner):
     hidden = torch.randn(1, CONFIG.aligner.max_positions, D)
     with pytest.raises(AssertionError, match="position rows"):
         aligner.encode(hidden, torch.ones(1, hidden.shape[1], dtype=torch.bool))
+
+
+@pytest.mark.parametrize("kind", ["decoder", "linear"])
+def test_ablations_read_the_real_tokens_alone_and_have_no_way_back(kind):
+    aligner = ablated(kind)
+    hidden = torch.randn(2, 5, D)
+    mask = torch.arange(5) < torch.tensor([[5], [3]])
+    conditioning = aligner.encode(hidden, mask)
+    assert conditioning.shape == (2, CONFIG.aligner.num_queries, CONFIG.aligner.width)
+    torch.testing.assert_close(aligner.encode(hidden[1:, :3], mask[1:, :3]), conditioning[1:])
+    assert aligner.decoder is None
+    assert not any("reader" in name for name, _ in aligner.named_parameters())
+
+
+def test_without_aligner_every_state_has_a_place_of_its_own():
+    aligner = ablated("linear")
+    hidden = torch.randn(1, 3, D)
+    conditioning = aligner.encode(hidden, torch.ones(1, 3, dtype=torch.bool))
+    torch.testing.assert_close(conditioning[:, :3], aligner.encoder.project(hidden))
+    assert not conditioning[:, 3:].any()
+    long = torch.randn(1, CONFIG.aligner.num_queries + 1, D)
+    with pytest.raises(UsageError, match="one for each place"):
+        aligner.encode(long, torch.ones(1, long.shape[1], dtype=torch.bool))

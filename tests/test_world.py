@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from kgcli.config import load_recipe, recipes_folder
+from kgcli.data.batch import draw_sample
 from kgcli.data.world import examples, samples, text
 from kgcli.data.world.spec import Placed, Rendered, Spec, Subject, crop, draw_spec, is_held_out, place, render
 from kgcli.data.world.tables import (
@@ -189,6 +190,40 @@ def test_entity_text_is_dropped_in_half_of_the_captions_for_all_entities_at_once
         assert len(set(named)) == 1, said
         kept.append(named[0])
     assert 0.42 < np.mean(kept) < 0.58
+
+
+@pytest.mark.parametrize("kind", ["compositional", "edit", "caption", "text"])
+def test_the_shares_of_compositional_samples_are_a_half_where_nothing_is_said(kind):
+    for index in range(20):
+        plain = samples.draw({kind: 1.0}, 5, index, 32)
+        said = samples.draw({kind: 1.0}, 5, index, 32, drop_entity_text=0.5, keep_background=0.5)
+        assert plain.fragments == said.fragments and plain.spec == said.spec
+        assert [image.tobytes() for image in plain.images] == [image.tobytes() for image in said.images]
+
+
+def test_a_recipe_says_how_many_captions_drop_their_nouns_and_how_many_references_keep_their_background():
+    recipe = load_recipe("ablations/data-default")
+
+    def drawn(**shares):
+        data = recipe.data.model_copy(update={"kinds": {"compositional": 1.0}, **shares})
+        return [draw_sample(recipe.model_copy(update={"data": data}), index) for index in range(30)]
+
+    def named(sample):
+        words = "".join(part or "" for part in sample.fragments).lower()
+        return all(placed.subject.noun in words for placed in sample.spec.subjects)
+
+    def cut_out(sample):
+        return all(np.asarray(image)[0, 0].min() == 255 for image in sample.images)
+
+    usual = drawn()
+    assert 0 < sum(map(named, usual)) < 30
+    assert 0 < sum(map(cut_out, usual)) < 30
+    assert all(map(named, drawn(drop_entity_text=0.0)))
+    assert not any(map(named, drawn(drop_entity_text=1.0)))
+    assert all(map(cut_out, drawn(keep_background=0.0)))
+    assert sum(map(cut_out, drawn(keep_background=1.0))) < sum(map(cut_out, usual))
+    # What is to be made stays the same, so that the ablations differ in the prompt alone.
+    assert [sample.spec for sample in drawn(drop_entity_text=1.0, keep_background=0.0)] == [one.spec for one in usual]
 
 
 def test_an_edit_changes_one_thing_and_says_which(drawn):

@@ -28,6 +28,7 @@ COMMANDS = {
     "convert": ("convert:app", "Make a model folder of a published checkpoint, or the way back."),
     "models": ("models:app", "Show how large a model's parts are."),
     "eval": ("evaluate:app", "Measure a model."),
+    "reproduce": ("reproduce:app", "Make the paper's tables at nano size: train, draw, score, compare."),
     "ls": ("recipes:ls_app", "List the shipped recipes and example pictures."),
     "cp": ("recipes:cp_app", "Copy a shipped recipe or picture."),
     "cat": ("recipes:cat_app", "Print a shipped recipe."),

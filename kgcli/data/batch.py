@@ -116,6 +116,20 @@ def check_kinds(kinds: dict[str, float]) -> None:
         raise ConfigError(f"data.kinds: the weights {kinds} must be at least 0, and one of them above")
 
 
+def draw_sample(recipe: Recipe, index: int) -> Sample:
+    """The sample at `index` of the endless stream that a recipe trains on."""
+    data = recipe.data
+    return draw(
+        data.kinds,
+        data.seed,
+        index,
+        recipe.image_size,
+        data.pool,
+        drop_entity_text=data.drop_entity_text,
+        keep_background=data.keep_background,
+    )
+
+
 class Batches(Dataset[Batch]):
     """The batch of each step: indices step * B to (step + 1) * B, of which this process takes its share.
 
@@ -167,12 +181,12 @@ class Batches(Dataset[Batch]):
     def _sample(self, index: int) -> Sample:
         if index in self._ahead:
             return self._ahead.pop(index)
-        data, size = self.recipe.data, self.recipe.image_size
+        data = self.recipe.data
         if not (data.keep and data.pool):
-            return draw(data.kinds, data.seed, index, size, data.pool)
+            return draw_sample(self.recipe, index)
         place = index % data.pool
         if place not in self._kept:
-            self._kept[place] = draw(data.kinds, data.seed, place, size, data.pool)
+            self._kept[place] = draw_sample(self.recipe, place)
         return self._kept[place]
 
 
@@ -222,7 +236,7 @@ class PoolPictures(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         recipe = self.recipe
-        spec = _spec(draw(recipe.data.kinds, recipe.data.seed, index, recipe.image_size, recipe.data.pool))
+        spec = _spec(draw_sample(recipe, index))
         rendered = render(spec, recipe.image_size)
         masks = [np.asarray(mask.resize((self.latent_size, self.latent_size))) for mask in rendered.masks]
         pixels = torch.from_numpy(to_vae_pixels(rendered.picture, recipe.image_size))

@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kgcli.config import AlignerConfig
+from kgcli.errors import UsageError
 from kgcli.model.layers import TransformerStack
 
 FIRST_POSITION = 2  # fairseq habit: rows 0 and 1 of a position table are unused
@@ -23,8 +25,9 @@ class AlignerNet(nn.Module):
 
     def __init__(self, cfg: AlignerConfig, mllm_width: int, *, with_decoder: bool = True) -> None:
         super().__init__()
-        self.encoder = AlignerEncoder(cfg, mllm_width)
-        self.decoder = AlignerDecoder(cfg, mllm_width) if with_decoder else None
+        self.encoder = ENCODERS[cfg.kind](cfg, mllm_width)
+        has_way_back = with_decoder and cfg.kind == "full"
+        self.decoder = AlignerDecoder(cfg, mllm_width) if has_way_back else None
 
     def encode(self, hidden_BTD: Tensor, token_mask_BT: Tensor) -> Tensor:
         """Conditioning, (B, S, d), of the real tokens alone."""
@@ -62,6 +65,55 @@ class AlignerEncoder(nn.Module):
         """What the queries look at, (B, T, d)."""
         x_BTd = self.project(hidden_BTD) + _position_rows(self.positions, hidden_BTD.shape[1])
         return self.reader(x_BTd * token_mask_BT[..., None], mask_BT=token_mask_BT)
+
+
+class QueryDecoder(nn.Module):
+    """The ablation without AlignerNet's encoder: queries look at the MLLM's projected states.
+
+    Shapes:
+        hidden_BTD, token_mask_BT -> (B, S, d)
+    """
+
+    def __init__(self, cfg: AlignerConfig, mllm_width: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(mllm_width, cfg.width)
+        self.positions = nn.Parameter(torch.randn(cfg.max_positions, cfg.width))
+        self.queries = nn.Parameter(torch.randn(cfg.num_queries, cfg.width))
+        self.writer = _stack(cfg, math.sqrt(math.log(3 * cfg.num_layers)), cross_attention=True)
+
+    def forward(self, hidden_BTD: Tensor, token_mask_BT: Tensor) -> Tensor:
+        memory_BTd = self.project(hidden_BTD) + _position_rows(self.positions, hidden_BTD.shape[1])
+        queries_BSd = self.queries.expand(len(hidden_BTD), -1, -1)
+        return self.writer(queries_BSd, memory_BKD=memory_BTd, memory_mask_BK=token_mask_BT)
+
+
+class LinearProjection(nn.Module):
+    """The ablation without any AlignerNet: each state through one matrix, zeros after the last.
+
+    Shapes:
+        hidden_BTD, token_mask_BT -> (B, S, d); T may be S at most
+
+    Raises:
+        UsageError: a prompt has more than S tokens.
+    """
+
+    def __init__(self, cfg: AlignerConfig, mllm_width: int) -> None:
+        super().__init__()
+        self.length = cfg.num_queries
+        self.project = nn.Linear(mllm_width, cfg.width)
+
+    def forward(self, hidden_BTD: Tensor, token_mask_BT: Tensor) -> Tensor:
+        num_tokens = hidden_BTD.shape[1]
+        if num_tokens > self.length:
+            raise UsageError(
+                f"the prompt has {num_tokens} tokens; a model without AlignerNet hands at most {self.length} to the "
+                "image decoder, one for each place of its conditioning"
+            )
+        projected_BTd = self.project(hidden_BTD) * token_mask_BT[..., None]
+        return F.pad(projected_BTd, (0, 0, 0, self.length - num_tokens))
+
+
+ENCODERS: dict[str, type[nn.Module]] = {"full": AlignerEncoder, "decoder": QueryDecoder, "linear": LinearProjection}
 
 
 class AlignerDecoder(nn.Module):

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kgcli.config import CONFIG_NAME, ModelConfig, read_model_config
+from kgcli.config import CONFIG_NAME, AlignerConfig, ModelConfig, read_model_config
 from kgcli.errors import UsageError
 from kgcli.model.aligner import AlignerNet
 from kgcli.model.mllm import MLLM
@@ -21,6 +21,7 @@ from kgcli.model.vision import VisionTower
 from kgcli.model.weights import assign_weights, read_weights, write_weights
 
 WEIGHTS_NAME = "model.safetensors"
+ALIGNER = "aligner."
 ALIGNER_DECODER = "aligner.decoder."  # serves the alignment stage only; dropped where it is not asked for
 
 
@@ -91,10 +92,12 @@ class KosmosG(nn.Module):
         dtype: torch.dtype = torch.float32,
         with_aligner_decoder: bool = False,
         fresh: tuple[str, ...] = (),
+        aligner: AlignerConfig | None = None,
     ) -> KosmosG:
         """The model of a folder, in evaluation mode.
 
-        Weights under a prefix of `fresh` may be absent from the file; they are then initialised anew.
+        Weights under a prefix of `fresh` may be absent from the file; they are then initialised anew. With `aligner`
+        it has another AlignerNet than the folder's, initialised anew.
 
         Raises:
             MissingError: the folder or a file is not there or is damaged.
@@ -105,6 +108,10 @@ class KosmosG(nn.Module):
         weights = read_weights(folder / WEIGHTS_NAME, device=device, dtype=dtype)
         if not with_aligner_decoder:
             weights = {name: tensor for name, tensor in weights.items() if not name.startswith(ALIGNER_DECODER)}
+        if aligner is not None:
+            cfg = cfg.model_copy(update={"aligner": aligner})
+            weights = {name: tensor for name, tensor in weights.items() if not name.startswith(ALIGNER)}
+            fresh = (*fresh, ALIGNER)
         # Without fresh parts nothing needs memory until its weights arrive.
         with torch.device(device if fresh else "meta"):
             model = cls(cfg, with_aligner_decoder=with_aligner_decoder)

@@ -58,15 +58,30 @@ class Chance:
     told: np.random.Generator
     index: int
     size: int
+    drop_entity_text: float  # shares of compositional samples
+    keep_background: float
 
 
-def draw(kinds: dict[str, float], seed: int, index: int, size: int, pool: int | None = None) -> Sample:
-    """The sample at `index` of the mixture `kinds` (kind -> weight). Same arguments, same sample."""
+def draw(
+    kinds: dict[str, float],
+    seed: int,
+    index: int,
+    size: int,
+    pool: int | None = None,
+    *,
+    drop_entity_text: float = 0.5,
+    keep_background: float = 0.5,
+) -> Sample:
+    """The sample at `index` of the mixture `kinds` (kind -> weight). Same arguments, same sample.
+
+    The two shares are of compositional samples: captions that leave out the nouns of their entities, and reference
+    pictures that keep their background.
+    """
     shown = np.random.default_rng([1, seed, index % pool if pool else index])
     told = np.random.default_rng([2, seed, index])
     weights = np.array(list(kinds.values()), float)
     kind = str(shown.choice(list(kinds), p=weights / weights.sum()))
-    return SAMPLERS[kind](Chance(seed, shown, told, index, size))
+    return SAMPLERS[kind](Chance(seed, shown, told, index, size, drop_entity_text, keep_background))
 
 
 def reference(subject: Subject, rng: np.random.Generator, size: int, *, keep_background: bool) -> Image.Image:
@@ -162,9 +177,14 @@ def _compositional(chance: Chance) -> Sample:
     """A caption whose entities are each followed by a picture of that individual, and the picture to be made."""
     two = chance.shown.random() < 0.45
     spec = draw_spec(chance.shown, STAGE_NOUNS, num_subjects=1 + two, accessory=0.15)
-    drop = bool(chance.told.random() < 0.5)  # once per caption, for all its entities
+    drop = bool(chance.told.random() < chance.drop_entity_text)  # once per caption, for all its entities
     images = tuple(
-        reference(placed.subject, chance.told, chance.size, keep_background=bool(chance.told.random() < 0.5))
+        reference(
+            placed.subject,
+            chance.told,
+            chance.size,
+            keep_background=bool(chance.told.random() < chance.keep_background),
+        )
         for placed in spec.subjects
     )
     fragments = text.as_typed(text.compositional(spec, chance.told, drop=drop), chance.told)

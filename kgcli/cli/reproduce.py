@@ -1,0 +1,68 @@
+"""`kg reproduce`: one of the paper's tables at nano size, from training to the table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+
+@app.command()
+def reproduce(
+    table: Annotated[str, typer.Argument(help="table1, table2 or data.", show_default=False)],
+    scale: Annotated[str, typer.Option("--scale", help="nano, or smoke: minutes, means nothing.")] = "nano",
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="Folder; default: runs/reproduce/TABLE-SCALE.", show_default=False),
+    ] = None,
+    runs: Annotated[Path, typer.Option("--runs", help="Where trained runs are and new ones go.")] = Path("runs"),
+    rows: Annotated[
+        str, typer.Option("--rows", metavar="A,B,...", help="Some of the rows only.", show_default=False)
+    ] = "",
+    seeds: Annotated[int, typer.Option("--seeds", help="Of training and noise; intervals are then over seeds.")] = 1,
+    num: Annotated[int | None, typer.Option("--num", help="Captions of table2.", show_default=False)] = None,
+    num_images: Annotated[
+        int | None,
+        typer.Option("-n", "--num-images", help="Pictures for each prompt of a subject.", show_default=False),
+    ] = None,
+    subjects: Annotated[
+        str, typer.Option("--subjects", metavar="A,B,...", help="Some of the subjects only.", show_default=False)
+    ] = "",
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="Folder of the extractors; default: shipped.", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda.")] = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained and drawn.")] = False,
+) -> None:
+    """Train what is missing, draw, score, and print the table beside the paper's; taken up where it was left off."""
+    from kgcli.errors import UsageError
+    from kgcli.evaluation.paper import TABLES
+    from kgcli.evaluation.reproduction import Reproduction, describe
+
+    if table not in TABLES:
+        raise UsageError(f"there is no table {table}; there are {', '.join(TABLES)}")
+    ask = Reproduction(
+        table=TABLES[table],
+        out=out or runs / "reproduce" / f"{table}-{scale}",
+        scale=scale,
+        runs=runs,
+        rows=_names(rows),
+        num_seeds=seeds,
+        num=num,
+        num_images=num_images,
+        subjects=_names(subjects),
+        device=device,
+    )
+    if dry_run:
+        typer.echo(describe(ask))
+        return
+    from kgcli.evaluation.reproduction_bench import run  # torch loads here
+
+    typer.echo(run(ask, weights))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())

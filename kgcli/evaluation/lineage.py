@@ -1,0 +1,152 @@
+"""Which recipes must run before a model is there, and what those that did run have cost. No torch.
+
+Recipes name the folders they start from; a folder that is missing is made by the shipped recipe that writes it, which
+may need others in turn.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kgcli.config import Recipe, load_recipe, recipes_folder
+from kgcli.errors import ConfigError, MissingError
+
+RUNS = "runs"  # where shipped recipes write
+FINAL = "final"  # the result inside a run folder
+SCALES = ("nano", "smoke")
+
+
+@dataclass(frozen=True)
+class Compute:
+    """What training has taken."""
+
+    samples: int
+    minutes: float  # of the clock, of one process
+
+    def __add__(self, other: Compute) -> Compute:
+        return Compute(self.samples + other.samples, self.minutes + other.minutes)
+
+
+def recipe_at(name: str, scale: str, runs: Path, seed: int = 0) -> Recipe:
+    """A recipe given at nano size, at a scale, writing below `runs`; other seeds than 0 have folders of their own.
+
+    At scale "smoke" an ablation is the smoke recipe of its stage with what the ablation changes.
+    """
+    recipe = _place(_scaled(name, scale), runs)
+    if seed == 0:
+        return recipe
+    data = recipe.data.model_copy(update={"seed": seed})
+    return recipe.model_copy(update={"seed": seed, "data": data, "output_dir": f"{recipe.output_dir}-seed{seed}"})
+
+
+def pending(recipe: Recipe, scale: str, runs: Path) -> list[Recipe]:
+    """The recipes that still have to run for a recipe's result to be there, it included, in order.
+
+    Raises: MissingError for a folder that no shipped recipe makes.
+    """
+    makers = {made.output_dir: made for made in (_place(one, runs) for one in _shipped(scale))}
+    found: dict[str, Recipe] = {}
+    _collect(recipe, makers, found)
+    return list(found.values())
+
+
+def result_of(recipe: Recipe) -> Path:
+    """Where a recipe's result lies."""
+    return Path(recipe.output_dir) / FINAL
+
+
+def decoder_of(scale: str, runs: Path) -> Path:
+    """The image decoder of a scale."""
+    return runs / scale / "unet" / FINAL
+
+
+def compute_of(run: Path) -> Compute:
+    """What one run has taken, by the recipe and the metrics in its folder; no minutes where it kept no metrics.
+
+    Raises: MissingError.
+    """
+    recipe = _recipe_in(run)
+    metrics = run / "metrics.jsonl"
+    lines = metrics.read_text("utf-8").splitlines() if metrics.is_file() else []
+    rows = [json.loads(line) for line in lines if line.endswith("}")]
+    minutes, before = 0.0, 0
+    for row in rows:
+        minutes += (row["step"] - before) * recipe.data.batch_size / row["samples_per_second"] / 60
+        before = row["step"]
+    return Compute(recipe.steps * recipe.data.batch_size, minutes)
+
+
+def compute_in_all(run: Path) -> Compute:
+    """What a run and all runs below it have taken, each counted once."""
+    total = Compute(0, 0.0)
+    for folder in dict.fromkeys(_ancestry(run)):
+        total += compute_of(folder)
+    return total
+
+
+def _ancestry(run: Path) -> Iterator[Path]:
+    yield run.resolve()
+    for source in _recipe_in(run).init_from.values():
+        parent = Path(source).parent
+        if (parent / "recipe.yaml").is_file():
+            yield from _ancestry(parent)
+
+
+def _recipe_in(run: Path) -> Recipe:
+    path = run / "recipe.yaml"
+    if not path.is_file():
+        raise MissingError(f"{run} has no recipe.yaml; it is no run folder of kg")
+    return load_recipe(str(path))
+
+
+@functools.cache
+def _scaled(name: str, scale: str) -> Recipe:
+    if scale not in SCALES:
+        raise ConfigError(f"--scale is {scale}; it must be {' or '.join(SCALES)}")
+    recipe = load_recipe(name)
+    if scale == "nano":
+        return recipe
+    small = load_recipe(f"smoke/{recipe.stage}")
+    if name.startswith("nano/"):
+        return small
+    sources = {part: folder.replace(f"{RUNS}/nano/", f"{RUNS}/smoke/") for part, folder in recipe.init_from.items()}
+    shares = {name: getattr(recipe.data, name) for name in ("kinds", "drop_entity_text", "keep_background")}
+    return small.model_copy(
+        update={
+            "output_dir": recipe.output_dir.replace(f"{RUNS}/", f"{RUNS}/smoke/", 1),
+            "init_from": sources,
+            "parts": recipe.parts,
+            "data": small.data.model_copy(update=shares),
+        }
+    )
+
+
+@functools.cache
+def _shipped(scale: str) -> tuple[Recipe, ...]:
+    return tuple(load_recipe(str(path)) for path in sorted((recipes_folder() / scale).rglob("*.yaml")))
+
+
+def _place(recipe: Recipe, runs: Path) -> Recipe:
+    sources = {part: _moved(folder, runs) for part, folder in recipe.init_from.items()}
+    return recipe.model_copy(update={"output_dir": _moved(recipe.output_dir, runs), "init_from": sources})
+
+
+def _moved(folder: str, runs: Path) -> str:
+    return str(runs / folder.removeprefix(f"{RUNS}/")) if folder.startswith(f"{RUNS}/") else folder
+
+
+def _collect(recipe: Recipe, makers: dict[str, Recipe], found: dict[str, Recipe]) -> None:
+    if recipe.output_dir in found or result_of(recipe).is_dir():
+        return
+    for part, source in recipe.init_from.items():
+        if Path(source).is_dir():
+            continue
+        maker = makers.get(str(Path(source).parent))
+        if maker is None:
+            raise MissingError(f"{recipe.output_dir} starts from {part} in {source}, which no shipped recipe makes")
+        _collect(maker, makers, found)
+    found[recipe.output_dir] = recipe
