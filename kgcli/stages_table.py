@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kgcli.stages import AlignStage, InstructStage, PretrainStage, Stage
+from kgcli.stages_adapters import ControlNetStage, LoraStage
 from kgcli.stages_base import ClipStage, UnetStage, VaeStage
 from kgcli.stages_judge import JudgeStage
 
@@ -14,4 +15,6 @@ STAGES: dict[str, type[Stage]] = {
     "align": AlignStage,
     "instruct": InstructStage,
     "judge": JudgeStage,
+    "controlnet": ControlNetStage,
+    "lora": LoraStage,
 }

@@ -40,6 +40,7 @@ class Batch:
     targets: Tensor | None = None  # (B, 3, S, S) the pictures to be made, in [-1, 1]
     moments: Tensor | None = None  # (B, 2C, H, W) their VAE mean and log variance
     subject: Tensor | None = None  # (B, H, W) how much of each latent place a subject covers, in [0, 1]
+    maps: Tensor | None = None  # (B, 3, S, S) what a ControlNet follows to the target, in [0, 1]
     views: Tensor | None = None  # (B, 3, 3, S, S) uint8: whole picture, the part around one subject, a reference of it
     labels: Tensor | None = None  # (B, heads) what the judges should say of the whole picture
 
