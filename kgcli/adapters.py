@@ -16,7 +16,7 @@ from pathlib import Path
 from kgcli.data.images import Picture, read_picture
 from kgcli.errors import ImageError, IncompatibleError, MissingError, UsageError
 from kgcli.modelfolder import ModelFolder, check_diffusers_part, check_single_file, check_width, hash_files, is_hub_id
-from kgcli.shipped import find_picture
+from kgcli.shipped import find_adapter, find_picture
 
 MAX_LORA_SCALE = 10.0  # either way: below 0 a LoRA takes away what it would add
 MAX_CONTROL_SCALE = 2.0
@@ -112,6 +112,8 @@ def read_lora(text: str) -> Lora:
     location, scale = _split_scale(text, "--lora", -MAX_LORA_SCALE, MAX_LORA_SCALE)
     path = Path(location).expanduser()
     path = path / LORA_NAME if path.is_dir() else path
+    if not path.exists():
+        path = find_adapter(location) or path
     if not path.is_file():
         raise MissingError(f"there is no LoRA file {path}")
     if not any("lora" in name for name in check_single_file(path)):
@@ -134,17 +136,20 @@ def read_kinds(texts: Iterable[str], flag: str) -> dict[str, str]:
 
 
 def find_controlnet(kind: str, location: str | None, model: ModelFolder) -> Source:
-    """The ControlNet of a kind: a folder, a Hub id, or where nothing is given the one for Stable Diffusion v1.5.
+    """The ControlNet of a kind: a folder, a Hub id, or where nothing is given the one shipped for the small model or
+    the one for Stable Diffusion v1.5.
 
     Raises: UsageError, MissingError, IncompatibleError.
     """
     width = model.cfg.aligner.width
     if location is None:
+        location = _shipped_controlnet(kind, width)
+    if location is None:
         if width != SD15_WIDTH or kind not in CONTROLNETS:
             why = "for a decoder of this size" if kind in CONTROLNETS else "of this kind"
             raise UsageError(f"no ControlNet {why} is known: give --controlnet-model {kind}=FOLDER_OR_ID")
         location = CONTROLNETS[kind]
-    folder = Path(location).expanduser()
+    folder = _folder(location)
     if folder.is_dir():
         config = check_diffusers_part(folder, "")
         check_width(f"the ControlNet {folder}", config.get("cross_attention_dim"), width)
@@ -185,8 +190,22 @@ def _read_control(text: str, model: ModelFolder, networks: dict[str, str], maker
     )
 
 
-def _find_source(location: str, flag: str) -> Source:
+def _shipped_controlnet(kind: str, width: int) -> str | None:
+    """The shipped ControlNet of a kind, where it reads conditionings of this width."""
+    folder = find_adapter(f"nano/{kind}")
+    if folder is None or not folder.is_dir():
+        return None
+    fits = check_diffusers_part(folder, "").get("cross_attention_dim") == width
+    return str(folder) if fits else None
+
+
+def _folder(location: str) -> Path:
     folder = Path(location).expanduser()
+    return folder if folder.is_dir() else find_adapter(location) or folder
+
+
+def _find_source(location: str, flag: str) -> Source:
+    folder = _folder(location)
     if folder.is_dir():
         weights = sorted(folder.glob("*.safetensors"))
         if not weights:

@@ -181,7 +181,8 @@ def check_controlnet(network: ControlNetModel, pipeline: KosmosGPipeline, name: 
     Raises: IncompatibleError.
     """
     unet: Any = pipeline.decoder.unet
-    for size in ("in_channels", "cross_attention_dim", "block_out_channels", "layers_per_block", "down_block_types"):
+    # Not the kinds of its blocks: whether they attend to the prompt or not, they give residuals of the same shapes.
+    for size in ("in_channels", "cross_attention_dim", "block_out_channels", "layers_per_block"):
         found, wanted = network.config[size], unet.config[size]
         if _plain(found) != _plain(wanted):
             raise IncompatibleError(f"the ControlNet {name} is for another decoder: {size} is {found}, not {wanted}")

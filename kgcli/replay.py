@@ -17,7 +17,7 @@ from kgcli.data.prompt import ImageRef, Prompt
 from kgcli.errors import ImageError, IncompatibleError, MissingError, PromptError
 from kgcli.metadata import read_metadata
 from kgcli.modelfolder import ModelFolder, hash_files, is_hub_id
-from kgcli.shipped import find_picture
+from kgcli.shipped import find_adapter, find_picture
 
 _log = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ def _find_adapters(
 def _find_lora(source: Path, wanted: _Adapter) -> Lora:
     """A LoRA whose file has the bytes of the one that was used."""
     name = Path(wanted.name).name
-    for path in (source.parent / name, Path(name)):
+    for path in filter(None, (source.parent / name, Path(name), find_adapter(name))):
         if path.is_file() and hash_files([path]) == wanted.sha256:
             return Lora(source=Source(location=str(path), name=name, sha256=wanted.sha256), scale=wanted.scale)
     raise MissingError(
@@ -184,7 +184,8 @@ def _find_source(source: Path, wanted: _Input, given: str | None, flag: str) -> 
     if not wanted.sha256 and given is None and is_hub_id(wanted.name):
         return Source(location=wanted.name, name=wanted.name)
     name = Path(wanted.name).name
-    for folder in [Path(given).expanduser()] if given else [source.parent / name, Path(name)]:
+    nearby = [source.parent / name, Path(name), find_adapter(name)]
+    for folder in [Path(given).expanduser()] if given else filter(None, nearby):
         if folder.is_dir() and hash_files(sorted(folder.glob("*.safetensors"))) == wanted.sha256:
             return Source(location=os.fspath(folder), name=name, sha256=wanted.sha256)
     where = f"is not {given}" if given else "is neither beside it nor here"

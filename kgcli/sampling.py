@@ -6,7 +6,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from kgcli.model.diffusion import Diffusion
+from kgcli.model.diffusion import Diffusion, Steer
 
 
 @torch.no_grad()
@@ -18,6 +18,7 @@ def preview_pictures(
     *,
     guidance_scale: float,
     num_inference_steps: int = 20,
+    steer: Steer | None = None,
 ) -> Tensor:
     """Pictures of conditionings by DDIM with classifier-free guidance: (B, 3, X, Y) in [0, 1]."""
     scheduler = DDIMScheduler.from_config(diffusion.scheduler_config)
@@ -27,7 +28,8 @@ def preview_pictures(
     conditioning_BSd = torch.cat([null_1Sd.expand_as(wanted_BSd), wanted_BSd])
     for timestep in scheduler.timesteps:
         both_BCHW = scheduler.scale_model_input(torch.cat([latents_BCHW, latents_BCHW]), timestep)
-        without, given = diffusion.predict(both_BCHW, timestep.expand(len(both_BCHW)), conditioning_BSd).chunk(2)
+        timesteps_B = timestep.expand(len(both_BCHW))
+        without, given = diffusion.predict(both_BCHW, timesteps_B, conditioning_BSd, steer).chunk(2)
         guided_BCHW = without + guidance_scale * (given - without)
         latents_BCHW = scheduler.step(guided_BCHW, timestep, latents_BCHW).prev_sample
     return diffusion.decode(latents_BCHW)

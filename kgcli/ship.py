@@ -1,4 +1,4 @@
-"""Make a trained model folder small enough to ship: fp16 everywhere, nothing that only training needs.
+"""Make a trained model folder, or one file of weights, small enough to ship: fp16 everywhere.
 
 Run: python -m kgcli.ship runs/nano/instruct/final kgcli/nano/model
 """
@@ -16,15 +16,25 @@ from safetensors.torch import load_file, save_file
 def ship(source: Path, target: Path) -> int:
     """Copy `source` to `target` with every weight in fp16; returns the bytes written."""
     partial = target.with_name("." + target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial)
-    for file in partial.rglob("*.safetensors"):
+    if source.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, partial)
+    else:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(source, partial)
+    for file in _files(partial):
         weights = {name: _half(tensor) for name, tensor in load_file(file).items()}
         save_file(weights, file, metadata={"format": "pt"})
         file.chmod(0o644)  # safetensors writes 600, which nobody but the installing user could read
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
-    return sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+    if target.is_dir():
+        shutil.rmtree(target)
+    partial.replace(target)
+    return sum(file.stat().st_size for file in _files(target, "*"))
+
+
+def _files(root: Path, pattern: str = "*.safetensors") -> list[Path]:
+    """The files below a folder that fit a pattern, or the file itself."""
+    return [root] if root.is_file() else [path for path in root.rglob(pattern) if path.is_file()]
 
 
 def _half(tensor: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from kgcli.errors import MissingError
 
 PACKAGE = Path(__file__).resolve().parent
 DEFAULT_MODEL = PACKAGE / "nano" / "model"
+ADAPTERS = PACKAGE / "nano" / "adapters"  # of the default model's decoder: folders of ControlNets, files of LoRAs
 SD15_SIZES = PACKAGE / "decoders" / "sd15"  # config.json files without weights
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _SHOWN_SUFFIXES = (".yaml", *PICTURE_SUFFIXES)
@@ -56,6 +57,13 @@ def find_picture(path: str) -> str:
         return path
     shipped = find_shipped(path) if Path(path).suffix.lower() in PICTURE_SUFFIXES else None
     return path if shipped is None else str(shipped)
+
+
+def find_adapter(name: str) -> Path | None:
+    """The shipped ControlNet folder or LoRA file of a name: `nano/canny`, `nano/comic`, `comic.safetensors`."""
+    bare = name.removeprefix("nano/").removesuffix(".safetensors")
+    found = [path for path in ADAPTERS.glob("*") if path.stem == bare]
+    return found[0] if found else None
 
 
 def _name(relative: Path) -> str:

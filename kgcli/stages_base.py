@@ -20,11 +20,12 @@ from kgcli.config import Recipe
 from kgcli.data.batch import Batch, Collator, Pool
 from kgcli.data.tokenizer import train_sentencepiece
 from kgcli.data.world.samples import draw
-from kgcli.model.diffusion import Diffusion
+from kgcli.model.diffusion import Diffusion, Steer
 from kgcli.model.weights import assign_weights
 from kgcli.sampling import preview_pictures
 from kgcli.stages import Stage, copy_folder
 
+NUM_PREVIEW = 32  # pictures of a sample grid
 MODEL_INDEX = {
     "_class_name": "StableDiffusionPipeline",
     "feature_extractor": [None, None],
@@ -177,32 +178,27 @@ class ClipStage(Stage):
         train_sentencepiece(self._captions(), vocab_size, folder / "sentencepiece")
 
 
-class UnetStage(Stage):
-    """Text to latents: a U-Net that attends to the CLIP text encoder, as in Stable Diffusion.
-
-    With `init_from.unet`, a diffusers folder, it goes on from that folder's weights.
+class CaptionedStage(Stage):
+    """What a U-Net and its adapters share: captions read by a CLIP text encoder, and the error of the noise predicted.
 
     Options: null_text (probability of the empty caption), subject (extra weight of the error inside subjects).
     """
 
     needs = frozenset({"clip_tokens", "moments"})
     options = frozenset({"null_text", "subject"})
-    trains = ("diffusion.unet.",)
     uses_pool = True
+    diffusion: Diffusion
     null_tokens: Tensor  # (1, L) the empty caption
 
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__(recipe)
-        self.tokenizer = CLIPTokenizer.from_pretrained(self.source("clip") / "tokenizer")
-        self.text = CLIPTextModel.from_pretrained(self.source("clip") / "text_encoder")
-        unet = UNet2DConditionModel.from_config(self.part("unet"))
-        if "unet" in recipe.init_from:
-            start = Diffusion.load(self.source("unet"), local_files_only=True).unet
-            assign_weights(unet, start.state_dict(), source=str(self.source("unet")))
-        vae = AutoencoderKL.from_pretrained(self.source("vae") / "vae")
-        self.diffusion = Diffusion(unet, vae, self.part("scheduler"))
-        self.diffusion.to(memory_format=torch.channels_last)
+    def load_text(self, folder: Path) -> None:
+        """Take up the tokenizer and text encoder of a folder."""
+        self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+        self.text = CLIPTextModel.from_pretrained(folder / "text_encoder")
         self.register_buffer("null_tokens", self._tokenize([""]), persistent=False)
+
+    def steer(self, batch: Batch) -> Steer | None:
+        """What is said to the U-Net beside its conditioning."""
+        return None
 
     def collator(self, pool: Pool | None) -> Collator:
         return Collator(self.needs, self.recipe.image_size, 0, clip_tokenizer=self.tokenizer, pool=pool)
@@ -218,21 +214,22 @@ class UnetStage(Stage):
         mean, logvar = batch.moments.chunk(2, dim=1)
         latents = self.diffusion.sample_latents(mean, logvar, generator=generator)
         weight = 1.0 + self.option("subject", 1.0) * batch.subject
-        return {"diffusion": self.diffusion.noise_loss(latents, conditioning, generator=generator, weight_BHW=weight)}
+        loss = self.diffusion.noise_loss(
+            latents, conditioning, generator=generator, weight_BHW=weight, steer=self.steer(batch)
+        )
+        return {"diffusion": loss}
 
     @torch.no_grad()
     def preview(self, batch: Batch, generator: torch.Generator) -> Tensor:
         assert batch.clip_tokens is not None
-        wanted = self._encode(batch.clip_tokens[:32])
-        return preview_pictures(self.diffusion, wanted, self._encode(self.null_tokens), generator, guidance_scale=3.0)
-
-    def export(self, folder: Path) -> None:
-        self.diffusion.unet.save_pretrained(folder / "unet")
-        DDIMScheduler.from_config(self.diffusion.scheduler_config).save_pretrained(folder / "scheduler")
-        copy_folder(self.source("vae") / "vae", folder / "vae")
-        for part in ("text_encoder", "tokenizer"):
-            copy_folder(self.source("clip") / part, folder / part)
-        (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n", "utf-8")
+        return preview_pictures(
+            self.diffusion,
+            self._encode(batch.clip_tokens[:NUM_PREVIEW]),
+            self._encode(self.null_tokens),
+            generator,
+            guidance_scale=3.0,
+            steer=self.steer(batch),
+        )
 
     @torch.no_grad()
     def _encode(self, tokens: Tensor) -> Tensor:
@@ -241,6 +238,34 @@ class UnetStage(Stage):
     def _tokenize(self, captions: list[str]) -> Tensor:
         out = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
         return out.input_ids
+
+
+class UnetStage(CaptionedStage):
+    """Text to latents: a U-Net that attends to the CLIP text encoder, as in Stable Diffusion.
+
+    With `init_from.unet`, a diffusers folder, it goes on from that folder's weights.
+    """
+
+    trains = ("diffusion.unet.",)
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self.load_text(self.source("clip"))
+        unet = UNet2DConditionModel.from_config(self.part("unet"))
+        if "unet" in recipe.init_from:
+            start = Diffusion.load(self.source("unet"), local_files_only=True).unet
+            assign_weights(unet, start.state_dict(), source=str(self.source("unet")))
+        vae = AutoencoderKL.from_pretrained(self.source("vae") / "vae")
+        self.diffusion = Diffusion(unet, vae, self.part("scheduler"))
+        self.diffusion.to(memory_format=torch.channels_last)
+
+    def export(self, folder: Path) -> None:
+        self.diffusion.unet.save_pretrained(folder / "unet")
+        DDIMScheduler.from_config(self.diffusion.scheduler_config).save_pretrained(folder / "scheduler")
+        copy_folder(self.source("vae") / "vae", folder / "vae")
+        for part in ("text_encoder", "tokenizer"):
+            copy_folder(self.source("clip") / part, folder / part)
+        (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n", "utf-8")
 
 
 def world_captions(recipe: Recipe, num: int) -> list[str]:

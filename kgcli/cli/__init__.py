@@ -24,7 +24,7 @@ COMMANDS = {
     "pretrain": ("train:pretrain_app", "Stage 1: teach the language model to read text and pictures."),
     "align": ("train:align_app", "Stage 2: teach AlignerNet the language of CLIP, on text alone."),
     "instruct": ("train:instruct_app", "Stage 3: learn to draw what a prompt with pictures says."),
-    "base": ("train:base_app", "Train the parts the nano model starts from: VAE, CLIP, U-Net."),
+    "base": ("train:base_app", "Train what the nano model starts from, or its adapters."),
     "convert": ("convert:app", "Make a model folder of a published checkpoint, or the way back."),
     "models": ("models:app", "Show how large a model's parts are."),
     "eval": ("evaluate:app", "Measure a model."),

@@ -47,5 +47,33 @@ def nano(
     typer.echo(report.to_json() if as_json else str(report))
 
 
+@app.command()
+def adapters(
+    model: Annotated[str | None, typer.Option("--model", help="Model folder; default: the one shipped.")] = None,
+    decoder: Annotated[str | None, typer.Option("--decoder", help="Another image decoder: a diffusers folder.")] = None,
+    controlnet: Annotated[str | None, typer.Option("--controlnet", help="Folder; default: the one shipped.")] = None,
+    lora: Annotated[str | None, typer.Option("--lora", help="FILE[:SCALE]; default: the one shipped.")] = None,
+    num: Annotated[int, typer.Option("--num", min=4, help="Prompts.")] = 96,
+    seed: Annotated[int, typer.Option("-s", "--seed", min=0, help="Of the prompts and pictures.")] = 0,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda.")] = "auto",
+    judges: Annotated[Path | None, typer.Option("--judges", help="Folder; default: those shipped.")] = None,
+    grid: Annotated[Path | None, typer.Option("--grid", help="PNG of maps and of what was made of them.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON in place of the table.")] = False,
+) -> None:
+    """Adapters of the nano decoder: are edges followed, is the style painted, is the subject kept."""
+    from kgcli.modelfolder import open_model
+    from kgcli.output import check_writable
+
+    folder = open_model(model, decoder)
+    if grid is not None:
+        check_writable(grid)
+    from kgcli import engine  # torch loads here, after all is known to be sound
+
+    loaded = engine.load(folder, device=device)
+    options = {"num": num, "seed": seed, "controlnet": controlnet, "lora": lora, "judges": judges, "grid": grid}
+    report = engine.evaluate("adapters", loaded, **options)
+    typer.echo(report.to_json() if as_json else str(report))
+
+
 app.command("dreambench")(bench.dreambench)
 app.command("coco")(bench.coco)

@@ -39,7 +39,7 @@ def instruct(recipe: RecipeName, overrides: Overrides = None, resume: Resume = "
 
 @base_app.callback()
 def base() -> None:
-    """Train the parts the nano model starts from."""
+    """Train the parts the nano model starts from, its adapters, and the judges of its evaluation."""
 
 
 @base_app.command()
@@ -80,6 +80,20 @@ def eval_dino(
 ) -> None:
     """The self-supervised ViT of the nano benchmarks; nothing that draws is trained with it."""
     _train("eval_dino", recipe, overrides, resume, dry_run)
+
+
+@base_app.command()
+def controlnet(
+    recipe: RecipeName, overrides: Overrides = None, resume: Resume = "auto", dry_run: DryRun = False
+) -> None:
+    """A ControlNet of a decoder that follows canny edges."""
+    _train("controlnet", recipe, overrides, resume, dry_run)
+
+
+@base_app.command()
+def lora(recipe: RecipeName, overrides: Overrides = None, resume: Resume = "auto", dry_run: DryRun = False) -> None:
+    """A LoRA of a decoder that paints in one style."""
+    _train("lora", recipe, overrides, resume, dry_run)
 
 
 def _train(stage: str, recipe: str, overrides: list[str] | None, resume: str, dry_run: bool) -> None:

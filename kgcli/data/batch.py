@@ -41,6 +41,7 @@ class Batch:
     moments: Tensor | None = None  # (B, 2C, H, W) their VAE mean and log variance
     subject: Tensor | None = None  # (B, H, W) how much of each latent place a subject covers, in [0, 1]
     views: Tensor | None = None  # (B, V, 3, S, S) uint8: pictures of a sample, as many as the stage's collator gives
+    maps: Tensor | None = None  # (B, 3, S, S) what a ControlNet follows to the target, in [0, 1]
     labels: Tensor | None = None  # (B, heads) what the judges should say of the whole picture
 
     def to(self, device: torch.device) -> Batch:

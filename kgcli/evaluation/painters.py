@@ -69,18 +69,22 @@ class DecodedPainter:
     """The right picture once through the decoder's VAE: the best the U-Net could do."""
 
     def __init__(self, model: Model) -> None:
-        self.decoder = model.pipeline.decoder
-        self.device = model.pipeline.device
+        self.model = model
 
     def __call__(self, cases: Sequence[Case]) -> list[Image.Image]:
-        pictures: list[Image.Image] = []
-        for chunk in _chunks(cases):
-            pixels = np.stack([to_vae_pixels(picture, SIZE) for picture in paint_truth(chunk)])
-            mean, _ = self.decoder.moments(torch.from_numpy(pixels).to(self.device))
-            rebuilt = self.decoder.decode(mean * self.decoder.vae.config.scaling_factor)
-            values = (rebuilt * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-            pictures += [Image.fromarray(value) for value in values]
-        return pictures
+        return through_vae(self.model, paint_truth(cases))
+
+
+def through_vae(model: Model, pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    """Pictures once through the decoder's VAE."""
+    decoder, rebuilt = model.pipeline.decoder, []
+    for start in range(0, len(pictures), BATCH):
+        pixels = np.stack([to_vae_pixels(picture, SIZE) for picture in pictures[start : start + BATCH]])
+        mean, _ = decoder.moments(torch.from_numpy(pixels).to(model.pipeline.device))
+        decoded = decoder.decode(mean * decoder.vae.config.scaling_factor)
+        values = (decoded * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        rebuilt += [Image.fromarray(value) for value in values]
+    return rebuilt
 
 
 def paint_truth(cases: Sequence[Case]) -> list[Image.Image]:

@@ -8,7 +8,7 @@ Source: latent diffusion (arXiv:2112.10752).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +24,8 @@ WEIGHTS_STEM = "diffusion_pytorch_model"
 HALF_VARIANT = "fp16"  # what diffusers calls weights stored in half precision
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 Part = TypeVar("Part", UNet2DConditionModel, AutoencoderKL)
+# Noisy latents, timesteps and conditioning to further arguments of the U-Net: what a ControlNet says of them.
+Steer = Callable[[Tensor, Tensor, Tensor], Mapping[str, Any]]
 
 
 class Diffusion(nn.Module):
@@ -138,6 +140,7 @@ class Diffusion(nn.Module):
         noise_BCHW: Tensor | None = None,
         timesteps_B: Tensor | None = None,
         weight_BHW: Tensor | None = None,
+        steer: Steer | None = None,
     ) -> Tensor:
         """Squared error of the U-Net's prediction, a mean per example and then over the batch.
 
@@ -149,16 +152,18 @@ class Diffusion(nn.Module):
         if timesteps_B is None:
             timesteps_B = self._draw_timesteps(latents_BCHW, generator)
         noisy_BCHW = self.noise_scheduler.add_noise(latents_BCHW, noise_BCHW, timesteps_B)
-        prediction_BCHW = self.predict(noisy_BCHW, timesteps_B, conditioning_BSd)
+        prediction_BCHW = self.predict(noisy_BCHW, timesteps_B, conditioning_BSd, steer)
         error_BCHW = (prediction_BCHW - self.target(latents_BCHW, noise_BCHW, timesteps_B).float()).square()
         if weight_BHW is not None:
             error_BCHW = error_BCHW * weight_BHW[:, None]
         return error_BCHW.flatten(start_dim=1).mean(dim=1).mean()
 
-    def predict(self, noisy_BCHW: Tensor, timesteps_B: Tensor, conditioning_BSd: Tensor) -> Tensor:
+    def predict(
+        self, noisy_BCHW: Tensor, timesteps_B: Tensor, conditioning_BSd: Tensor, steer: Steer | None = None
+    ) -> Tensor:
         """What the U-Net says of noisy latents, in fp32; its meaning is the schedule's prediction type."""
-        dtype = self.unet.dtype
-        return self.unet(noisy_BCHW.to(dtype), timesteps_B, conditioning_BSd.to(dtype)).sample.float()
+        inputs = noisy_BCHW.to(self.unet.dtype), timesteps_B, conditioning_BSd.to(self.unet.dtype)
+        return self.unet(*inputs, **(steer(*inputs) if steer else {})).sample.float()
 
     def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         """What the U-Net should say."""

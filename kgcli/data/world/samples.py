@@ -8,7 +8,7 @@ on a finite pool of pictures whose VAE moments are cached; how it is told (words
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -92,11 +92,18 @@ def reference(subject: Subject, rng: np.random.Generator, size: int, *, keep_bac
     return crop(render(spec, size), 0, size, keep_background=keep_background)
 
 
-def _captioned(chance: Chance) -> Sample:
+def _captioned(chance: Chance, styled: float = 0.3) -> Sample:
     """A captioned picture for the text-to-image base."""
     two = chance.shown.random() < 0.3
-    spec = draw_spec(chance.shown, BASE_NOUNS, num_subjects=1 + two, accessory=0.15)
+    spec = draw_spec(chance.shown, BASE_NOUNS, num_subjects=1 + two, accessory=0.15, styled=styled)
     return Sample(caption=text.caption(spec, chance.told), spec=spec)
+
+
+def _comic(chance: Chance) -> Sample:
+    """A captioned picture in a style that the words do not name: what a LoRA is to paint, whatever it is told."""
+    sample = _captioned(chance, styled=0.0)
+    assert sample.spec is not None
+    return replace(sample, spec=replace(sample.spec, style="comic"))
 
 
 def _contrast(chance: Chance) -> Sample:
@@ -283,6 +290,7 @@ SAMPLERS: dict[str, Callable[[Chance], Sample]] = {
     "judged": _judged,
     "described": _described,
     "rescened": _rescened,
+    "comic": _comic,
 }
 
 __all__ = ["SAMPLERS", "Rendered", "Sample", "draw", "reference"]
