@@ -44,12 +44,14 @@ def quantize_linears(
 
 def move(part: nn.Module, device: torch.device) -> None:
     """Take a part to a device, with what its 8-bit layers keep beside their weights."""
-    part.to(device)
     for linear in part.modules():
-        state = getattr(linear, "state", None)  # of bitsandbytes' 8-bit layers; their parents do not move it
-        if state is not None:
-            state.CB = linear.weight.data
-            state.SCB = state.SCB.to(device)
+        if isinstance(linear, nn.Linear) and type(linear) is not nn.Linear:  # one of bitsandbytes'
+            made: Any = linear
+            made.weight = linear.weight.to(device)  # with the scales of 4-bit blocks; `part.to` would lose them
+            if hasattr(made, "state"):
+                made.weight.CB = None
+                made.state.CB, made.state.SCB = made.weight.data, made.state.SCB.to(device)
+    part.to(device)
 
 
 def _quantized(linear: nn.Linear, weight: Tensor, quantize: str, device: torch.device) -> nn.Module:
