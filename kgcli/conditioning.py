@@ -6,8 +6,8 @@ A safetensors file with two tensors, as ComfyUI and diffusers want them:
     negative_prompt_embeds  (1, S, d)
 
 Its metadata are text: `format` (FORMAT), `kgcli` (the version that wrote it), `prompt`, `negative_prompt`, `images`
-(JSON, a name and sha256 each), `model` (JSON, name and sha256), `dtype`. Nothing else will be changed without another
-`format`.
+(JSON, a name and sha256 each), `model` (JSON, name and sha256), `dtype`, `quantize` (none, 8bit or 4bit). Nothing else
+will be changed without another `format`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ FORMAT = "kgcli.conditioning.1"
 TENSORS = ("prompt_embeds", "negative_prompt_embeds")
 
 
-def write_conditioning(path: Path, embeds: tuple[Tensor, Tensor], request: Request, model: ModelFolder) -> None:
+def write_conditioning(
+    path: Path, embeds: tuple[Tensor, Tensor], request: Request, model: ModelFolder, quantize: str
+) -> None:
     """Write an encoded prompt and what it is guided from, all or nothing.
 
     Raises: OutputError.
@@ -42,6 +44,7 @@ def write_conditioning(path: Path, embeds: tuple[Tensor, Tensor], request: Reque
         "images": json.dumps([{"name": picture.name, "sha256": picture.sha256} for picture in request.pictures]),
         "model": json.dumps({"name": model.name, "sha256": model.sha256}),
         "dtype": str(embeds[0].dtype).removeprefix("torch."),
+        "quantize": quantize,
     }
     tensors = dict(zip(TENSORS, (tensor.cpu().contiguous() for tensor in embeds), strict=True))
     write_bytes(path, save(tensors, metadata))

@@ -129,6 +129,7 @@ class ModelConfig(Strict):
 
 CONFIG_NAME = "config.json"  # of a model folder
 OFFLOADS = ("none", "model", "sequential")  # how weights are kept out of an accelerator's memory
+QUANTIZE = ("none", "8bit", "4bit")  # how the MLLM's linear layers are held
 
 
 def read_model_config(folder: Path) -> ModelConfig:

@@ -18,7 +18,9 @@ from kgcli.config import OFFLOADS
 from kgcli.data.images import pad_to_square, to_vision_pixels
 from kgcli.data.prompt import Prompt, check_length, encode
 from kgcli.data.tokenizer import Tokenizer
+from kgcli.errors import UsageError
 from kgcli.model.kosmosg import KosmosG, place_images
+from kgcli.model.quantized import move
 
 KEPT_IMAGES = 64  # features kept for the next call; 512 KiB each at full size in fp32
 KEPT_NEGATIVES = 64  # 231 KiB each at full size in fp32
@@ -41,9 +43,15 @@ class PromptEncoder:
         return self.model.mllm.embedding.weight.dtype
 
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
-        """Move the model, or change its precision; what was kept is forgotten."""
+        """Move the model, or change its precision; what was kept is forgotten.
+
+        Raises: UsageError for another precision of a quantised model.
+        """
         self.device = device or self.device
-        self.model.to(device=self.device if self.offload == "none" else torch.device("cpu"), dtype=dtype)
+        if dtype not in (None, self.dtype) and self.model.quantize != "none":
+            raise UsageError(f"a model in {self.model.quantize} keeps its precision; give torch_dtype when loading it")
+        self.model.to(dtype=dtype)
+        move(self.model, self.device if self.offload == "none" else torch.device("cpu"))
         self.forget()
 
     def set_offload(self, offload: str, device: torch.device) -> None:
@@ -146,12 +154,12 @@ class PromptEncoder:
             yield
             return
         for part in parts:
-            part.to(self.device)
+            move(part, self.device)
         try:
             yield
         finally:
             for part in parts:
-                part.to("cpu")
+                move(part, torch.device("cpu"))
 
 
 class _Kept(OrderedDict[object, Tensor]):

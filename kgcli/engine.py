@@ -25,6 +25,7 @@ from kgcli.model.kosmosg import KosmosG
 from kgcli.model.weights import DTYPES
 from kgcli.modelfolder import WEIGHTS_NAME, ModelFolder, open_model
 from kgcli.pipeline import KosmosGPipeline, StepCallback, seeded
+from kgcli.quantization import check_quantize
 from kgcli.request import Request, Settings, edit_prompt, make_request, random_seed
 
 if TYPE_CHECKING:
@@ -103,24 +104,28 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     offload: str = "none",
+    quantize: str = "none",
     offline: bool = False,
 ) -> Model:
     """Load a model: a folder, a Hub id, or None for the small one that ships with the package.
 
     `offload` keeps weights in main memory and lends a GPU what is at work: none, model or sequential.
+    `quantize` holds the MLLM's linear layers in few bits: none, 8bit or 4bit (with the extra `quant`).
 
     Raises:
         MissingError: it is not there or is damaged.
         IncompatibleError: it or the device does not fit.
     """
-    folder = model if isinstance(model, ModelFolder) else open_model(model, decoder, offline)
     device = choose_device(device)
+    check_quantize(quantize, device)
+    folder = model if isinstance(model, ModelFolder) else open_model(model, decoder, offline)
     dtype = choose_dtype(dtype, device, folder)
     offload = choose_offload(offload, device)
     with memory_errors():
         pipeline = KosmosGPipeline.from_pretrained(
             folder,
             torch_dtype=DTYPES[dtype],
+            quantize=quantize,
             device=device if offload == "none" else "cpu",
             local_files_only=offline,
         )
@@ -155,19 +160,25 @@ def generate(
 
 
 def encode(
-    folder: ModelFolder, request: Request, out: Path, *, device: str = "auto", dtype: str = "auto"
+    folder: ModelFolder,
+    request: Request,
+    out: Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: str = "none",
 ) -> dict[str, list[int]]:
     """Write the conditioning of a request to a file, without loading an image decoder; returns the tensors' shapes."""
     device = choose_device(device)
     dtype = choose_dtype(dtype, device, folder)
     with memory_errors():
-        kosmosg = KosmosG.from_pretrained(folder.path, device=device, dtype=DTYPES[dtype])
+        kosmosg = KosmosG.from_pretrained(folder.path, device=device, dtype=DTYPES[dtype], quantize=quantize)
         encoder = PromptEncoder(kosmosg, folder.tokenizer)
         embeds = (
             encoder.encode([request.prompt], [[picture.load() for picture in request.pictures]]),
             encoder.encode_negatives(read_negatives(Prompt(parts=(request.negative_prompt,)), 1)),
         )
-    write_conditioning(out, embeds, request, folder)
+    write_conditioning(out, embeds, request, folder, quantize)
     return {name: list(tensor.shape) for name, tensor in zip(TENSORS, embeds, strict=True)}
 
 

@@ -29,7 +29,7 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 QUALITY = 95  # of JPEG and WebP
 CHUNK = "kgcli"
 PARAMETERS = "parameters"
-PACKAGES = ("torch", "diffusers", "transformers", "peft", "opencv-python-headless", "pillow")
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "bitsandbytes", "opencv-python-headless", "pillow")
 A1111_SAMPLERS = {
     "dpm++": "DPM++ 2M",
     "ddim": "DDIM",
@@ -43,7 +43,7 @@ _UNICODE = b"UNICODE\0"  # EXIF's mark of the encoding of a UserComment
 Metadata = dict[str, Any]
 
 
-def describe(request: Request, model: ModelFolder, device: str, dtype: str) -> Metadata:
+def describe(request: Request, model: ModelFolder, device: str, dtype: str, quantize: str = "none") -> Metadata:
     """All that is needed to draw the same picture again, without paths of the user's."""
     settings = request.settings
     return {
@@ -63,6 +63,7 @@ def describe(request: Request, model: ModelFolder, device: str, dtype: str) -> M
         "adapters": _describe_adapters(request.adapters),
         "device": device,
         "dtype": dtype,
+        "quantize": quantize,
         "versions": {"python": platform.python_version(), **_package_versions()},
     }
 

@@ -28,6 +28,7 @@ from kgcli.inputs import PictureLike, PromptLike, read_negatives, read_prompts
 from kgcli.model.diffusion import Diffusion
 from kgcli.model.kosmosg import KosmosG
 from kgcli.modelfolder import ModelFolder, open_model
+from kgcli.quantization import check_quantize
 from kgcli.samplers import make_scheduler
 
 MAX_BATCH = 16  # pictures drawn at once; a longer batch goes in pieces
@@ -55,6 +56,7 @@ class KosmosGPipeline:
         *,
         decoder: str | Path | None = None,
         torch_dtype: torch.dtype = torch.float32,
+        quantize: str = "none",
         variant: str | None = None,
         device: str | torch.device = "cpu",
         local_files_only: bool = False,
@@ -62,14 +64,16 @@ class KosmosGPipeline:
         """The pipeline of a model folder or Hub id, or of the small model that ships with the package.
 
         `decoder` is a diffusers folder or Hub id of the Stable Diffusion v1 family, or one .safetensors file.
+        `quantize` (8bit, 4bit) holds the MLLM's linear layers in few bits.
 
-        Raises: MissingError, IncompatibleError.
+        Raises: MissingError, IncompatibleError, UsageError.
         """
+        check_quantize(quantize, str(device))
         if not isinstance(model, ModelFolder):
             model = open_model(
                 None if model is None else str(model), None if decoder is None else str(decoder), local_files_only
             )
-        kosmosg = KosmosG.from_pretrained(model.path, device=device, dtype=torch_dtype)
+        kosmosg = KosmosG.from_pretrained(model.path, device=device, dtype=torch_dtype, quantize=quantize)
         diffusion = Diffusion.load(
             model.decoder,
             dtype=torch_dtype,

@@ -58,6 +58,7 @@ class _Record(BaseModel):
     model: _Input
     decoder: _Input
     dtype: str
+    quantize: str = "none"  # pictures of earlier versions do not say
     adapters: list[_Adapter] = []
 
 
@@ -67,6 +68,7 @@ class Replay:
 
     line: dict[str, Any]
     dtype: str
+    quantize: str
     adapters: Adapters
 
 
@@ -100,10 +102,10 @@ def read_replay(
     _check_model(source, record, model, chosen)
     found = iter([_find_input(source, wanted, images) for wanted in record.images])
     parts = tuple(replace(p, path=str(next(found))) if isinstance(p, ImageRef) else p for p in prompt.parts)
-    line = record.model_dump(exclude={"images", "model", "decoder", "dtype", "adapters"})
+    line = record.model_dump(exclude={"images", "model", "decoder", "dtype", "quantize", "adapters"})
     line["negative_prompt"] = Prompt(parts=(record.negative_prompt,)).format() if record.negative_prompt else None
     adapters = _find_adapters(source, record, images, controlnet_models, map_models) if with_adapters else Adapters()
-    return Replay({**line, "prompt": Prompt(parts=parts).format()}, record.dtype, adapters)
+    return Replay({**line, "prompt": Prompt(parts=parts).format()}, record.dtype, record.quantize, adapters)
 
 
 def _check_model(source: Path, record: _Record, model: ModelFolder, chosen: bool) -> None:

@@ -15,7 +15,7 @@ FILES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.r
 ROOMS = [
     {"errors"},
     {"config"},
-    {"shipped", "checkpoint", "optim", "samplers"},
+    {"shipped", "checkpoint", "optim", "samplers", "quantization"},
     {"data", "model"},
     {"modelfolder", "sampling", "controlmaps", "evaluation.judges", "evaluation.intervals"},
     {"adapters", "inputs", "encoder", "evaluation.evaluators"},
@@ -41,6 +41,7 @@ LIGHT = (
     "adapters",
     "request",
     "inputs",
+    "quantization",
     "metadata",
     "output",
     "replay",

@@ -37,11 +37,18 @@ def _draw(plan: Plan, flags: DrawFlags) -> None:
     from kgcli import engine  # torch loads here, after all is known to be sound
 
     dtype = plan.dtype if flags.dtype == "auto" else flags.dtype
-    model = engine.load(plan.model, device=flags.device, dtype=dtype, offload=flags.offload, offline=flags.offline)
+    model = engine.load(
+        plan.model,
+        device=flags.device,
+        dtype=dtype,
+        offload=flags.offload,
+        quantize=plan.quantize,
+        offline=flags.offline,
+    )
     with progress(plan, flags) as on_step:
         drawn = engine.generate(model, [job.request for job in plan.jobs], on_step)
         for job, (request, image) in zip(plan.jobs, drawn, strict=True):
-            metadata = describe(request, plan.model, model.device, model.dtype)
+            metadata = describe(request, plan.model, model.device, model.dtype, plan.quantize)
             try:
                 write_picture(job.path, image, None if flags.no_metadata else metadata)
             except OutputError as error:

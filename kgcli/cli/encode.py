@@ -22,6 +22,7 @@ def encode(
     model: Annotated[str | None, typer.Option("--model", help="Model folder or Hub id.", show_default=False)] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, float16, bfloat16.")] = "auto",
+    quantize: Annotated[str, typer.Option("--quantize", help="none, 8bit or 4bit (kgcli[quant]).")] = "none",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Fetch nothing.")] = False,
@@ -33,16 +34,18 @@ def encode(
     from kgcli.errors import UsageError
     from kgcli.modelfolder import open_model
     from kgcli.output import check_writable
+    from kgcli.quantization import check_quantize
     from kgcli.request import make_request
 
     if out.suffix != ".safetensors":
         raise UsageError(f"--out {out} does not end in .safetensors")
     if out.is_file() and not overwrite:
         raise UsageError(f"{out} is there already; give --overwrite or another --out")
+    check_quantize(quantize, device)
     folder = open_model(model, offline=offline, with_decoder=False)
     request = make_request(folder, prompt, images=images or [], negative_prompt=negative_prompt)
     check_writable(out)
     from kgcli import engine  # torch loads here, after all is known to be sound
 
-    shapes = engine.encode(folder, request, out, device=device, dtype=dtype)
+    shapes = engine.encode(folder, request, out, device=device, dtype=dtype, quantize=quantize)
     print(json.dumps({"path": str(out), **shapes}) if as_json else out)

@@ -69,6 +69,9 @@ class DrawFlags:
     offload: Annotated[
         str, _flag("--offload", help="Spare GPU memory: none, model or sequential (slowest and smallest).")
     ] = "none"
+    quantize: Annotated[
+        Text, _flag("--quantize", help="Hold the language model in few bits: none, 8bit or 4bit (kgcli[quant]).")
+    ] = None
     images: Annotated[
         list[str] | None, _flag("--image", help="Picture for <image:-1>, the next for <image:-2>, ...")
     ] = None

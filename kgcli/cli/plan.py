@@ -19,6 +19,7 @@ from kgcli.errors import KgError, MissingError, UsageError
 from kgcli.metadata import sidecar
 from kgcli.modelfolder import ModelFolder, open_model
 from kgcli.output import OutputError, OutputPlan, check_writable
+from kgcli.quantization import check_quantize
 from kgcli.replay import read_replay
 from kgcli.request import Request, Settings, make_request, random_seed
 
@@ -44,6 +45,7 @@ class Plan:
     failures: list[tuple[str, KgError]] = field(default_factory=list)  # (which line, why)
     paths: set[Path] = field(default_factory=set)
     dtype: str = "auto"
+    quantize: str = "none"
     adapters: Adapters = Adapters()
 
 
@@ -77,8 +79,9 @@ def plan_prompt(prompt: str | None, flags: DrawFlags) -> Plan:
         raise UsageError("--overwrite and --skip-existing exclude each other")
     if flags.offload not in OFFLOADS:
         raise UsageError(f"--offload is {flags.offload}; it must be one of {', '.join(OFFLOADS)}")
+    check_quantize(flags.quantize or "none", flags.device)
     _settings(flags).check()
-    plan = Plan(open_model(flags.model, flags.decoder, flags.offline))
+    plan = Plan(open_model(flags.model, flags.decoder, flags.offline), quantize=flags.quantize or "none")
     if flags.from_ is not None:
         return _plan_replay(plan, flags, Path(flags.from_))
     plan.adapters = _adapters(plan.model, flags)
@@ -100,6 +103,9 @@ def _plan_replay(plan: Plan, flags: DrawFlags, source: Path) -> Plan:
         with_adapters=not given,
     )
     plan.dtype = replay.dtype
+    if flags.quantize is None:
+        check_quantize(replay.quantize, flags.device)
+        plan.quantize = replay.quantize
     plan.adapters = _adapters(plan.model, flags) if given else replay.adapters
     record = {name: value for name, value in _given(flags).items() if value is not None}
     line = Line(**{**replay.line, **record})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -28,16 +28,25 @@ def read_weights(
     Raises:
         MissingError: a file is not there or is damaged.
     """
-    weights: dict[str, Tensor] = {}
+    return dict(iter_weights(path, device=device, dtype=dtype))
+
+
+def iter_weights(
+    path: Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors as of `read_weights`, one at a time.
+
+    Raises:
+        MissingError: a file is not there or is damaged.
+    """
     for shard in _shards(path):
         try:
             with safe_open(shard, framework="pt", device=str(device)) as file:
                 for name in file.keys():  # noqa: SIM118 (not a dict)
                     tensor = file.get_tensor(name)
-                    weights[name] = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+                    yield name, tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
         except (SafetensorError, OSError) as error:
             raise MissingError(f"{shard} is damaged ({error}); fetch or copy it again") from None
-    return weights
 
 
 def assign_weights(
