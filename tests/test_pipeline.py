@@ -125,6 +125,19 @@ def test_the_published_solver_ends_at_its_own_noise_level():
     assert float(scheduler.sigmas[-1]) == pytest.approx(0.0292, abs=1e-4)
 
 
+def test_the_protocols_samplers_are_the_same_for_every_decoder():
+    other = {**SD15_SCHEDULER, "final_sigmas_type": "zero", "timestep_spacing": "trailing", "steps_offset": 0}
+    scheduler = make_scheduler("dpm++-sigma-min", other)
+    scheduler.set_timesteps(100)
+    assert scheduler.config.timestep_spacing == "linspace" and scheduler.config.solver_order == 2
+    assert float(scheduler.sigmas[-1]) == pytest.approx(0.0292, abs=1e-4)
+    followed = make_scheduler("dpm++", other)
+    followed.set_timesteps(100)
+    assert float(followed.sigmas[-1]) == 0.0
+    leading = make_scheduler("ddim-leading", {**other, "set_alpha_to_one": True}).config
+    assert (leading.timestep_spacing, leading.steps_offset, leading.set_alpha_to_one) == ("leading", 1, False)
+
+
 @pytest.mark.parametrize("name", ["ddim", "dpm++", "euler", "unipc", "lcm"])
 def test_the_decoders_own_noise_schedule_is_honoured(name):
     config = {
