@@ -193,7 +193,9 @@ def _all_facts(presets: Sequence[DistributionExtractor], clip: TextExtractor | N
 
 
 def _random_notes(facts: Sequence[Mapping[str, Any]]) -> list[str]:
-    names = dict.fromkeys(one["extractor"] for one in facts if str(one.get("weights_sha256", "")).startswith("random"))
+    names = dict.fromkeys(
+        one.get("extractor", "an extractor") for one in facts if str(one.get("weights_sha256", "")).startswith("random")
+    )
     return [f"The weights of {name} are random: its numbers mean nothing." for name in names]
 
 
