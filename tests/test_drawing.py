@@ -62,23 +62,25 @@ def kill_at(process, run, num):
     until = time.monotonic() + DEADLINE
     while process.poll() is None and num_pictures(run) < num:
         assert time.monotonic() < until
-        time.sleep(0.002)
+        time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
-    return process.wait() == -signal.SIGKILL
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
 
 
 # ---------------------------------------------------------------- killed and shared out
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_five_points_ends_as_one_that_was_not(tmp_path, data, own):
-    asked = ("dreambench", "--data", data, "--only", "draw", "--method", own)
+    asked = ("dreambench", "--data", data, "--only", "draw", "--method", own, "-n", "1")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     end(start_process(*asked, "-o", whole))
-    points = sorted(random.Random(0).sample(range(1, 2800), 5))
+    points = sorted(random.Random(0).sample(range(1, 700), 5))
     kills = [kill_at(start_process(*asked, "-o", killed), killed, num) for num in points]
-    assert sum(kills) >= 4 and num_pictures(killed) < 3000  # a fast machine may be past one of them
+    assert sum(kills) >= 4 and num_pictures(killed) < 750  # a fast machine may be past one of them
     end(start_process(*asked, "-o", killed))
-    assert contents(killed) == contents(whole) and len(contents(whole)) == 3002
+    assert contents(killed) == contents(whole) and len(contents(whole)) == 752
 
 
 def test_a_run_killed_before_its_plan_was_whole_starts_anew(kg, tmp_path, data):
@@ -91,7 +93,7 @@ def test_a_run_killed_before_its_plan_was_whole_starts_anew(kg, tmp_path, data):
 
 
 def test_two_processes_draw_what_one_draws_and_learn_each_subject_once(tmp_path, data, own):
-    asked = ("dreambench", "--data", data, "--only", "draw", "--method", own, *FEW)
+    asked = ("dreambench", "--data", data, "--only", "draw", "--method", own, "--device", "cpu", *FEW)
     end(start_process(*asked, "-o", tmp_path / "one"))
     two = [
         start_process(*asked, "-o", tmp_path / "two", RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
@@ -154,7 +156,7 @@ def test_kosmosg_goes_on_where_it_stopped(kg, tmp_path, data, tiny_model):
 
 def test_two_pictures_are_read_and_the_decoder_alone_reads_words(kg, tmp_path, data):
     """The model that ships brings the text encoder that `sd` needs."""
-    plan = multi_plan(open_dreambench(data), DreamBenchAsk(subjects=("backpack", "candle", "cat"), num_images=1), {})
+    plan = multi_plan(open_dreambench(data), DreamBenchAsk(num_images=1), {})
     options = MethodOptions(device="cpu", num_steps=1)
     items = plan.items[:2]
     drawn = {name: make(name, options).draw(items, data, tmp_path) for name in ("kosmosg", "sd")}

@@ -1,5 +1,3 @@
-import dataclasses
-
 import pytest
 from benchmark_data import write_dreambench
 
@@ -123,6 +121,6 @@ def test_what_is_wrong_with_the_data_is_said_in_one_message(tmp_path, spoil, wor
     ("fields", "words"),
     [({"noise": "pink"}, "--noise"), ({"num_images": 0}, "--num-images"), ({"subjects": ("cow",)}, "no cow")],
 )
-def test_wrong_choices_are_refused(fields, words):
+def test_wrong_choices_are_refused(data, fields, words):
     with pytest.raises(UsageError, match=words):
-        dataclasses.replace(DreamBenchAsk(), **fields)
+        single_plan(data, DreamBenchAsk(**fields), {})

@@ -73,6 +73,9 @@ def dreambench(
     class_noun: Annotated[bool, _flag("--class-noun", help="Keep the class noun in the input text.")] = False,
     num_images: Annotated[int, _flag("-n", "--num-images", help="Pictures per prompt; the paper's: 4.")] = 4,
     subjects: Annotated[str, _flag("--subjects", metavar="A,B,...", help="Some of the subjects only.")] = "",
+    masks: Annotated[
+        Path | None, _flag("--masks", help="Score without backgrounds, too: PNG masks in data/ and images/.")
+    ] = None,
     *,
     flags: BenchFlags,
 ) -> None:
@@ -85,7 +88,7 @@ def dreambench(
 
     names = tuple(name.strip() for name in subjects.split(",") if name.strip())
     ask = DreamBenchAsk(seed=flags.seed, noise=noise, class_noun=class_noun, num_images=num_images, subjects=names)
-    _run(flags, suite=DREAMBENCH_SUITES.get(suite, suite), ask=ask)
+    _run(flags, _suite(suite, DREAMBENCH_SUITES), {"masks": masks}, ask=ask)
 
 
 @takes_flags(BenchFlags)
@@ -95,6 +98,12 @@ def coco(
         "published"
     ),
     num: Annotated[int | None, _flag("--num", help="Captions; the paper's: 30000.")] = None,
+    preset: Annotated[
+        list[str] | None, _flag("--preset", help="Of FID: kosmosg, kosmosg-rescore, clean, legacy256; repeatable.")
+    ] = None,
+    real: Annotated[Path | None, _flag("--real", help="Real pictures; default: val2014/ of --data.")] = None,
+    clip_score: Annotated[bool, _flag("--clip-score", help="Compare pictures with their captions, too.")] = False,
+    cmmd: Annotated[bool, _flag("--cmmd", help="CMMD, too.")] = False,
     *,
     flags: BenchFlags,
 ) -> None:
@@ -104,23 +113,36 @@ def coco(
     """
     from kgcli.evaluation.dreambench import DreamBenchAsk
 
-    _run(flags, suite=COCO_SUITES.get(suite, suite), ask=DreamBenchAsk(seed=flags.seed), captions=captions, num=num)
+    scoring = {"presets": tuple(preset or ("kosmosg",)), "real": real, "clip_score": clip_score, "cmmd": cmmd}
+    ask = DreamBenchAsk(seed=flags.seed)
+    _run(flags, _suite(suite, COCO_SUITES), scoring, ask=ask, captions=captions, num=num)
 
 
-def _run(flags: BenchFlags, **asked: Any) -> None:
+def _suite(name: str, known: dict[str, str]) -> str:
+    """The suite's name in plans. Raises: UsageError."""
+    from kgcli.errors import UsageError
+
+    if name not in known:
+        raise UsageError(f"--suite is {name}; it must be {' or '.join(known)}")
+    return known[name]
+
+
+def _run(flags: BenchFlags, suite: str, scoring: dict[str, Any], **asked: Any) -> None:
     """Run a benchmark and print its run folder."""
     from kgcli.cli.logs import set_up_logs
     from kgcli.evaluation.benchmark import run_benchmark
 
     set_up_logs(quiet=flags.quiet, offline=flags.offline)
-    typer.echo(run_benchmark(_bench(flags, **asked)).path)
+    run = run_benchmark(_bench(flags, suite=suite, scoring=scoring, **asked))
+    typer.echo(run.path)
 
 
-def _bench(flags: BenchFlags, **asked: Any) -> Bench:
+def _bench(flags: BenchFlags, scoring: dict[str, Any], **asked: Any) -> Bench:
     """The flags as what is asked of a benchmark. Raises: UsageError."""
     from kgcli.errors import UsageError
     from kgcli.evaluation.benchmark import Bench
     from kgcli.evaluation.methods.base import MethodOptions
+    from kgcli.evaluation.suite_scoring import Scoring
 
     pairs = [(setting, *setting.partition("=")) for setting in flags.settings or []]
     for setting, name, equals, _ in pairs:
@@ -149,6 +171,6 @@ def _bench(flags: BenchFlags, **asked: Any) -> Bench:
         only=flags.only,
         engine=flags.engine,
         num_workers=flags.workers,
-        weights=flags.weights,
+        scoring=Scoring(weights=flags.weights, offline=flags.offline, device=flags.device, **scoring),
         **asked,
     )

@@ -27,6 +27,7 @@ from kgcli.evaluation.methods.table import make, source_facts
 from kgcli.evaluation.nano_data import coco_data, dreambench_data
 from kgcli.evaluation.ray_engine import check_ray, draw_with_ray
 from kgcli.evaluation.runs import PLAN, Plan, RunFolder
+from kgcli.evaluation.suite_scoring import Scoring, get_ready, score_run
 from kgcli.evaluation.weightfiles import cache_folder
 
 STEPS = ("draw", "score")
@@ -48,7 +49,7 @@ class Bench:
     only: str | None = None  # draw or score
     engine: str = "local"
     num_workers: int = 1
-    weights: Path | None = None
+    scoring: Scoring = Scoring()
     ask: DreamBenchAsk = DreamBenchAsk()
     captions: str = "published"
     num: int | None = None  # captions
@@ -81,13 +82,17 @@ def run_benchmark(bench: Bench) -> RunFolder:
     shard = environment_shard() if bench.engine == "local" else (0, 1)
     if bench.only == "score" and bench.images is None:
         run = RunFolder.open(bench.out)
+        ready = get_ready(run.plan.suite, bench.data or _known_data(run), bench.scoring)
     else:
+        ready = None if bench.only == "draw" else get_ready(bench.suite, bench.data, bench.scoring)
         run = _draw(bench, shard)
     if shard[0] > 0:
         return run
     if bench.only != "score" and shard[1] > 1:
         wait_for_pictures(run)
     finish(run)
+    if ready is not None:
+        score_run(run, ready)
     return run
 
 
@@ -125,6 +130,10 @@ def _draw(bench: Bench, shard: tuple[int, int]) -> RunFolder:
     else:
         draw_run(run, method, shard)
     return run
+
+
+def _known_data(run: RunFolder) -> Path | None:
+    return Path(run.plan.data) if run.plan.data else None
 
 
 def _start(out: Path, plan: Plan, shard: tuple[int, int]) -> RunFolder:

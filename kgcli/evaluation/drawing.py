@@ -53,7 +53,7 @@ def draw_run(run: RunFolder, method: Method, shard: tuple[int, int] = (0, 1)) ->
     by_subject: dict[str, list[Item]] = {}
     for item in run.plan.items:
         by_subject.setdefault(item.subject, []).append(item)
-    progress = _Progress(sum(len(unit) for unit in units))
+    progress = Progress("pictures drawn", sum(len(unit) for unit in units))
     prepared: set[str] = set()
     for unit in units:
         missing = [item for item in unit if not (run.path / item.path).is_file()]
@@ -155,11 +155,12 @@ def _prepare(run: RunFolder, method: Method, subject: str, items: Sequence[Item]
         method.prepare(subject, items, data, run.path / SUBJECTS / subject)
 
 
-class _Progress:
-    """How far a shard has come, on stderr, now and then."""
+class Progress:
+    """How far a process has come, on stderr, now and then."""
 
-    def __init__(self, total: int) -> None:
-        self.total, self.done, self.said = total, 0, time.monotonic()
+    def __init__(self, what: str, total: int | None = None) -> None:
+        self.what, self.total = what, total
+        self.done, self.said = 0, time.monotonic()
 
     def add(self, num: int) -> None:
         """So many more."""
@@ -167,4 +168,5 @@ class _Progress:
         now = time.monotonic()
         if now - self.said >= REPORT_SECONDS:
             self.said = now
-            print(f"{self.done} of {self.total} pictures", file=sys.stderr, flush=True)
+            of = "" if self.total is None else f" of {self.total}"
+            print(f"{self.done}{of} {self.what}", file=sys.stderr, flush=True)

@@ -51,19 +51,21 @@ def score_subjects(
     references: Mapping[str, SubjectPhotos],
     extractors: Extractors,
     *,
+    data: Path | None = None,
     out: Path | None = None,
     masks: Alteration | None = None,
     progress: Progress | None = None,
 ) -> Scores:
     """Score the pictures of a plan in a folder, and write scores.json and tables into `out`, or into the folder.
 
-    Vectors are kept in `features` there: scoring that was killed goes on where it was.
+    Vectors are kept in `features` there: scoring that was killed goes on where it was. `data` is where the photos
+    are, where that is not the plan's own folder.
 
     Raises: MissingError where pictures or photos are missing; UsageError where references do not fit.
     """
     out = out or folder
     _check_pictures(folder, plan.items)
-    scorer = SubjectScorer(plan.items, Path(plan.data), references, FeatureCache(out / FOLDER, progress))
+    scorer = SubjectScorer(plan.items, data or Path(plan.data), references, FeatureCache(out / FOLDER, progress))
     found = scorer(folder, extractors, masks)
     measures = MEASURES + (MASKED if masks is not None else ())
     names = [one.name for one in measures]

@@ -1,0 +1,302 @@
+import csv
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from kgcli.errors import MissingError, UsageError
+from kgcli.evaluation.comparison import compare
+from kgcli.evaluation.distribution import DistributionExtractor
+from kgcli.evaluation.extractors import Extractors
+from kgcli.evaluation.frechet import Moments, Reference
+from kgcli.evaluation.masks import masks_from_files, masks_from_segmenter, on_white
+from kgcli.evaluation.runs import Item, Plan
+from kgcli.evaluation.scores import Scores
+from kgcli.evaluation.scoring_runs import RealPictures, score_distribution, score_subjects
+from kgcli.evaluation.subjects import SubjectPhotos
+
+SUBJECTS = {"cat": ("live", "orange"), "dog": ("live", "brown"), "can": ("object", "blue")}
+PROMPTS = (("on the beach", "context"), ("in a hat", "accessory"))
+
+
+class Colours:
+    """Looks: each picture is its histogram of colours. Words: those of a few colours. No network, real numbers."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.num_seen = 0
+
+    def facts(self):
+        return {"extractor": self.name, "architecture": "64 colours", "weights_sha256": "none"}
+
+    def pictures(self, pictures):
+        self.num_seen += len(pictures)
+        rows = []
+        for picture in pictures:
+            bins = (np.asarray(picture) // 64).astype(int) @ [16, 4, 1]
+            rows.append(np.bincount(bins.ravel(), minlength=64) + 1.0)
+        return _unit(rows)
+
+    def texts(self, texts):
+        return self.pictures([Image.new("RGB", (4, 4), SUBJECTS[text.split()[1]][1]) for text in texts])
+
+
+def _unit(rows):
+    rows = np.array(rows, np.float64)
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def draw(colour, seed, size=24) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    image = Image.fromarray(rng.integers(190, 256, (size, size, 3), np.uint8))
+    left, top = rng.integers(0, size // 2, 2)
+    ImageDraw.Draw(image).rectangle((left, top, left + size // 2, top + size // 2), fill=colour)
+    return image
+
+
+def build_run(root, *, copying=False, images=2) -> tuple[Plan, dict[str, SubjectPhotos]]:
+    """Photos of three subjects, and pictures that are of them or copies of the input."""
+    references, items = {}, []
+    for place, (subject, (category, colour)) in enumerate(SUBJECTS.items()):
+        (root / "data" / subject).mkdir(parents=True)
+        for number in range(3):
+            draw(colour, 10 * place + number).save(root / "data" / subject / f"{number}.png")
+        photos = tuple(f"{subject}/{number}.png" for number in range(3))
+        references[subject] = SubjectPhotos(photos, photos[1])
+        for prompt, (where, kind) in enumerate(PROMPTS):
+            for image in range(images):
+                item = Item(
+                    path=f"images/{subject}/{prompt:02d}_{image}.png",
+                    unit=f"{subject}/{prompt}",
+                    subject=subject,
+                    prompt=prompt,
+                    image=image,
+                    input_text=f"<image> {where}",
+                    scored_text=f"a {subject} {where}",
+                    inputs=(photos[1],),
+                    seed=0,
+                    category=category,
+                    kind=kind,
+                )
+                items.append(item)
+                target = root / "run" / item.path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if copying:
+                    shutil.copy(root / "data" / photos[1], target)
+                else:
+                    draw(colour, 1000 + len(items)).save(target)
+    plan = Plan(
+        suite="nano-test", protocol={"steps": 2}, method={"name": "m"}, data=str(root / "data"), items=tuple(items)
+    )
+    return plan, references
+
+
+@pytest.fixture
+def extractors() -> Extractors:
+    return Extractors(Colours("dino"), Colours("clip"))
+
+
+def cosine(a, b):
+    a, b = (np.asarray(Colours("x").pictures([one])[0], float) for one in (a, b))
+    return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+
+def test_numbers_are_the_cosines_of_their_definitions(tmp_path, extractors):
+    plan, references = build_run(tmp_path)
+    scores = score_subjects(tmp_path / "run", plan, references, extractors)
+    one = scores.pictures[0]
+    drawn = Image.open(tmp_path / "run" / one.path)
+    photos = [cosine(drawn, Image.open(tmp_path / "data" / name)) for name in references["cat"].photos]
+    assert one.values["dino_input"] == pytest.approx(photos[1], abs=1e-6)
+    assert one.values["dino_all"] == pytest.approx(np.mean(photos), abs=1e-6)
+    assert one.values["dino_others"] == pytest.approx((photos[0] + photos[2]) / 2, abs=1e-6)
+    assert one.values["clip_t"] == pytest.approx(cosine(drawn, Image.new("RGB", (4, 4), "orange")), abs=1e-6)
+    of_subjects = [scores.find("dino_input", group=f"subject:{name}").value for name in SUBJECTS]
+    assert scores.find("dino_input").value == pytest.approx(np.mean(of_subjects))
+    assert scores.find("dino_input").num_subjects == 3 and scores.find("dino_input").num_pictures == 12
+    assert scores.find("clip_t", group="category:live").num_subjects == 2
+    assert scores.find("clip_t", group="kind:accessory").num_pictures == 6
+    assert scores.find("dino_input").low < scores.find("dino_input").value < scores.find("dino_input").high
+
+
+def test_a_method_that_copies_scores_as_the_copy_row_and_is_found_out(tmp_path, extractors):
+    plan, references = build_run(tmp_path, copying=True)
+    scores = score_subjects(tmp_path / "run", plan, references, extractors)
+    assert scores.find("dino_input").value == pytest.approx(1.0)
+    assert scores.find("copied").value == scores.find("copied", "copy-input").value == 1.0
+    for measure in ("dino_input", "dino_all", "dino_others", "clip_i_all", "clip_t"):
+        copied = scores.find(measure, "copy-input").value
+        assert scores.find(measure).value == pytest.approx(copied, abs=1e-12)
+
+
+def test_the_oracle_compares_no_photo_with_itself(tmp_path, extractors):
+    plan, references = build_run(tmp_path)
+    scores = score_subjects(tmp_path / "run", plan, references, extractors)
+    photos = [Image.open(tmp_path / "data" / name) for name in references["can"].photos]
+    pairs = [cosine(photos[i], photos[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert scores.find("dino_all", "oracle", "subject:can").value == pytest.approx(np.mean(pairs), abs=1e-6)
+    expected = (pairs[0] + pairs[2]) / 2
+    assert scores.find("dino_input", "oracle", "subject:can").value == pytest.approx(expected, abs=1e-6)
+    assert scores.find("dino_all", "oracle").num_pictures == 9
+    with pytest.raises(KeyError):
+        scores.find("clip_t", "oracle")
+
+
+def test_scoring_that_was_killed_goes_on_and_leaves_the_same_bytes(tmp_path, extractors):
+    plan, references = build_run(tmp_path)
+    run = tmp_path / "run"
+    score_subjects(run, plan, references, extractors, out=tmp_path / "whole")
+
+    class Dying(Colours):
+        def pictures(self, pictures):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score_subjects(run, plan, references, Extractors(extractors.dino, Dying("clip")), out=tmp_path / "killed")
+    assert not (tmp_path / "killed" / "scores.json").exists()
+    damaged = next((tmp_path / "killed" / "features").glob("dino-*.npy"))
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    again = Extractors(Colours("dino"), Colours("clip"))
+    score_subjects(run, plan, references, again, out=tmp_path / "killed")
+    assert 0 < again.dino.num_seen < 12 + 9  # the block that was whole is not looked at again
+    for name in ("scores.json", "scores.csv", "pictures.csv", "scores.md"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_picture_that_changed_is_looked_at_again(tmp_path, extractors):
+    plan, references = build_run(tmp_path)
+    before = score_subjects(tmp_path / "run", plan, references, extractors)
+    draw("green", 7).save(tmp_path / "run" / plan.items[0].path)
+    after = score_subjects(tmp_path / "run", plan, references, extractors)
+    assert after.pictures[0].values != before.pictures[0].values
+    assert after.pictures[1:] == before.pictures[1:]
+
+
+def test_a_run_that_is_not_whole_is_not_scored(tmp_path, extractors):
+    plan, references = build_run(tmp_path)
+    (tmp_path / "run" / plan.items[3].path).unlink()
+    with pytest.raises(MissingError, match="1 of 12 pictures"):
+        score_subjects(tmp_path / "run", plan, references, extractors)
+    assert extractors.dino.num_seen == 0
+
+
+def test_references_that_do_not_fit_are_refused(tmp_path, extractors):
+    plan, references = build_run(tmp_path)
+    with pytest.raises(UsageError, match="no real photos of the subject can"):
+        score_subjects(tmp_path / "run", plan, {k: references[k] for k in ("cat", "dog")}, extractors)
+    wrong = {**references, "can": replace(references["can"], input="can/9.png")}
+    with pytest.raises(UsageError, match="none of the subject's photos"):
+        score_subjects(tmp_path / "run", plan, wrong, extractors)
+
+
+def test_one_photo_leaves_no_others(tmp_path, extractors):
+    plan, references = build_run(tmp_path)
+    alone = {name: SubjectPhotos((one.input,), one.input) for name, one in references.items()}
+    scores = score_subjects(tmp_path / "run", plan, alone, extractors)
+    assert "dino_others" not in scores.pictures[0].values
+    assert any("one photo alone" in note for note in scores.notes)
+
+
+def test_masks_take_the_background_away(tmp_path, extractors):
+    plan, references = build_run(tmp_path)
+    for folder in (tmp_path / "run" / "images", tmp_path / "data"):
+        for file in folder.rglob("*.png"):
+            mask = tmp_path / "masks" / file.relative_to(tmp_path)
+            mask.parent.mkdir(parents=True, exist_ok=True)
+            _dark(Image.open(file)).save(mask)
+    roots = {tmp_path / name: tmp_path / "masks" / name for name in ("run", "data")}
+    from_files = score_subjects(
+        tmp_path / "run", plan, references, extractors, masks=masks_from_files(roots), out=tmp_path / "a"
+    )
+    segmented = score_subjects(
+        tmp_path / "run", plan, references, extractors, masks=masks_from_segmenter(_dark, "dark"), out=tmp_path / "b"
+    )
+    value = from_files.find("dino_masked_input").value
+    assert value == segmented.find("dino_masked_input").value > from_files.find("dino_input").value
+    with pytest.raises(UsageError, match="empty"):
+        on_white(Image.new("RGB", (4, 4)), Image.new("L", (4, 4)), "x")
+    with pytest.raises(UsageError, match="other protocols"):
+        compare(from_files, segmented)
+
+
+def _dark(picture):
+    return Image.fromarray((np.asarray(picture.convert("RGB")).min(axis=2) < 180).astype(np.uint8) * 255)
+
+
+def test_tables_say_what_the_scores_say(tmp_path, extractors):
+    plan, references = build_run(tmp_path)
+    scores = score_subjects(tmp_path / "run", plan, references, extractors)
+    assert Scores.read(tmp_path / "run").to_json() == scores.to_json()
+    with (tmp_path / "run" / "scores.csv").open() as file:
+        lines = {(one["measure"], one["row"], one["group"]): float(one["value"]) for one in csv.DictReader(file)}
+    assert lines["dino_all", "oracle", "all"] == scores.find("dino_all", "oracle").value
+    with (tmp_path / "run" / "pictures.csv").open() as file:
+        assert float(list(csv.DictReader(file))[5]["clip_t"]) == scores.pictures[5].values["clip_t"]
+    text = (tmp_path / "run" / "scores.md").read_text()
+    assert f"| cat | {scores.find('dino_input', group='subject:cat').value:.3f} |" in text
+    assert "| copy-input | oracle |" in text and "+- " in text
+
+
+def test_scores_hold_no_paths_of_this_machine_but_the_plans_own(tmp_path, extractors):
+    plan, references = build_run(tmp_path)
+    moved = replace(plan, data="photos")
+    scores = score_subjects(tmp_path / "run", moved, references, extractors, data=tmp_path / "data")
+    assert str(tmp_path) not in scores.to_json()
+    json.loads(scores.to_json())
+
+
+def test_two_runs_are_compared_over_subjects(tmp_path, extractors):
+    runs = {}
+    for name, copying in (("a", True), ("b", False)):
+        plan, references = build_run(tmp_path / name, copying=copying)
+        runs[name] = score_subjects(
+            tmp_path / name / "run", replace(plan, data=""), references, extractors, data=tmp_path / name / "data"
+        )
+    found = {one.measure.name: one for one in compare(runs["a"], runs["b"])}
+    assert found["dino_input"].paired.difference.value == pytest.approx(found["dino_input"].a - found["dino_input"].b)
+    assert found["dino_input"].paired.difference.num == 3
+    other = replace(runs["b"], protocol={**runs["b"].protocol, "steps": 3})
+    with pytest.raises(UsageError, match=r"other protocols \(steps\)"):
+        compare(runs["a"], other)
+    with pytest.raises(UsageError, match="nano-test and coco"):
+        compare(runs["a"], replace(runs["b"], suite="coco"))
+
+
+def test_a_distribution_is_scored_by_every_preset(tmp_path):
+    plan, _ = build_run(tmp_path, images=5)
+    reals = [tmp_path / "real" / f"{number}.png" for number in range(80)]
+    reals[0].parent.mkdir()
+    for number, file in enumerate(reals):
+        draw(("orange", "blue")[number % 2], number).save(file)
+    clip, looks = Colours("clip"), Colours("looks")
+    real = RealPictures(files=reals, cache=tmp_path / "cache", num_reference=30)
+    presets = [DistributionExtractor("nano", looks, looks)]
+    scores = score_distribution(tmp_path / "run", plan, real, presets, clip=clip, with_cmmd=True)
+    features = [
+        Colours("x").pictures([Image.open(file) for file in files])
+        for files in (reals, [tmp_path / "run" / one.path for one in plan.items])
+    ]
+    expected = Reference(Moments.of(features[0])).distance(Moments.of(features[1]))
+    assert scores.find("fid_nano").value == pytest.approx(expected, rel=1e-6)
+    for measure in ("fid_infinity", "kid", "kid_sd", "precision", "recall", "density", "coverage"):
+        assert np.isfinite(scores.find(f"{measure}_nano").value)
+    assert scores.find("cmmd").value > 0 and 0 < scores.find("clip_t").value < 1
+    assert scores.find("clip_t").low is not None and not scores.notes
+
+    seen = looks.num_seen
+    again = score_distribution(tmp_path / "run", plan, real, presets, clip=clip, with_cmmd=True)
+    assert again == scores and looks.num_seen == seen  # all from the caches
+    assert {one.suffix for one in (tmp_path / "cache").iterdir()} == {".npz"}
+    short = score_distribution(tmp_path / "run", plan, replace(real, num_reference=30_000), presets)
+    assert any("of 30 pictures, the published ones of 30000" in note for note in short.notes)
+
+
+def test_a_set_of_one_is_no_distribution(tmp_path):
+    plan, _ = build_run(tmp_path)
+    looks = Colours("looks")
+    real = RealPictures(files=[tmp_path / "data" / "cat" / "0.png"], cache=tmp_path / "cache")
+    with pytest.raises(UsageError, match="1 real pictures"):
+        score_distribution(tmp_path / "run", plan, real, [DistributionExtractor("nano", looks, looks)])

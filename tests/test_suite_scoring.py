@@ -1,0 +1,175 @@
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from benchmark_data import write_annotations, write_dreambench
+
+from kgcli.errors import MissingError, UsageError
+from kgcli.evaluation.drawing import draw_run, finish
+from kgcli.evaluation.dreambench import DreamBenchAsk, multi_plan, single_plan
+from kgcli.evaluation.dreambench_data import open_dreambench
+from kgcli.evaluation.methods.base import MethodOptions
+from kgcli.evaluation.methods.table import make
+from kgcli.evaluation.runs import RunFolder
+from kgcli.evaluation.suite_scoring import PRESET_WEIGHTS, Scoring, each_subject, get_ready
+
+DEADLINE = 120  # seconds
+SCORED = ("scores.json", "manifest.jsonl")
+# Scores a run as `score_run` does, by extractors that need no weights and take their time.
+SCORE = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from kgcli.evaluation.dreambench_data import input_photo, open_dreambench
+from kgcli.evaluation.extractors import Extractors
+from kgcli.evaluation.runs import RunFolder
+from kgcli.evaluation.scoring_runs import score_subjects
+from kgcli.evaluation.subjects import SubjectPhotos
+
+class Colours:
+    name = "colours"
+
+    def facts(self):
+        return {"extractor": self.name}
+
+    def pictures(self, pictures):
+        time.sleep(0.1)
+        rows = np.stack([np.asarray(picture.resize((4, 4)), np.float32).ravel() + 1 for picture in pictures])
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    def texts(self, texts):
+        rows = np.stack([np.random.default_rng(len(text)).normal(size=48).astype(np.float32) for text in texts])
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+run = RunFolder.open(Path(sys.argv[1]))
+photos = open_dreambench(Path(run.plan.data)).photos
+references = {name: SubjectPhotos(paths, input_photo(name)) for name, paths in photos.items()}
+score_subjects(run.path, run.plan, references, Extractors(dino=Colours(), clip=Colours()))
+"""
+# `kg` where the weights of CLIP may be any: real ones cannot be had in a test.
+KG = """
+import dataclasses, sys
+from kgcli.evaluation import weightfiles
+weightfiles.TABLE["clip"] = dataclasses.replace(weightfiles.TABLE["clip"], sha256="")
+from kgcli.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_dreambench(tmp_path_factory.mktemp("dreambench") / "dataset")
+
+
+def drawn(path, data):
+    """A run of copies, all of them there."""
+    plan = single_plan(open_dreambench(data), DreamBenchAsk(num_images=1), {"name": "copy-input"})
+    run = RunFolder.start(path, plan)
+    draw_run(run, make("copy-input", MethodOptions()))
+    finish(run)
+    return run.path
+
+
+def start_python(script, *args):
+    return subprocess.Popen([sys.executable, "-c", script, *map(str, args)], env=dict(os.environ))
+
+
+def kill_at(process, folder, num):
+    """Kill -9 a process as soon as so many files are there."""
+    until = time.monotonic() + DEADLINE
+    while process.poll() is None and sum(1 for _ in folder.glob("[!.]*")) < num:
+        assert time.monotonic() < until
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    return process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_scoring_killed_at_five_points_ends_as_one_that_was_not(tmp_path, data):
+    whole, killed = drawn(tmp_path / "whole", data), drawn(tmp_path / "killed", data)
+    assert start_python(SCORE, whole).wait(DEADLINE) == 0
+    num = sum(1 for _ in (whole / "features").glob("[!.]*"))
+    points = sorted(random.Random(0).choices(range(1, num), k=5))
+    kills = [kill_at(start_python(SCORE, killed), killed / "features", point) for point in points]
+    assert sum(kills) >= 4 and not (killed / "scores.json").exists()
+    assert start_python(SCORE, killed).wait(DEADLINE) == 0
+    for name in SCORED:
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_the_true_networks_score_what_the_command_drew(tmp_path, data):
+    """Of the true architectures, with weights that know nothing."""
+    import open_clip
+    import timm
+    import torch
+
+    from kgcli.evaluation.weightfiles import TABLE
+
+    torch.manual_seed(0)
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    dino = timm.create_model("vit_small_patch16_224.dino", pretrained=False, num_classes=0)
+    torch.save(dino.state_dict(), weights / TABLE["dino"].file)
+    clip = open_clip.create_model("ViT-B-32-quickgelu", pretrained=None)
+    torch.save(clip.state_dict(), weights / TABLE["clip"].file)
+    asked = ["eval", "dreambench", "--data", data, "--method", "copy-input", "--subjects", "dog,can", "-n", 1]
+    asked += ["--weights", weights, "--offline", "--device", "cpu"]
+    assert start_python(KG, *asked, "-o", tmp_path / "run").wait(600) == 0
+    assert start_python(KG, *asked, "-o", tmp_path / "two", "--only", "draw").wait(600) == 0
+    score = ["eval", "dreambench", "-o", tmp_path / "two", "--only", "score", *asked[-5:]]
+    assert start_python(KG, *score).wait(600) == 0
+    assert (tmp_path / "run" / "scores.json").read_bytes() == (tmp_path / "two" / "scores.json").read_bytes()
+
+    from kgcli.evaluation.scores import Scores
+
+    scores = Scores.read(tmp_path / "run")
+    assert scores.find("dino_input").value == pytest.approx(1.0, abs=1e-5)
+    assert scores.find("copied").value == 1.0 and scores.find("dino_input").num_pictures == 50
+
+
+def test_weights_are_looked_for_before_anything_is_drawn(kg, tmp_path, data, monkeypatch):
+    monkeypatch.setenv("KG_WEIGHTS", str(tmp_path / "none"))
+    ran = kg("eval", "dreambench", "--data", data, "--method", "copy-input", "-o", "run", "--offline")
+    assert ran.code == 3 and "dino_deitsmall16_pretrain.pth" in ran.err and "ViT-B-32.pt" in ran.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_scored_only_when_it_is_complete(kg, tmp_path, data):
+    ran = kg("eval", "dreambench", "--only", "score", "-o", "run")
+    assert ran.code == 3 and "holds no run" in ran.err
+
+
+def test_pictures_of_several_subjects_are_scored_for_each(data):
+    plan = multi_plan(open_dreambench(data), DreamBenchAsk(num_images=1), {})
+    each = each_subject(plan)
+    assert len(each.items) == 300 * 2 + 300 * 3 and len({item.subject for item in each.items}) == 30
+    assert all(item.inputs[0].startswith(f"{item.subject}/") for item in each.items)
+    single = single_plan(open_dreambench(data), DreamBenchAsk(num_images=1), {})
+    assert each_subject(single) == single
+
+
+def test_the_real_set_of_coco_is_whole_or_named(tmp_path):
+    write_annotations(tmp_path, 9)
+    with pytest.raises(MissingError, match="0 pictures in place of 40504"):
+        get_ready("coco", tmp_path, Scoring())
+    with pytest.raises(UsageError, match="--real"):
+        get_ready("coco", tmp_path, Scoring(real=tmp_path))
+
+
+def test_presets_are_those_of_the_networks():
+    from kgcli.evaluation.inception import PRESETS
+
+    assert {name: one.weights for name, one in PRESETS.items()} == PRESET_WEIGHTS
+    with pytest.raises(UsageError, match="--preset is best"):
+        Scoring(presets=("best",))
+
+
+def test_masks_are_a_folder():
+    with pytest.raises(UsageError, match="--masks"):
+        Scoring(masks=Path("nowhere"))
