@@ -12,6 +12,8 @@ from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation import nano_data, nano_judging, nano_suites
 from kgcli.evaluation.dreambench import DreamBenchAsk
 from kgcli.evaluation.judges import Judges
+from kgcli.evaluation.methods.base import MethodOptions
+from kgcli.evaluation.methods.world import Other
 from kgcli.evaluation.nano import SHIPPED_JUDGES
 from kgcli.evaluation.runs import Plan
 from kgcli.evaluation.scores import Scores
@@ -135,7 +137,7 @@ def test_the_judges_know_true_pictures_from_those_of_others(data, tmp_path):
     names = list(nano_suites.subjects())[16:26]
     items = [item for item in dreambench(num_images=1, subjects=tuple(names)).items if item.prompt in (1, 12)]
     true = [render(nano_suites.spec_of(item, suite), 64).picture for item in items]
-    others = [render(nano_judging.other_spec(item, suite), 64).picture for item in items]
+    others = [render(Other(MethodOptions()).spec(item), 64).picture for item in items]
     judge, found = nano_judging.NanoJudge(items, suite, judges), {}
     for row, pictures in (("true", true), ("other", others)):
         figures = judge.figures(judge.values(pictures), row)

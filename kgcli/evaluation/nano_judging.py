@@ -15,7 +15,7 @@ from PIL import Image
 from kgcli.data.images import open_image
 from kgcli.data.world.samples import BASE_NOUNS
 from kgcli.data.world.spec import Spec
-from kgcli.evaluation.cases import choose_from, other_subject, portrait
+from kgcli.evaluation.cases import choose_from, portrait
 from kgcli.evaluation.figures import figures_of
 from kgcli.evaluation.judges import HEADS, Judges, around, labels
 from kgcli.evaluation.nano_suites import COCO, SIZE, VERSION, spec_of, subjects
@@ -88,11 +88,6 @@ def add_judges(scores: Scores, items: Sequence[Item], folder: Path, judges: Judg
             dataclasses.replace(one, values={**one.values, **found.get(one.path, {})}) for one in scores.pictures
         ),
     )
-
-
-def other_spec(item: Item, suite: str) -> Spec:
-    """The right picture but of another individual of another noun: the floor."""
-    return other_subject(spec_of(item, suite), np.random.default_rng([25, VERSION, item.seed]))
 
 
 def _galleries(names: set[str], judges: Judges) -> dict[str, np.ndarray]:
