@@ -25,7 +25,10 @@ def finish(recipe, speed=64.0):
     result = result_of(recipe)
     result.mkdir(parents=True)
     (result.parent / "recipe.yaml").write_text(dump_recipe(recipe))
-    rows = [{"step": recipe.steps // 2, "samples_per_second": speed}, {"step": recipe.steps, "samples_per_second": speed}]
+    rows = [
+        {"step": recipe.steps // 2, "samples_per_second": speed},
+        {"step": recipe.steps, "samples_per_second": speed},
+    ]
     (result.parent / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

@@ -15,8 +15,8 @@ from scipy.stats import t as student
 from kgcli.evaluation.order import Order, compare_order
 from kgcli.evaluation.paper import Column, Table
 from kgcli.evaluation.reproduction import Reproduction, RowResult
-from kgcli.output import write_bytes
 from kgcli.evaluation.scores import Figure, Scores
+from kgcli.output import write_bytes
 
 JSON, COMPUTE, MARKDOWN = "table.json", "compute.json", "table.md"
 EMPTY = "-"
