@@ -30,7 +30,7 @@ class Metrics:
         self.run = run
         self.every = run.recipe.log_every
         self.file = run.folder / "metrics.jsonl"
-        self.num_timed, self.since = 0, time.monotonic()
+        self._start_clocks()
         run.folder.mkdir(parents=True, exist_ok=True)
         (run.folder / "recipe.yaml").write_text(dump_recipe(run.recipe), "utf-8")
         (run.folder / "env.json").write_text(json.dumps(environment(), indent=2) + "\n", "utf-8")
@@ -49,6 +49,8 @@ class Metrics:
         row = {name: total / run.num_summed for name, total in run.sums.items()}
         seconds = time.monotonic() - self.since
         row["samples_per_second"] = self.num_timed * run.recipe.data.batch_size / seconds
+        # What a step costs where other work takes turns on the same cores; without the loaders.
+        row["cpu_seconds"] = time.process_time() - self.cpu_since
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **{name: float(f"{v:.6g}") for name, v in row.items()}}) + "\n")
         for name, mean in row.items():
@@ -56,7 +58,7 @@ class Metrics:
         shown = " ".join(f"{name} {value:.4g}" for name, value in row.items())
         say(f"step {step}/{run.recipe.steps} {shown}")
         run.sums, run.num_summed = {}, 0
-        self.num_timed, self.since = 0, time.monotonic()
+        self._start_clocks()
 
     def preview(self, run: Run, pool: Pool | None) -> None:
         """Write a grid of what the running-mean weights make of one batch no step trains on."""
@@ -77,6 +79,9 @@ class Metrics:
     def close(self) -> None:
         """Flush TensorBoard."""
         self.board.close()
+
+    def _start_clocks(self) -> None:
+        self.num_timed, self.since, self.cpu_since = 0, time.monotonic(), time.process_time()
 
     def _forget_after(self, step: int) -> None:
         """Drop rows of steps that a resumed run will take again."""

@@ -25,7 +25,10 @@ def finish(recipe, speed=64.0):
     result = result_of(recipe)
     result.mkdir(parents=True)
     (result.parent / "recipe.yaml").write_text(dump_recipe(recipe))
-    rows = [{"step": recipe.steps // 2, "samples_per_second": speed}, {"step": recipe.steps, "samples_per_second": speed}]
+    rows = [
+        {"step": recipe.steps // 2, "samples_per_second": speed, "cpu_seconds": 30.0},
+        {"step": recipe.steps, "samples_per_second": speed, "cpu_seconds": 30.0},
+    ]
     (result.parent / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -103,7 +106,7 @@ def test_compute_is_read_from_the_run_and_counts_each_ancestor_once(tmp_path):
     last = next(recipe for recipe in recipes if "e2e" in recipe.output_dir)
     own = compute_of(result_of(last).parent)
     assert own.samples == last.steps * last.data.batch_size
-    assert own.minutes == pytest.approx(own.samples / 64 / 60)
+    assert own.minutes == pytest.approx(own.samples / 64 / 60) and own.cpu_minutes == 1.0
     total = sum(recipe.steps * recipe.data.batch_size for recipe in recipes)  # CLIP is below both halves
     assert compute_in_all(result_of(last).parent).samples == total
     with pytest.raises(MissingError, match="no run folder"):
@@ -135,7 +138,7 @@ def test_a_table_shows_figures_compute_and_where_it_contradicts_the_paper(tmp_pa
     shown = write_table(ask, results)
     assert len(trained) == len(set(trained)) == 9  # vae, clip, unet, pretrain, five ablations
     assert "| SD, its own text encoder | 10.000 [9.000, 11.000] | 9.34 | - |" in shown
-    assert "| 50.000 [49.000, 51.000] | failed | 15,360 | 4.0 |" in shown
+    assert "| 50.000 [49.000, 51.000] | failed | 15,360 | 1.0 | 4.0 |" in shown
     assert "Against the paper: CLIP supervision, AlignerNet (12 layers -> 1 + 1) is better than SD" in shown
     document = json.loads((ask.out / JSON).read_text())
     assert document["order"]["fid"]["swapped"] == [["sd", "aligner-12"], ["aligner-24", "aligner-12"]]
@@ -155,11 +158,15 @@ def test_intervals_of_several_seeds_are_over_seeds(tmp_path):
     assert "10.500 [4.147, 16.853]" in shown and "over seeds" in shown  # t of one degree of freedom: 12.706
 
 
-def test_a_row_that_is_not_there_and_no_seeds_are_refused(tmp_path):
+def test_what_a_table_does_not_have_is_refused(tmp_path):
     with pytest.raises(UsageError, match="aligner-48"):
         Reproduction(table=TABLE_2, out=tmp_path, rows=("aligner-48",))
     with pytest.raises(UsageError, match="--seeds"):
         Reproduction(table=TABLE_1, out=tmp_path, num_seeds=0)
+    with pytest.raises(UsageError, match="--num is of captions, table1 has subjects"):
+        Reproduction(table=TABLE_1, out=tmp_path, num=8)
+    with pytest.raises(UsageError, match="table2 has captions, one picture each; give --num"):
+        Reproduction(table=TABLE_2, out=tmp_path, num_images=2)
 
 
 def test_the_command_says_what_it_would_do_and_refuses_what_is_unknown(kg, tmp_path):

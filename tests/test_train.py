@@ -19,6 +19,7 @@ from kgcli.config import dump_recipe, load_recipe
 from kgcli.data.batch import Batches, Collator
 from kgcli.errors import ConfigError, IncompatibleError, MissingError
 from kgcli.evaluation.judges import Judges
+from kgcli.model.kosmosg import KosmosG
 from kgcli.model.weights import read_weights
 from kgcli.pool import make_pool
 
@@ -47,7 +48,8 @@ def chain(tmp_path_factory):
 def rows_of(folder):
     """The metrics of a run, but for the clock's."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name != "samples_per_second"} for row in rows]
+    clocks = ("samples_per_second", "cpu_seconds")
+    return [{name: value for name, value in row.items() if name not in clocks} for row in rows]
 
 
 def files_of(folder):
@@ -185,6 +187,20 @@ def test_the_language_model_is_asked_for_every_word_and_no_image_slot(batch_of):
                     losses.append(F.cross_entropy(stage.model.mllm.logits(hidden[row, place - 1]), target))
     torch.testing.assert_close(loss, torch.stack(losses).mean())
     assert (batch.tokens == ids.eos).any(1).all()
+
+
+@pytest.mark.parametrize(("stage", "kind"), [("align", "decoder"), ("align", "full"), ("instruct", "linear")])
+def test_another_aligner_than_the_folders_is_made_anew_and_trained(chain, stage, kind, tmp_path):
+    length = 64 if kind == "linear" else 32  # the others have as many vectors as CLIP
+    parts = f"parts.aligner={{kind: {kind}, num_layers: 1, num_queries: {length}}}"
+    recipe = smoke(chain, stage, parts, "data.kinds={caption: 1.0}", "steps=1", out=tmp_path)
+    sources = {**recipe.init_from, "model": str(chain / "pretrain/final")}
+    training.train(recipe.model_copy(update={"init_from": sources}))
+    ablated = KosmosG.from_pretrained(tmp_path / "final").cfg.aligner
+    assert (ablated.kind, ablated.num_layers, ablated.num_queries) == (kind, 1, length)
+    moved = changed(chain / "pretrain/final", tmp_path / "final")
+    assert any(name.startswith("aligner.encoder.") for name in moved)
+    assert stage == "instruct" or all(name.startswith("aligner.") for name in moved)
 
 
 def test_align_sees_no_images(batch_of):
@@ -344,6 +360,7 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(chain, stage, t
         ("vae", "data.kinds={captioned: 0}", "must be at least 0, and one of them above"),
         ("vae", "options.edge=1", r"unknown key options\.edge; did you mean edges\?"),
         ("vae", "parts={}", r"stage vae needs parts\.vae"),
+        ("align", "parts.aligner={layers: 2}", r"parts\.aligner: unknown key layers; did you mean num_layers\?"),
         ("instruct", "data.pool=null", r"set data\.pool"),
     ],
 )

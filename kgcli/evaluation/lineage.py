@@ -25,10 +25,11 @@ class Compute:
     """What training has taken."""
 
     samples: int
-    minutes: float  # of the clock, of one process
+    minutes: float  # of the clock
+    cpu_minutes: float  # of the training process, whatever else the machine did; 0 where it kept no count
 
     def __add__(self, other: Compute) -> Compute:
-        return Compute(self.samples + other.samples, self.minutes + other.minutes)
+        return Compute(self.samples + other.samples, self.minutes + other.minutes, self.cpu_minutes + other.cpu_minutes)
 
 
 def recipe_at(name: str, scale: str, runs: Path, seed: int = 0) -> Recipe:
@@ -77,12 +78,13 @@ def compute_of(run: Path) -> Compute:
     for row in rows:
         minutes += (row["step"] - before) * recipe.data.batch_size / row["samples_per_second"] / 60
         before = row["step"]
-    return Compute(recipe.steps * recipe.data.batch_size, minutes)
+    cpu_minutes = sum(row.get("cpu_seconds", 0.0) for row in rows) / 60
+    return Compute(recipe.steps * recipe.data.batch_size, minutes, cpu_minutes)
 
 
 def compute_in_all(run: Path) -> Compute:
     """What a run and all runs below it have taken, each counted once."""
-    total = Compute(0, 0.0)
+    total = Compute(0, 0.0, 0.0)
     for folder in dict.fromkeys(_ancestry(run)):
         total += compute_of(folder)
     return total

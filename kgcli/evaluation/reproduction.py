@@ -31,6 +31,7 @@ from kgcli.evaluation.methods.base import MethodOptions
 from kgcli.evaluation.paper import Row, Table
 from kgcli.evaluation.scores import Scores
 
+CAPTIONS = "nano-coco"  # the suite of captions; the other has subjects
 LEARNING = ("textual-inversion", "dreambooth")  # methods with a setting `seed` of their own
 
 
@@ -56,6 +57,11 @@ class Reproduction:
                 raise UsageError(f"--rows: {self.table.name} has no row {name}; it has {', '.join(known)}")
         if self.num_seeds < 1:
             raise UsageError(f"--seeds is {self.num_seeds}; it must be at least 1")
+        of_captions = self.table.suite == CAPTIONS
+        if self.num is not None and not of_captions:
+            raise UsageError(f"--num is of captions, {self.table.name} has subjects; give --num-images or --subjects")
+        if of_captions and (self.num_images is not None or self.subjects):
+            raise UsageError(f"{self.table.name} has captions, one picture each; give --num")
 
     @property
     def chosen(self) -> tuple[Row, ...]:

@@ -22,6 +22,7 @@ JSON, COMPUTE, MARKDOWN = "table.json", "compute.json", "table.md"
 EMPTY = "-"
 FAILED = "failed"
 LEVEL = 0.95
+COMPUTE_HEADS = ("samples", "CPU minutes", "minutes", "minutes in all", "minutes of drawing")
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def to_markdown(ask: Reproduction, results: Sequence[RowResult]) -> str:
         ]
         for result in results
     ]
-    table = _table([*head, "samples", "minutes", "minutes in all", "minutes of drawing"], lines)
+    table = _table([*head, *COMPUTE_HEADS], lines)
     parts = [
         f"# {ask.table.title} ({ask.scale})",
         table,
@@ -164,8 +165,10 @@ def _compute_json(results: Sequence[RowResult]) -> str:
 def _compute_cells(result: RowResult) -> list[str]:
     drawing = f"{result.drawing_minutes:.1f}"
     if result.own is None or result.in_all is None:
-        return [EMPTY, EMPTY, EMPTY, drawing]
-    return [f"{result.own.samples:,}", f"{result.own.minutes:.1f}", f"{result.in_all.minutes:.0f}", drawing]
+        return [EMPTY, EMPTY, EMPTY, EMPTY, drawing]
+    own = result.own
+    cpu = f"{own.cpu_minutes:.1f}" if own.cpu_minutes else EMPTY
+    return [f"{own.samples:,}", cpu, f"{own.minutes:.1f}", f"{result.in_all.minutes:.0f}", drawing]
 
 
 def _order_lines(columns: Sequence[Column], results: Sequence[RowResult]) -> list[str]:
@@ -185,8 +188,9 @@ def _legend(ask: Reproduction, results: Sequence[RowResult]) -> str:
     return (
         f"Suite {ask.table.suite}, {'/'.join(map(str, sorted(pictures)))} pictures a row, {ask.num_seeds} seed(s); in "
         f"brackets the 95 % interval {over}. The paper's numbers are of photos and other extractors: only the order of "
-        "rows can be compared, never the numbers. Samples and minutes are of the row's own training, of the clock and "
-        "of one process; in all: with everything it stands on. Drawing includes what a method learns of each subject."
+        "rows can be compared, never the numbers. Samples and minutes are of the row's own training (CPU minutes of "
+        "its main process, then those of the clock, which other work on the machine draws out); in all: with "
+        "everything it stands on. Drawing includes what a method learns of each subject."
     )
 
 
