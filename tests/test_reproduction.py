@@ -245,7 +245,7 @@ def test_table_2_from_a_bare_machine_at_smoke_scale(weights, kg, tmp_path):
     assert all(row.title in ran.out for row in TABLE_2.rows)
     document = json.loads((tmp_path / "runs/reproduce/table2-smoke" / JSON).read_text())
     assert all("fid" in row["figures"] for row in document["rows"])
-    assert kg(*asked).out == ran.out
+    assert kg(*asked).out.strip() == ran.out.strip()  # nothing is done again, so no minute is added
 
 
 def test_a_row_without_a_model_of_its_own_has_no_compute():
