@@ -27,7 +27,7 @@ from kgcli.evaluation.methods.table import make, source_facts
 from kgcli.evaluation.nano_data import coco_data, dreambench_data
 from kgcli.evaluation.ray_engine import check_ray, draw_with_ray
 from kgcli.evaluation.runs import PLAN, Plan, RunFolder
-from kgcli.evaluation.suite_scoring import Scoring, get_ready, score_run
+from kgcli.evaluation.suite_scoring import Ready, Scoring, get_ready, score_run
 from kgcli.evaluation.weightfiles import cache_folder
 
 STEPS = ("draw", "score")
@@ -80,6 +80,7 @@ def run_benchmark(bench: Bench) -> RunFolder:
     Raises: KgError.
     """
     shard = environment_shard() if bench.engine == "local" else (0, 1)
+    ready: Ready | None
     if bench.only == "score" and bench.images is None:
         run = RunFolder.open(bench.out)
         ready = get_ready(run.plan.suite, bench.data or _known_data(run), bench.scoring)

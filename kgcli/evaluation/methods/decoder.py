@@ -75,7 +75,8 @@ class DecoderFolder:
     def drawing(self, options: MethodOptions) -> Drawing:
         """How it draws, with defaults where the user said nothing. Raises: UsageError for an unknown scheduler."""
         said = {name: getattr(options, name) for name in ("num_steps", "guidance_scale", "scheduler", "size")}
-        found = DRAWING[self.scale] | {"size": self.size} | {k: v for k, v in said.items() if v is not None}
+        found: dict[str, Any] = {**DRAWING[self.scale], "size": self.size}
+        found |= {name: value for name, value in said.items() if value is not None}
         return Drawing(**found, negative_prompt=options.negative_prompt)
 
 
