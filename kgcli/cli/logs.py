@@ -31,5 +31,7 @@ def set_up_logs(*, quiet: bool = False, verbose: bool = False, offline: bool = F
         warnings.simplefilter("ignore")
         os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        # Peft imports it where it is installed, and it says at once that it fetches no kernels.
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if quiet or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
