@@ -13,6 +13,8 @@ from kgcli.evaluation.nano_scoring import score_nano
 from kgcli.evaluation.runs import RunFolder
 from kgcli.evaluation.scores import Scores
 
+pytestmark = pytest.mark.slow
+
 SUBJECTS = tuple(list(nano_suites.subjects())[::10])
 NUM = 24
 
