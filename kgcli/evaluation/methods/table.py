@@ -89,11 +89,13 @@ def _load_file(path: Path) -> ModuleType:
     assert spec is not None and spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up while it is being made
+    whole = False
     try:
         spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
+        whole = True
+    finally:
+        if not whole:
+            del sys.modules[name]
     return module
 
 
