@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from transformers import CLIPTokenizer
@@ -225,6 +226,23 @@ def test_captions_are_drawn_and_scored_with_intervals_once(bench, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*.png")} == kept
     with pytest.raises(UsageError, match="holds another run"):
         bench(dataclasses.replace(job, num=16))
+
+
+def test_the_interval_of_a_distance_holds_what_other_pictures_would_give(monkeypatch):
+    from kgcli.evaluation import reproduction_bench
+    from kgcli.evaluation.frechet import Moments, Reference
+
+    monkeypatch.setattr(reproduction_bench, "NUM_RESAMPLES", 100)
+    rng = np.random.default_rng(0)
+    reference = Reference(Moments.of(rng.normal(size=(2000, 4))))
+    mixed = rng.normal(size=(4, 4))
+
+    def drawn():
+        return (0.3 + rng.normal(size=(100, 4)) @ mixed).astype(np.float32)
+
+    expected = np.mean([reference.distance(Moments.of(drawn())) for _ in range(400)])
+    intervals = [reproduction_bench.distance_interval(reference, drawn()) for _ in range(100)]
+    assert 0.86 <= np.mean([low <= expected <= high for low, high in intervals]) <= 0.99
 
 
 def test_subjects_are_scored_with_their_judges(bench, tmp_path):
