@@ -33,7 +33,7 @@ def finish(recipe, speed=64.0):
     (result.parent / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def scored(job, value, measure="fid_nano"):
+def scored(job, value, measure="fid_nano-clip"):
     figure = Figure(measure=measure, value=value, low=value - 1, high=value + 1)
     return Scores(
         suite=job.suite,
@@ -194,13 +194,10 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bench(weights, tmp_path_factory):
-    from kgcli.evaluation.judges import Judges
-    from kgcli.evaluation.nano import SHIPPED_JUDGES
     from kgcli.evaluation.nano_extractors import nano_extractors
     from kgcli.evaluation.reproduction_bench import NanoBench
 
-    data = tmp_path_factory.mktemp("data")
-    return NanoBench(data, nano_extractors(weights), Judges.load(SHIPPED_JUDGES), num_real=48)
+    return NanoBench(tmp_path_factory.mktemp("data"), nano_extractors(weights), num_real=48)
 
 
 def small_job(out, row, suite, **asked):
@@ -216,7 +213,7 @@ def small_job(out, row, suite, **asked):
 def test_captions_are_drawn_and_scored_with_intervals_once(bench, tmp_path):
     job = small_job(tmp_path, "sd", "nano-coco", num=24)
     scores = bench(job)
-    fid = scores.find("fid_nano")
+    fid = scores.find("fid_nano-clip")
     assert fid.low is not None and fid.low <= fid.value <= fid.high
     assert 0.0 <= scores.find("judge_noun").value <= 1.0 and scores.find("clip_t").num_pictures == 24
     run = RunFolder.open(job.out)
@@ -229,10 +226,10 @@ def test_captions_are_drawn_and_scored_with_intervals_once(bench, tmp_path):
 
 
 def test_the_interval_of_a_distance_holds_what_other_pictures_would_give(monkeypatch):
-    from kgcli.evaluation import reproduction_bench
+    from kgcli.evaluation import frechet
     from kgcli.evaluation.frechet import Moments, Reference
 
-    monkeypatch.setattr(reproduction_bench, "NUM_RESAMPLES", 100)
+    monkeypatch.setattr(frechet, "NUM_RESAMPLES", 100)
     rng = np.random.default_rng(0)
     reference = Reference(Moments.of(rng.normal(size=(2000, 4))))
     mixed = rng.normal(size=(4, 4))
@@ -241,7 +238,7 @@ def test_the_interval_of_a_distance_holds_what_other_pictures_would_give(monkeyp
         return (0.3 + rng.normal(size=(100, 4)) @ mixed).astype(np.float32)
 
     expected = np.mean([reference.distance(Moments.of(drawn())) for _ in range(400)])
-    intervals = [reproduction_bench.distance_interval(reference, drawn()) for _ in range(100)]
+    intervals = [frechet.distance_interval(reference, drawn()) for _ in range(100)]
     assert 0.86 <= np.mean([low <= expected <= high for low, high in intervals]) <= 0.99
 
 

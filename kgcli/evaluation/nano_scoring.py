@@ -5,19 +5,24 @@ Features of `nano-coco` are those of both extractors in place of an Inception's:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kgcli.errors import MissingError
 from kgcli.evaluation.distribution import DistributionExtractor
+from kgcli.evaluation.extractors import Extractors, PictureExtractor
+from kgcli.evaluation.featurecache import FOLDER, FeatureCache
+from kgcli.evaluation.frechet import Reference, distance_interval
 from kgcli.evaluation.judges import Judges
 from kgcli.evaluation.nano import SHIPPED_JUDGES
 from kgcli.evaluation.nano_data import NanoData, coco_data, dreambench_data
 from kgcli.evaluation.nano_extractors import UnitVariance, nano_extractors
 from kgcli.evaluation.nano_judging import add_judges
 from kgcli.evaluation.nano_suites import COCO, NUM_CAPTIONS
+from kgcli.evaluation.realset import real_set
 from kgcli.evaluation.runs import RunFolder
-from kgcli.evaluation.scores import Scores
+from kgcli.evaluation.scores import Figure, Scores
 from kgcli.evaluation.scoring_runs import RealPictures, score_distribution, score_subjects, write_tables
 from kgcli.evaluation.subjects import SubjectPhotos
 
@@ -25,37 +30,53 @@ Progress = Callable[[int], None]
 NOTE = "A nano suite: made by the nano world and seen by its own extractors. Its numbers are none of a paper's."
 
 
-def score_nano(run: RunFolder, cache: Path, *, progress: Progress | None = None) -> Scores:
+def score_nano(
+    run: RunFolder, cache: Path, *, extractors: Extractors | None = None, progress: Progress | None = None
+) -> Scores:
     """Score a run of `nano-dreambench` or `nano-coco` and write scores.json and tables into its folder.
 
     Args:
         cache: folder where statistics of real pictures are kept between runs
+        extractors: where not the shipped ones
 
     Raises: MissingError where pictures, photos or weights are missing.
     """
     score = _coco if run.plan.suite == COCO else _dreambench
-    scores = add_judges(score(run, cache, progress), run.plan.items, run.path, Judges.load(SHIPPED_JUDGES), NOTE)
+    seen = score(run, cache, extractors or nano_extractors(), progress)
+    scores = add_judges(seen, run.plan.items, run.path, Judges.load(SHIPPED_JUDGES), NOTE)
     write_tables(scores, run.path)
     return scores
 
 
-def _dreambench(run: RunFolder, cache: Path, progress: Progress | None) -> Scores:
+def _dreambench(run: RunFolder, cache: Path, both: Extractors, progress: Progress | None) -> Scores:
     data = dreambench_data(Path(run.plan.data))
     _check(data, run)
-    references = {name: SubjectPhotos(photos, data.input_of(name)) for name, photos in data.photos.items()}
-    return score_subjects(run.path, run.plan, references, nano_extractors(), progress=progress)
+    asked = {item.subject for item in run.plan.items}
+    references = {name: SubjectPhotos(data.photos[name], data.input_of(name)) for name in data.photos if name in asked}
+    return score_subjects(run.path, run.plan, references, both, progress=progress)
 
 
-def _coco(run: RunFolder, cache: Path, progress: Progress | None) -> Scores:
+def _coco(run: RunFolder, cache: Path, both: Extractors, progress: Progress | None) -> Scores:
     data = coco_data(Path(run.plan.data), int(run.plan.protocol["num_real"]))
     _check(data, run)
-    real = RealPictures(
-        files=[data.folder / photo for photo in data.photos[""]], cache=cache, num_reference=NUM_CAPTIONS
+    photos = [data.folder / photo for photo in data.photos[""]]
+    real = RealPictures(files=photos, cache=cache, num_reference=NUM_CAPTIONS)
+    features = {f"fid_{one.name}": UnitVariance(one) for one in (both.clip, both.dino)}
+    presets = [DistributionExtractor(one.name, one, one) for one in features.values()]
+    scores = score_distribution(run.path, run.plan, real, presets, clip=both.clip, progress=progress)
+    figures = tuple(
+        _with_interval(figure, run, photos, features[figure.measure], cache) if figure.measure in features else figure
+        for figure in scores.figures
     )
-    both = nano_extractors()
-    features = [UnitVariance(both.clip), UnitVariance(both.dino)]
-    presets = [DistributionExtractor(one.name, one, one) for one in features]
-    return score_distribution(run.path, run.plan, real, presets, clip=both.clip, progress=progress)
+    return dataclasses.replace(scores, figures=figures)
+
+
+def _with_interval(
+    figure: Figure, run: RunFolder, photos: Sequence[Path], extractor: PictureExtractor, cache: Path
+) -> Figure:
+    rows = FeatureCache(run.path / FOLDER).pictures(extractor, [run.path / item.path for item in run.plan.items])
+    low, high = distance_interval(Reference(real_set(extractor, photos, cache).moments), rows)
+    return dataclasses.replace(figure, low=low, high=high)
 
 
 def _check(data: NanoData, run: RunFolder) -> None:

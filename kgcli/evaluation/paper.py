@@ -64,7 +64,7 @@ CLIP_T = Column(name="clip_t", title="CLIP-T", measure="clip_t")
 PICKED = Column(name="picked", title="subject picked of 20", measure="judge_picked")
 NOUN = Column(name="noun", title="right noun", measure="judge_noun")
 SCENE = Column(name="scene", title="right scene", measure="judge_scene")
-FID = Column(name="fid", title="FID", measure="fid_nano", higher_is_better=False)
+FID = Column(name="fid", title="FID", measure="fid_nano-clip", higher_is_better=False)
 
 TABLE_1 = Table(
     name="table1",
