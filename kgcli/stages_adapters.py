@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import ControlNetModel, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
@@ -123,7 +122,8 @@ class LoraStage(AdapterStage):
         self.trains = tuple(name for name, _ in self.named_parameters() if ".lora_" in name)
 
     def export(self, folder: Path) -> None:
-        weights = convert_state_dict_to_diffusers(get_peft_model_state_dict(self.diffusion.unet))
+        # As peft names them: diffusers' older names know attention alone, and it reads no file with both.
+        weights = get_peft_model_state_dict(self.diffusion.unet)
         contiguous = {name: weight.contiguous() for name, weight in weights.items()}  # convolutions are channels-last
         StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=contiguous)
 
