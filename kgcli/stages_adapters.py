@@ -143,4 +143,11 @@ def make_controlnet(unet: UNet2DConditionModel, changes: Mapping[str, Any]) -> C
     controlnet.load_state_dict(
         {name: weights[name] for name in controlnet.state_dict() if name in weights}, strict=False
     )
+    for layer in controlnet.controlnet_cond_embedding.modules():
+        if isinstance(layer, nn.Conv2d):
+            # As loud as the map. diffusers' own start lets little of it through and silences the last layer; that the
+            # U-Net hears nothing at first is the residuals' zero convolutions' doing alone.
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
     return controlnet
