@@ -85,4 +85,4 @@ def _darkest(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def _widened(edges: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """All pixels within `TOLERANCE` of an edge."""
     side = 2 * TOLERANCE + 1
-    return sliding_window_view(np.pad(edges, TOLERANCE), (side, side)).any((-2, -1))
+    return sliding_window_view(np.pad(edges, TOLERANCE), (side, side)).max((-2, -1))
