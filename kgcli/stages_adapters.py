@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import ControlNetModel, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
@@ -123,7 +122,8 @@ class LoraStage(AdapterStage):
         self.trains = tuple(name for name, _ in self.named_parameters() if ".lora_" in name)
 
     def export(self, folder: Path) -> None:
-        weights = convert_state_dict_to_diffusers(get_peft_model_state_dict(self.diffusion.unet))
+        # As peft names them: diffusers' older names know attention alone, and it reads no file with both.
+        weights = get_peft_model_state_dict(self.diffusion.unet)
         contiguous = {name: weight.contiguous() for name, weight in weights.items()}  # convolutions are channels-last
         StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=contiguous)
 
@@ -143,4 +143,11 @@ def make_controlnet(unet: UNet2DConditionModel, changes: Mapping[str, Any]) -> C
     controlnet.load_state_dict(
         {name: weights[name] for name in controlnet.state_dict() if name in weights}, strict=False
     )
+    for layer in controlnet.controlnet_cond_embedding.modules():
+        if isinstance(layer, nn.Conv2d):
+            # As loud as the map. diffusers' own start lets little of it through and silences the last layer; that the
+            # U-Net hears nothing at first is the residuals' zero convolutions' doing alone.
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
     return controlnet

@@ -29,6 +29,7 @@ from kgcli.evaluation import adapters as suite
 from kgcli.evaluation.cases import SIZE, draw_cases
 from kgcli.evaluation.exact import StyleScale, edge_f1
 from kgcli.evaluation.intervals import estimate
+from kgcli.evaluation.painters import ModelPainter
 from kgcli.evaluation.report import Row
 from kgcli.metadata import read_metadata
 from kgcli.model.diffusion import Diffusion
@@ -112,7 +113,10 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(decoder, runs, stage, tmp_pa
 
 def test_a_controlnet_starts_as_diffusers_own_copy_and_says_nothing(decoder):
     unet = Diffusion.load(decoder).unet
-    plain = UNet2DConditionModel.from_config({**unet.config, "addition_embed_type": None})
+    # Of the heads of an added embedding `from_unet` knows only its own default.
+    plain = UNet2DConditionModel.from_config(
+        {**unet.config, "addition_embed_type": None, "addition_embed_type_num_heads": 64}
+    )
     ours = make_controlnet(plain, {})
     theirs = ControlNetModel.from_unet(plain, conditioning_embedding_out_channels=(16, 32, 64))
     fresh = ("controlnet_cond_embedding.",)
@@ -265,6 +269,7 @@ def test_what_ships_is_a_few_megabytes_under_short_names():
 def test_the_shipped_controlnet_makes_pictures_follow_edges(nano):
     cases = draw_cases("subject", 4, 11)
     drawn = suite.draw_controlled(nano, cases, find_controlnet("canny", None, nano.folder))
+    drawn["without"] = ModelPainter(nano)(cases)
     followed = {
         column: np.mean([scores["edges"] for scores in suite.measure_edges(cases, drawn[column])])
         for column in ("with", "without", "true")
@@ -275,6 +280,7 @@ def test_the_shipped_controlnet_makes_pictures_follow_edges(nano):
 def test_the_shipped_lora_paints_its_style(nano):
     cases = draw_cases("subject", 4, 11)
     drawn = suite.draw_styled(nano, cases, read_lora("nano/comic"))
+    drawn["without"] = ModelPainter(nano)(cases)
     degrees = {
         column: np.mean([scores["degree"] for scores in suite.measure_style(cases, drawn[column])])
         for column in ("with", "without")

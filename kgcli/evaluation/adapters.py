@@ -6,6 +6,7 @@ without an adapter the prompt, the noise and all settings are the same.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from collections.abc import Sequence
@@ -19,7 +20,6 @@ from kgcli.adapters import Adapters, Control, Lora, Source, find_controlnet, rea
 from kgcli.controlmaps import make_map
 from kgcli.data.images import Picture
 from kgcli.data.world.scenes import stylize
-from kgcli.data.world.spec import render
 from kgcli.data.world.tables import ADAPTER_STYLES
 from kgcli.evaluation.cases import SIZE, Case, draw_cases
 from kgcli.evaluation.exact import StyleScale, edge_f1
@@ -96,7 +96,11 @@ def evaluate(
     style = read_lora(lora or SHIPPED_LORA)
     cases = draw_cases(SUBJECT, num, seed)
     scorer = Scorer(cases, Judges.load(judges or SHIPPED_JUDGES))
-    drawn = {"controlnet": draw_controlled(model, cases, source), "lora": draw_styled(model, cases, style)}
+    without = ModelPainter(model)(cases)
+    drawn = {
+        "controlnet": {"without": without, **draw_controlled(model, cases, source)},
+        "lora": {"without": without, **draw_styled(model, cases, style)},
+    }
     rows = []
     for section, measure in (("controlnet", measure_edges), ("lora", measure_style)):
         for column, pictures in drawn[section].items():
@@ -123,25 +127,18 @@ def draw_controlled(model: Model, cases: Sequence[Case], source: Source) -> Pict
         control = Control(kind="canny", source=source, picture=_as_picture(picture))
         with model.attachments.on(Adapters(controls=(control,)), (SIZE, SIZE)):
             steered += ModelPainter(model)([case])
-    without = ModelPainter(model)(cases)
-    return {
-        "with": steered,
-        "without": without,
-        "true": truth,
-        "vae": through_vae(model, truth),
-        "floor": paint_other(cases),
-    }
+    return {"with": steered, "true": truth, "vae": through_vae(model, truth), "floor": paint_other(cases)}
 
 
 def draw_styled(model: Model, cases: Sequence[Case], lora: Lora) -> Pictures:
     """The cases with the LoRA on the decoder, and beside them what those are compared with."""
     with model.attachments.on(Adapters(loras=(lora,)), (SIZE, SIZE)):
         painted = ModelPainter(model)(cases)
-    with model.attachments.on(Adapters(), (SIZE, SIZE)):  # takes the LoRA off again
-        without = ModelPainter(model)(cases)
+    with model.attachments.on(Adapters(), (SIZE, SIZE)):
+        pass  # takes the LoRA off again
     plain = paint_truth(cases)
     truth = [stylize(picture, STYLE) for picture in plain]
-    return {"with": painted, "without": without, "true": truth, "vae": through_vae(model, truth), "floor": plain}
+    return {"with": painted, "true": truth, "vae": through_vae(model, truth), "floor": plain}
 
 
 def measure_edges(cases: Sequence[Case], pictures: Sequence[Image.Image]) -> list[Scores]:
@@ -152,8 +149,7 @@ def measure_edges(cases: Sequence[Case], pictures: Sequence[Image.Image]) -> lis
 
 def measure_style(cases: Sequence[Case], pictures: Sequence[Image.Image]) -> list[Scores]:
     """Whether each picture is nearer to the true render in the style than to the one without it, and by how much."""
-    fitted = [render(case.spec, SIZE).picture for case in draw_cases(SUBJECT, NUM_FITTED, FITTED_SEED)]
-    degrees = StyleScale(fitted, STYLE)(pictures, paint_truth(cases))
+    degrees = _style_scale()(pictures, paint_truth(cases))
     return [{"style": float(degree > 0.5), "degree": degree} for degree in degrees]
 
 
@@ -170,6 +166,11 @@ def draw_grid(cases: Sequence[Case], drawn: dict[str, Pictures], path: Path) -> 
     image = Image.fromarray(sheet)
     path.parent.mkdir(parents=True, exist_ok=True)
     image.resize((2 * image.width, 2 * image.height), Image.Resampling.NEAREST).save(path)
+
+
+@functools.cache
+def _style_scale() -> StyleScale:
+    return StyleScale(paint_truth(draw_cases(SUBJECT, NUM_FITTED, FITTED_SEED)), STYLE)
 
 
 def _summarise(section: str, column: str, judged: Sequence[Scores], measured: Sequence[Scores]) -> list[Row]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
-from scipy.ndimage import maximum_filter, minimum_filter
 
 from kgcli.controlmaps import make_map
 from kgcli.data.world.scenes import stylize
@@ -78,9 +78,11 @@ def _histogram(values: NDArray[np.float64]) -> list[NDArray[np.float64]]:
 
 def _darkest(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """The smallest of each pixel and its eight neighbours."""
-    return minimum_filter(values, size=(1, 3, 3), mode="nearest")
+    padded = np.pad(values, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    return sliding_window_view(padded, (3, 3), axis=(1, 2)).min((-2, -1))
 
 
 def _widened(edges: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """All pixels within `TOLERANCE` of an edge."""
-    return maximum_filter(edges, size=2 * TOLERANCE + 1, mode="constant")
+    side = 2 * TOLERANCE + 1
+    return sliding_window_view(np.pad(edges, TOLERANCE), (side, side)).max((-2, -1))
