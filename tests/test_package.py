@@ -21,7 +21,15 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 README = (ROOT / "README.md").read_text("utf-8")
 SHIPPED_MEGABYTES = 40
-PACKAGES = {"PIL": "pillow", "yaml": "pyyaml", "cv2": "opencv-python-headless"}
+PACKAGES = {
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+    "cv2": "opencv-python-headless",
+    "cleanfid": "clean-fid",
+    "open_clip": "open_clip_torch",
+    "torch_fidelity": "torch-fidelity",
+}
+EXTRAS = {"bitsandbytes", "ray"}  # imported where they are asked for
 USED_BY_OTHERS = {"peft"}  # diffusers loads LoRA through it
 
 
@@ -56,7 +64,7 @@ def test_dependencies_are_what_is_imported():
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             imported |= {"tensorboard" if "tensorboard" in name else name.split(".")[0] for name in names}
-    imported -= {"kgcli", "__future__"} | sys.stdlib_module_names
+    imported -= {"kgcli", "__future__"} | EXTRAS | sys.stdlib_module_names
     declared = {re.match(r"[\w-]+", dependency)[0] for dependency in PROJECT["project"]["dependencies"]}
     assert {PACKAGES.get(name, name) for name in imported} | USED_BY_OTHERS == declared
 
