@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,11 +97,13 @@ def evaluate(
     style = read_lora(lora or SHIPPED_LORA)
     cases = draw_cases(SUBJECT, num, seed)
     scorer = Scorer(cases, Judges.load(judges or SHIPPED_JUDGES))
+    _say(f"{len(cases)} pictures without an adapter, then with {source.name}, then with {style.source.name}")
     without = ModelPainter(model)(cases)
     drawn = {
         "controlnet": {"without": without, **draw_controlled(model, cases, source)},
         "lora": {"without": without, **draw_styled(model, cases, style)},
     }
+    _say("all are drawn; judging")
     rows = []
     for section, measure in (("controlnet", measure_edges), ("lora", measure_style)):
         for column, pictures in drawn[section].items():
@@ -166,6 +169,10 @@ def draw_grid(cases: Sequence[Case], drawn: dict[str, Pictures], path: Path) -> 
     image = Image.fromarray(sheet)
     path.parent.mkdir(parents=True, exist_ok=True)
     image.resize((2 * image.width, 2 * image.height), Image.Resampling.NEAREST).save(path)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 @functools.cache
