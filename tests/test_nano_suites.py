@@ -42,7 +42,7 @@ def test_the_suite_has_the_shape_of_dreambench():
     categories = {item.subject: item.category for item in plan.items}
     assert sorted(categories.values()).count("object") == 21 and sorted(categories.values()).count("live") == 9
     assert {item.kind for item in plan.items} == {"context", "accessory", "attribute"}
-    assert all(len(unit) == 4 for unit in plan.units())
+    assert {len(unit) for unit in plan.units()} == {4 * 8, 4}  # eight prompts of a subject at a time, and the last one
 
 
 def test_a_plan_is_a_function_of_the_seed_and_the_seed_is_of_the_noise_alone():

@@ -39,7 +39,7 @@ NUM_OBJECTS, NUM_LIVE = 21, 9
 NUM_CAPTIONS = 2000
 NUM_REAL = 4000
 HELD_OUT_EVERY = 12  # captions: one in so many has a noun, scene and style that no stage saw together
-UNIT = 8  # captions drawn at once
+UNIT = 8  # captions, or prompts of a subject, drawn at once
 INPUT = "00.png"  # the photo of each subject that a method sees
 # How nano models are drawn with.
 DRAWING: Mapping[str, Any] = {"num_steps": 25, "guidance_scale": 3.0, "scheduler": "ddim", "size": SIZE}
@@ -142,7 +142,7 @@ def dreambench_plan(data_sha256: str, data: Path, ask: DreamBenchAsk, method: Ma
         "prompts_sha256": _sha256_of(asked),
         "data_sha256": data_sha256,
     }
-    drawing = {"seed": ask.seed, "class_noun": ask.class_noun}
+    drawing = {"seed": ask.seed, "class_noun": ask.class_noun, "unit": UNIT}
     return Plan(suite=DREAMBENCH, protocol=protocol, method={**method, **drawing}, data=str(data), items=items)
 
 
@@ -187,7 +187,7 @@ def _items_of_subject(name: str, ask: DreamBenchAsk) -> Iterator[Item]:
         for image in range(ask.num_images):
             yield Item(
                 path=f"images/{name}/{prompt:02d}_{image}.png",
-                unit=f"{name}/{prompt:02d}",
+                unit=f"{name}/{prompt // UNIT}",
                 subject=name,
                 prompt=prompt,
                 image=image,
