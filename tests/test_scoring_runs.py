@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from kgcli.errors import MissingError, UsageError
-from kgcli.evaluation.comparison import compare
+from kgcli.evaluation.compare import Run, check_comparable
 from kgcli.evaluation.distribution import DistributionExtractor
 from kgcli.evaluation.extractors import Extractors
 from kgcli.evaluation.features import ClipExtractor, DinoExtractor
@@ -223,8 +223,8 @@ def test_masks_take_the_background_away(tmp_path, extractors):
     assert value == segmented.find("dino_masked_input").value > from_files.find("dino_input").value
     with pytest.raises(UsageError, match="empty"):
         on_white(Image.new("RGB", (4, 4)), Image.new("L", (4, 4)), "x")
-    with pytest.raises(UsageError, match="other protocols"):
-        compare(from_files, segmented)
+    with pytest.raises(UsageError, match="different protocols"):
+        check_comparable(*(Run(name="a", folder=tmp_path, scores=scores) for scores in (from_files, segmented)))
 
 
 def _dark(picture):
@@ -251,23 +251,6 @@ def test_scores_hold_no_paths_of_this_machine_but_the_plans_own(tmp_path, extrac
     scores = score_subjects(tmp_path / "run", moved, references, extractors, data=tmp_path / "data")
     assert str(tmp_path) not in scores.to_json()
     json.loads(scores.to_json())
-
-
-def test_two_runs_are_compared_over_subjects(tmp_path, extractors):
-    runs = {}
-    for name, copying in (("a", True), ("b", False)):
-        plan, references = build_run(tmp_path / name, copying=copying)
-        runs[name] = score_subjects(
-            tmp_path / name / "run", replace(plan, data=""), references, extractors, data=tmp_path / name / "data"
-        )
-    found = {one.measure.name: one for one in compare(runs["a"], runs["b"])}
-    assert found["dino_input"].paired.difference.value == pytest.approx(found["dino_input"].a - found["dino_input"].b)
-    assert found["dino_input"].paired.difference.num == 3
-    other = replace(runs["b"], protocol={**runs["b"].protocol, "steps": 3})
-    with pytest.raises(UsageError, match=r"other protocols \(steps\)"):
-        compare(runs["a"], other)
-    with pytest.raises(UsageError, match="nano-test and coco"):
-        compare(runs["a"], replace(runs["b"], suite="coco"))
 
 
 def test_a_distribution_is_scored_by_every_preset(tmp_path):
