@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from kgcli.cli import bench
+from kgcli.cli.logs import set_up_logs
 from kgcli.cli.report import compare, report
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -18,6 +19,7 @@ app.command()(report)
 @app.callback()
 def evaluate() -> None:
     """Measure a model."""
+    set_up_logs()
 
 
 @app.command()

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from kgcli.cli.logs import set_up_logs
+
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
@@ -59,6 +61,7 @@ def reproduce(
     if dry_run:
         typer.echo(describe(ask))
         return
+    set_up_logs()
     from kgcli.evaluation.reproduction_bench import run  # torch loads here
 
     typer.echo(run(ask, weights))
