@@ -241,12 +241,21 @@ def _judged(chance: Chance) -> Sample:
 
 
 def _described(chance: Chance) -> Sample:
-    """One of the judges' pictures and its caption, colours and patterns mostly named: for the CLIP of evaluation."""
+    """One of the judges' pictures and its caption, colours and patterns mostly named: for the CLIP of evaluation.
+
+    Half of the groups share their scene and style too: where these tell pictures apart, subjects are hardly learnt.
+    """
     judged, told = _judged(chance), chance.told
     assert judged.spec is not None
     whole, shown = judged.images
     if told.random() < 0.6:
-        return Sample(images=(whole,), caption=text.caption(judged.spec, told, colours=0.7))
+        spec = judged.spec
+        group = np.random.default_rng([9, chance.seed, chance.index // GROUP])
+        if group.random() < 0.5:
+            scene, style = str(group.choice(list(SCENES))), str(group.choice(list(STYLES)))
+            spec = replace(spec, scene=scene, style=style)
+            whole = render(spec, chance.size).picture
+        return Sample(images=(whole,), caption=text.caption(spec, told, colours=0.85))
     subject = judged.spec.subjects[judged.subject].subject
     return Sample(images=(shown,), caption=text.describe(subject, colours=told.random() < 0.85, accessory=False))
 
