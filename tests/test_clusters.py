@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from kgcli.errors import UsageError
-from kgcli.evaluation.clusters import cluster_mean, paired, picture_interval, subject_means
+from kgcli.evaluation.clusters import cluster_mean, expanded_tail, paired, picture_interval, subject_means
 
 NUM_SUBJECTS, NUM_PROMPTS, NUM_IMAGES = 30, 25, 4
 TRUTH = 0.69
@@ -51,13 +51,21 @@ def test_subjects_cover_the_truth_and_pictures_do_not():
     assert 0.15 < covered["pictures"] / num < 0.50
 
 
-def test_both_intervals_of_subjects_cover_the_truth():
-    """Subject means of the same spread; resampled percentiles of 30 subjects are known to be a little narrow."""
+@pytest.mark.parametrize("shape", ["even", "skewed"])
+@pytest.mark.parametrize("num", [NUM_SUBJECTS, 9])  # all subjects, and those that live
+def test_both_intervals_of_subjects_cover_the_truth(shape, num):
     rng = np.random.default_rng(12)
-    means = rng.normal(TRUTH, (0.10**2 + 0.06**2 / 25 + 0.06**2 / 100) ** 0.5, (250, NUM_SUBJECTS))
-    found = [cluster_mean(list(row)) for row in means]
-    assert 0.92 < np.mean([one.low < TRUTH < one.high for one in found]) < 0.97
-    assert 0.90 < np.mean([one.bootstrap_low < TRUTH < one.bootstrap_high for one in found]) < 0.97
+    draws = {"even": lambda: rng.normal(TRUTH, 0.12, (500, num)), "skewed": lambda: rng.beta(6, 2, (500, num))}
+    truth = {"even": TRUTH, "skewed": 0.75}[shape]
+    found = [cluster_mean(list(row)) for row in draws[shape]()]
+    assert 0.92 < np.mean([one.low < truth < one.high for one in found]) < 0.97
+    assert 0.92 < np.mean([one.bootstrap_low < truth < one.bootstrap_high for one in found]) < 0.97
+
+
+def test_plain_quantiles_of_resampled_subjects_would_be_too_narrow():
+    assert expanded_tail(30) == pytest.approx(0.0188, abs=1e-4)
+    assert expanded_tail(2) < 1e-6  # nothing but the values themselves
+    assert expanded_tail(100_000) == pytest.approx(0.025, abs=1e-4)
 
 
 def test_paired_subjects_show_what_two_intervals_hide():

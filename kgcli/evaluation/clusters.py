@@ -27,7 +27,7 @@ class ClusterMean:
     num: int  # subjects
     low: float | None = None  # t distribution over the subjects' means
     high: float | None = None
-    bootstrap_low: float | None = None  # subjects resampled
+    bootstrap_low: float | None = None  # subjects resampled, quantiles expanded
     bootstrap_high: float | None = None
 
 
@@ -63,8 +63,21 @@ def cluster_mean(means: Sequence[float]) -> ClusterMean:
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
     rng = np.random.default_rng(SEED)
     resampled = values[rng.integers(len(values), size=(NUM_RESAMPLES, len(values)))].mean(axis=1)
-    low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    tail = expanded_tail(len(values))
+    low, high = np.quantile(resampled, [tail, 1 - tail])
     return ClusterMean(value, len(values), value - half, value + half, float(low), float(high))
+
+
+def expanded_tail(num: int) -> float:
+    """The quantile at which resampled means of `num` values end: a little further out than 2.5 %.
+
+    Resampling spreads like a variance divided by n in place of n - 1, and knows nothing of t; of 30 subjects the plain
+    quantiles hold the truth in 93 to 94 % of cases, these in 95 %.
+
+    Source: Hesterberg (2015), What Teachers Should Know About the Bootstrap, "expanded percentile interval".
+    """
+    t = stats.t.ppf((1 - CONFIDENCE) / 2, num - 1)
+    return float(stats.norm.cdf(t * math.sqrt(num / (num - 1))))
 
 
 def paired(a: Mapping[str, float], b: Mapping[str, float]) -> Paired:
