@@ -123,13 +123,23 @@ def test_ray_with_two_workers_draws_what_one_process_draws(kg, tmp_path, data, o
     assert contents(tmp_path / "ray") == contents(tmp_path / "one")
 
 
+LAUNCHERS = {
+    "torchrun": ("torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+    "accelerate": ("accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"),
+}
+
+
 @pytest.mark.slow
-def test_torchrun_with_two_processes_draws_what_one_process_draws(kg, tmp_path, data, tiny_model):
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_launchers_with_two_processes_draw_what_one_process_draws(kg, tmp_path, data, tiny_model, launcher):
     asked = ["eval", "dreambench", "--data", str(data), "--only", "draw", *FEW, "--device", "cpu"]
     asked += ["--model", str(tiny_model), "--steps", "2", "--size", "16"]
     assert kg(*asked, "-o", "one").code == 0
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "kgcli"]
-    subprocess.run([*launcher, *asked, "-o", str(tmp_path / "two")], check=True, timeout=DEADLINE, capture_output=True)
+    command = [sys.executable, "-m", *LAUNCHERS[launcher], "-m", "kgcli", *asked, "-o", str(tmp_path / "two")]
+    ran = subprocess.run(command, timeout=DEADLINE, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    for share in (74, 76):  # whole prompts
+        assert f"{share} of {share} pictures drawn" in ran.stderr
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 

@@ -1,13 +1,9 @@
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 from benchmark_data import write_annotations, write_dreambench
+from benchmark_process import DEADLINE, KG, kill_at, start_python, write_random_weights
 
 from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.drawing import draw_run, finish
@@ -18,7 +14,6 @@ from kgcli.evaluation.methods.table import make
 from kgcli.evaluation.runs import RunFolder
 from kgcli.evaluation.suite_scoring import PRESET_WEIGHTS, Scoring, each_subject, get_ready
 
-DEADLINE = 120  # seconds
 SCORED = ("scores.json", "manifest.jsonl")
 # Scores a run as `score_run` does, by extractors that need no weights and take their time.
 SCORE = """
@@ -51,14 +46,6 @@ photos = open_dreambench(Path(run.plan.data)).photos
 references = {name: SubjectPhotos(paths, input_photo(name)) for name, paths in photos.items()}
 score_subjects(run.path, run.plan, references, Extractors(dino=Colours(), clip=Colours()))
 """
-# `kg` where the weights of CLIP may be any: real ones cannot be had in a test.
-KG = """
-import dataclasses, sys
-from kgcli.evaluation import weightfiles
-weightfiles.TABLE["clip"] = dataclasses.replace(weightfiles.TABLE["clip"], sha256="")
-from kgcli.cli import main
-main(sys.argv[1:])
-"""
 
 
 @pytest.fixture(scope="module")
@@ -73,20 +60,6 @@ def drawn(path, data):
     draw_run(run, make("copy-input", MethodOptions()))
     finish(run)
     return run.path
-
-
-def start_python(script, *args):
-    return subprocess.Popen([sys.executable, "-c", script, *map(str, args)], env=dict(os.environ))
-
-
-def kill_at(process, folder, num):
-    """Kill -9 a process as soon as so many files are there."""
-    until = time.monotonic() + DEADLINE
-    while process.poll() is None and sum(1 for _ in folder.glob("[!.]*")) < num:
-        assert time.monotonic() < until
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    return process.wait() == -signal.SIGKILL
 
 
 @pytest.mark.slow
@@ -105,19 +78,7 @@ def test_scoring_killed_at_five_points_ends_as_one_that_was_not(tmp_path, data):
 @pytest.mark.slow
 def test_the_true_networks_score_what_the_command_drew(tmp_path, data):
     """Of the true architectures, with weights that know nothing."""
-    import open_clip
-    import timm
-    import torch
-
-    from kgcli.evaluation.weightfiles import TABLE
-
-    torch.manual_seed(0)
-    weights = tmp_path / "weights"
-    weights.mkdir()
-    dino = timm.create_model("vit_small_patch16_224.dino", pretrained=False, num_classes=0)
-    torch.save(dino.state_dict(), weights / TABLE["dino"].file)
-    clip = open_clip.create_model("ViT-B-32-quickgelu", pretrained=None)
-    torch.save(clip.state_dict(), weights / TABLE["clip"].file)
+    weights = write_random_weights(tmp_path / "weights")
     asked = ["eval", "dreambench", "--data", data, "--method", "copy-input", "--subjects", "dog,can", "-n", 1]
     asked += ["--weights", weights, "--offline", "--device", "cpu"]
     assert start_python(KG, *asked, "-o", tmp_path / "run").wait(600) == 0

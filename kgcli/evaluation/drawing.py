@@ -156,7 +156,7 @@ def _prepare(run: RunFolder, method: Method, subject: str, items: Sequence[Item]
 
 
 class Progress:
-    """How far a process has come, on stderr, now and then."""
+    """How far a process has come, on stderr, now and then and at the end."""
 
     def __init__(self, what: str, total: int | None = None) -> None:
         self.what, self.total = what, total
@@ -166,7 +166,7 @@ class Progress:
         """So many more."""
         self.done += num
         now = time.monotonic()
-        if now - self.said >= REPORT_SECONDS:
+        if now - self.said >= REPORT_SECONDS or self.done == self.total:
             self.said = now
             of = "" if self.total is None else f" of {self.total}"
             print(f"{self.done}{of} {self.what}", file=sys.stderr, flush=True)
