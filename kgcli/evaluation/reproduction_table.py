@@ -172,14 +172,23 @@ def _compute_cells(result: RowResult) -> list[str]:
 
 
 def _order_lines(columns: Sequence[Column], results: Sequence[RowResult]) -> list[str]:
-    titles = {result.row.name: result.row.title for result in results}
+    by_name = {result.row.name: result for result in results}
     lines = []
     for column, order in orders(columns, results):
         tau = "cannot be told: all equal" if order.tau is None else f"{order.tau:.2f}"
         lines.append(f"- Order by {column.title}, {len(order.rows)} rows: Kendall's tau-b {tau} (1: as in the paper).")
         for better, worse in order.swapped:
-            lines.append(f"  - Against the paper: {titles[worse]} is better than {titles[better]}.")
+            pair = by_name[worse], by_name[better]
+            doubt = " (their intervals overlap)" if _overlap(*(cell_of(one, column) for one in pair)) else ""
+            lines.append(f"  - Against the paper: {pair[0].row.title} is better than {pair[1].row.title}{doubt}.")
     return lines
+
+
+def _overlap(a: Cell | None, b: Cell | None) -> bool:
+    """Whether both have intervals and these meet: then their order is hardly told."""
+    if a is None or b is None or a.low is None or a.high is None or b.low is None or b.high is None:
+        return False
+    return a.low <= b.high and b.low <= a.high
 
 
 def _legend(ask: Reproduction, results: Sequence[RowResult]) -> str:
