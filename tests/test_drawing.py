@@ -158,6 +158,7 @@ def test_kosmosg_goes_on_where_it_stopped(kg, tmp_path, data, tiny_model):
     assert kg(*asked, "-o", "part").code == 0
     assert contents(tmp_path / "part") == whole
     line = json.loads((tmp_path / "whole" / "manifest.jsonl").read_text().splitlines()[0])
+    assert line["method"]["dtype"] == "float32"  # what auto is here, for elsewhere it is another
     assert line["method"]["scheduler"] == "dpm++-sigma-min" and line["method"]["guidance_scale"] == 7.5
     assert {"input_text", "scored_text", "seed", "sha256", "protocol"} <= line.keys() and line["method"]["versions"]
     other = kg(*asked[:-4], "--steps", 3, "--size", 16, "-o", "whole")

