@@ -14,8 +14,8 @@ from kgcli.evaluation.evaluators import EvalClip, EvalVit
 from kgcli.evaluation.lineage import compute_in_all, compute_of, pending, recipe_at, result_of
 from kgcli.evaluation.order import compare_order
 from kgcli.evaluation.paper import TABLE_1, TABLE_2, TABLES, Row
-from kgcli.evaluation.reproduction import Reproduction, describe, jobs, reproduce, trainings
-from kgcli.evaluation.reproduction_table import COMPUTE, JSON, MARKDOWN, write_table
+from kgcli.evaluation.reproduction import Reproduction, RowResult, describe, jobs, reproduce, trainings
+from kgcli.evaluation.reproduction_table import COMPUTE, JSON, MARKDOWN, Cell, cell_of, write_table
 from kgcli.evaluation.runs import RunFolder
 from kgcli.evaluation.scores import Figure, Measure, Scores
 from kgcli.shipped import PACKAGE
@@ -168,6 +168,36 @@ def test_what_a_table_does_not_have_is_refused(tmp_path):
         Reproduction(table=TABLE_1, out=tmp_path, num=8)
     with pytest.raises(UsageError, match="table2 has captions, one picture each; give --num"):
         Reproduction(table=TABLE_2, out=tmp_path, num_images=2)
+
+
+@pytest.mark.parametrize(
+    ("table", "asked", "words"),
+    [
+        (TABLE_1, {"subjects": ("nosuch",)}, "no nosuch"),
+        (TABLE_1, {"num_images": 0}, "--num-images is 0"),
+        (TABLE_2, {"num": 0}, "0 captions"),
+        (TABLE_2, {"num": 999_999}, "999999 captions"),
+    ],
+)
+def test_what_no_suite_has_is_found_before_anything_is_trained(tmp_path, table, asked, words):
+    with pytest.raises(UsageError, match=words):
+        Reproduction(table=table, out=tmp_path, **asked)
+
+
+def test_the_device_is_looked_for_before_anything_is_trained(tmp_path, monkeypatch):
+    from kgcli.evaluation import reproduction_bench
+
+    monkeypatch.setattr(reproduction_bench, "reproduce", pytest.fail)
+    with pytest.raises(UsageError, match="--device is toaster"):
+        reproduction_bench.run(Reproduction(table=TABLE_1, out=tmp_path, device="toaster"))
+
+
+def test_an_interval_of_resampled_pictures_is_shown_where_there_are_no_subjects(tmp_path):
+    figure = Figure(measure="fid_nano-clip", value=5.0, bootstrap_low=4.0, bootstrap_high=7.0)
+    job = jobs(Reproduction(table=TABLE_2, out=tmp_path))[0]
+    scores = dataclasses.replace(scored(job, 5.0), figures=(figure,))
+    result = RowResult(row=job.row, scores=(scores,), own=None, in_all=None, drawing_minutes=0.0)
+    assert cell_of(result, TABLE_2.columns[0]) == Cell(5.0, 4.0, 7.0)
 
 
 def test_the_command_says_what_it_would_do_and_refuses_what_is_unknown(kg, tmp_path):

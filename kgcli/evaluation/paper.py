@@ -98,7 +98,8 @@ TABLE_1 = Table(
     ),
     notes=(
         "The paper compares KOSMOS-G with the one photo it was given and the others with all photos of a subject; here "
-        "every row is compared with the photo that was given.",
+        "every row is compared with the photo that was given. There, Textual Inversion and DreamBooth learn from all "
+        "photos; here from the one that KOSMOS-G sees.",
     ),
 )
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from kgcli.config import Recipe
 from kgcli.errors import UsageError
+from kgcli.evaluation.dreambench import NUM_IMAGES, DreamBenchAsk
 from kgcli.evaluation.lineage import (
     Compute,
     compute_in_all,
@@ -28,6 +29,8 @@ from kgcli.evaluation.lineage import (
     result_of,
 )
 from kgcli.evaluation.methods.base import MethodOptions
+from kgcli.evaluation.nano_suites import NUM_CAPTIONS, check_captions
+from kgcli.evaluation.nano_suites import subjects as known_subjects
 from kgcli.evaluation.paper import Row, Table
 from kgcli.evaluation.scores import Scores
 
@@ -62,11 +65,20 @@ class Reproduction:
             raise UsageError(f"--num is of captions, {self.table.name} has subjects; give --num-images or --subjects")
         if of_captions and (self.num_images is not None or self.subjects):
             raise UsageError(f"{self.table.name} has captions, one picture each; give --num")
+        # Now, for otherwise it is found after hours of training.
+        if self.num is not None:
+            check_captions(self.num)
+        self.subject_ask(seed=0).check_subjects(known_subjects())
 
     @property
     def chosen(self) -> tuple[Row, ...]:
         """The rows that are asked for."""
         return self.table.pick(self.rows)
+
+    def subject_ask(self, seed: int) -> DreamBenchAsk:
+        """What is asked for of a suite of subjects. Raises: UsageError."""
+        num_images = NUM_IMAGES if self.num_images is None else self.num_images
+        return DreamBenchAsk(seed=seed, num_images=num_images, subjects=self.subjects)
 
     def recipe(self, row: Row, seed: int) -> Recipe:
         """What makes a row's model. A row that is no model has none of its own, and the first seed's stands for it."""
@@ -82,9 +94,8 @@ class Job:
     out: Path
     suite: str
     options: MethodOptions
-    num: int | None
-    num_images: int | None
-    subjects: tuple[str, ...]
+    num: int  # captions
+    subjects: DreamBenchAsk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,9 +162,8 @@ def _job(ask: Reproduction, row: Row, seed: int) -> Job:
         out=_out(ask, row, seed),
         suite=ask.table.suite,
         options=options,
-        num=ask.num,
-        num_images=ask.num_images,
-        subjects=ask.subjects,
+        num=NUM_CAPTIONS if ask.num is None else ask.num,
+        subjects=ask.subject_ask(seed),
     )
 
 

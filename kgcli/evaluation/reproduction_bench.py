@@ -8,24 +8,22 @@ import sys
 import time
 from pathlib import Path
 
+from kgcli.engine import choose_device
 from kgcli.evaluation.benchmark import method_facts
 from kgcli.evaluation.drawing import draw_run, finish
-from kgcli.evaluation.dreambench import DreamBenchAsk
 from kgcli.evaluation.extractors import Extractors
 from kgcli.evaluation.methods.base import Method
 from kgcli.evaluation.methods.table import make
 from kgcli.evaluation.nano_data import NanoData, coco_data, dreambench_data
 from kgcli.evaluation.nano_extractors import SHIPPED, nano_extractors
 from kgcli.evaluation.nano_scoring import score_nano
-from kgcli.evaluation.nano_suites import COCO, DRAWING, NUM_CAPTIONS, NUM_REAL, coco_plan, dreambench_plan
+from kgcli.evaluation.nano_suites import COCO, DRAWING, NUM_REAL, coco_plan, dreambench_plan
 from kgcli.evaluation.reproduction import Job, Reproduction, minutes_file, reproduce
 from kgcli.evaluation.reproduction_table import write_table
 from kgcli.evaluation.runs import Plan, RunFolder
 from kgcli.evaluation.scores import Scores
 from kgcli.output import write_bytes
 from kgcli.train import train
-
-NUM_IMAGES = 4  # of each prompt, as in DreamBench
 
 
 class NanoBench:
@@ -59,15 +57,14 @@ class NanoBench:
         """What a row is asked for."""
         facts = method_facts(method, job.row.method)
         if job.suite == COCO:
-            num = job.num or NUM_CAPTIONS
-            return coco_plan(data.sha256, data.folder, num, job.seed, facts, self.num_real)
-        ask = DreamBenchAsk(seed=job.seed, num_images=job.num_images or NUM_IMAGES, subjects=job.subjects)
-        return dreambench_plan(data.sha256, data.folder, ask, facts)
+            return coco_plan(data.sha256, data.folder, job.num, job.seed, facts, self.num_real)
+        return dreambench_plan(data.sha256, data.folder, job.subjects, facts)
 
 
 def run(ask: Reproduction, weights: Path | None = None) -> str:
     """Reproduce a table; returns it as Markdown. Raises: KgError."""
-    bench = NanoBench.open(ask.out / "data", weights)  # before anything is trained
+    choose_device(ask.device)  # before anything is trained, as are the extractors
+    bench = NanoBench.open(ask.out / "data", weights)
     return write_table(ask, reproduce(ask, train, bench))
 
 

@@ -101,7 +101,10 @@ def cell_of(result: RowResult, column: Column) -> Cell | None:
     if not figures or len(figures) < len(result.scores):
         return None
     if len(figures) == 1:
-        return Cell(figures[0].value, figures[0].low, figures[0].high)
+        only = figures[0]
+        if only.low is None:  # of pictures that were resampled, where there are no subjects
+            return Cell(only.value, only.bootstrap_low, only.bootstrap_high)
+        return Cell(only.value, only.low, only.high)
     values = [figure.value for figure in figures]
     mean, num = statistics.fmean(values), len(values)
     half = float(student.ppf(0.5 + LEVEL / 2, num - 1)) * statistics.stdev(values) / math.sqrt(num)
