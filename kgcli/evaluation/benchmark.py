@@ -28,7 +28,7 @@ from kgcli.evaluation.nano_data import coco_data, dreambench_data
 from kgcli.evaluation.ray_engine import check_ray, draw_with_ray
 from kgcli.evaluation.runs import PLAN, Plan, RunFolder
 from kgcli.evaluation.suite_scoring import Ready, Scoring, get_ready, score_run
-from kgcli.evaluation.weightfiles import cache_folder
+from kgcli.evaluation.weightfiles import user_cache
 
 STEPS = ("draw", "score")
 ENGINES = ("local", "ray")
@@ -125,7 +125,10 @@ def _draw(bench: Bench, shard: tuple[int, int]) -> RunFolder:
         check_ray()
     options = _on_own_device(suite_options(bench), shard)
     method = make(bench.method, options)
-    run = _start(bench.out, make_plan(bench, method_facts(method, bench.method)), shard)
+    plan = make_plan(bench, method_facts(method, bench.method))
+    if callable(check := getattr(method, "check", None)):
+        check(plan.items)
+    run = _start(bench.out, plan, shard)
     if bench.engine == "ray":
         draw_with_ray(run, bench.method, options, bench.num_workers)
     else:
@@ -182,7 +185,7 @@ def _nano_coco(bench: Bench, method: Mapping[str, Any]) -> Plan:
 
 def _nano_folder(bench: Bench, suite: str) -> Path:
     """Where the pictures of a nano suite are, or are made: a folder given, or one in the user's cache."""
-    return bench.data or cache_folder().parent / f"{suite}-{nano_suites.VERSION}"
+    return (bench.data or user_cache() / f"{suite}-{nano_suites.VERSION}").expanduser().resolve()
 
 
 def _given_data(bench: Bench) -> Path:

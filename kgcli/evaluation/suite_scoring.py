@@ -14,7 +14,7 @@ from kgcli.evaluation.coco import HOW_TO_GET
 from kgcli.evaluation.drawing import Progress
 from kgcli.evaluation.dreambench_data import input_photo, open_dreambench
 from kgcli.evaluation.runs import Plan, RunFolder
-from kgcli.evaluation.weightfiles import Weights, cache_folder, resolve_all
+from kgcli.evaluation.weightfiles import Weights, resolve_all, user_cache
 from kgcli.shipped import PACKAGE
 
 REAL = "val2014"  # folder of COCO
@@ -91,7 +91,7 @@ def score_run(run: RunFolder, ready: Ready) -> None:
     if run.plan.suite.startswith("nano-"):
         from kgcli.evaluation.nano_scoring import score_nano
 
-        score_nano(run, cache_folder().parent / STATISTICS, progress=progress.add)
+        score_nano(run, user_cache() / STATISTICS, progress=progress.add)
     elif run.plan.suite == "coco":
         _score_coco(run, ready, device, progress)
     else:
@@ -153,7 +153,7 @@ def _score_coco(run: RunFolder, ready: Ready, device: str, progress: Progress) -
     score_distribution(
         run.path,
         run.plan,
-        RealPictures(files=ready.real, cache=cache_folder().parent / STATISTICS),
+        RealPictures(files=ready.real, cache=user_cache() / STATISTICS),
         presets,
         clip=ClipExtractor(ready.weights["clip"], device) if "clip" in ready.weights else None,
         with_cmmd=ready.scoring.cmmd,

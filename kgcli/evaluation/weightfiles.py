@@ -71,11 +71,16 @@ TABLE = {
 }
 
 
+def user_cache() -> Path:
+    """Where anything that can be made again is kept between runs: kgcli in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kgcli"
+
+
 def cache_folder() -> Path:
-    """Where files are kept between runs: $KG_WEIGHTS, or kgcli/weights in the user's cache."""
+    """Where files of weights are kept between runs: $KG_WEIGHTS, or weights in the user's cache."""
     if named := os.environ.get(VARIABLE):
         return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kgcli" / "weights"
+    return user_cache() / "weights"
 
 
 def resolve(name: str, folder: Path | None = None, *, offline: bool = False) -> Weights:

@@ -30,7 +30,11 @@ class MethodOptions:
 
 
 class Method(Protocol):
-    """Makes pictures for items. One object serves a whole process; it may load its weights late."""
+    """Makes pictures for items. One object serves a whole process; it may load its weights late.
+
+    It may also have `check(items)`, which is called with all items before a run is begun and raises a KgError that
+    names the first it cannot draw.
+    """
 
     name: str
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from kgcli.data.images import open_image
 from kgcli.data.prompt import ImageRef, Prompt
-from kgcli.errors import UsageError
+from kgcli.errors import PromptError, UsageError
 from kgcli.evaluation.methods.base import MethodOptions
 from kgcli.evaluation.runs import Item
 from kgcli.modelfolder import open_model
@@ -62,10 +62,16 @@ class KosmosG:
 
         return engine.choose_dtype("auto", engine.choose_device(self.options.device), self.folder)
 
+    def check(self, items: Sequence[Item]) -> None:
+        """See that the model takes every prompt. Raises: UsageError."""
+        for text, item in {item.input_text: item for item in reversed(items)}.items():
+            try:
+                check_fits(as_prompt(text), self.folder)
+            except PromptError as error:
+                raise UsageError(f"{item.path} cannot be drawn: {error}: {text[:60]!r}") from None
+
     def prepare(self, subject: str, items: Sequence[Item], data: Path, folder: Path) -> None:
-        """Nothing is learnt; prompts longer than the model takes are found."""
-        for text in dict.fromkeys(item.input_text for item in items):
-            check_fits(as_prompt(text), self.folder)
+        """Nothing is learnt."""
 
     def draw(self, items: Sequence[Item], data: Path, folder: Path) -> list[Image.Image]:
         """One batch."""

@@ -37,8 +37,8 @@ class StableDiffusion(KosmosG):
         facts = super().facts()
         return {name: value for name, value in facts.items() if name not in ("model", "model_sha256")}
 
-    def prepare(self, subject: str, items: Sequence[Item], data: Path, folder: Path) -> None:
-        """Nothing is learnt."""
+    def check(self, items: Sequence[Item]) -> None:
+        """Any text will do: one too long is cut, as Stable Diffusion does."""
 
     def draw(self, items: Sequence[Item], data: Path, folder: Path) -> list[Image.Image]:
         """One batch; each text is encoded alone."""
