@@ -213,18 +213,27 @@ def test_masks_take_the_background_away(tmp_path, extractors):
             mask.parent.mkdir(parents=True, exist_ok=True)
             _dark(Image.open(file)).save(mask)
     roots = {tmp_path / name: tmp_path / "masks" / name for name in ("run", "data")}
-    from_files = score_subjects(
-        tmp_path / "run", plan, references, extractors, masks=masks_from_files(roots), out=tmp_path / "a"
-    )
-    segmented = score_subjects(
-        tmp_path / "run", plan, references, extractors, masks=masks_from_segmenter(_dark, "dark"), out=tmp_path / "b"
-    )
+    files = dict.fromkeys(SUBJECTS, masks_from_files(roots))
+    made = masks_from_segmenter(Dark(), {name: name for name in SUBJECTS}, tmp_path / "made")
+    from_files = score_subjects(tmp_path / "run", plan, references, extractors, masks=files, out=tmp_path / "a")
+    segmented = score_subjects(tmp_path / "run", plan, references, extractors, masks=made, out=tmp_path / "b")
     value = from_files.find("dino_masked_input").value
     assert value == segmented.find("dino_masked_input").value > from_files.find("dino_input").value
     with pytest.raises(UsageError, match="empty"):
         on_white(Image.new("RGB", (4, 4)), Image.new("L", (4, 4)), "x")
     with pytest.raises(UsageError, match="different protocols"):
         check_comparable(*(Run(name="a", folder=tmp_path, scores=scores) for scores in (from_files, segmented)))
+
+
+class Dark:
+    """A segmenter: whatever is not light."""
+
+    def facts(self):
+        return {"segmenter": "dark"}
+
+    def mask(self, picture, noun):
+        assert noun in SUBJECTS
+        return _dark(picture)
 
 
 def _dark(picture):
