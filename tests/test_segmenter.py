@@ -10,7 +10,7 @@ import torch
 from benchmark_data import write_dreambench
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_scoring_runs import SUBJECTS, Colours, build_run
+from subject_run import SUBJECTS, Colours, build_run
 from tiny_clipseg import PREPROCESSOR, SIDE, write_clipseg
 
 from kgcli.errors import IncompatibleError, MissingError, UsageError
