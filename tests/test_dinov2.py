@@ -107,7 +107,7 @@ def _by_transformers_names(state):
         "mask_token": "embeddings.mask_token",
         "pos_embed": "embeddings.position_embeddings",
         "patch_embed.proj": "embeddings.patch_embeddings.projection",
-        "attn.proj": "attention.output.dense",
+        "attn.proj": "attention.o_proj",
         "blocks": "encoder.layer",
         "ls1.gamma": "layer_scale1.lambda1",
         "ls2.gamma": "layer_scale2.lambda1",
@@ -118,8 +118,8 @@ def _by_transformers_names(state):
             name = name.replace(ours, theirs)
         name = name.replace("norm.", "layernorm.") if name.startswith("norm.") else name
         if "attn.qkv" in name:
-            for part, rows in zip(("query", "key", "value"), weight.chunk(3), strict=True):
-                found[name.replace("attn.qkv", f"attention.attention.{part}")] = rows
+            for part, rows in zip("qkv", weight.chunk(3), strict=True):
+                found[name.replace("attn.qkv", f"attention.{part}_proj")] = rows
         else:
             found[name] = weight
     return found

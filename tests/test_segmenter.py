@@ -1,4 +1,4 @@
-"""Masks by a segmenter that is told the subject's noun: found first, one picture at a time, kept, named in protocols."""
+"""Masks by a segmenter that is told the subject's noun: found first, kept, named in protocols."""
 
 import dataclasses
 import json

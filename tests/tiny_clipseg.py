@@ -1,4 +1,4 @@
-"""A folder of CLIPSeg at toy size, randomly initialised: real model, real tokenizer, the published processor's settings."""
+"""A folder of CLIPSeg at toy size, randomly initialised: real model, tokenizer and settings of the pixels."""
 
 import json
 import string
@@ -42,7 +42,7 @@ def write_clipseg(folder, seed=0, bias=0.0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = CLIPSegForImageSegmentation(cfg)
-        for name, weight in model.named_parameters():  # far from 0, so that words and pictures matter
+        for weight in model.parameters():  # far from 0, so that words and pictures matter
             if weight.ndim > 1:
                 torch.nn.init.normal_(weight, std=0.3)
         model.decoder.transposed_convolution.bias.data += bias
