@@ -247,3 +247,36 @@ def test_a_segmenter_is_found_before_weights_are_fetched(folder, tmp_path, monke
         (tmp_path / TABLE[name].file).write_bytes(b"any")
     ready = get_ready("dreambench", None, Scoring(weights=tmp_path, segmenter=str(folder), offline=True))
     assert ready.segmenter is not None and ready.segmenter.path == folder / "model.safetensors"
+
+
+@pytest.mark.slow
+def test_the_command_scores_a_run_without_backgrounds_and_by_dinov2(kg, tmp_path, folder, monkeypatch):
+    """Networks of the true architectures, with weights that know nothing; the segmenter is the small one."""
+    import open_clip
+    import timm
+
+    torch.manual_seed(0)
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    monkeypatch.setitem(TABLE, "clip", dataclasses.replace(TABLE["clip"], sha256=""))
+    for name, architecture in (("dino", "vit_small_patch16_224.dino"), ("dinov2", "vit_small_patch14_dinov2.lvd142m")):
+        network = timm.create_model(architecture, pretrained=False, num_classes=0)
+        torch.save(network.state_dict(), weights / TABLE[name].file)
+    torch.save(open_clip.create_model("ViT-B-32-quickgelu").state_dict(), weights / TABLE["clip"].file)
+    data = write_dreambench(tmp_path / "dataset")
+    ask = ["--weights", weights, "--offline", "--device", "cpu", "-q"]
+    draw = ["--data", data, "--method", "copy-input", "--subjects", "dog", "-n", 1, *ask]
+    further = ["--segmenter", folder, "--also", "dinov2"]
+    assert kg("eval", "dreambench", *draw, *further, "-o", "run").code == 0
+    scores = Scores.read(tmp_path / "run")
+    assert scores.find("dinov2_input").value == pytest.approx(1, abs=1e-5)
+    assert scores.find("dino_masked_input").value == pytest.approx(1, abs=1e-5)
+    assert scores.protocol["scoring"]["masks"]["weights_sha256"] == hash_of(folder / "model.safetensors")
+    assert all("-dog-" in one.name for one in (tmp_path / "run" / "masks").iterdir())
+    whole = (tmp_path / "run" / "scores.json").read_bytes()
+    again = ["eval", "dreambench", "-o", "run", "--only", "score", *ask]
+    assert kg(*again, *further).code == 0 and (tmp_path / "run" / "scores.json").read_bytes() == whole
+    shutil.copytree(tmp_path / "run", tmp_path / "bare")
+    assert kg("eval", "dreambench", "-o", "bare", "--only", "score", *ask).code == 0
+    refused = kg("eval", "compare", "run", "bare")
+    assert refused.code == 2 and "scoring.dinov2" in refused.err and refused.err.count("\n") == 1
