@@ -130,6 +130,16 @@ def test_a_row_does_not_depend_on_its_neighbours(extractor):
     assert np.array_equal(extractor.pictures([picture(seed=1)])[0], among)
 
 
+def test_features_of_sets_are_as_the_network_gives_them():
+    """Not of length 1, from the square of the whole picture; the small network in place of the large."""
+    small = Dinov2Extractor.random_weights(dataclasses.replace(DISTANCE, architecture=SIMILARITY.architecture))
+    row = small.pictures([picture()])[0]
+    with torch.inference_mode():
+        token = small._model.forward_features(square_transform()(picture())[None])[0, 0]
+    assert np.abs(row - token.numpy()).max() < 1e-6 and abs(np.linalg.norm(row) - 1) > 1
+    assert small.facts()["transform"] == "PIL bicubic 224 x 224, ImageNet mean and std"
+
+
 def test_facts_name_network_transform_and_weights(extractor):
     facts = extractor.facts()
     assert facts["weights_sha256"] == "abc" and "vit_small_patch14_dinov2" in facts["architecture"]

@@ -121,6 +121,25 @@ def test_masks_are_kept_and_scoring_goes_on_with_them(tmp_path, segmenter):
     assert masked != {one.path: one.values["dino_input"] for one in scores.pictures}
 
 
+def test_numbers_are_the_cosines_of_what_the_masks_leave(tmp_path, segmenter):
+    """Subjects in turn, and one picture that is asked for two of them: each with its own noun."""
+    plan, references = build_run(tmp_path)
+    turns = [plan.items[place] for place in (0, 4, 8, 1, 5, 9)]
+    shared = dataclasses.replace(turns[0], subject="dog")
+    scores = score(tmp_path, dataclasses.replace(plan, items=(*turns, shared)), references, segmenter)
+    looks = Colours("dino")
+    for one in scores.pictures:
+        files = [tmp_path / "run" / one.path, tmp_path / "data" / references[one.subject].input]
+        left = []
+        for picture in map(Image.open, files):
+            mask = np.asarray(segmenter.mask(picture, one.subject)) == 255
+            assert mask.any()
+            left.append(Image.fromarray(np.where(mask[..., None], np.asarray(picture), np.uint8(255))))
+        rows = looks.pictures(left).astype(np.float64)
+        assert one.values["dino_masked_input"] == pytest.approx(rows[0] @ rows[1], abs=1e-6)
+    assert len({one.values["dino_masked_input"] for one in scores.pictures}) == 7
+
+
 def test_vectors_are_those_of_one_noun_and_one_segmenter(tmp_path, segmenter):
     plan, references = build_run(tmp_path)
     extractors = Extractors(Colours("dino"), Colours("clip"))

@@ -81,7 +81,7 @@ def dreambench(
         _flag(
             "--segmenter",
             metavar="FOLDER_OR_ID",
-            help="Score without backgrounds, too: masks by a CLIPSeg; default is CIDAS/clipseg-rd64-refined.",
+            help='The same with masks by a CLIPSeg; the word "default" is CIDAS/clipseg-rd64-refined.',
         ),
     ] = None,
     also: Annotated[list[str] | None, _flag("--also", help="A further score: dinov2.")] = None,

@@ -72,9 +72,10 @@ def _of_hub(repository: str, offline: bool) -> Path:
                 break
         return folder
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        why = "is not in the local cache, and nothing is fetched offline" if offline else "could not be fetched"
-        more = "" if offline else f" ({str(error).splitlines()[0]})"
+        why = "not in the local cache, and nothing is fetched offline"
+        if not offline:
+            why = f"could not be fetched ({str(error).splitlines()[0]})"
         raise MissingError(
-            f"the segmenter {repository} {why}{more}: copy https://huggingface.co/{repository} into a folder and "
-            "give --segmenter FOLDER, or run once online"
+            f"the segmenter {repository} is no folder and {why}: copy "
+            f"https://huggingface.co/{repository} into a folder and give --segmenter FOLDER, or run once online"
         ) from None

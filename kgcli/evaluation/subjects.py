@@ -80,16 +80,15 @@ class SubjectScorer:
         self.data = data
         self.references = {subject: references[subject] for subject in dict.fromkeys(one.subject for one in items)}
         self.cache = cache
-        self.photos = [photo for one in self.references.values() for photo in dict.fromkeys(one.photos)]
+        self.photos = [(subject, one) for subject, of in self.references.items() for one in dict.fromkeys(of.photos)]
 
     def files(self, folder: Path) -> list[tuple[str, Path]]:
         """Subject and file of the items' pictures in a folder."""
         return [(item.subject, folder / item.path) for item in self.items]
 
     def photo_files(self) -> list[tuple[str, Path]]:
-        """Subject and file of the photos, in the order of `photos`."""
-        pairs = [(subject, one) for subject, of in self.references.items() for one in dict.fromkeys(of.photos)]
-        return [(subject, self.data / photo) for subject, photo in pairs]
+        """Subject and file of the photos."""
+        return [(subject, self.data / photo) for subject, photo in self.photos]
 
     def __call__(self, folder: Path, extractors: Extractors, masks: Masks | None = None) -> SubjectScores:
         """The scores of the items' pictures in a folder. `masks` gives DINO a second look without backgrounds."""
@@ -106,7 +105,8 @@ class SubjectScorer:
         copy_input, oracle = method, self._photo_scores()
         for prefix, extractor, altered in looks:
             pictures = self._vectors(extractor, self.files(folder), altered)
-            photos = dict(zip(self.photos, self._vectors(extractor, self.photo_files(), altered), strict=True))
+            rows = self._vectors(extractor, self.photo_files(), altered)
+            photos = {photo: row for (_, photo), row in zip(self.photos, rows, strict=True)}
             inputs = [photos[self.references[item.subject].input] for item in self.items]
             shown = texts if prefix == "clip_i" else None
             method = self._compare(method, pictures, photos, prefix, shown)

@@ -80,7 +80,8 @@ def get_ready(suite: str, data: Path | None, scoring: Scoring) -> Ready:
 
     Raises: UsageError, MissingError, IncompatibleError.
     """
-    also = _weights_of_also(suite, scoring)
+    known = _known_scores(suite, scoring)
+    also = [known[name] for name in scoring.also]
     if suite.startswith("nano-"):
         if not NANO_EVALUATORS.is_dir():
             raise MissingError(f"the evaluators of the nano suites are not in {NANO_EVALUATORS}; install kgcli again")
@@ -200,8 +201,8 @@ def _score_coco(run: RunFolder, ready: Ready, device: str, progress: Progress) -
     )
 
 
-def _weights_of_also(suite: str, scoring: Scoring) -> list[str]:
-    """The weights of further scores. Raises: UsageError for what the suite does not have."""
+def _known_scores(suite: str, scoring: Scoring) -> dict[str, str]:
+    """The suite's further scores. Raises: UsageError where others, or masks it has no use for, are asked for."""
     known = ALSO.get(suite.removesuffix("-multi"), {})
     for name in scoring.also:
         if name not in known:
@@ -210,7 +211,7 @@ def _weights_of_also(suite: str, scoring: Scoring) -> list[str]:
     for flag, value in (("--masks", scoring.masks), ("--segmenter", scoring.segmenter)):
         if value is not None and not suite.startswith("dreambench"):
             raise UsageError(f"{flag} is {value}; {suite} is not scored without backgrounds, leave it out")
-    return [known[name] for name in scoring.also]
+    return known
 
 
 def _real_pictures(data: Path | None, real: Path | None) -> tuple[Path, ...]:
