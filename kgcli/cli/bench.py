@@ -76,6 +76,15 @@ def dreambench(
     masks: Annotated[
         Path | None, _flag("--masks", help="Score without backgrounds, too: PNG masks in data/ and images/.")
     ] = None,
+    segmenter: Annotated[
+        str | None,
+        _flag(
+            "--segmenter",
+            metavar="FOLDER_OR_ID",
+            help='The same with masks by a CLIPSeg; the word "default" is CIDAS/clipseg-rd64-refined.',
+        ),
+    ] = None,
+    also: Annotated[list[str] | None, _flag("--also", help="A further score: dinov2.")] = None,
     *,
     flags: BenchFlags,
 ) -> None:
@@ -88,7 +97,8 @@ def dreambench(
 
     names = tuple(name.strip() for name in subjects.split(",") if name.strip())
     ask = DreamBenchAsk(seed=flags.seed, noise=noise, class_noun=class_noun, num_images=num_images, subjects=names)
-    _run(flags, _suite(suite, DREAMBENCH_SUITES), {"masks": masks}, ask=ask)
+    scoring = {"masks": masks, "segmenter": segmenter, "also": tuple(also or ())}
+    _run(flags, _suite(suite, DREAMBENCH_SUITES), scoring, ask=ask)
 
 
 @takes_flags(BenchFlags)
@@ -102,8 +112,9 @@ def coco(
         list[str] | None, _flag("--preset", help="Of FID: kosmosg, kosmosg-rescore, clean, legacy256; repeatable.")
     ] = None,
     real: Annotated[Path | None, _flag("--real", help="Real pictures; default: val2014/ of --data.")] = None,
-    clip_score: Annotated[bool, _flag("--clip-score", help="Compare pictures with their captions, too.")] = False,
-    cmmd: Annotated[bool, _flag("--cmmd", help="CMMD, too.")] = False,
+    also: Annotated[
+        list[str] | None, _flag("--also", help="A further score: clip-score, cmmd, fd-dinov2; repeatable.")
+    ] = None,
     *,
     flags: BenchFlags,
 ) -> None:
@@ -113,7 +124,7 @@ def coco(
     """
     from kgcli.evaluation.dreambench import DreamBenchAsk
 
-    scoring = {"presets": tuple(preset or ("kosmosg",)), "real": real, "clip_score": clip_score, "cmmd": cmmd}
+    scoring = {"presets": tuple(preset or ("kosmosg",)), "real": real, "also": tuple(also or ())}
     ask = DreamBenchAsk(seed=flags.seed)
     _run(flags, _suite(suite, COCO_SUITES), scoring, ask=ask, captions=captions, num=num)
 

@@ -24,15 +24,18 @@ class DistributionExtractor:
     name: str  # kosmosg, clean, ...
     real: PictureExtractor
     fake: PictureExtractor
+    frechet: str = "FID"  # what its distances are called: the I is for Inception
+    kernel: str = "KID"
 
 
-def measures_of(name: str, *, primary: bool = False) -> tuple[Measure, ...]:
+def measures_of(preset: DistributionExtractor, *, primary: bool = False) -> tuple[Measure, ...]:
     """The measures of one preset."""
+    name, frechet, kernel = preset.name, preset.frechet.lower(), preset.kernel.lower()
     lower = [
-        ("fid", "FID"),
-        ("fid_infinity", "FID at infinitely many pictures"),
-        ("kid", "KID"),
-        ("kid_sd", "KID, standard deviation over subsets"),
+        (frechet, preset.frechet),
+        (f"{frechet}_infinity", f"{preset.frechet} at infinitely many pictures"),
+        (kernel, preset.kernel),
+        (f"{kernel}_sd", f"{preset.kernel}, standard deviation over subsets"),
     ]
     higher = [("precision", "precision"), ("recall", "recall"), ("density", "density"), ("coverage", "coverage")]
     return (
@@ -41,7 +44,7 @@ def measures_of(name: str, *, primary: bool = False) -> tuple[Measure, ...]:
                 name=f"{key}_{name}",
                 title=f"{title} ({name})",
                 higher_is_better=False,
-                primary=primary and key in ("fid", "fid_infinity", "kid"),
+                primary=primary and not key.endswith("_sd"),
             )
             for key, title in lower
         ),
@@ -49,18 +52,19 @@ def measures_of(name: str, *, primary: bool = False) -> tuple[Measure, ...]:
     )
 
 
-def distribution_figures(name: str, real: RealSet, fake: NDArray[np.float32]) -> tuple[Figure, ...]:
+def distribution_figures(preset: DistributionExtractor, real: RealSet, fake: NDArray[np.float32]) -> tuple[Figure, ...]:
     """The figures of one preset from the vectors (N, D) of at least two generated pictures."""
     reference = Reference(real.moments)
     mean, sd = kid(real.sample, fake)
-    values = {"fid": reference.distance(Moments.of(fake)), "kid": mean, "kid_sd": sd}
+    frechet, kernel = preset.frechet.lower(), preset.kernel.lower()
+    values = {frechet: reference.distance(Moments.of(fake)), kernel: mean, f"{kernel}_sd": sd}
     if len(fake) >= FEWEST:
-        values["fid_infinity"] = extrapolate(reference, fake).value
+        values[f"{frechet}_infinity"] = extrapolate(reference, fake).value
     if len(fake) >= FEWEST and len(real.sample) > NUM_NEIGHBOURS:
         found = manifolds(real.sample, chosen(fake))
         values |= {key: getattr(found, key) for key in ("precision", "recall", "density", "coverage")}
     return tuple(
         Figure(measure=one.name, value=values[key], num_pictures=len(fake))
-        for one in measures_of(name)
-        if (key := one.name.removesuffix(f"_{name}")) in values
+        for one in measures_of(preset)
+        if (key := one.name.removesuffix(f"_{preset.name}")) in values
     )

@@ -34,7 +34,8 @@ class TextExtractor(PictureExtractor, Protocol):
 
 @dataclass(frozen=True)
 class Extractors:
-    """What a suite of subjects is scored with: `dino` for looks, `clip` for looks and words."""
+    """What a suite of subjects is scored with: `dino` for looks, `clip` for looks and words, `dinov2` on demand."""
 
     dino: PictureExtractor
     clip: TextExtractor
+    dinov2: PictureExtractor | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,9 +33,10 @@ Prepare = Callable[[Path, Image.Image], Image.Image]
 class Alteration:
     """A change of pictures before the extractor sees them; `facts` and `hash_of` name it for the cache."""
 
-    facts: str
+    facts: Mapping[str, str]
     hash_of: Callable[[Path], str]
     apply: Prepare
+    is_empty: Callable[[Path], bool] | None = None  # whether it found nothing to do; None where it always does
 
 
 class FeatureCache:
@@ -87,7 +88,8 @@ def hashes(files: Sequence[Path], alteration: Alteration | None = None) -> list[
         raise MissingError(f"{error.filename} cannot be read: {error.strerror}") from None
     if alteration is None:
         return digests
-    return [f"{one} {alteration.facts} {alteration.hash_of(file)}" for one, file in zip(digests, files, strict=True)]
+    facts = json.dumps(dict(alteration.facts), sort_keys=True)
+    return [f"{one} {facts} {alteration.hash_of(file)}" for one, file in zip(digests, files, strict=True)]
 
 
 def _read(path: Path, num: int) -> Rows | None:

@@ -60,7 +60,7 @@ class DinoExtractor:
         try:
             model.load_state_dict(torch.load(weights.path, map_location="cpu", weights_only=True))
         except (RuntimeError, pickle.UnpicklingError, KeyError, EOFError, AttributeError) as error:
-            raise IncompatibleError(f"{weights.path} holds no DINO ViT-S/16 ({_first_line(error)})") from None
+            raise IncompatibleError(f"{weights.path} holds no DINO ViT-S/16 ({first_line(error)})") from None
         self._take(model, weights.sha256, device)
 
     @classmethod
@@ -86,7 +86,7 @@ class DinoExtractor:
     @torch.inference_mode()
     def pictures(self, pictures: Sequence[Image.Image]) -> Rows:
         """(N, 384), rows of length 1."""
-        return _one_by_one(self._model, [self._transform(picture.convert("RGB")) for picture in pictures], self._device)
+        return one_by_one(self._model, [self._transform(picture.convert("RGB")) for picture in pictures], self._device)
 
     def _take(self, model: nn.Module, sha256: str, device: str) -> None:
         self._model = model.eval().requires_grad_(False).float().to(device)
@@ -113,7 +113,7 @@ class ClipExtractor:
                 warnings.simplefilter("ignore", FutureWarning)
                 model = open_clip.load_openai_model(str(weights.path), precision="fp32", device="cpu")
         except (RuntimeError, pickle.UnpicklingError, KeyError, EOFError) as error:
-            raise IncompatibleError(f"{weights.path} holds no CLIP of OpenAI ({_first_line(error)})") from None
+            raise IncompatibleError(f"{weights.path} holds no CLIP of OpenAI ({first_line(error)})") from None
         self._take(model, weights.sha256, device)
 
     @classmethod
@@ -140,12 +140,12 @@ class ClipExtractor:
     def pictures(self, pictures: Sequence[Image.Image]) -> Rows:
         """(N, 512), rows of length 1."""
         pixels = [self._transform(picture.convert("RGB")) for picture in pictures]
-        return _one_by_one(cast(_Clip, self._model).encode_image, pixels, self._device)
+        return one_by_one(cast(_Clip, self._model).encode_image, pixels, self._device)
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Rows:
         """(N, 512), rows of length 1. Raises: UsageError for a text of more than 77 tokens."""
-        return _one_by_one(cast(_Clip, self._model).encode_text, list(clip_tokens(texts)), self._device)
+        return one_by_one(cast(_Clip, self._model).encode_text, list(clip_tokens(texts)), self._device)
 
     def _take(self, model: nn.Module, sha256: str, device: str) -> None:
         self._model = model.eval().requires_grad_(False).float().to(device)
@@ -167,12 +167,14 @@ def _bare_dino() -> nn.Module:
     return timm.create_model(DINO_ARCHITECTURE, pretrained=False, num_classes=0)
 
 
-def _one_by_one(encode: Callable[[Tensor], Tensor], inputs: Sequence[Tensor], device: str) -> Rows:
+def one_by_one(encode: Callable[[Tensor], Tensor], inputs: Sequence[Tensor], device: str, *, unit: bool = True) -> Rows:
+    """(N, D): a row for each input, of length 1 unless `unit` is off."""
     if not inputs:
         return np.zeros((0, 0), np.float32)
-    rows = [encode(one[None].to(device))[0].double().cpu() for one in inputs]
-    return torch.nn.functional.normalize(torch.stack(rows), dim=1).float().numpy()
+    rows = torch.stack([encode(one[None].to(device))[0].double().cpu() for one in inputs])
+    return (torch.nn.functional.normalize(rows, dim=1) if unit else rows).float().numpy()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, short."""
     return str(error).strip().splitlines()[0][:100] if str(error).strip() else type(error).__name__

@@ -1,20 +1,42 @@
-"""Pictures without their backgrounds, for similarity that sees the subject alone. No torch."""
+"""Pictures without their backgrounds, for similarity that sees the subject alone. No torch.
+
+Masks are files of the user's, or made by a segmenter that is told the subject's class noun. Those are kept in a folder
+to be looked at, named by the picture's bytes, the segmenter and the noun: one that is there is right.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import io
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from kgcli.data.images import open_image
-from kgcli.errors import MissingError, UsageError
+from kgcli.errors import ImageError, MissingError, UsageError
 from kgcli.evaluation.featurecache import Alteration
 from kgcli.evaluation.runs import sha256
+from kgcli.output import write_bytes
 
+FOLDER = "masks"
 WHITE = (255, 255, 255)
-Segmenter = Callable[[Image.Image], Image.Image]  # a picture to a mask of its size, light where the subject is
+BACKGROUND = {"background": "white"}
+
+
+class Segmenter(Protocol):
+    """Finds in a picture what a noun names."""
+
+    def facts(self) -> dict[str, str]:
+        """Class, weights, prompt and threshold, for the protocol."""
+        ...
+
+    def mask(self, picture: Image.Image, noun: str) -> Image.Image:
+        """A mask (L) of the picture's size, light where the thing is."""
+        ...
 
 
 def masks_from_files(roots: dict[Path, Path]) -> Alteration:
@@ -23,13 +45,17 @@ def masks_from_files(roots: dict[Path, Path]) -> Alteration:
     A mask is a PNG of the picture's name and size, light where the subject is.
     """
     files = _MaskFiles(roots)
-    return Alteration("white outside a mask file", files.hash_of, files.apply)
+    return Alteration({**BACKGROUND, "mask": "files"}, files.hash_of, files.apply)
 
 
-def masks_from_segmenter(segmenter: Segmenter, name: str) -> Alteration:
-    """Masks that a segmenter makes; `name` identifies it and its weights for the cache."""
-    made = _Segmented(segmenter)
-    return Alteration(f"white outside the mask of {name}", made.hash_of, made.apply)
+def masks_from_segmenter(segmenter: Segmenter, nouns: Mapping[str, str], folder: Path) -> dict[str, Alteration]:
+    """For each subject, given with its class noun, the masks that a segmenter makes, kept in a folder.
+
+    Where nothing is marked, the whole picture is left, for a benchmark has to score all of its pictures.
+    """
+    facts = {**BACKGROUND, **segmenter.facts(), "nothing_marked": "the whole picture"}
+    made = {subject: _Segmented(segmenter, facts, noun, folder) for subject, noun in nouns.items()}
+    return {subject: Alteration(facts, one.hash_of, one.apply, one.is_empty) for subject, one in made.items()}
 
 
 def on_white(picture: Image.Image, mask: Image.Image, name: str) -> Image.Image:
@@ -69,11 +95,44 @@ class _MaskFiles:
 
 
 class _Segmented:
-    def __init__(self, segmenter: Segmenter) -> None:
+    def __init__(self, segmenter: Segmenter, facts: Mapping[str, str], noun: str, folder: Path) -> None:
         self._segmenter = segmenter
+        self._facts = facts
+        self._noun = noun
+        self._folder = folder
 
     def hash_of(self, picture: Path) -> str:
-        return ""  # the picture and the segmenter's name say it all
+        return self._noun  # the rest is in the facts and the picture's own hash
 
     def apply(self, path: Path, picture: Image.Image) -> Image.Image:
-        return on_white(picture, self._segmenter(picture), str(path))
+        mask = self._mask(path, picture)
+        return picture if mask.getbbox() is None else on_white(picture, mask, str(path))
+
+    def is_empty(self, path: Path) -> bool:
+        return self._mask(path).getbbox() is None
+
+    def _mask(self, path: Path, picture: Image.Image | None = None) -> Image.Image:
+        kept = self._file(path)
+        mask = _read(kept)
+        if mask is None:
+            mask = self._segmenter.mask(picture or open_image(path), self._noun)
+            content = io.BytesIO()
+            mask.save(content, "PNG")
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(kept, content.getvalue())
+        return mask
+
+    def _file(self, path: Path) -> Path:
+        named = json.dumps([sha256(path), self._noun, self._facts], sort_keys=True)
+        words = [path.parent.name, path.stem, self._noun.replace(" ", "_")]
+        return self._folder / f"{'-'.join(words)}-{hashlib.sha256(named.encode()).hexdigest()[:32]}.png"
+
+
+def _read(path: Path) -> Image.Image | None:
+    """A kept mask; None where there is none or it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        return open_image(path).convert("L")
+    except ImageError:
+        return None

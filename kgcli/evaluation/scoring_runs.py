@@ -23,7 +23,17 @@ from kgcli.evaluation.kernels import cmmd
 from kgcli.evaluation.realset import chosen, real_set
 from kgcli.evaluation.runs import Item, Plan
 from kgcli.evaluation.scores import Figure, Measure, PictureScore, Scores
-from kgcli.evaluation.subjects import COPY_INPUT, MASKED, MEASURES, ORACLE, SubjectPhotos, SubjectScorer, picture_score
+from kgcli.evaluation.subjects import (
+    COPY_INPUT,
+    DINOV2,
+    MASKED,
+    MEASURES,
+    ORACLE,
+    Masks,
+    SubjectPhotos,
+    SubjectScorer,
+    picture_score,
+)
 from kgcli.evaluation.tables import CSV, MARKDOWN, PICTURES_CSV, pictures_to_csv, to_csv, to_markdown
 from kgcli.output import write_bytes
 
@@ -53,7 +63,7 @@ def score_subjects(
     *,
     data: Path | None = None,
     out: Path | None = None,
-    masks: Alteration | None = None,
+    masks: Masks | None = None,
     progress: Progress | None = None,
 ) -> Scores:
     """Score the pictures of a plan in a folder, and write scores.json and tables into `out`, or into the folder.
@@ -67,15 +77,23 @@ def score_subjects(
     _check_pictures(folder, plan.items)
     scorer = SubjectScorer(plan.items, data or Path(plan.data), references, FeatureCache(out / FOLDER, progress))
     found = scorer(folder, extractors, masks)
-    measures = MEASURES + (MASKED if masks is not None else ())
-    names = [one.name for one in measures]
-    photos = _digest(hashes([scorer.data / photo for photo in scorer.photos]))
+    measures = MEASURES
+    photos = _digest(hashes([file for _, file in scorer.photo_files()]))
     scoring = {"dino": extractors.dino.facts(), "clip": extractors.clip.facts(), "photos_sha256": photos}
     if masks is not None:
-        scoring["masks"] = masks.facts
+        measures += MASKED
+        scoring["masks"] = dict(next(iter(masks.values())).facts)
+    if extractors.dinov2 is not None:
+        measures += DINOV2
+        scoring["dinov2"] = extractors.dinov2.facts()
+    names = [one.name for one in measures]
     rows = ((found.method, "method"), (found.copy_input, COPY_INPUT), (found.oracle, ORACLE))
     figures = tuple(figure for pictures, row in rows for figure in figures_of(pictures, names, row))
-    notes = [*_random_notes([extractors.dino.facts(), extractors.clip.facts()]), *_photo_notes(scorer.references)]
+    notes = [
+        *_random_notes([facts for facts in scoring.values() if isinstance(facts, dict)]),
+        *_photo_notes(scorer.references),
+        *_mask_notes(scorer, folder, masks or {}),
+    ]
     return _write(out, plan, scoring, measures, figures, found.method, notes)
 
 
@@ -110,8 +128,8 @@ def score_distribution(
     scoring: dict[str, Any] = {}
     for place, preset in enumerate(presets):
         reals = real_set(preset.real, real.files, real.cache, progress)
-        figures += distribution_figures(preset.name, reals, cache.pictures(preset.fake, files))
-        measures += measures_of(preset.name, primary=place == 0)
+        figures += distribution_figures(preset, reals, cache.pictures(preset.fake, files))
+        measures += measures_of(preset, primary=place == 0)
         scoring[preset.name] = {"real": preset.real.facts(), "fake": preset.fake.facts(), "num_real": len(real.files)}
         scoring["real_sha256"] = reals.pictures_sha256
     if clip is not None:
@@ -204,6 +222,25 @@ def _photo_notes(references: Mapping[str, SubjectPhotos]) -> list[str]:
     if not alone:
         return []
     return [f"{len(alone)} subject(s) have one photo alone and no part in the measures of other photos: {alone[0]} ..."]
+
+
+def _mask_notes(scorer: SubjectScorer, folder: Path, masks: Masks) -> list[str]:
+    """Where nothing was taken away, for nothing was found: how often."""
+    counts, first = [], None
+    for named in (scorer.files(folder), scorer.photo_files()):
+        empty = [file for subject, file in named if subject in masks and _is_empty(masks[subject], file)]
+        counts.append(f"{len(empty)} of {len(named)}")
+        first = first or next(iter(empty), None)
+    if first is None:
+        return []
+    return [
+        f"The segmenter marked nothing in {counts[0]} pictures and {counts[1]} photos, the first "
+        f"{first.parent.name}/{first.name}: of these the whole picture counts in DINO with white backgrounds."
+    ]
+
+
+def _is_empty(alteration: Alteration, file: Path) -> bool:
+    return alteration.is_empty is not None and alteration.is_empty(file)
 
 
 def _count_notes(num: int, num_reference: int) -> list[str]:

@@ -37,8 +37,10 @@ MEASURES = (
 MASKED = tuple(
     Measure(name=f"dino_masked_{key}", title=f"DINO to {words}, backgrounds white") for key, words in REFERENCES.items()
 )
+DINOV2 = tuple(Measure(name=f"dinov2_{key}", title=f"DINOv2 to {words}") for key, words in REFERENCES.items())
 
 Vectors = Mapping[str, NDArray[np.float64]]  # photo -> (D,)
+Masks = Mapping[str, Alteration]  # subject -> what takes its background away
 
 
 @dataclass(frozen=True)
@@ -78,21 +80,33 @@ class SubjectScorer:
         self.data = data
         self.references = {subject: references[subject] for subject in dict.fromkeys(one.subject for one in items)}
         self.cache = cache
-        self.photos = [photo for one in self.references.values() for photo in dict.fromkeys(one.photos)]
+        self.photos = [(subject, one) for subject, of in self.references.items() for one in dict.fromkeys(of.photos)]
 
-    def __call__(self, folder: Path, extractors: Extractors, masks: Alteration | None = None) -> SubjectScores:
+    def files(self, folder: Path) -> list[tuple[str, Path]]:
+        """Subject and file of the items' pictures in a folder."""
+        return [(item.subject, folder / item.path) for item in self.items]
+
+    def photo_files(self) -> list[tuple[str, Path]]:
+        """Subject and file of the photos."""
+        return [(subject, self.data / photo) for subject, photo in self.photos]
+
+    def __call__(self, folder: Path, extractors: Extractors, masks: Masks | None = None) -> SubjectScores:
         """The scores of the items' pictures in a folder. `masks` gives DINO a second look without backgrounds."""
         texts = self._texts(extractors)
-        looks: list[tuple[str, PictureExtractor, Alteration | None]] = [
+        looks: list[tuple[str, PictureExtractor, Masks | None]] = [
             ("dino", extractors.dino, None),
             ("clip_i", extractors.clip, None),
         ]
         if masks is not None:
             looks.append(("dino_masked", extractors.dino, masks))
+        if extractors.dinov2 is not None:
+            looks.append(("dinov2", extractors.dinov2, None))
         method = tuple(picture_score(item) for item in self.items)
         copy_input, oracle = method, self._photo_scores()
-        for prefix, extractor, alteration in looks:
-            pictures, photos = self._vectors(folder, extractor, alteration)
+        for prefix, extractor, altered in looks:
+            pictures = self._vectors(extractor, self.files(folder), altered)
+            rows = self._vectors(extractor, self.photo_files(), altered)
+            photos = {photo: row for (_, photo), row in zip(self.photos, rows, strict=True)}
             inputs = [photos[self.references[item.subject].input] for item in self.items]
             shown = texts if prefix == "clip_i" else None
             method = self._compare(method, pictures, photos, prefix, shown)
@@ -105,11 +119,19 @@ class SubjectScorer:
         return dict(zip(texts, _unit(extractors.clip.texts(texts)), strict=True))
 
     def _vectors(
-        self, folder: Path, extractor: PictureExtractor, alteration: Alteration | None
-    ) -> tuple[list[NDArray[np.float64]], Vectors]:
-        pictures = self.cache.pictures(extractor, [folder / item.path for item in self.items], alteration)
-        photos = self.cache.pictures(extractor, [self.data / photo for photo in self.photos], alteration)
-        return list(_unit(pictures)), dict(zip(self.photos, _unit(photos), strict=True))
+        self, extractor: PictureExtractor, named: Sequence[tuple[str, Path]], masks: Masks | None
+    ) -> list[NDArray[np.float64]]:
+        """A vector for each file, that goes with its subject."""
+        if masks is None:
+            return list(_unit(self.cache.pictures(extractor, [file for _, file in named])))
+        places: dict[str, list[int]] = {}
+        for place, (subject, _) in enumerate(named):
+            places.setdefault(subject, []).append(place)
+        found: dict[int, NDArray[np.float64]] = {}
+        for subject, own in places.items():
+            rows = _unit(self.cache.pictures(extractor, [named[place][1] for place in own], masks[subject]))
+            found |= dict(zip(own, rows, strict=True))
+        return [found[place] for place in range(len(named))]
 
     def _compare(
         self,

@@ -8,14 +8,20 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.coco import HOW_TO_GET
 from kgcli.evaluation.drawing import Progress
-from kgcli.evaluation.dreambench_data import input_photo, open_dreambench
-from kgcli.evaluation.runs import Plan, RunFolder
+from kgcli.evaluation.dreambench_data import SUBJECTS, input_photo, open_dreambench
+from kgcli.evaluation.runs import Item, Plan, RunFolder
+from kgcli.evaluation.segmenterfiles import find_segmenter
 from kgcli.evaluation.weightfiles import Weights, resolve_all, user_cache
 from kgcli.shipped import PACKAGE
+
+if TYPE_CHECKING:
+    from kgcli.evaluation.extractors import PictureExtractor
+    from kgcli.evaluation.subjects import Masks
 
 REAL = "val2014"  # folder of COCO
 NUM_REAL = 40_504
@@ -26,6 +32,11 @@ PRESET_WEIGHTS = {
     "kosmosg-rescore": "inception",
     "clean": "inception-clean",
     "legacy256": "inception",
+}
+# Further scores of a suite, and the weights that each takes.
+ALSO: dict[str, dict[str, str]] = {
+    "dreambench": {"dinov2": "dinov2"},
+    "coco": {"clip-score": "clip", "cmmd": "clip", "fd-dinov2": "dinov2-large"},
 }
 NANO_EVALUATORS = PACKAGE / "nano" / "evaluators"
 STATISTICS = "statistics"  # of real sets, in the user's cache
@@ -38,11 +49,11 @@ class Scoring:
     weights: Path | None = None  # folder of weight files
     offline: bool = False
     device: str = "auto"
+    also: tuple[str, ...] = ()  # of `ALSO`
     masks: Path | None = None  # DreamBench: a folder with data/ and images/ like those of photos and run
+    segmenter: str | None = None  # DreamBench: what makes masks, a folder, a Hub id or "default"
     presets: tuple[str, ...] = (DEFAULT_PRESET,)  # COCO: the first is shown first
     real: Path | None = None  # COCO: another real set than val2014
-    clip_score: bool = False  # COCO
-    cmmd: bool = False  # COCO
 
     def __post_init__(self) -> None:
         for name in self.presets:
@@ -50,6 +61,8 @@ class Scoring:
                 raise UsageError(f"--preset is {name}; it must be one of {', '.join(PRESET_WEIGHTS)}")
         if self.masks is not None and not self.masks.is_dir():
             raise UsageError(f"--masks is {self.masks}; it must be a folder with data/ and images/ in it")
+        if self.masks is not None and self.segmenter is not None:
+            raise UsageError("--masks and --segmenter are both given; masks are files or are made, give one of them")
 
 
 @dataclass(frozen=True)
@@ -59,21 +72,26 @@ class Ready:
     scoring: Scoring
     weights: dict[str, Weights]
     real: tuple[Path, ...] = ()
+    segmenter: Weights | None = None
 
 
 def get_ready(suite: str, data: Path | None, scoring: Scoring) -> Ready:
     """Find the weights and real pictures that a suite is scored with.
 
-    Raises: MissingError, IncompatibleError.
+    Raises: UsageError, MissingError, IncompatibleError.
     """
+    known = _known_scores(suite, scoring)
+    also = [known[name] for name in scoring.also]
     if suite.startswith("nano-"):
         if not NANO_EVALUATORS.is_dir():
             raise MissingError(f"the evaluators of the nano suites are not in {NANO_EVALUATORS}; install kgcli again")
         return Ready(scoring, {})
     if suite != "coco":
-        return Ready(scoring, resolve_all(["dino", "clip"], scoring.weights, offline=scoring.offline))
-    names = [PRESET_WEIGHTS[name] for name in scoring.presets]
-    names += ["clip"] if scoring.clip_score or scoring.cmmd else []
+        asked = scoring.segmenter
+        segmenter = None if asked is None else find_segmenter(asked, offline=scoring.offline)
+        weights = resolve_all(["dino", "clip", *also], scoring.weights, offline=scoring.offline)
+        return Ready(scoring, weights, segmenter=segmenter)
+    names = [PRESET_WEIGHTS[name] for name in scoring.presets] + also
     real = _real_pictures(data, scoring.real)
     return Ready(scoring, resolve_all(names, scoring.weights, offline=scoring.offline), real)
 
@@ -103,18 +121,18 @@ def each_subject(plan: Plan) -> Plan:
 
     So all that is said of subjects (references, groups, intervals over 30 of them) means what it means elsewhere.
     """
-    items = tuple(
-        dataclasses.replace(item, subject=photo.split("/")[0], inputs=(photo,))
-        for item in plan.items
-        for photo in item.inputs
-    )
+    items = tuple(_of_photo(item, photo) for item in plan.items for photo in item.inputs)
     return dataclasses.replace(plan, items=items)
+
+
+def _of_photo(item: Item, photo: str) -> Item:
+    subject = photo.split("/")[0]
+    return dataclasses.replace(item, subject=subject, inputs=(photo,), class_noun=SUBJECTS[subject][0])
 
 
 def _score_subjects(run: RunFolder, ready: Ready, device: str, progress: Progress) -> None:
     from kgcli.evaluation.extractors import Extractors
     from kgcli.evaluation.features import ClipExtractor, DinoExtractor
-    from kgcli.evaluation.masks import masks_from_files
     from kgcli.evaluation.scoring_runs import score_subjects
     from kgcli.evaluation.subjects import SubjectPhotos
 
@@ -123,18 +141,34 @@ def _score_subjects(run: RunFolder, ready: Ready, device: str, progress: Progres
         raise MissingError(f"the photos in {data.folder} are no longer those of this run; put them back")
     references = {name: SubjectPhotos(photos, input_photo(name)) for name, photos in data.photos.items()}
     extractors = Extractors(
-        dino=DinoExtractor(ready.weights["dino"], device), clip=ClipExtractor(ready.weights["clip"], device)
+        dino=DinoExtractor(ready.weights["dino"], device),
+        clip=ClipExtractor(ready.weights["clip"], device),
+        dinov2=_dinov2(ready.weights["dinov2"], device) if "dinov2" in ready.weights else None,
     )
-    masks = ready.scoring.masks
-    roots = {} if masks is None else {run.path / "images": masks / "images", data.folder: masks / "data"}
-    score_subjects(
-        run.path,
-        each_subject(run.plan),
-        references,
-        extractors,
-        masks=masks_from_files(roots) if roots else None,
-        progress=progress.add,
-    )
+    plan = each_subject(run.plan)
+    masks = _masks(run.path, plan, data.folder, ready, device)
+    score_subjects(run.path, plan, references, extractors, masks=masks, progress=progress.add)
+
+
+def _dinov2(weights: Weights, device: str) -> PictureExtractor:
+    from kgcli.evaluation.dinov2 import SIMILARITY, Dinov2Extractor
+
+    return Dinov2Extractor(SIMILARITY, weights, device)
+
+
+def _masks(folder: Path, plan: Plan, data: Path, ready: Ready, device: str) -> Masks | None:
+    """What takes backgrounds away, by subject, where that was asked for."""
+    from kgcli.evaluation.masks import FOLDER, masks_from_files, masks_from_segmenter
+
+    nouns = {item.subject: item.class_noun for item in plan.items}
+    if ready.scoring.masks is not None:
+        masks = ready.scoring.masks
+        return dict.fromkeys(nouns, masks_from_files({folder / "images": masks / "images", data: masks / "data"}))
+    if ready.segmenter is None:
+        return None
+    from kgcli.evaluation.segmenter import ClipSegmenter
+
+    return masks_from_segmenter(ClipSegmenter(ready.segmenter, device), nouns, folder / FOLDER)
 
 
 def _score_coco(run: RunFolder, ready: Ready, device: str, progress: Progress) -> None:
@@ -143,22 +177,41 @@ def _score_coco(run: RunFolder, ready: Ready, device: str, progress: Progress) -
     from kgcli.evaluation.inception import NETWORKS, InceptionExtractor, preset
     from kgcli.evaluation.scoring_runs import RealPictures, score_distribution
 
+    also = ready.scoring.also
     networks = {name: NETWORKS[name](ready.weights[name], device) for name in NETWORKS if name in ready.weights}
     presets = []
     for name in ready.scoring.presets:
         asked = preset(name)
         network = networks[asked.weights]
-        sides = [InceptionExtractor(network, to_bytes) for to_bytes in (asked.real, asked.fake)]
-        presets.append(DistributionExtractor(name, *sides))
+        real, fake = (InceptionExtractor(network, to_bytes) for to_bytes in (asked.real, asked.fake))
+        presets.append(DistributionExtractor(name, real, fake))
+    if "fd-dinov2" in also:
+        from kgcli.evaluation.dinov2 import DISTANCE, Dinov2Extractor
+
+        looks = Dinov2Extractor(DISTANCE, ready.weights["dinov2-large"], device)
+        presets.append(DistributionExtractor("dinov2", looks, looks, frechet="FD", kernel="KD"))
     score_distribution(
         run.path,
         run.plan,
         RealPictures(files=ready.real, cache=user_cache() / STATISTICS),
         presets,
         clip=ClipExtractor(ready.weights["clip"], device) if "clip" in ready.weights else None,
-        with_cmmd=ready.scoring.cmmd,
+        with_cmmd="cmmd" in also,
         progress=progress.add,
     )
+
+
+def _known_scores(suite: str, scoring: Scoring) -> dict[str, str]:
+    """The suite's further scores. Raises: UsageError where others, or masks it has no use for, are asked for."""
+    known = ALSO.get(suite.removesuffix("-multi"), {})
+    for name in scoring.also:
+        if name not in known:
+            offered = f"it must be one of {', '.join(known)}" if known else "the suite has no further scores"
+            raise UsageError(f"--also is {name}; for {suite} {offered}")
+    for flag, value in (("--masks", scoring.masks), ("--segmenter", scoring.segmenter)):
+        if value is not None and not suite.startswith("dreambench"):
+            raise UsageError(f"{flag} is {value}; {suite} is not scored without backgrounds, leave it out")
+    return known
 
 
 def _real_pictures(data: Path | None, real: Path | None) -> tuple[Path, ...]:

@@ -55,6 +55,18 @@ TABLE = {
         sha256="40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
         use="CLIP scores",
     ),
+    "dinov2": WeightFile(
+        file="dinov2_vits14_pretrain.pth",
+        url="https://dl.fbaipublicfiles.com/dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth",
+        sha256="",
+        use="DINOv2 scores",
+    ),
+    "dinov2-large": WeightFile(
+        file="dinov2_vitl14_pretrain.pth",
+        url="https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
+        sha256="",
+        use="FD-DINOv2",
+    ),
     "inception": WeightFile(
         file="weights-inception-2015-12-05-6726825d.pth",
         url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
