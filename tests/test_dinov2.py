@@ -202,9 +202,7 @@ def test_sets_have_a_frechet_distance_of_raw_features(tmp_path):
     ]
     scores = score_distribution(tmp_path / "run", plan, real, presets)
     assert scores.find("fd_dinov2").value == pytest.approx(25 * scores.find("fid_kosmosg").value, rel=1e-4)
-    assert {"fd_dinov2", "fd_infinity_dinov2", "kd_dinov2", "kd_sd_dinov2", "coverage_dinov2"} <= {
-        figure.measure for figure in scores.figures
-    }
+    assert {"fd_dinov2", "kd_dinov2", "kd_sd_dinov2"} <= {figure.measure for figure in scores.figures}
     titles = {one.name: (one.title, one.higher_is_better, one.primary) for one in scores.measures}
     assert titles["fd_dinov2"] == ("FD (dinov2)", False, False) and titles["fid_kosmosg"] == (
         "FID (kosmosg)",

@@ -262,3 +262,12 @@ def test_a_run_that_is_not_complete_is_not_finished(run):
 def test_another_folder_is_not_taken(run, tmp_path):
     with pytest.raises(UsageError, match="holds no run"):
         RunFolder.start(tmp_path, run.plan)
+
+
+def test_a_prompt_that_is_too_long_is_found_before_anything_is_drawn(kg, tmp_path, tiny_model):
+    (tmp_path / "captions.txt").write_text("a cat\n" * 9 + "a dog " * 200 + "\n")
+    ran = kg(
+        *("eval", "coco", "--captions", "captions.txt", "--model", tiny_model, "--device", "cpu", "--steps", 2),
+        *("--size", 16, "--only", "draw", "-o", "run"),
+    )
+    assert ran.code == 2 and "000009.png cannot be drawn" in ran.err and not (tmp_path / "run").exists()

@@ -5,9 +5,11 @@ from scipy import linalg
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance, poly_mmd
 
-from kgcli.evaluation.frechet import Moments, Reference, extrapolate
+from kgcli.evaluation.distribution import DistributionExtractor, distribution_figures
+from kgcli.evaluation.frechet import Moments, Reference, extrapolate, may_extrapolate
 from kgcli.evaluation.kernels import cmmd, kid, polynomial_mmd
 from kgcli.evaluation.manifolds import manifolds
+from kgcli.evaluation.realset import RealSet
 
 DIM = 24
 
@@ -126,6 +128,25 @@ def naive_manifolds(real, fake, k):
     inside = between < real_radii[:, None]
     recalled = (between < fake_radii[None]).any(axis=1)
     return inside.any(axis=0).mean(), recalled.mean(), inside.sum(axis=0).mean() / k, inside.any(axis=1).mean()
+
+
+@pytest.mark.parametrize(("num", "width", "can"), [(30_000, 2048, True), (5000, 2048, True), (4000, 2048, False)])
+def test_sets_too_small_for_their_width_are_not_extrapolated(num, width, can):
+    assert may_extrapolate(num, width) is can
+
+
+def test_what_says_nothing_of_few_pictures_is_not_shown(sets):
+    def figures(num, width=4):
+        rng = np.random.default_rng(1)
+        rows = rng.normal(size=(num, width)).astype(np.float32)
+        real = RealSet(Moments.of(rows), rows, "")
+        preset = DistributionExtractor("x", None, None)
+        return {one.measure.removesuffix("_x") for one in distribution_figures(preset, real, rows)}
+
+    few = {"fid", "kid", "kid_sd"}
+    assert figures(24, 16) == few
+    assert figures(24) == few | {"fid_infinity"}
+    assert figures(1000) == few | {"fid_infinity", "precision", "recall", "density", "coverage"}
 
 
 def test_precision_and_recall_are_their_definitions(sets):

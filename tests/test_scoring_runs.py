@@ -49,6 +49,16 @@ def test_numbers_are_the_cosines_of_their_definitions(tmp_path, extractors):
     assert scores.find("dino_input").low < scores.find("dino_input").value < scores.find("dino_input").high
 
 
+def test_a_picture_of_two_subjects_is_seen_once_and_counted_once(tmp_path, extractors):
+    plan, references = build_run(tmp_path)
+    dog = next(item for item in plan.items if item.subject == "dog")
+    shared = [replace(dog, path=item.path) for item in plan.items if item.subject == "cat"]
+    scores = score_subjects(tmp_path / "run", replace(plan, items=(*plan.items, *shared)), references, extractors)
+    assert scores.protocol["num_pictures"] == 12 and len(scores.pictures) == 16
+    assert extractors.dino.num_seen == 12 + 9  # with the photos
+    assert scores.find("dino_input", group="subject:dog").num_pictures == 8
+
+
 def test_a_method_that_copies_scores_as_the_copy_row_and_is_found_out(tmp_path, extractors):
     plan, references = build_run(tmp_path, copying=True)
     scores = score_subjects(tmp_path / "run", plan, references, extractors)
@@ -202,17 +212,19 @@ def test_a_distribution_is_scored_by_every_preset(tmp_path):
     ]
     expected = Reference(Moments.of(features[0])).distance(Moments.of(features[1]))
     assert scores.find("fid_nano").value == pytest.approx(expected, rel=1e-6)
-    for measure in ("fid_infinity", "kid", "kid_sd", "precision", "recall", "density", "coverage"):
-        assert np.isfinite(scores.find(f"{measure}_nano").value)
+    assert {one.measure for one in scores.figures} == {"fid_nano", "kid_nano", "kid_sd_nano", "clip_t", "cmmd"}
+    assert all(np.isfinite(one.value) for one in scores.figures)
+    assert not any(one.group.startswith("subject:") for one in scores.figures)
+    assert scores.protocol["scoring"]["measures"]["kid"]["subset_size"] == 1000
     assert scores.find("cmmd").value > 0 and 0 < scores.find("clip_t").value < 1
-    assert scores.find("clip_t").low is not None and not scores.notes
+    assert scores.find("clip_t").low is not None and len(scores.notes) == 2
 
     seen = looks.num_seen
     again = score_distribution(tmp_path / "run", plan, real, presets, clip=clip, with_cmmd=True)
     assert again == scores and looks.num_seen == seen  # all from the caches
     assert {one.suffix for one in (tmp_path / "cache").iterdir()} == {".npz"}
     short = score_distribution(tmp_path / "run", plan, replace(real, num_reference=30_000), presets)
-    assert any("of 30 pictures, the published ones of 30000" in note for note in short.notes)
+    assert any("of 30 pictures, the suite's own number is 30000" in note for note in short.notes)
 
 
 def test_a_set_of_one_is_no_distribution(tmp_path):

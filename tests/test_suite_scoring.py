@@ -6,13 +6,16 @@ from benchmark_data import write_annotations, write_dreambench
 from benchmark_process import DEADLINE, KG, kill_at, start_python, write_random_weights
 
 from kgcli.errors import MissingError, UsageError
+from kgcli.evaluation.coco import choose_captions, coco_plan
 from kgcli.evaluation.drawing import draw_run, finish
 from kgcli.evaluation.dreambench import DreamBenchAsk, multi_plan, single_plan
 from kgcli.evaluation.dreambench_data import open_dreambench
 from kgcli.evaluation.methods.base import MethodOptions
 from kgcli.evaluation.methods.table import make
 from kgcli.evaluation.runs import RunFolder
-from kgcli.evaluation.suite_scoring import PRESET_WEIGHTS, Scoring, each_subject, get_ready
+from kgcli.evaluation.scores import Scores
+from kgcli.evaluation.suite_scoring import PRESET_WEIGHTS, Ready, Scoring, check_texts, each_subject, get_ready
+from kgcli.evaluation.weightfiles import Weights
 
 SCORED = ("scores.json", "manifest.jsonl")
 # Scores a run as `score_run` does, by extractors that need no weights and take their time.
@@ -87,8 +90,6 @@ def test_the_true_networks_score_what_the_command_drew(tmp_path, data):
     assert start_python(KG, *score).wait(600) == 0
     assert (tmp_path / "run" / "scores.json").read_bytes() == (tmp_path / "two" / "scores.json").read_bytes()
 
-    from kgcli.evaluation.scores import Scores
-
     scores = Scores.read(tmp_path / "run")
     assert scores.find("dino_input").value == pytest.approx(1.0, abs=1e-5)
     assert scores.find("copied").value == 1.0 and scores.find("dino_input").num_pictures == 50
@@ -134,3 +135,44 @@ def test_presets_are_those_of_the_networks():
 def test_masks_are_a_folder():
     with pytest.raises(UsageError, match="--masks"):
         Scoring(masks=Path("nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("suite", "flags", "words"),
+    [
+        ("coco", ("--preset", "clean"), "--preset has no use with nano-coco"),
+        ("coco", ("--real", "nowhere"), "--real has no use"),
+        ("coco", ("--captions", "one"), "--captions has no use with nano-coco"),
+        ("coco", ("--weights", "nowhere"), "--weights has no use"),
+        ("coco", ("--num", 1), "a distribution needs two"),
+        ("coco", ("--also", "cmmd"), "--also is cmmd"),
+        ("dreambench", ("--weights", "nowhere"), "--weights has no use"),
+        ("dreambench", ("--name", "mine"), "--name is of who made the pictures of --images"),
+    ],
+)
+def test_what_a_suite_has_no_use_for_is_refused(kg, tmp_path, suite, flags, words):
+    ran = kg("eval", suite, "--suite", "nano", "--data", "data", "-o", "run", *flags)
+    assert ran.code == 2 and words in ran.err and not (tmp_path / "run").exists()
+
+
+def test_a_preset_is_named_once():
+    with pytest.raises(UsageError, match="--preset names clean more than once"):
+        Scoring(presets=("clean", "clean"))
+
+
+def test_texts_too_long_for_clip_are_found_before_anything_is_drawn(tmp_path):
+    (tmp_path / "long.txt").write_text("a cat\n" + "very " * 90 + "old cat\n")
+    plan = coco_plan(choose_captions(str(tmp_path / "long.txt"), None), 0, {}, None)
+    ready = Ready(Scoring(also=("clip-score",)), {"clip": Weights(tmp_path, "")})
+    with pytest.raises(UsageError, match="tokens, CLIP takes 77"):
+        check_texts(plan, ready)
+    check_texts(plan, Ready(Scoring(), {}))  # nothing reads it
+
+
+def test_scoring_takes_the_data_from_where_it_is_said_to_be(kg, tmp_path):
+    asked = ("eval", "dreambench", "--suite", "nano", "--subjects", "cow", "-n", 1, "--method", "copy-input")
+    assert kg(*asked, "--data", "data", "-o", "run", "--only", "draw").code == 0
+    (tmp_path / "data").rename(tmp_path / "moved")
+    ran = kg("eval", "dreambench", "--suite", "nano", "--only", "score", "-o", "run", "--data", "moved")
+    assert ran.code == 0, ran.err
+    assert Scores.read(tmp_path / "run").data == str(tmp_path / "moved") and not (tmp_path / "data").exists()

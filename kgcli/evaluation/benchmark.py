@@ -17,7 +17,7 @@ from typing import Any
 import kgcli
 from kgcli.errors import UsageError
 from kgcli.evaluation import coco, dreambench, nano_suites
-from kgcli.evaluation.coco import choose_captions, coco_plan
+from kgcli.evaluation.coco import PUBLISHED, choose_captions, coco_plan
 from kgcli.evaluation.drawing import POLL_SECONDS, draw_run, environment_shard, finish, wait_for_pictures
 from kgcli.evaluation.dreambench import DreamBenchAsk, multi_plan, single_plan
 from kgcli.evaluation.dreambench_data import HOW_TO_GET, open_dreambench
@@ -27,7 +27,7 @@ from kgcli.evaluation.methods.table import make, source_facts
 from kgcli.evaluation.nano_data import coco_data, dreambench_data
 from kgcli.evaluation.ray_engine import check_ray, draw_with_ray
 from kgcli.evaluation.runs import PLAN, Plan, RunFolder
-from kgcli.evaluation.suite_scoring import Ready, Scoring, get_ready, score_run
+from kgcli.evaluation.suite_scoring import Ready, Scoring, check_texts, get_ready, score_run
 from kgcli.evaluation.weightfiles import user_cache
 
 STEPS = ("draw", "score")
@@ -51,7 +51,7 @@ class Bench:
     num_workers: int = 1
     scoring: Scoring = Scoring()
     ask: DreamBenchAsk = DreamBenchAsk()
-    captions: str = "published"
+    captions: str = PUBLISHED
     num: int | None = None  # captions
 
     def __post_init__(self) -> None:
@@ -64,6 +64,12 @@ class Bench:
                 raise UsageError(f"{flag} is {value}; it must be {' or '.join(filter(None, known))}")
         if self.num_workers < 1:
             raise UsageError(f"--workers is {self.num_workers}; it must be at least 1")
+        if self.name is not None and self.images is None:
+            raise UsageError("--name is of who made the pictures of --images, which is not given")
+        if self.suite == nano_suites.COCO and self.captions != PUBLISHED:
+            raise UsageError(f"--captions has no use with {self.suite}, which has captions of its own; give --num")
+        if self.num is not None and self.num < 2 and self.only != "draw":
+            raise UsageError(f"--num is {self.num}; a distribution needs two captions or more")
 
 
 @dataclass(frozen=True)
@@ -82,11 +88,11 @@ def run_benchmark(bench: Bench) -> RunFolder:
     shard = environment_shard() if bench.engine == "local" else (0, 1)
     ready: Ready | None
     if bench.only == "score" and bench.images is None:
-        run = RunFolder.open(bench.out)
-        ready = get_ready(run.plan.suite, bench.data or _known_data(run), bench.scoring)
+        run = _with_data(RunFolder.open(bench.out), bench.data)
+        ready = get_ready(run.plan.suite, Path(run.plan.data) if run.plan.data else None, bench.scoring)
     else:
         ready = None if bench.only == "draw" else get_ready(bench.suite, bench.data, bench.scoring)
-        run = _draw(bench, shard)
+        run = _draw(bench, shard, ready)
     if shard[0] > 0:
         return run
     if bench.only != "score" and shard[1] > 1:
@@ -111,11 +117,13 @@ def method_facts(method: Method, name: str) -> dict[str, Any]:
     return {**method.facts(), **source_facts(name), "versions": versions}
 
 
-def _draw(bench: Bench, shard: tuple[int, int]) -> RunFolder:
+def _draw(bench: Bench, shard: tuple[int, int], ready: Ready | None) -> RunFolder:
     """The run with this process's share of the pictures in it."""
     make_plan = SUITES[bench.suite].plan
     if bench.images is not None:
         plan = make_plan(bench, {})
+        if ready is not None:
+            check_texts(plan, ready)
         sources = find_pictures(bench.images, plan)
         run = _start(bench.out, foreign_plan(plan, sources, bench.name or bench.images.stem), shard)
         if shard[0] == 0:
@@ -128,6 +136,8 @@ def _draw(bench: Bench, shard: tuple[int, int]) -> RunFolder:
     plan = make_plan(bench, method_facts(method, bench.method))
     if callable(check := getattr(method, "check", None)):
         check(plan.items)
+    if ready is not None:
+        check_texts(plan, ready)
     run = _start(bench.out, plan, shard)
     if bench.engine == "ray":
         draw_with_ray(run, bench.method, options, bench.num_workers)
@@ -136,8 +146,11 @@ def _draw(bench: Bench, shard: tuple[int, int]) -> RunFolder:
     return run
 
 
-def _known_data(run: RunFolder) -> Path | None:
-    return Path(run.plan.data) if run.plan.data else None
+def _with_data(run: RunFolder, data: Path | None) -> RunFolder:
+    """The run with its inputs in another folder, where one is named."""
+    if data is None:
+        return run
+    return RunFolder(run.path, dataclasses.replace(run.plan, data=str(data.expanduser().resolve())))
 
 
 def _start(out: Path, plan: Plan, shard: tuple[int, int]) -> RunFolder:

@@ -27,7 +27,8 @@ HOW_TO_GET = (
     "http://images.cocodataset.org/annotations/annotations_trainval2014.zip and "
     "http://images.cocodataset.org/zips/val2014.zip, unpacked into one folder"
 )
-CHOICES = ("published", "one")
+PUBLISHED = "published"
+CHOICES = (PUBLISHED, "one")
 UNIT = 8  # captions drawn at once
 # How the paper drew. Source: KOSMOS-G (arXiv:2310.02992).
 DRAWING: Mapping[str, Any] = {"num_steps": 250, "guidance_scale": 3.0, "scheduler": "ddim-leading", "size": 512}

@@ -8,13 +8,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kgcli.evaluation.extractors import PictureExtractor
-from kgcli.evaluation.frechet import Moments, Reference, extrapolate
-from kgcli.evaluation.kernels import kid
+from kgcli.evaluation.frechet import NUM_POINTS, SMALLEST, Moments, Reference, extrapolate, may_extrapolate
+from kgcli.evaluation.kernels import NUM_SUBSETS, SIGMA, SUBSET_SIZE, kid
 from kgcli.evaluation.manifolds import NUM_NEIGHBOURS, manifolds
-from kgcli.evaluation.realset import RealSet, chosen
+from kgcli.evaluation.realset import SAMPLE, RealSet, chosen
 from kgcli.evaluation.scores import Figure, Measure
 
-FEWEST = 20  # pictures below which the extrapolation and the neighbours say nothing
+FEWEST = 1000  # pictures of each kind below which neighbours are so far apart that nearly all is near
+
+
+# What defines the numbers beside the vectors, for the protocol.
+DEFINITIONS = {
+    "kid": {"kernel": "(x . y / D + 1) ** 3", "subsets": NUM_SUBSETS, "subset_size": SUBSET_SIZE, "sample": SAMPLE},
+    "manifolds": {"neighbours": NUM_NEIGHBOURS, "sample": SAMPLE, "fewest": FEWEST},
+    "infinity": {"points": NUM_POINTS, "smallest": SMALLEST},
+    "cmmd": {"sigma": SIGMA, "sample": SAMPLE},
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,7 @@ def measures_of(preset: DistributionExtractor, *, primary: bool = False) -> tupl
         (kernel, preset.kernel),
         (f"{kernel}_sd", f"{preset.kernel}, standard deviation over subsets"),
     ]
-    higher = [("precision", "precision"), ("recall", "recall"), ("density", "density"), ("coverage", "coverage")]
+    higher = [(key, f"{key} of {NUM_NEIGHBOURS} neighbours") for key in ("precision", "recall", "density", "coverage")]
     return (
         *(
             Measure(
@@ -58,9 +67,9 @@ def distribution_figures(preset: DistributionExtractor, real: RealSet, fake: NDA
     mean, sd = kid(real.sample, fake)
     frechet, kernel = preset.frechet.lower(), preset.kernel.lower()
     values = {frechet: reference.distance(Moments.of(fake)), kernel: mean, f"{kernel}_sd": sd}
-    if len(fake) >= FEWEST:
+    if may_extrapolate(*fake.shape):
         values[f"{frechet}_infinity"] = extrapolate(reference, fake).value
-    if len(fake) >= FEWEST and len(real.sample) > NUM_NEIGHBOURS:
+    if min(len(fake), len(real.sample)) >= FEWEST:
         found = manifolds(real.sample, chosen(fake))
         values |= {key: getattr(found, key) for key in ("precision", "recall", "density", "coverage")}
     return tuple(

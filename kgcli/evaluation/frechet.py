@@ -88,16 +88,28 @@ def extrapolate(
 ) -> Extrapolated:
     """The distance at infinite N: a line in 1/N through distances of random subsets.
 
+    Of sets no larger than their vectors are long it says nothing: see `may_extrapolate`.
+
     Source: Effectively Unbiased FID and Inception Score (arXiv:1911.07023).
     """
     num = len(features)
-    smallest = max(min(SMALLEST, num // 2), 2)
+    smallest = max(_smallest(num), 2)
     sizes = sorted({int(size) for size in np.linspace(smallest, num, num_points)})
     assert len(sizes) > 1, f"{num} vectors are too few to extrapolate from"
     rng = np.random.default_rng(seed)
     distances = [reference.distance(Moments.of(features[np.sort(rng.permutation(num)[:size])])) for size in sizes]
     slope, value = np.polyfit(1 / np.array(sizes, float), distances, 1)
     return Extrapolated(float(value), float(slope), tuple(sizes), tuple(distances))
+
+
+def may_extrapolate(num: int, width: int) -> bool:
+    """Whether even the smallest subset has more vectors than each is long: else its covariance has no full rank, the
+    bias is far from linear in 1/N, and the line ends anywhere."""
+    return _smallest(num) > width
+
+
+def _smallest(num: int) -> int:
+    return min(SMALLEST, num // 2)
 
 
 def distance_interval(reference: Reference, rows: NDArray[np.floating]) -> tuple[float, float]:

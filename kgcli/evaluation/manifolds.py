@@ -29,6 +29,8 @@ class Manifolds:
 def manifolds(real: Array, fake: Array, *, num_neighbours: int = NUM_NEIGHBOURS) -> Manifolds:
     """How much of each set lies in the balls around the other's vectors that reach to their nearest neighbours.
 
+    Five neighbours for all four, as the second source has it; the first takes three.
+
     Source: Improved Precision and Recall (arXiv:1904.06991); Reliable Fidelity and Diversity Metrics
     (arXiv:2002.09797).
     """

@@ -27,6 +27,7 @@ from kgcli.evaluation.scoring_runs import RealPictures, score_distribution, scor
 from kgcli.evaluation.subjects import SubjectPhotos
 
 Progress = Callable[[int], None]
+LOOKS = "self-supervised ViT"  # what stands where DINO stands
 NOTE = "A nano suite: made by the nano world and seen by its own extractors. Its numbers are none of a paper's."
 
 
@@ -43,6 +44,8 @@ def score_nano(
     """
     score = _coco if run.plan.suite == COCO else _dreambench
     seen = score(run, cache, extractors or nano_extractors(), progress)
+    measures = tuple(dataclasses.replace(one, title=one.title.replace("DINO", LOOKS)) for one in seen.measures)
+    seen = dataclasses.replace(seen, measures=measures)
     scores = add_judges(seen, run.plan.items, run.path, Judges.load(SHIPPED_JUDGES), NOTE)
     write_tables(scores, run.path)
     return scores
@@ -53,7 +56,7 @@ def _dreambench(run: RunFolder, cache: Path, both: Extractors, progress: Progres
     _check(data, run)
     asked = {item.subject for item in run.plan.items}
     references = {name: SubjectPhotos(data.photos[name], data.input_of(name)) for name in data.photos if name in asked}
-    return score_subjects(run.path, run.plan, references, both, progress=progress)
+    return score_subjects(run.path, run.plan, references, both, data=data.folder, progress=progress, write=False)
 
 
 def _coco(run: RunFolder, cache: Path, both: Extractors, progress: Progress | None) -> Scores:
@@ -63,7 +66,7 @@ def _coco(run: RunFolder, cache: Path, both: Extractors, progress: Progress | No
     real = RealPictures(files=photos, cache=cache, num_reference=NUM_CAPTIONS)
     features = {f"fid_{one.name}": UnitVariance(one) for one in (both.clip, both.dino)}
     presets = [DistributionExtractor(one.name, one, one) for one in features.values()]
-    scores = score_distribution(run.path, run.plan, real, presets, clip=both.clip, progress=progress)
+    scores = score_distribution(run.path, run.plan, real, presets, clip=both.clip, progress=progress, write=False)
     figures = tuple(
         _with_interval(figure, run, photos, features[figure.measure], cache) if figure.measure in features else figure
         for figure in scores.figures
@@ -76,7 +79,7 @@ def _with_interval(
 ) -> Figure:
     rows = FeatureCache(run.path / FOLDER).pictures(extractor, [run.path / item.path for item in run.plan.items])
     low, high = distance_interval(Reference(real_set(extractor, photos, cache).moments), rows)
-    return dataclasses.replace(figure, low=low, high=high)
+    return dataclasses.replace(figure, bootstrap_low=low, bootstrap_high=high)
 
 
 def _check(data: NanoData, run: RunFolder) -> None:

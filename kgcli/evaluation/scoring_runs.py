@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import kgcli
 from kgcli.errors import MissingError, UsageError
-from kgcli.evaluation.distribution import FEWEST, DistributionExtractor, distribution_figures, measures_of
+from kgcli.evaluation.distribution import DEFINITIONS, FEWEST, DistributionExtractor, distribution_figures, measures_of
 from kgcli.evaluation.extractors import Extractors, TextExtractor
 from kgcli.evaluation.featurecache import FOLDER, Alteration, FeatureCache, hashes
 from kgcli.evaluation.figures import figures_of
@@ -65,11 +65,12 @@ def score_subjects(
     out: Path | None = None,
     masks: Masks | None = None,
     progress: Progress | None = None,
+    write: bool = True,
 ) -> Scores:
     """Score the pictures of a plan in a folder, and write scores.json and tables into `out`, or into the folder.
 
     Vectors are kept in `features` there: scoring that was killed goes on where it was. `data` is where the photos
-    are, where that is not the plan's own folder.
+    are, where that is not the plan's own folder. Without `write` the scores are for the caller to complete and write.
 
     Raises: MissingError where pictures or photos are missing; UsageError where references do not fit.
     """
@@ -94,7 +95,10 @@ def score_subjects(
         *_photo_notes(scorer.references),
         *_mask_notes(scorer, folder, masks or {}),
     ]
-    return _write(out, plan, scoring, measures, figures, found.method, notes)
+    scores = _scores(plan, scoring, measures, figures, found.method, notes)
+    if write:
+        write_tables(scores, out)
+    return scores
 
 
 def score_distribution(
@@ -107,6 +111,7 @@ def score_distribution(
     with_cmmd: bool = False,
     out: Path | None = None,
     progress: Progress | None = None,
+    write: bool = True,
 ) -> Scores:
     """Score the pictures of a plan as a set against real ones; the first preset is the one shown first.
 
@@ -136,14 +141,19 @@ def score_distribution(
         rows = cache.pictures(clip, files)
         pictures = _with_clip(plan.items, pictures, rows, clip)
         measures += (CLIP_SCORE,)
-        figures += figures_of(pictures, [CLIP_SCORE.name])
+        # A caption's picture is no subject that anybody asks for: of those, figures would be thousands.
+        found = figures_of(pictures, [CLIP_SCORE.name])
+        figures += tuple(one for one in found if not one.group.startswith("subject:"))
         scoring["clip"] = clip.facts()
     if clip is not None and with_cmmd:
         value = cmmd(real_set(clip, real.files, real.cache, progress).sample, chosen(rows))
         measures += (CMMD,)
         figures += (Figure(measure=CMMD.name, value=value, num_pictures=len(files)),)
-    notes = [*_random_notes(_all_facts(presets, clip)), *_count_notes(len(files), real.num_reference)]
-    return _write(out, plan, scoring, measures, figures, pictures, notes)
+    notes = [*_random_notes(_all_facts(presets, clip)), *_count_notes(len(files), real.num_reference, figures)]
+    scores = _scores(plan, {**scoring, "measures": DEFINITIONS}, measures, figures, pictures, notes)
+    if write:
+        write_tables(scores, out)
+    return scores
 
 
 def _with_clip(
@@ -171,8 +181,7 @@ def _check_pictures(folder: Path, items: Sequence[Item]) -> None:
         raise UsageError("there are no pictures to score")
 
 
-def _write(
-    out: Path,
+def _scores(
     plan: Plan,
     scoring: Mapping[str, Any],
     measures: tuple[Measure, ...],
@@ -181,9 +190,9 @@ def _write(
     notes: Sequence[str],
 ) -> Scores:
     versions = {"kgcli": kgcli.__version__, **{name: metadata.version(name) for name in PACKAGES}}
-    scores = Scores(
+    return Scores(
         suite=plan.suite,
-        protocol={**plan.protocol, "num_pictures": len(plan.items), "scoring": dict(scoring)},
+        protocol={**plan.protocol, "num_pictures": len({item.path for item in plan.items}), "scoring": dict(scoring)},
         method=plan.method,
         versions=versions,
         data=plan.data,
@@ -192,8 +201,6 @@ def _write(
         pictures=pictures,
         notes=tuple(notes),
     )
-    write_tables(scores, out)
-    return scores
 
 
 def write_tables(scores: Scores, out: Path) -> None:
@@ -243,15 +250,19 @@ def _is_empty(alteration: Alteration, file: Path) -> bool:
     return alteration.is_empty is not None and alteration.is_empty(file)
 
 
-def _count_notes(num: int, num_reference: int) -> list[str]:
+def _count_notes(num: int, num_reference: int, figures: Sequence[Figure]) -> list[str]:
     notes = []
+    extrapolated = any("_infinity_" in figure.measure for figure in figures)
     if num != num_reference:
+        advice = "compare the FID at infinitely many pictures, or draw" if extrapolated else "draw"
         notes.append(
-            f"FID is of {num} pictures, the published ones of {num_reference}: its bias depends on the number, "
-            "so compare the FID at infinitely many pictures, or draw as many."
+            f"FID is of {num} pictures, the suite's own number is {num_reference}: its bias depends on the number, so "
+            f"{advice} as many."
         )
+    if not extrapolated:
+        notes.append("No FID at infinitely many pictures: half of them are not more than a vector is long.")
     if num < FEWEST:
-        notes.append(f"Fewer than {FEWEST} pictures: no extrapolation, precision or recall.")
+        notes.append(f"Fewer than {FEWEST} pictures: no precision, recall, density or coverage.")
     return notes
 
 

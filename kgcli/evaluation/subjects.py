@@ -123,7 +123,9 @@ class SubjectScorer:
     ) -> list[NDArray[np.float64]]:
         """A vector for each file, that goes with its subject."""
         if masks is None:
-            return list(_unit(self.cache.pictures(extractor, [file for _, file in named])))
+            files = list(dict.fromkeys(file for _, file in named))  # one of several subjects is there for each of them
+            seen = dict(zip(files, _unit(self.cache.pictures(extractor, files)), strict=True))
+            return [seen[file] for _, file in named]
         places: dict[str, list[int]] = {}
         for place, (subject, _) in enumerate(named):
             places.setdefault(subject, []).append(place)

@@ -56,6 +56,9 @@ class Scoring:
     real: Path | None = None  # COCO: another real set than val2014
 
     def __post_init__(self) -> None:
+        for flag, names in (("--preset", self.presets), ("--also", self.also)):
+            if len(set(names)) < len(names):
+                raise UsageError(f"{flag} names {max(names, key=names.count)} more than once")
         for name in self.presets:
             if name not in PRESET_WEIGHTS:
                 raise UsageError(f"--preset is {name}; it must be one of {', '.join(PRESET_WEIGHTS)}")
@@ -83,6 +86,7 @@ def get_ready(suite: str, data: Path | None, scoring: Scoring) -> Ready:
     known = _known_scores(suite, scoring)
     also = [known[name] for name in scoring.also]
     if suite.startswith("nano-"):
+        _refuse_on_nano(suite, scoring)
         if not NANO_EVALUATORS.is_dir():
             raise MissingError(f"the evaluators of the nano suites are not in {NANO_EVALUATORS}; install kgcli again")
         return Ready(scoring, {})
@@ -101,10 +105,13 @@ def score_run(run: RunFolder, ready: Ready) -> None:
     from kgcli.engine import choose_device
 
     device = choose_device(ready.scoring.device)
-    if device == "cpu":
-        import torch
+    import torch
 
+    if device == "cpu":
         torch.set_num_threads(1)
+    else:
+        # Convolutions in TF32, torch's default, would be called float32 and be kept beside those of a CPU.
+        torch.backends.cudnn.allow_tf32 = False
     progress = Progress("pictures seen by an extractor")
     if run.plan.suite.startswith("nano-"):
         from kgcli.evaluation.nano_scoring import score_nano
@@ -214,12 +221,31 @@ def _known_scores(suite: str, scoring: Scoring) -> dict[str, str]:
     return known
 
 
+def _refuse_on_nano(suite: str, scoring: Scoring) -> None:
+    """The nano suites bring all that they are scored with. Raises: UsageError."""
+    for flag, value, default in (
+        ("--weights", scoring.weights, None),
+        ("--real", scoring.real, None),
+        ("--preset", scoring.presets, (DEFAULT_PRESET,)),
+    ):
+        if value != default:
+            raise UsageError(f"{flag} has no use with {suite}, which brings what it is scored with; leave it out")
+
+
+def check_texts(plan: Plan, ready: Ready) -> None:
+    """See that CLIP reads every text that it will score. Raises: UsageError."""
+    if plan.suite == "coco" and "clip" in ready.weights:
+        from kgcli.evaluation.features import clip_tokens
+
+        clip_tokens(list(dict.fromkeys(item.scored_text for item in plan.items)))
+
+
 def _real_pictures(data: Path | None, real: Path | None) -> tuple[Path, ...]:
     """The real set: all of val2014, or a folder that was named. Raises: UsageError, MissingError."""
     if real is not None:
         files = tuple(sorted(path for path in real.glob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png")))
-        if not files:
-            raise UsageError(f"--real is {real}; it must be a folder of pictures")
+        if len(files) < 2:
+            raise UsageError(f"--real is {real}, with {len(files)} pictures in it; it must be a folder of two or more")
         return files
     if data is None:
         raise UsageError(f"give --data FOLDER with {REAL}/, or --real FOLDER of pictures; get it: {HOW_TO_GET}")
