@@ -12,6 +12,7 @@ from scored_run import MEASURES, PROTOCOL, SUBJECTS, make_caption_run, make_subj
 
 from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.compare import compare, open_runs
+from kgcli.evaluation.scores import Figure
 
 
 @pytest.fixture
@@ -57,9 +58,33 @@ def test_pictures_are_matched_and_not_counted_off(two):
     assert shuffled == compare(open_runs([folder / "a", folder / "b"])).differences
 
 
-def test_only_pictures_of_both_runs_count(two):
+def test_runs_of_other_pictures_are_refused(two):
+    folder, _, b = two
+    rewrite(folder / "b", b, pictures=b.pictures[:5])
+    with pytest.raises(UsageError, match=r"other pictures \(64 and 5, 5 in both\)"):
+        open_runs([folder / "a", folder / "b"])
+
+
+def test_a_subject_in_several_pictures_of_one_prompt_is_paired_picture_by_picture(two):
+    """As in the suite of several subjects: without the path, one of the pairs would stand for all of them."""
     folder, a, b = two
-    rewrite(folder / "b", b, pictures=tuple(one for one in b.pictures if one.subject != "dog" and one.image == 0))
+    for name, scores, shift in (("a", a, 0.0), ("b", b, 0.06)):
+        one = scores.pictures[0]
+        pictures = tuple(
+            dataclasses.replace(one, path=f"images/{place}.{'png' if name == 'a' else 'jpg'}", values={"clip_t": value})
+            for place, value in enumerate(np.random.default_rng(0).permutation(9) / 10 + shift)
+        )
+        rewrite(folder / name, scores, pictures=pictures)
+    found = compare(open_runs([folder / "a", folder / "b"])).find("clip_t", "b")
+    assert found.value == pytest.approx(0.06) and found.num_pictures == 9
+
+
+def test_only_pictures_that_have_the_measure_in_both_runs_count(two):
+    folder, a, b = two
+    pictures = tuple(
+        one if one.subject != "dog" and one.image == 0 else dataclasses.replace(one, values={}) for one in b.pictures
+    )
+    rewrite(folder / "b", b, pictures=pictures)
     found = compare(open_runs([folder / "a", folder / "b"])).find("clip_t", "b")
     difference = (table(b, "clip_t") - table(a, "clip_t"))[1:, :, 0].mean()
     assert SUBJECTS[0] == "dog" and found.value == pytest.approx(difference)
@@ -87,7 +112,9 @@ def test_a_distance_of_distributions_has_no_paired_difference(tmp_path):
     comparison = compare(open_runs([tmp_path / "a", tmp_path / "b"]))
     assert {one.measure for one in comparison.differences} == {"clip_t"}
     assert comparison.find("clip_t", "b").num_clusters == 12  # captions, where there are no subjects
-    assert "FID (lower is better)" in str(comparison) and "11.9900 [" not in str(comparison)
+    assert "FID (lower is better)" in str(comparison) and "11.9900 [11.5000, 12.6000]" in str(comparison)
+    bare = Figure(measure="fid", value=4.0, bootstrap_low=3.0, bootstrap_high=6.0)
+    assert bare.bounds == (3.0, 6.0) and dataclasses.replace(bare, low=2.0, high=7.0).bounds == (2.0, 7.0)
 
 
 @pytest.mark.parametrize(

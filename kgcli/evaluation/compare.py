@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kgcli.errors import MissingError, UsageError
@@ -15,7 +15,9 @@ from kgcli.evaluation.runs import PLAN, SCORES, RunFolder
 from kgcli.evaluation.scores import Figure, Measure, PictureScore, Scores
 
 DIFFERENCES_NAMED = 3  # keys in the message of a refusal
-Key = tuple[str, int, int]  # subject, prompt, image
+# Subject, prompt, image, and the picture's path without its ending: a picture of several subjects is there for each of
+# them, and a subject may be in several pictures of one prompt.
+Key = tuple[str, int, int, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A run less the first one, by one measure, on the pictures that both have; 95 % intervals over clusters."""
+    """A run less the first one, by one measure, on the same pictures; 95 % intervals over clusters."""
 
     measure: str
     run: str
@@ -99,7 +101,7 @@ def open_runs(paths: Sequence[Path]) -> tuple[Run, ...]:
 
 
 def check_comparable(first: Run, other: Run) -> None:
-    """See that two runs have one suite and protocol. Raises: UsageError that names what differs."""
+    """See that two runs have one suite, protocol and set of pictures. Raises: UsageError that names what differs."""
     if first.scores.suite != other.scores.suite:
         differing = [f"suite {first.scores.suite} against {other.scores.suite}"]
     else:
@@ -110,6 +112,12 @@ def check_comparable(first: Run, other: Run) -> None:
         more = len(differing) - DIFFERENCES_NAMED
         named = "; ".join(differing[:DIFFERENCES_NAMED]) + (f" and {more} more" if more > 0 else "")
         raise UsageError(f"{first.name} and {other.name} are of different protocols and are not compared: {named}")
+    pictures = [{_key(one) for one in run.scores.pictures} for run in (first, other)]
+    if pictures[0] != pictures[1]:
+        raise UsageError(
+            f"{first.name} and {other.name} hold scores of other pictures ({len(pictures[0])} and {len(pictures[1])}, "
+            f"{len(pictures[0] & pictures[1])} in both), though of one protocol; score them again"
+        )
 
 
 def compare(runs: Sequence[Run]) -> Comparison:
@@ -141,16 +149,20 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
 
 def cluster_means(values: Mapping[Key, float]) -> dict[str, float]:
     """Means over images, then prompts, of each subject; of each prompt where there are no subjects."""
-    return subject_means((subject or f"prompt {prompt}", prompt, one) for (subject, prompt, _), one in values.items())
+    return subject_means((subject or f"prompt {prompt}", prompt, one) for (subject, prompt, *_), one in values.items())
 
 
 def values_of(measure: str, pictures: Iterable[PictureScore]) -> dict[Key, float]:
-    """One measure of pictures by subject, prompt and image."""
-    return {(one.subject, one.prompt, one.image): one.values[measure] for one in pictures if measure in one.values}
+    """One measure of pictures by what they show."""
+    return {_key(one): one.values[measure] for one in pictures if measure in one.values}
+
+
+def _key(one: PictureScore) -> Key:
+    return one.subject, one.prompt, one.image, PurePosixPath(one.path).with_suffix("").as_posix()
 
 
 def _difference(measure: str, first: Scores, run: Run) -> Difference | None:
-    """None where the two have no picture in common that has this measure, as for FID."""
+    """None where no picture has this measure in both, as for FID."""
     before, after = values_of(measure, first.pictures), values_of(measure, run.scores.pictures)
     both = before.keys() & after.keys()
     if not both:
@@ -162,7 +174,7 @@ def _difference(measure: str, first: Scores, run: Run) -> Difference | None:
         run=run.name,
         value=mean.value,
         num_clusters=mean.num,
-        num_pictures=len(both),
+        num_pictures=len({path for *_, path in both}),
         low=mean.low,
         high=mean.high,
         bootstrap_low=mean.bootstrap_low,
@@ -193,7 +205,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 def _figure_lines(comparison: Comparison) -> list[str]:
     figures = {run.name: overall(run.scores) for run in comparison.runs}
     shown = [one for one in comparison.measures if any(one.name in found for found in figures.values())]
-    rows = [["measure [95 % t interval]", *figures]]
+    rows = [["measure [95 % interval]", *figures]]
     for measure in shown:
         rows.append([_title(measure), *(_cell(found.get(measure.name)) for found in figures.values())])
     return _aligned(rows)
@@ -219,7 +231,10 @@ def _title(measure: Measure) -> str:
 
 
 def _cell(figure: Figure | None) -> str:
-    return "" if figure is None else f"{figure.value:.4f} {_interval(figure.low, figure.high)}".rstrip()
+    if figure is None:
+        return ""
+    low, high = figure.bounds or (None, None)
+    return f"{figure.value:.4f} {_interval(low, high)}".rstrip()
 
 
 def _interval(low: float | None, high: float | None) -> str:

@@ -101,10 +101,7 @@ def cell_of(result: RowResult, column: Column) -> Cell | None:
     if not figures or len(figures) < len(result.scores):
         return None
     if len(figures) == 1:
-        only = figures[0]
-        if only.low is None:  # of pictures that were resampled, where there are no subjects
-            return Cell(only.value, only.bootstrap_low, only.bootstrap_high)
-        return Cell(only.value, only.low, only.high)
+        return Cell(figures[0].value, *(figures[0].bounds or (None, None)))
     values = [figure.value for figure in figures]
     mean, num = statistics.fmean(values), len(values)
     half = float(student.ppf(0.5 + LEVEL / 2, num - 1)) * statistics.stdev(values) / math.sqrt(num)

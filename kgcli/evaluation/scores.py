@@ -36,10 +36,18 @@ class Figure:
     group: str = ALL  # or "subject:dog", "category:live", "kind:context"
     low: float | None = None  # t interval over subject means
     high: float | None = None
-    bootstrap_low: float | None = None  # subjects resampled
+    bootstrap_low: float | None = None  # subjects resampled; pictures, for a figure of their whole set
     bootstrap_high: float | None = None
     num_subjects: int = 0
     num_pictures: int = 0
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The t interval; the bootstrap's where there are no subjects to have one over."""
+        for low, high in ((self.low, self.high), (self.bootstrap_low, self.bootstrap_high)):
+            if low is not None and high is not None:
+                return low, high
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from kgcli.evaluation.scores import ALL, Figure, Measure, Scores
+
+Figures = Mapping[tuple[str, str, str], Figure]  # by measure, row and group
 
 CSV, PICTURES_CSV, MARKDOWN = "scores.csv", "pictures.csv", "scores.md"
 EMPTY = "-"
@@ -38,7 +40,8 @@ def to_markdown(scores: Scores) -> str:
         if groups:
             parts.append(f"## {title}\n\n{_of_groups(scores, groups)}")
     parts.append(
-        "A number after +- is half the 95 % interval from the t distribution over subjects. "
+        "A number after +- is half the 95 % interval: from the t distribution over subjects, or from a bootstrap over "
+        "pictures where the number is one of their whole set. "
         f"Pictures: {len(scores.pictures)}. The protocol is in scores.json; other protocols give other numbers."
     )
     return "\n\n".join(parts) + "\n"
@@ -46,11 +49,12 @@ def to_markdown(scores: Scores) -> str:
 
 def _of_rows(scores: Scores) -> str:
     """A line for each measure, a column for the method and each rival."""
+    figures = _by_place(scores)
     rows = list(dict.fromkeys(figure.row for figure in scores.figures if figure.group == ALL))
     ordered = sorted(scores.measures, key=lambda one: not one.primary)
     lines = [
         [f"{one.title} {'(higher)' if one.higher_is_better else '(lower)'}"]
-        + [_cell(scores, one, row, ALL) for row in rows]
+        + [_cell(figures, one, row, ALL) for row in rows]
         for one in ordered
     ]
     return _table(["", *rows], lines)
@@ -58,19 +62,24 @@ def _of_rows(scores: Scores) -> str:
 
 def _of_groups(scores: Scores, groups: Sequence[str]) -> str:
     """A line for each group, a column for each measure shown first."""
-    measures = [one for one in scores.measures if one.primary and _cell(scores, one, "method", groups[0]) != EMPTY]
-    lines = [[group.split(":", 1)[1], *(_cell(scores, one, "method", group) for one in measures)] for group in groups]
+    figures = _by_place(scores)
+    measures = [one for one in scores.measures if one.primary and _cell(figures, one, "method", groups[0]) != EMPTY]
+    lines = [[group.split(":", 1)[1], *(_cell(figures, one, "method", group) for one in measures)] for group in groups]
     return _table(["", *(one.title for one in measures)], lines)
 
 
-def _cell(scores: Scores, measure: Measure, row: str, group: str) -> str:
-    try:
-        figure = scores.find(measure.name, row, group)
-    except KeyError:
+def _cell(figures: Figures, measure: Measure, row: str, group: str) -> str:
+    figure = figures.get((measure.name, row, group))
+    if figure is None:
         return EMPTY
-    if figure.low is None or figure.high is None:
+    if figure.bounds is None:
         return f"{figure.value:.3f}"
-    return f"{figure.value:.3f} +- {(figure.high - figure.low) / 2:.3f}"
+    low, high = figure.bounds
+    return f"{figure.value:.3f} +- {(high - low) / 2:.3f}"
+
+
+def _by_place(scores: Scores) -> Figures:
+    return {(figure.measure, figure.row, figure.group): figure for figure in reversed(scores.figures)}
 
 
 def _name(scores: Scores) -> str:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from kgcli.evaluation.clusters import cluster_mean
-from kgcli.evaluation.compare import cluster_means, values_of
+from kgcli.evaluation.compare import Key, cluster_means, values_of
 from kgcli.evaluation.page.markup import Html, tag
-from kgcli.evaluation.page.tables import Figures, bounds, interval, number
+from kgcli.evaluation.page.tables import Figures, interval, number
 from kgcli.evaluation.scores import Measure
 
 WIDTH, LABELS, RIGHT, TOP, BOTTOM = 460, 128, 14, 8, 26  # pixels of the drawing
@@ -89,21 +89,21 @@ def histogram(figures: Figures, measure: Measure) -> Html | None:
 def _dots(figures: Figures, run: int, measure: str) -> dict[str, Dot]:
     """Figures of subjects; an interval that scoring did not give is taken over the subject's prompts."""
     pictures = values_of(measure, figures.runs[run].scores.pictures)
-    prompts: dict[str, dict[tuple[str, int, int], float]] = {}
-    for (subject, prompt, image), value in pictures.items():
-        prompts.setdefault(subject, {})["", prompt, image] = value
+    prompts: dict[str, dict[Key, float]] = {}
+    for (subject, prompt, image, path), value in pictures.items():
+        prompts.setdefault(subject, {})["", prompt, image, path] = value
     dots = {}
     for group in figures.groups("subject:"):
         figure = figures.find(run, measure, group=group)
         if figure is None:
             continue
         name = group.partition(":")[2]
-        low, high = bounds(figure) or _over_prompts(prompts.get(name, {})) or (figure.value, figure.value)
+        low, high = figure.bounds or _over_prompts(prompts.get(name, {})) or (figure.value, figure.value)
         dots[name] = Dot(figure.value, low, high)
     return dots
 
 
-def _over_prompts(values: dict[tuple[str, int, int], float]) -> tuple[float, float] | None:
+def _over_prompts(values: dict[Key, float]) -> tuple[float, float] | None:
     if not values:
         return None
     mean = cluster_mean(list(cluster_means(values).values()))
@@ -143,7 +143,7 @@ def _means(figures: Figures, measure: str, axis: Axis, bottom: float) -> list[Ht
         figure = figures.find(run, measure)
         if figure is None or not axis.low <= figure.value <= axis.high:
             continue
-        known = bounds(figure)
+        known = figure.bounds
         if known is not None:
             left, right = (axis.at(min(max(end, axis.low), axis.high)) for end in known)
             band = {"x": left, "y": TOP, "width": round(right - left, 1), "height": bottom - TOP}

@@ -69,14 +69,6 @@ class Figures:
         return next((digits for limit, digits in DECIMALS if max(values, default=0.0) < limit), 1)
 
 
-def bounds(figure: Figure) -> tuple[float, float] | None:
-    """The t interval, or the bootstrap's where there is none."""
-    for low, high in ((figure.low, figure.high), (figure.bootstrap_low, figure.bootstrap_high)):
-        if low is not None and high is not None:
-            return low, high
-    return None
-
-
 def number(value: float, decimals: int, sign: bool = False) -> str:
     """A number with a true minus."""
     return f"{value:{'+' if sign else ''}.{decimals}f}".replace("-", MINUS)
@@ -189,7 +181,7 @@ def _cell(figures: Figures, run: int, measure: Measure, row: str = "method", gro
     if figure is None:
         return tag("td", tag("span", DASH, class_="none"), data_sort="")
     digits = figures.decimals(measure.name)
-    known = bounds(figure)
+    known = figure.bounds
     shown = [tag("span", number(figure.value, digits), class_="v")]
     if known is not None:
         shown.append(tag("span", interval(*known, digits), class_="ci"))
