@@ -79,6 +79,16 @@ def check_writable(path: Path) -> None:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
+def check_picture_file(path: Path) -> None:
+    """`check_writable`, of a picture.
+
+    Raises: UsageError for an ending that no picture has; OutputError.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise UsageError(f"{path} ends in none of {', '.join(FORMATS)}")
+    check_writable(path)
+
+
 def write_picture(path: Path, image: Image.Image, metadata: Metadata | None) -> None:
     """Write a picture and, where its format needs one, the file beside it; never half of one.
 

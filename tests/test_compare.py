@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -191,3 +192,12 @@ def test_a_measure_of_one_run_alone_is_left_out(two):
     rewrite(folder / "b", b, pictures=bare)
     comparison = compare(open_runs([folder / "a", folder / "b"]))
     assert [one.measure for one in comparison.differences] == ["clip_t"]
+
+
+@pytest.mark.parametrize("spoilt", ["null", '"many"', "NaN"])
+def test_scores_are_numbers(two, spoilt):
+    folder = two[0]
+    text = (folder / "b" / "scores.json").read_text()
+    (folder / "b" / "scores.json").write_text(re.sub(r'"value": [^,\n]+', f'"value": {spoilt}', text, count=1))
+    with pytest.raises(MissingError, match=r"scores.json is damaged"):
+        open_runs([folder / "a", folder / "b"])

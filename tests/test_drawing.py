@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from PIL import Image
 from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.drawing import draw_run, encode_picture, finish, share_of
 from kgcli.evaluation.dreambench import DreamBenchAsk, multi_plan, single_plan
-from kgcli.evaluation.dreambench_data import open_dreambench
+from kgcli.evaluation.dreambench_data import SUBJECTS, open_dreambench
 from kgcli.evaluation.methods.base import MethodOptions
 from kgcli.evaluation.methods.table import make
 from kgcli.evaluation.runs import RunFolder
@@ -271,3 +272,77 @@ def test_a_prompt_that_is_too_long_is_found_before_anything_is_drawn(kg, tmp_pat
         *("--size", 16, "--only", "draw", "-o", "run"),
     )
     assert ran.code == 2 and "000009.png cannot be drawn" in ran.err and not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_when_its_data_has_moved(kg, tmp_path, data):
+    asked = (
+        "eval",
+        "dreambench",
+        "--subjects",
+        "dog",
+        "-n",
+        1,
+        "--method",
+        "copy-input",
+        "--only",
+        "draw",
+        "-o",
+        "run",
+    )
+    shutil.copytree(data, tmp_path / "here")
+    assert kg(*asked, "--data", "here").code == 0
+    before = contents(tmp_path / "run")
+    (tmp_path / "run" / "images" / "dog" / "03_0.png").unlink()
+    (tmp_path / "here").rename(tmp_path / "there")
+    ran = kg(*asked, "--data", tmp_path / "there")
+    assert ran.code == 0 and contents(tmp_path / "run") == before, ran.err
+
+
+def test_facts_of_a_method_may_hold_tuples(tmp_path, data):
+    plan = single_plan(open_dreambench(data), DreamBenchAsk(num_images=1), {"name": "mine", "range": (0, 1)})
+    RunFolder.start(tmp_path / "run", plan)
+    assert RunFolder.start(tmp_path / "run", plan).plan.method["range"] == [0, 1]
+
+
+def test_subjects_are_a_set(data):
+    plans = [
+        single_plan(open_dreambench(data), DreamBenchAsk(subjects=names), {})
+        for names in (("dog", "cat"), ("cat", "dog", "dog"), (), tuple(SUBJECTS))
+    ]
+    assert plans[0].protocol == plans[1].protocol and plans[2].protocol == plans[3].protocol
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--method", ":"), "--method : cannot be loaded"),
+        (("--method", ".x:Y"), "cannot be loaded"),
+        (("--method", "copy-input", "--steps", 0), "--steps is 0"),
+        (("--method", "copy-input", "--scheduler", "foo"), "--scheduler is foo"),
+        (("--method", "copy-input", "--size", 0), "0"),
+        (("--method", "copy-input", "-o", "/proc/nowhere/run"), "cannot be made"),
+    ],
+)
+def test_what_cannot_be_is_said_and_nothing_is_written(kg, tmp_path, data, flags, words):
+    ran = kg("eval", "dreambench", "--data", data, "--only", "draw", "-o", "run", *flags)
+    assert ran.code == 2 and words in ran.err and "unexpected" not in ran.err, ran.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_quiet_run_says_nothing(kg, tmp_path, data):
+    asked = ("eval", "dreambench", "--data", data, "--only", "draw", "--method", "copy-input", *FEW)
+    assert "150 of 150 pictures drawn" in kg(*asked, "-o", "a").err
+    assert kg(*asked, "-o", "b", "--quiet").err == ""
+
+
+def test_a_plan_that_is_none_is_damaged(tmp_path):
+    for text in ("null", "5", "[]", "{"):
+        (tmp_path / "plan.json").write_text(text)
+        with pytest.raises(MissingError, match=r"plan.json is damaged"):
+            RunFolder.open(tmp_path)
+
+
+def test_captions_are_utf8(kg, tmp_path):
+    (tmp_path / "captions.txt").write_bytes("caf\xe9\n".encode("latin-1"))
+    ran = kg("eval", "coco", "--captions", "captions.txt", "--only", "draw", "-o", "run")
+    assert ran.code == 2 and "is no UTF-8 text" in ran.err

@@ -272,3 +272,9 @@ def test_the_grid_has_a_cell_for_each_answer(cases, tmp_path):
     draw_grid(answers * 2, tmp_path / "grid.png")
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.width > grid.height > 100
+
+
+@pytest.mark.parametrize("command", ["nano", "adapters"])
+def test_a_grid_of_no_picture_format_is_refused_at_once(kg, without_engine, command):
+    ran = kg("eval", command, "--grid", "grid.foo")
+    assert ran.code == 2 and "ends in none of .png" in ran.err

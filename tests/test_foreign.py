@@ -5,6 +5,8 @@ import pytest
 from benchmark_data import write_dreambench
 from PIL import Image
 
+from kgcli.errors import MissingError
+from kgcli.evaluation.drawing import finish
 from kgcli.evaluation.runs import RunFolder
 
 ASKED = ("--subjects", "dog", "-n", "1", "--only", "draw")
@@ -72,7 +74,11 @@ def test_a_table_gives_the_same_run_as_the_folder(kg, tmp_path, data, images):
         ),
         (lambda folder: shutil.copy(folder / "dog" / "03_0.jpg", folder / "dog" / "03_1.jpg"), "have no place"),
         (lambda folder: shutil.copy(folder / "dog" / "03_0.jpg", folder / "dog" / "03_0.webp"), "have no place"),
-        (lambda folder: (folder / "dog" / "03_0.jpg").write_bytes(b"x"), "no pictures or are damaged"),
+        (lambda folder: (folder / "dog" / "03_0.jpg").write_bytes(b"x"), "03_0.jpg is not a picture"),
+        (
+            lambda folder: Image.new("L", (600, 3)).save(folder / "dog" / "03_0.jpg"),
+            "1 files cannot be scored, the first of them",
+        ),
     ],
 )
 def test_exactly_the_expected_pictures_are_taken(kg, tmp_path, data, images, spoil, words):
@@ -98,6 +104,34 @@ def test_a_table_is_checked_line_by_line(kg, tmp_path, data, images, change, wor
     write_table(tmp_path / "theirs.csv", rows)
     ran = kg("eval", "dreambench", "--data", data, *ASKED, "--images", "theirs.csv", "-o", "run")
     assert ran.code in (2, 3) and words in ran.err, ran.err
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [(lambda text: text.replace(",", ";"), "has no column path"), (lambda text: text, "")],
+)
+def test_tables_of_spreadsheets(kg, tmp_path, data, images, spoil, words):
+    """They begin with a mark, and some have other separators."""
+    table = write_table(tmp_path / "theirs.csv", rows_of(images))
+    table.write_text(spoil(table.read_text()), encoding="utf-8-sig")
+    ran = kg("eval", "dreambench", "--data", data, *ASKED, "--images", "theirs.csv", "-o", "run")
+    assert ran.code == (2 if words else 0) and words in ran.err, ran.err
+
+
+def test_pictures_that_were_taken_stay_those(kg, tmp_path, data, images):
+    asked = ("eval", "dreambench", "--data", data, *ASKED, "--images", images, "-o", "run")
+    assert kg(*asked).code == 0
+    Image.new("RGB", (8, 8), "blue").save(tmp_path / "run" / "images" / "dog" / "04_0.png")
+    ran = kg("eval", "dreambench", "--only", "score", "-o", "run", "--offline", "--weights", tmp_path)
+    assert ran.code == 3
+    (tmp_path / "run" / "manifest.jsonl").unlink()
+    with pytest.raises(MissingError, match="no longer those that were taken"):
+        finish(RunFolder.open(tmp_path / "run"))
+
+
+def test_a_name_is_text(kg, tmp_path, data, images):
+    ran = kg("eval", "dreambench", "--data", data, *ASKED, "--images", images, "-o", "run", "--name", "a\udcffb")
+    assert ran.code == 2 and "--name is" in ran.err and not (tmp_path / "run").exists()
 
 
 def test_other_pictures_do_not_join_a_run(kg, tmp_path, data, images):

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import linalg
+from subject_run import Colours
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance, poly_mmd
 
@@ -9,7 +11,7 @@ from kgcli.evaluation.distribution import DistributionExtractor, distribution_fi
 from kgcli.evaluation.frechet import Moments, Reference, extrapolate, may_extrapolate
 from kgcli.evaluation.kernels import cmmd, kid, polynomial_mmd
 from kgcli.evaluation.manifolds import manifolds
-from kgcli.evaluation.realset import RealSet
+from kgcli.evaluation.realset import RealSet, real_set
 
 DIM = 24
 
@@ -163,3 +165,21 @@ def test_precision_sees_what_is_off_and_recall_what_is_left_out():
     assert narrow.precision > 0.95 and narrow.recall < 0.3
     far = manifolds(real, rng.normal(20, 1, size=(300, 4)))
     assert far.precision == far.recall == far.density == far.coverage == 0
+
+
+def test_leftovers_of_a_killed_process_do_no_harm(tmp_path):
+    files = []
+    for number in range(3):
+        files.append(tmp_path / f"{number}.png")
+        Image.new("RGB", (8, 8), (80 * number, 0, 0)).save(files[-1])
+    looks, cache = Colours("looks"), tmp_path / "cache"
+    first = real_set(looks, files, cache)
+    (kept,) = cache.iterdir()
+    left = cache / kept.stem.removeprefix("looks-")
+    for again in (True, False):  # killed before the statistics were written, and after
+        left.mkdir()
+        (left / ".block.partial").write_text("")
+        if again:
+            kept.unlink()
+        assert np.array_equal(real_set(looks, files, cache).sample, first.sample)
+        assert list(cache.iterdir()) == [kept]

@@ -1,4 +1,6 @@
 import hashlib
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -108,3 +110,24 @@ def test_the_cache_is_the_users(monkeypatch, tmp_path):
     monkeypatch.delenv("KG_WEIGHTS", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert weightfiles.cache_folder() == tmp_path / "kgcli" / "weights"
+
+
+def test_a_file_that_is_cut_short_is_not_kept(cache, monkeypatch):
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"x" * 10)
+
+        def log_message(self, *args):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        file = WeightFile(file="net.pth", url=f"http://127.0.0.1:{server.server_port}/net.pth", sha256="", use="tests")
+        monkeypatch.setitem(TABLE, "net", file)
+        with pytest.raises(MissingError, match="ended after 10 of 1,000 bytes"):
+            resolve("net")
+        server.shutdown()
+    assert not list(cache.glob("**/*pth*"))

@@ -35,12 +35,12 @@ def nano(
 ) -> None:
     """On the nano world: nouns, subjects, scenes, styles, two subjects, edits, beside ceiling and floor."""
     from kgcli.modelfolder import open_model
-    from kgcli.output import check_writable
+    from kgcli.output import check_picture_file
 
     folder = open_model(model)
     earlier = None if before is None else open_model(before, folder.decoder)
     if grid is not None:
-        check_writable(grid)
+        check_picture_file(grid)
     from kgcli import engine  # torch loads here, after all is known to be sound
 
     compared = None if earlier is None else engine.load(earlier, device=device)
@@ -64,11 +64,11 @@ def adapters(
 ) -> None:
     """Adapters of the nano decoder: are edges followed, is the style painted, is the subject kept."""
     from kgcli.modelfolder import open_model
-    from kgcli.output import check_writable
+    from kgcli.output import check_picture_file
 
     folder = open_model(model, decoder)
     if grid is not None:
-        check_writable(grid)
+        check_picture_file(grid)
     from kgcli import engine  # torch loads here, after all is known to be sound
 
     loaded = engine.load(folder, device=device)

@@ -30,6 +30,7 @@ from kgcli.evaluation.nano import SHIPPED_JUDGES
 from kgcli.evaluation.painters import ModelPainter, paint_other, paint_truth, through_vae
 from kgcli.evaluation.report import Report, Row
 from kgcli.evaluation.scoring import Scorer, Scores
+from kgcli.output import write_picture
 
 if TYPE_CHECKING:
     from kgcli.engine import Model
@@ -167,8 +168,7 @@ def draw_grid(cases: Sequence[Case], drawn: dict[str, Pictures], path: Path) -> 
     ]
     sheet = np.concatenate([np.concatenate([np.asarray(p.convert("RGB")) for p in row], axis=1) for row in rows])
     image = Image.fromarray(sheet)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.resize((2 * image.width, 2 * image.height), Image.Resampling.NEAREST).save(path)
+    write_picture(path, image.resize((2 * image.width, 2 * image.height), Image.Resampling.NEAREST), None)
 
 
 def _say(line: str) -> None:

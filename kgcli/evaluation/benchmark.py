@@ -64,6 +64,8 @@ class Bench:
                 raise UsageError(f"{flag} is {value}; it must be {' or '.join(filter(None, known))}")
         if self.num_workers < 1:
             raise UsageError(f"--workers is {self.num_workers}; it must be at least 1")
+        if self.name is not None and not self.name.isprintable():
+            raise UsageError(f"--name is {self.name!r}; it must be text that can be printed")
         if self.name is not None and self.images is None:
             raise UsageError("--name is of who made the pictures of --images, which is not given")
         if self.suite == nano_suites.COCO and self.captions != PUBLISHED:

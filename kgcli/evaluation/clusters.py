@@ -31,14 +31,6 @@ class ClusterMean:
     bootstrap_high: float | None = None
 
 
-@dataclass(frozen=True)
-class Paired:
-    """How much higher one run's mean is than another's, over the subjects of both."""
-
-    difference: ClusterMean
-    p_value: float | None  # of the two-sided paired t test; None for one subject
-
-
 def subject_means(rows: Iterable[tuple[str, int, float]]) -> dict[str, float]:
     """The mean of each subject from rows of (subject, prompt, value): over images, then over prompts.
 
@@ -80,24 +72,9 @@ def expanded_tail(num: int) -> float:
     return float(stats.norm.cdf(t * math.sqrt(num / (num - 1))))
 
 
-def paired(a: Mapping[str, float], b: Mapping[str, float]) -> Paired:
+def paired(a: Mapping[str, float], b: Mapping[str, float]) -> ClusterMean:
     """How much `a` is above `b`, from the means of the same subjects in both. Raises: UsageError."""
     if a.keys() != b.keys():
         only = sorted(a.keys() ^ b.keys())
         raise UsageError(f"the runs have other subjects ({', '.join(only[:3])} in one alone); they cannot be compared")
-    differences = [a[subject] - b[subject] for subject in sorted(a)]
-    mean = cluster_mean(differences)
-    spread = float(np.std(differences, ddof=1)) if len(differences) > 1 else 0.0
-    if len(differences) < 2:
-        return Paired(mean, None)
-    if spread == 0.0:  # every subject differs by the same: no spread to test against
-        return Paired(mean, 1.0 if mean.value == 0.0 else 0.0)
-    t = mean.value / (spread / math.sqrt(len(differences)))
-    return Paired(mean, float(2 * stats.t.sf(abs(t), len(differences) - 1)))
-
-
-def picture_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The interval that takes every picture for independent: too narrow here, kept to show by how much."""
-    array = np.asarray(values, float)
-    half = stats.norm.ppf((1 + CONFIDENCE) / 2) * array.std(ddof=1) / math.sqrt(len(array))
-    return float(array.mean() - half), float(array.mean() + half)
+    return cluster_mean([a[subject] - b[subject] for subject in sorted(a)])

@@ -124,7 +124,10 @@ def _read_annotations(path: Path) -> list[Caption]:
 def _captions_of_file(path: Path, num: int | None) -> Captions:
     if not path.is_file():
         raise UsageError(f"--captions is {path}; it must be {', '.join(CHOICES)} or a file that is there")
-    lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+    try:
+        lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--captions {path} is no UTF-8 text ({error.reason}); save it as UTF-8") from None
     chosen = [_caption_of_line(line, path, number) for number, line in enumerate(lines, start=1)]
     wanted = len(chosen) if num is None else num
     if not 1 <= wanted <= len(chosen):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -168,7 +169,7 @@ def _difference(measure: str, first: Scores, run: Run) -> Difference | None:
     if not both:
         return None
     of_first, of_other = (cluster_means({key: one[key] for key in sorted(both)}) for one in (before, after))
-    mean = paired(of_other, of_first).difference
+    mean = paired(of_other, of_first)
     return Difference(
         measure=measure,
         run=run.name,
@@ -198,7 +199,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
     if len(set(folders)) < len(folders):
         twice = next(str(path) for path, folder in zip(paths, folders, strict=True) if folders.count(folder) > 1)
         raise UsageError(f"{twice} is given twice; give different runs")
-    names = [folder.name for folder in folders]
+    names = [os.fsencode(folder.name).decode("utf-8", "replace") for folder in folders]
     return [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
 
 

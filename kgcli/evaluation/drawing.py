@@ -11,10 +11,11 @@ import dataclasses
 import hashlib
 import io
 import json
+import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from filelock import FileLock
@@ -32,6 +33,7 @@ NUM_LOCKS = 64  # COCO has as many subjects as captions
 REPORT_SECONDS = 10.0
 POLL_SECONDS = 1.0
 _SHOWN = 5
+_log = logging.getLogger(__name__)
 
 
 def environment_shard() -> tuple[int, int]:
@@ -85,7 +87,20 @@ def finish(run: RunFolder) -> None:
         _check_manifest(run)
         return
     check_pictures(run, run.plan.items)
+    if FOREIGN in run.plan.method and not run.missing():
+        check_foreign(run)
     run.write_manifest()
+
+
+def check_foreign(run: RunFolder) -> None:
+    """See that pictures which were taken from elsewhere are still those. Raises: MissingError."""
+    if digest_of(run.path / item.path for item in run.plan.items) != run.plan.method[FOREIGN]:
+        raise MissingError(f"the pictures in {run.path} are no longer those that were taken; use another folder")
+
+
+def digest_of(files: Iterable[Path]) -> str:
+    """One hash of files, in order."""
+    return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()
 
 
 def wait_for_pictures(run: RunFolder) -> None:
@@ -143,7 +158,8 @@ def _check_manifest(run: RunFolder) -> None:
     changed = [item.path for item in run.plan.items if listed.get(item.path) != sha256(run.path / item.path)]
     if changed:
         raise MissingError(
-            f"{run.path}: {len(changed)} pictures are not those that {MANIFEST} lists, such as {changed[0]}"
+            f"{run.path}: {len(changed)} pictures are not those that {MANIFEST} lists, such as {changed[0]}; put them "
+            f"back, or move them and {MANIFEST} away and draw them anew"
         )
 
 
@@ -169,4 +185,5 @@ class Progress:
         if now - self.said >= REPORT_SECONDS or self.done == self.total:
             self.said = now
             of = "" if self.total is None else f" of {self.total}"
-            print(f"{self.done}{of} {self.what}", file=sys.stderr, flush=True)
+            if _log.isEnabledFor(logging.WARNING):  # not with --quiet
+                print(f"{self.done}{of} {self.what}", file=sys.stderr, flush=True)

@@ -51,6 +51,10 @@ class DreamBenchAsk:
         if self.num_images < 1:
             raise UsageError(f"--num-images is {self.num_images}; it must be at least 1")
 
+    def named(self, known: Collection[str]) -> str | list[str]:
+        """The subjects as a protocol says them, which knows no order: all, or their names."""
+        return "all" if set(self.subjects) in (set(), set(known)) else sorted(set(self.subjects))
+
     def check_subjects(self, known: Collection[str]) -> None:
         """Raises: UsageError where a subject is asked for that the suite does not have."""
         unknown = [name for name in self.subjects if name not in known]
@@ -181,7 +185,7 @@ def _plan(
         "num_items": len(items),
         "num_subjects": len({item.subject for item in items}),
         "num_images": ask.num_images,
-        "subjects": "all" if not ask.subjects else sorted(ask.subjects),
+        "subjects": ask.named(SUBJECTS),
         "prompts_sha256": hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
         "data_sha256": data.sha256,
     }

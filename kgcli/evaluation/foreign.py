@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from PIL import Image
-
-from kgcli.errors import MissingError, UsageError
-from kgcli.evaluation.drawing import FOREIGN
-from kgcli.evaluation.runs import MANIFEST, Item, Plan, RunFolder, sha256
+from kgcli.data.images import open_image
+from kgcli.errors import ImageError, MissingError, UsageError
+from kgcli.evaluation.drawing import FOREIGN, check_foreign, digest_of
+from kgcli.evaluation.runs import MANIFEST, Item, Plan, RunFolder
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _SHOWN = 5
@@ -47,9 +45,9 @@ def find_pictures(images: Path, plan: Plan) -> Sources:
             f"{images}: {len(plan.items) - len(absent)} of {len(plan.items)} pictures are there; missing are "
             f"{_listed([path.removeprefix('images/') for path in absent])}"
         )
-    damaged = [str(path) for path in found.values() if not _is_picture(path)]
-    if damaged:
-        raise MissingError(f"{images}: {len(damaged)} files are no pictures or are damaged: {_listed(damaged)}")
+    refused = [reason for path in found.values() if (reason := _why_not(path)) is not None]
+    if refused:
+        raise MissingError(f"{images}: {len(refused)} files cannot be scored, the first of them: {refused[0]}")
     return found
 
 
@@ -59,7 +57,7 @@ def foreign_plan(plan: Plan, sources: Sources, name: str) -> Plan:
         dataclasses.replace(item, path=str(PurePosixPath(item.path).with_suffix(sources[item.path].suffix.lower())))
         for item in plan.items
     )
-    digest = hashlib.sha256("".join(sha256(sources[item.path]) for item in plan.items).encode()).hexdigest()
+    digest = digest_of(sources[item.path] for item in plan.items)
     method: dict[str, Any] = {"name": name, FOREIGN: digest}
     return dataclasses.replace(plan, items=items, method=method)
 
@@ -69,9 +67,7 @@ def take_pictures(run: RunFolder, sources: Mapping[str, Path]) -> None:
     by_stem = {PurePosixPath(path).with_suffix(""): source for path, source in sources.items()}
     for item in run.missing():
         run.write_picture(item, by_stem[PurePosixPath(item.path).with_suffix("")].read_bytes())
-    digest = hashlib.sha256("".join(sha256(run.path / item.path) for item in run.plan.items).encode()).hexdigest()
-    if digest != run.plan.method[FOREIGN]:
-        raise MissingError(f"the pictures in {run.path} are no longer those that were taken; use another folder")
+    check_foreign(run)
     if not (run.path / MANIFEST).is_file():
         run.write_manifest()
 
@@ -100,10 +96,15 @@ def _in_csv(path: Path, plan: Plan) -> Sources:
     by_prompt = {item.prompt: item for item in plan.items} if plan.suite.endswith("coco") else {}
     found: Sources = {}
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin with a mark
+            reader = csv.DictReader(file)
+            rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"--images {path} cannot be read: {error}") from None
+    needed = ("path", "prompt") if by_prompt else ("path", "subject", "prompt", "image")
+    absent = [name for name in needed if name not in (reader.fieldnames or ())]
+    if absent:
+        raise UsageError(f"{path} has no column {', '.join(absent)}; its first line names columns, with commas between")
     for line, row in enumerate(rows, start=2):
         item = _item_of_row(row, places, by_prompt, f"{path}, line {line}")
         if item.path in found:
@@ -135,13 +136,13 @@ def _item_of_row(
     return item
 
 
-def _is_picture(path: Path) -> bool:
+def _why_not(path: Path) -> str | None:
+    """Why a file is no picture that scoring takes; None where it is one."""
     try:
-        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as picture:
-            picture.load()
-        return True
-    except (OSError, SyntaxError, ValueError):  # Pillow's words for damaged files
-        return False
+        open_image(path)
+        return None
+    except ImageError as error:
+        return str(error)
 
 
 def _listed(names: list[str]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from kgcli.evaluation.cases import Case
+from kgcli.output import write_picture
 
 COLUMNS = 10
 LARGE, SMALL = 96, 48  # pixels, of an answer and of a prompt's picture
@@ -26,8 +27,7 @@ def draw_grid(answers: Sequence[tuple[Case, Image.Image]], path: Path) -> None:
     for place, (case, picture) in enumerate(answers):
         left, top = place % COLUMNS * CELL[0], place // COLUMNS * CELL[1]
         _draw_cell(sheet, left + MARGIN, top + MARGIN, case, picture)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    write_picture(path, sheet, None)
 
 
 def _draw_cell(sheet: Image.Image, left: int, top: int, case: Case, picture: Image.Image) -> None:

@@ -138,7 +138,7 @@ def dreambench_plan(data_sha256: str, data: Path, ask: DreamBenchAsk, method: Ma
         "num_items": len(items),
         "num_subjects": len(names),
         "num_images": ask.num_images,
-        "subjects": "all" if not ask.subjects else sorted(ask.subjects),
+        "subjects": ask.named(subjects()),
         "prompts_sha256": _sha256_of(asked),
         "data_sha256": data_sha256,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -45,16 +46,15 @@ def real_set(
     named = json.dumps({"extractor": extractor.facts(), "pictures": of_pictures, "sample": SAMPLE}, sort_keys=True)
     key = hashlib.sha256(named.encode()).hexdigest()[:32]
     kept = cache / f"{extractor.name}-{key}.npz"
+    features = FeatureCache(cache / key, progress)
     found = _read(kept, of_pictures)
     if found is not None:
+        shutil.rmtree(features.folder, ignore_errors=True)  # of a process that was killed when it had just written
         return found
-    features = FeatureCache(cache / key, progress)
     rows = features.pictures(extractor, files)
     fresh = RealSet(Moments.of(rows), chosen(rows), of_pictures)
     _write(kept, fresh)
-    for file in features.block_files(extractor, files):
-        file.unlink(missing_ok=True)
-    features.folder.rmdir()
+    shutil.rmtree(features.folder, ignore_errors=True)  # another process may be at it too
     return fresh
 
 

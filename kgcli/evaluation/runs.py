@@ -1,6 +1,6 @@
 """A run: the pictures a benchmark asks for, the folder they are made in, and its manifest. No torch.
 
-    RUN/plan.json        what is asked: protocol, method, items in order; written first, never changed
+    RUN/plan.json        what is asked: protocol, method, items in order, where the inputs were; never changed
     RUN/images/...png    one for each item, written whole or not at all
     RUN/manifest.jsonl   written when all pictures are there: one line an item, with the sha256 of its picture
     RUN/scores.json      what scoring found (`scores`)
@@ -63,7 +63,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """The plan of a file's text. Raises: ValueError, TypeError, KeyError where it is none."""
+        """The plan of a file's text. Raises: ValueError, TypeError, KeyError, AttributeError where it is none."""
         fields = json.loads(text)
         items = tuple(Item(**{**item, "inputs": tuple(item["inputs"])}) for item in fields.pop("items"))
         return cls(items=items, **fields)
@@ -85,19 +85,23 @@ class RunFolder:
 
     @classmethod
     def start(cls, path: Path, plan: Plan) -> RunFolder:
-        """The folder of a plan, new or one that was left off.
+        """The folder of a plan, new or one that was left off. Inputs may have moved, as long as they are the same.
 
-        Raises: UsageError where the folder holds another plan or other files.
+        Raises: UsageError where the folder holds another plan or other files, or cannot be made.
         """
+        plan = Plan.from_json(plan.to_json())  # as it will be read again: lists for tuples
         if (path / PLAN).is_file():
             held = cls.open(path)
-            if held.plan != plan:
+            if dataclasses.replace(held.plan, data=plan.data) != plan:
                 raise UsageError(f"{path} holds another run ({_difference(held.plan, plan)}); choose another folder")
-            return held
+            return cls(path, plan)
         # A process that was killed in its first moments leaves the beginnings of a plan.
         if path.exists() and (not path.is_dir() or any(not one.name.startswith(f".{PLAN}.") for one in path.iterdir())):
             raise UsageError(f"{path} is there and holds no run; choose another folder")
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"the folder {path} cannot be made: {error.strerror}; choose another") from None
         write_bytes(path / PLAN, plan.to_json().encode())
         return cls(path, plan)
 
@@ -108,7 +112,7 @@ class RunFolder:
             return cls(path, Plan.from_json((path / PLAN).read_text("utf-8")))
         except OSError:
             raise MissingError(f"{path} holds no run: there is no {PLAN} in it") from None
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise MissingError(f"{path / PLAN} is damaged ({error})") from None
 
     def missing(self) -> list[Item]:
@@ -149,4 +153,4 @@ def _difference(one: Plan, other: Plan) -> str:
             return f"{part} {a}, not {b}"
         names: Sequence[str] = sorted(name for name in {*a, *b} if a.get(name) != b.get(name))
         return ", ".join(f"{name} {a.get(name)}, not {b.get(name)}" for name in names[:3])
-    return "other items" if one.items != other.items else f"data {one.data}, not {other.data}"
+    return "other items"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,6 +91,14 @@ class Scores:
                 return figure
         raise KeyError((measure, row, group))
 
+    def _check_numbers(self) -> None:
+        numbers = [one.value for one in self.figures]
+        numbers += [value for picture in self.pictures for value in picture.values.values()]
+        numbers += [end for one in self.figures for end in one.bounds or ()]
+        for number in numbers:
+            if isinstance(number, str) or not math.isfinite(number):
+                raise ValueError(f"{number!r} in place of a number")
+
     def write(self, folder: Path) -> None:
         """Write scores.json into a folder, whole."""
         write_bytes(folder / SCORES, self.to_json().encode())
@@ -106,8 +115,10 @@ class Scores:
                 PictureScore(**{**one, "inputs": tuple(one["inputs"])}) for one in fields["pictures"]
             )
             fields["notes"] = tuple(fields["notes"])
-            return cls(**fields)
+            scores = cls(**fields)
+            scores._check_numbers()
+            return scores
         except OSError:
             raise MissingError(f"there are no scores {file}; score the run first") from None
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise MissingError(f"{file} is damaged ({error})") from None

@@ -156,6 +156,9 @@ def _fetch(wanted: WeightFile, place: Path) -> None:
         with os.fdopen(handle, "wb") as file, urllib.request.urlopen(wanted.url, timeout=TIMEOUT) as answer:
             while chunk := answer.read(CHUNK):
                 file.write(chunk)
+            promised = answer.headers.get("Content-Length")
+            if promised is not None and file.tell() != int(promised):  # read() ends early without a word
+                raise OSError(f"the answer ended after {file.tell():,} of {int(promised):,} bytes")
         digest = hash_of(Path(partial))
         if wanted.sha256 and digest != wanted.sha256:
             raise IncompatibleError(f"{wanted.url} gave another file than the published one (sha256 {digest})")

@@ -11,6 +11,7 @@ from PIL import Image
 from kgcli.data.images import open_image
 from kgcli.errors import UsageError
 from kgcli.evaluation.methods.base import MethodOptions
+from kgcli.evaluation.methods.settings import drawing_settings
 from kgcli.evaluation.runs import Item
 
 
@@ -22,16 +23,20 @@ class CopyInput:
     def __init__(self, options: MethodOptions) -> None:
         if options.extra:
             raise UsageError(f"--set {options.extra[0][0]}: the method {self.name} has no settings of its own")
+        drawing_settings(options)  # it draws nothing, and yet a typing error should not go unnoticed
         self.size = options.size
 
     def facts(self) -> dict[str, Any]:
         """Its name and size."""
         return {"name": self.name, "size": self.size}
 
-    def prepare(self, subject: str, items: Sequence[Item], data: Path, folder: Path) -> None:
+    def check(self, items: Sequence[Item]) -> None:
         """Prompts without a picture are found. Raises: UsageError."""
         if not all(item.inputs for item in items):
             raise UsageError(f"{self.name} needs a picture in each prompt; this suite has prompts of words alone")
+
+    def prepare(self, subject: str, items: Sequence[Item], data: Path, folder: Path) -> None:
+        """Nothing is learnt."""
 
     def draw(self, items: Sequence[Item], data: Path, folder: Path) -> list[Image.Image]:
         """Copies."""

@@ -14,15 +14,15 @@ from kgcli.data.images import open_image
 from kgcli.data.prompt import ImageRef, Prompt
 from kgcli.errors import PromptError, UsageError
 from kgcli.evaluation.methods.base import MethodOptions
+from kgcli.evaluation.methods.settings import drawing_settings
 from kgcli.evaluation.runs import Item
 from kgcli.modelfolder import open_model
-from kgcli.request import SCHEDULERS, Settings, check_fits, check_negative
+from kgcli.request import check_fits, check_negative
 
 if TYPE_CHECKING:
     from kgcli.engine import Model
 
 MARK = "<image>"
-PROTOCOL_SCHEDULERS = ("dpm++-sigma-min", "ddim-leading")  # of `samplers`, which loads diffusers
 
 
 class KosmosG:
@@ -35,7 +35,7 @@ class KosmosG:
             raise UsageError(f"--set {options.extra[0][0]}: the method {self.name} has no settings of its own")
         self.options = options
         self.folder = open_model(options.model, options.decoder, options.offline)
-        self.settings = _settings(options).filled(self.folder)
+        self.settings = drawing_settings(options).filled(self.folder)
         self.negative = check_negative(options.negative_prompt, self.folder)
         self._model: Model | None = None
 
@@ -124,22 +124,3 @@ def as_prompt(input_text: str) -> Prompt:
         if words.strip():
             parts.append(words)
     return Prompt(parts=tuple(parts), text=input_text)
-
-
-def _settings(options: MethodOptions) -> Settings:
-    """The options as settings, checked. Raises: UsageError."""
-    settings = Settings(
-        num_steps=options.num_steps,
-        guidance_scale=options.guidance_scale,
-        scheduler=options.scheduler,
-        width=options.size,
-        height=options.size,
-    )
-    if options.scheduler in PROTOCOL_SCHEDULERS:
-        dataclasses.replace(settings, scheduler=None).check()
-    elif options.scheduler is not None and options.scheduler not in SCHEDULERS:
-        known = ", ".join(PROTOCOL_SCHEDULERS + SCHEDULERS)
-        raise UsageError(f"--scheduler is {options.scheduler}; it must be one of {known}")
-    else:
-        settings.check()
-    return settings

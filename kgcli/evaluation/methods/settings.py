@@ -1,15 +1,38 @@
-"""A method's own settings: the name=value pairs a user gave, read by the types of the defaults. No torch."""
+"""What a user says of drawing, and of a method's own: name=value pairs read by the types of defaults. No torch."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kgcli.errors import UsageError
+from kgcli.evaluation.methods.base import MethodOptions
+from kgcli.request import SCHEDULERS, Settings
 
+PROTOCOL_SCHEDULERS = ("dpm++-sigma-min", "ddim-leading")  # of `samplers`, which loads diffusers
 TRUTHS = {"true": True, "false": False, "1": True, "0": False}
+
+
+def drawing_settings(options: MethodOptions) -> Settings:
+    """What is said of drawing as settings, checked. Raises: UsageError."""
+    settings = Settings(
+        num_steps=options.num_steps,
+        guidance_scale=options.guidance_scale,
+        scheduler=options.scheduler,
+        width=options.size,
+        height=options.size,
+    )
+    if options.scheduler in PROTOCOL_SCHEDULERS:
+        dataclasses.replace(settings, scheduler=None).check()
+    elif options.scheduler is not None and options.scheduler not in SCHEDULERS:
+        known = ", ".join(PROTOCOL_SCHEDULERS + SCHEDULERS)
+        raise UsageError(f"--scheduler is {options.scheduler}; it must be one of {known}")
+    else:
+        settings.check()
+    return settings
 
 
 def read_settings(method: str, defaults: Mapping[str, Any], given: Iterable[tuple[str, str]]) -> dict[str, Any]:

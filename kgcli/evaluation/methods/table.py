@@ -45,7 +45,7 @@ def make(name: str, options: MethodOptions) -> Method:
 
 def source_facts(name: str) -> dict[str, str]:
     """The hash of the code of a method that is a user's file, for what it does is not said by its name."""
-    path = Path(name.rpartition(":")[0])
+    path = Path(name.rpartition(":")[0]).expanduser()
     return {"source_sha256": hashlib.sha256(path.read_bytes()).hexdigest()} if path.suffix == ".py" else {}
 
 
@@ -75,7 +75,7 @@ def _find(name: str) -> Any:
 def _module_of(module_name: str, method: str) -> ModuleType:
     try:
         return _load_file(Path(module_name)) if module_name.endswith(".py") else import_module(module_name)
-    except (ImportError, SyntaxError, OSError) as error:
+    except (ImportError, SyntaxError, OSError, ValueError, TypeError) as error:  # the last two for "" and ".name"
         raise UsageError(f"--method {method} cannot be loaded: {error}") from None
 
 
