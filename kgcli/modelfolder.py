@@ -143,7 +143,7 @@ def _download(repository: str, offline: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    offline = offline or os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "True")
+    offline = is_offline(offline)
     try:
         return Path(snapshot_download(repository, local_files_only=offline))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -229,6 +229,11 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
         raise MissingError(f"{folder} has no {name}; a diffusers folder has one") from None
     except ValueError:
         raise MissingError(f"{folder / name} is damaged (no JSON); fetch or copy it again") from None
+
+
+def is_offline(asked: bool) -> bool:
+    """Whether nothing may be fetched: it was asked for, or the Hub's own variable says so."""
+    return asked or os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "True")
 
 
 def is_hub_id(name: str) -> bool:

@@ -64,7 +64,7 @@ def expanded_tail(num: int) -> float:
     """The quantile at which resampled means of `num` values end: a little further out than 2.5 %.
 
     Resampling spreads like a variance divided by n in place of n - 1, and knows nothing of t; of 30 subjects the plain
-    quantiles hold the truth in 93 to 94 % of cases, these in 95 %.
+    quantiles hold the truth in 93 to 94 % of cases, these in 94 to 95 %.
 
     Source: Hesterberg (2015), What Teachers Should Know About the Bootstrap, "expanded percentile interval".
     """

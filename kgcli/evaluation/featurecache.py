@@ -55,13 +55,6 @@ class FeatureCache:
         ]
         return np.concatenate(blocks)
 
-    def block_files(
-        self, extractor: PictureExtractor, files: Sequence[Path], alteration: Alteration | None = None
-    ) -> list[Path]:
-        """Where the vectors of files are kept, or will be."""
-        starts = range(0, len(files), BLOCK)
-        return [self._file(extractor, hashes(files[start : start + BLOCK], alteration)) for start in starts]
-
     def _block(self, extractor: PictureExtractor, files: Sequence[Path], alteration: Alteration | None) -> Rows:
         kept = self._file(extractor, hashes(files, alteration))
         rows = _read(kept, len(files))

@@ -8,9 +8,14 @@ from kgcli.evaluation.clusters import cluster_mean, subject_means
 from kgcli.evaluation.scores import ALL, Figure, PictureScore
 
 
-def figures_of(pictures: Sequence[PictureScore], measures: Sequence[str], row: str = "method") -> tuple[Figure, ...]:
-    """The mean of each measure, over images, then prompts, then subjects: for all, and by category, kind, subject."""
-    groups = dict(_groups(pictures))
+def figures_of(
+    pictures: Sequence[PictureScore], measures: Sequence[str], row: str = "method", *, by_subject: bool = True
+) -> tuple[Figure, ...]:
+    """The mean of each measure, over images, then prompts, then subjects: for all, and by category, kind, subject.
+
+    Captions have a subject each, thousands of them, that nobody asks for: there, leave `by_subject` out.
+    """
+    groups = dict(_groups(pictures, ("category", "kind", "subject") if by_subject else ("category", "kind")))
     figures = (_figure(name, row, group, members) for name in measures for group, members in groups.items())
     return tuple(figure for figure in figures if figure is not None)
 
@@ -20,9 +25,9 @@ def means_by_subject(pictures: Sequence[PictureScore], measure: str) -> dict[str
     return subject_means((one.subject, one.prompt, one.values[measure]) for one in pictures if measure in one.values)
 
 
-def _groups(pictures: Sequence[PictureScore]) -> Iterator[tuple[str, list[PictureScore]]]:
+def _groups(pictures: Sequence[PictureScore], names: Sequence[str]) -> Iterator[tuple[str, list[PictureScore]]]:
     yield ALL, list(pictures)
-    for name in ("category", "kind", "subject"):
+    for name in names:
         members: dict[str, list[PictureScore]] = {}
         for picture in pictures:
             if value := getattr(picture, name):

@@ -58,9 +58,7 @@ class NanoJudge:
     def figures(self, values: Sequence[Mapping[str, float]], row: str = "method") -> tuple[Figure, ...]:
         """The figures of `values`: for all pictures and by category, kind and subject."""
         scored = [picture_score(item, one) for item, one in zip(self.items, values, strict=True)]
-        figures = figures_of(scored, [measure.name for measure in MEASURES], row)
-        # Not a group for each caption of `nano-coco`: there are thousands, of one picture each.
-        return tuple(one for one in figures if self.suite != COCO or not one.group.startswith("subject:"))
+        return figures_of(scored, [measure.name for measure in MEASURES], row, by_subject=self.suite != COCO)
 
 
 def add_judges(scores: Scores, items: Sequence[Item], folder: Path, judges: Judges, note: str) -> Scores:

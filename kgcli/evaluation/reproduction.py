@@ -95,7 +95,7 @@ class Job:
     suite: str
     options: MethodOptions
     num: int  # captions
-    subjects: DreamBenchAsk
+    ask: DreamBenchAsk  # where the suite has subjects
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +163,7 @@ def _job(ask: Reproduction, row: Row, seed: int) -> Job:
         suite=ask.table.suite,
         options=options,
         num=NUM_CAPTIONS if ask.num is None else ask.num,
-        subjects=ask.subject_ask(seed),
+        ask=ask.subject_ask(seed),
     )
 
 

@@ -58,7 +58,7 @@ class NanoBench:
         facts = method_facts(method, job.row.method)
         if job.suite == COCO:
             return coco_plan(data.sha256, data.folder, job.num, job.seed, facts, self.num_real)
-        return dreambench_plan(data.sha256, data.folder, job.subjects, facts)
+        return dreambench_plan(data.sha256, data.folder, job.ask, facts)
 
 
 def run(ask: Reproduction, weights: Path | None = None) -> str:

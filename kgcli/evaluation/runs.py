@@ -89,7 +89,8 @@ class RunFolder:
 
         Raises: UsageError where the folder holds another plan or other files, or cannot be made.
         """
-        plan = Plan.from_json(plan.to_json())  # as it will be read again: lists for tuples
+        text = plan.to_json()
+        plan = Plan.from_json(text)  # as it will be read again: lists for tuples
         if (path / PLAN).is_file():
             held = cls.open(path)
             if dataclasses.replace(held.plan, data=plan.data) != plan:
@@ -102,7 +103,7 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"the folder {path} cannot be made: {error.strerror}; choose another") from None
-        write_bytes(path / PLAN, plan.to_json().encode())
+        write_bytes(path / PLAN, text.encode())
         return cls(path, plan)
 
     @classmethod

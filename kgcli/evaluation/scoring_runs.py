@@ -141,9 +141,7 @@ def score_distribution(
         rows = cache.pictures(clip, files)
         pictures = _with_clip(plan.items, pictures, rows, clip)
         measures += (CLIP_SCORE,)
-        # A caption's picture is no subject that anybody asks for: of those, figures would be thousands.
-        found = figures_of(pictures, [CLIP_SCORE.name])
-        figures += tuple(one for one in found if not one.group.startswith("subject:"))
+        figures += figures_of(pictures, [CLIP_SCORE.name], by_subject=False)
         scoring["clip"] = clip.facts()
     if clip is not None and with_cmmd:
         value = cmmd(real_set(clip, real.files, real.cache, progress).sample, chosen(rows))

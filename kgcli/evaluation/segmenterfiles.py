@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from kgcli.errors import IncompatibleError, MissingError
 from kgcli.evaluation.weightfiles import Weights, hash_of
-from kgcli.modelfolder import is_hub_id
+from kgcli.modelfolder import is_hub_id, is_offline
 
 DEFAULT = "default"  # the word for this one:
 REPOSITORY = "CIDAS/clipseg-rd64-refined"
@@ -63,7 +62,7 @@ def _of_hub(repository: str, offline: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    offline = offline or os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "True")
+    offline = is_offline(offline)
     settings = [file for choices in SETTINGS for files in choices for file in files]
     try:
         for weights in WEIGHTS:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kgcli.errors import IncompatibleError, MissingError
+from kgcli.modelfolder import is_offline
 
 VARIABLE = "KG_WEIGHTS"  # names a folder that takes the place of the cache
 CHUNK = 2**20  # bytes
@@ -111,7 +112,7 @@ def resolve_all(names: Sequence[str], folder: Path | None = None, *, offline: bo
     places = [cache_folder()] if folder is None else [folder, cache_folder()]
     found = {name: _look(TABLE[name], places) for name in dict.fromkeys(names)}
     missing = [TABLE[name] for name, weights in found.items() if weights is None]
-    offline = offline or os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "True")
+    offline = is_offline(offline)
     if missing and offline:
         raise MissingError(_what_to_do(missing, places[0], "and nothing is fetched offline"))
     for wanted in missing:

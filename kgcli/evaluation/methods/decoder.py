@@ -6,7 +6,6 @@ Shape letters: B pictures, S d conditioning length and width.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +24,7 @@ from kgcli.engine import choose_device
 from kgcli.errors import IncompatibleError, MissingError, UsageError
 from kgcli.evaluation.methods.base import MethodOptions
 from kgcli.model.diffusion import Diffusion
-from kgcli.modelfolder import RENAMED_REPOSITORIES, check_diffusers_part, hash_files, is_hub_id
+from kgcli.modelfolder import RENAMED_REPOSITORIES, check_diffusers_part, hash_files, is_hub_id, is_offline
 from kgcli.pipeline import seeded
 from kgcli.samplers import make_scheduler
 from kgcli.shipped import DEFAULT_MODEL
@@ -122,7 +121,7 @@ def fetch(repository: str, files: Sequence[str] | None, offline: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    offline = offline or os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "True")
+    offline = is_offline(offline)
     try:
         return Path(
             snapshot_download(repository, local_files_only=offline, allow_patterns=list(files) if files else None)
