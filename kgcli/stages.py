@@ -26,6 +26,7 @@ from kgcli.errors import ConfigError, MissingError
 from kgcli.model.convert import vision_from_transformers
 from kgcli.model.diffusion import Diffusion
 from kgcli.model.kosmosg import KosmosG
+from kgcli.model.randomness import StepRandom
 from kgcli.model.weights import assign_weights
 from kgcli.sampling import preview_pictures
 
@@ -50,7 +51,7 @@ class Stage(nn.Module):
             raise ConfigError(f"unknown key options.{name}" + (f"; did you mean {near[0]}?" if near else ""))
 
     @abstractmethod
-    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
         """Named losses, each a mean over the batch; their sum is minimised."""
 
     @abstractmethod
@@ -176,7 +177,7 @@ class PretrainStage(KosmosGStage):
         collator.eos = True
         return collator
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
         assert batch.tokens is not None and batch.token_mask is not None and batch.image_mask is not None
         # The last token is only ever a target, and never an image: its slots need no check.
         hidden_BTD = self.model.hidden(batch.tokens, batch.token_mask, batch.image_mask, batch.images)[:, :-1]
@@ -214,7 +215,7 @@ class AlignStage(KosmosGStage):
         collator.clip_tokenizer = self.clip_tokenizer
         return collator
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
         assert batch.tokens is not None and batch.token_mask is not None and batch.image_mask is not None
         with torch.no_grad():
             wanted_BSd = self.text(batch.clip_tokens).last_hidden_state.float()
@@ -252,16 +253,16 @@ class InstructStage(KosmosGStage):
     def heavy_parts(self) -> list[nn.Module]:
         return [self.diffusion.unet]
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
         assert batch.moments is not None and batch.subject is not None
         conditioning_BSd = self._encode(batch)
-        draws_B = torch.rand(len(conditioning_BSd), generator=generator).to(conditioning_BSd.device)
+        draws_B = random.uniform().to(conditioning_BSd.device)
         null_1Sd = self.model.encode_null()
         conditioning_BSd = torch.where((draws_B < DROP_CONDITION)[:, None, None], null_1Sd, conditioning_BSd)
         mean_BCHW, logvar_BCHW = batch.moments.chunk(2, dim=1)
-        latents_BCHW = self.diffusion.sample_latents(mean_BCHW, logvar_BCHW, generator=generator)
+        latents_BCHW = self.diffusion.sample_latents(mean_BCHW, logvar_BCHW, random=random)
         weight_BHW = 1.0 + self.option("subject", 0.0) * batch.subject
-        loss = self.diffusion.noise_loss(latents_BCHW, conditioning_BSd, generator=generator, weight_BHW=weight_BHW)
+        loss = self.diffusion.noise_loss(latents_BCHW, conditioning_BSd, random=random, weight_BHW=weight_BHW)
         return {"diffusion": loss}
 
     @torch.no_grad()

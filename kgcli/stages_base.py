@@ -21,6 +21,7 @@ from kgcli.data.batch import Batch, Collator, Pool
 from kgcli.data.tokenizer import train_sentencepiece
 from kgcli.data.world.samples import draw
 from kgcli.model.diffusion import Diffusion, Steer
+from kgcli.model.randomness import StepRandom
 from kgcli.model.weights import assign_weights
 from kgcli.sampling import preview_pictures
 from kgcli.stages import Stage, copy_folder
@@ -59,12 +60,12 @@ class VaeStage(Stage):
     def collator(self, pool: Pool | None) -> Collator:
         return Collator(self.needs, self.recipe.image_size, 0)
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
         assert batch.targets is not None
         pixels = batch.targets.contiguous(memory_format=torch.channels_last)
         posterior = self.vae.encode(pixels).latent_dist
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
-        eps = torch.randn(mean.shape, generator=generator, device=generator.device).to(mean)
+        eps = random.normal(*mean.shape[1:]).to(mean)
         rebuilt = self.vae.decode((mean + torch.exp(0.5 * logvar) * eps).to(posterior.mean.dtype)).sample.float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()
         return {
@@ -146,7 +147,7 @@ class ClipStage(Stage):
     def heavy_parts(self) -> list[nn.Module]:
         return [self.clip]
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
         assert batch.images is not None and batch.clip_tokens is not None
         out = self.clip(input_ids=batch.clip_tokens, pixel_values=batch.images)
         # Captions that read the same are not each other's negatives.
@@ -206,16 +207,16 @@ class CaptionedStage(Stage):
     def heavy_parts(self) -> list[nn.Module]:
         return [self.diffusion.unet]
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
         assert batch.clip_tokens is not None and batch.moments is not None and batch.subject is not None
-        drop = torch.rand(len(batch.clip_tokens), generator=generator).to(batch.clip_tokens.device)
+        drop = random.uniform().to(batch.clip_tokens.device)
         dropped = (drop < self.option("null_text", 0.1))[:, None]
         conditioning = self._encode(torch.where(dropped, self.null_tokens, batch.clip_tokens))
         mean, logvar = batch.moments.chunk(2, dim=1)
-        latents = self.diffusion.sample_latents(mean, logvar, generator=generator)
+        latents = self.diffusion.sample_latents(mean, logvar, random=random)
         weight = 1.0 + self.option("subject", 1.0) * batch.subject
         loss = self.diffusion.noise_loss(
-            latents, conditioning, generator=generator, weight_BHW=weight, steer=self.steer(batch)
+            latents, conditioning, random=random, weight_BHW=weight, steer=self.steer(batch)
         )
         return {"diffusion": loss}
 

@@ -16,6 +16,7 @@ from kgcli.config import Recipe
 from kgcli.data.batch import Batch, Collator, Pool
 from kgcli.data.world.samples import Sample, draw
 from kgcli.evaluation.evaluators import EvalClip, EvalVit
+from kgcli.model.randomness import StepRandom
 from kgcli.stages import Stage
 from kgcli.stages_base import clip_tokenizer
 from kgcli.stages_judge import unclear
@@ -57,10 +58,10 @@ class EvalClipStage(Stage):
     def collator(self, pool: Pool | None) -> Collator:
         return ViewCollator(self.needs, self.recipe.image_size, 0, clip_tokenizer=self.clip.tokenizer)
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
         assert batch.views is not None and batch.clip_tokens is not None
         blur, noise = self.option("blur", 0.7), self.option("noise", 0.05)
-        pixels_B3SS = unclear(batch.views[:, 0], generator, blur=blur, noise=noise)
+        pixels_B3SS = unclear(batch.views[:, 0], random, blur=blur, noise=noise)
         shown_BE, said_BE = self.clip.embed_pictures(pixels_B3SS), self.clip.embed_tokens(batch.clip_tokens)
         logits_BB = shown_BE @ said_BE.T * self.clip.log_scale.clamp(max=MAX_LOG_SCALE).exp()
         # Captions that read the same are not each other's negatives.
@@ -96,11 +97,12 @@ class EvalDinoStage(Stage):
     def heavy_parts(self) -> list[torch.nn.Module]:
         return [self.dino]
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
         assert batch.views is not None
         blur, noise = self.option("blur", 0.7), self.option("noise", 0.05)
-        pixels = unclear(batch.views.transpose(0, 1).flatten(0, 1), generator, blur=blur, noise=noise)
-        features = self.dino(self._cropped(pixels, generator))
+        random = random.repeated(batch.views.shape[1])
+        pixels = unclear(batch.views.transpose(0, 1).flatten(0, 1), random, blur=blur, noise=noise)
+        features = self.dino(self._cropped(pixels, random))
         num = len(batch.views)
         logits = features @ features.T / self.option("temperature", 0.1)
         logits = logits.masked_fill(torch.eye(2 * num, dtype=torch.bool, device=logits.device), -torch.inf)
@@ -110,10 +112,10 @@ class EvalDinoStage(Stage):
     def export(self, folder: Path) -> None:
         self.dino.save(folder / "eval_dino")
 
-    def _cropped(self, pixels_B3SS: Tensor, generator: torch.Generator) -> Tensor:
+    def _cropped(self, pixels_B3SS: Tensor, random: StepRandom) -> Tensor:
         """A random part of each picture, of random size and proportion, some of them mirrored."""
         num, least = len(pixels_B3SS), self.option("crop", 0.6)
-        draws_5B = torch.rand(5, num, generator=generator).to(pixels_B3SS.device)
+        draws_5B = random.uniform(5).T.to(pixels_B3SS.device)
         wide_B, high_B = least + (1.0 - least) * draws_5B[0], least + (1.0 - least) * draws_5B[1]
         theta_B23 = torch.zeros(num, 2, 3, device=pixels_B3SS.device)
         theta_B23[:, 0, 0] = torch.where(draws_5B[2] < 0.5, wide_B, -wide_B)

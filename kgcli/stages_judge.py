@@ -16,6 +16,7 @@ from kgcli.config import Recipe
 from kgcli.data.batch import Batch, Collator, Pool
 from kgcli.data.world.samples import Sample
 from kgcli.evaluation.judges import HEADS, UNASKED, Judges, around, label_row
+from kgcli.model.randomness import StepRandom
 from kgcli.stages import Stage
 
 
@@ -58,9 +59,9 @@ class JudgeStage(Stage):
     def collator(self, pool: Pool | None) -> Collator:
         return JudgeCollator(self.needs, self.recipe.image_size, 0)
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
         assert batch.views is not None and batch.labels is not None
-        whole_B3SS, part_B3SS, reference_B3SS = (self._blurred(view, generator) for view in batch.views.unbind(1))
+        whole_B3SS, part_B3SS, reference_B3SS = (self._blurred(view, random) for view in batch.views.unbind(1))
         said = self.judges.scene(whole_B3SS)
         embeddings_BE, subject = self.judges.subject(torch.cat([part_B3SS, reference_B3SS]))
         losses = {}
@@ -80,11 +81,11 @@ class JudgeStage(Stage):
     def export(self, folder: Path) -> None:
         self.judges.save(folder / "judges")
 
-    def _blurred(self, view_B3SS: Tensor, generator: torch.Generator) -> Tensor:
-        return unclear(view_B3SS, generator, blur=self.option("blur", 1.0), noise=self.option("noise", 0.08))
+    def _blurred(self, view_B3SS: Tensor, random: StepRandom) -> Tensor:
+        return unclear(view_B3SS, random, blur=self.option("blur", 1.0), noise=self.option("noise", 0.08))
 
 
-def unclear(view_B3SS: Tensor, generator: torch.Generator, *, blur: float, noise: float) -> Tensor:
+def unclear(view_B3SS: Tensor, random: StepRandom, *, blur: float, noise: float) -> Tensor:
     """Pixels in [-1, 1] of bytes, each picture blurred, grained, and lighter or darker by its own chance.
 
     Args:
@@ -92,11 +93,11 @@ def unclear(view_B3SS: Tensor, generator: torch.Generator, *, blur: float, noise
         noise: largest deviation, of a range of 2
     """
     pixels_B3SS = view_B3SS.float().contiguous(memory_format=torch.channels_last) / 127.5 - 1.0
-    draws_4B111 = torch.rand(4, len(pixels_B3SS), 1, 1, 1, generator=generator).to(pixels_B3SS.device)
+    draws_4B111 = random.uniform(4, 1, 1, 1).transpose(0, 1).to(pixels_B3SS.device)
     blurred, grain, contrast, light = draws_4B111
     smooth_B3SS = F.avg_pool2d(pixels_B3SS, 3, 1, 1, count_include_pad=False)
     pixels_B3SS = pixels_B3SS.lerp(smooth_B3SS, blur * blurred)
-    noise_3SS = torch.randn(pixels_B3SS.shape[1:], generator=generator).to(pixels_B3SS.device)  # one for all: cheap
+    noise_3SS = torch.randn(pixels_B3SS.shape[1:], generator=random.shared).to(pixels_B3SS.device)  # one for all: cheap
     pixels_B3SS = pixels_B3SS + noise * grain * noise_3SS
     return pixels_B3SS * (0.9 + 0.2 * contrast) + 0.1 * (light - 0.5)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from kgcli.config import Recipe, dump_recipe
 from kgcli.data.batch import Batches, Pool, check_kinds
 from kgcli.errors import ConfigError, IncompatibleError
 from kgcli.metrics import Metrics, say
+from kgcli.model.randomness import StepRandom
 from kgcli.optim import lr_at, make_optimizer
 from kgcli.pool import make_pool
 from kgcli.stages import KosmosGStage, Stage
@@ -63,11 +64,12 @@ class Run:
     def device(self) -> torch.device:
         return self.accelerator.device
 
-    def generator(self, step: int) -> torch.Generator:
-        """The chance of one step on this process; also seeds the global generator, which dropout draws from."""
-        seed = (self.recipe.seed << 40) + (step << 8) + self.accelerator.process_index
-        torch.manual_seed(seed)
-        return torch.Generator().manual_seed(seed)
+    def random(self, step: int, numbers: Sequence[int]) -> StepRandom:
+        """Return the randomness of a step's samples; also seed the global generator, which dropout draws from."""
+        random = StepRandom(self.recipe.seed, step, numbers)
+        # Dropout alone is drawn for a process's samples together: its masks follow the first of them.
+        torch.manual_seed(random.streams[0].initial_seed())
+        return random
 
     def batches(self, pool: Pool | None, first: int) -> Iterator[Any]:
         """The batches from step `first` on, rendered ahead by worker processes."""
@@ -205,7 +207,7 @@ def _step(run: Run, forward: nn.Module, batch: Any) -> dict[str, Tensor]:
     rate = lr_at(run.step, recipe.steps, recipe.optim)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
-    losses = forward(batch, run.generator(run.step))
+    losses = forward(batch, run.random(run.step, batch.numbers))
     total = torch.stack(list(losses.values())).sum()
     run.accelerator.backward(total)
     norm = run.accelerator.clip_grad_norm_(list(run.trained.values()), recipe.optim.clip_norm)

@@ -20,6 +20,7 @@ from kgcli.data.batch import Batches, Collator
 from kgcli.errors import ConfigError, IncompatibleError, MissingError
 from kgcli.evaluation.judges import Judges
 from kgcli.model.kosmosg import KosmosG
+from kgcli.model.randomness import StepRandom
 from kgcli.model.weights import read_weights
 from kgcli.pool import make_pool
 
@@ -177,7 +178,7 @@ def test_the_language_model_is_asked_for_every_word_and_no_image_slot(batch_of):
     ids = stage.model.cfg.special_ids
     assert int(batch.image_mask.sum()) > 0
     with torch.no_grad():
-        loss = stage(batch, torch.Generator())["text"]
+        loss = stage(batch, StepRandom(0, 0, batch.numbers))["text"]
         hidden = stage.model.hidden(batch.tokens, batch.token_mask, batch.image_mask, batch.images)
         losses = []
         for row in range(len(batch.tokens)):
@@ -207,7 +208,7 @@ def test_align_sees_no_images(batch_of):
     stage, batch = batch_of("align")
     assert batch.images is None
     assert not batch.image_mask.any()
-    assert set(stage(batch, torch.Generator())) == {"mse", "reconstruction"}
+    assert set(stage(batch, StepRandom(0, 0, batch.numbers))) == {"mse", "reconstruction"}
 
 
 def test_a_dropped_condition_says_nothing_of_the_prompt(batch_of, monkeypatch):
@@ -217,7 +218,7 @@ def test_a_dropped_condition_says_nothing_of_the_prompt(batch_of, monkeypatch):
 
     def loss(given):
         with torch.no_grad():
-            return stage(given, torch.Generator().manual_seed(1))["diffusion"]
+            return stage(given, StepRandom(1, 0, batch.numbers))["diffusion"]
 
     assert stages.DROP_CONDITION == 0.1
     monkeypatch.setattr(stages, "DROP_CONDITION", 0.0)

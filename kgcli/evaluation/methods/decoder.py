@@ -24,6 +24,7 @@ from kgcli.engine import choose_device
 from kgcli.errors import IncompatibleError, MissingError, UsageError
 from kgcli.evaluation.methods.base import MethodOptions
 from kgcli.model.diffusion import Diffusion
+from kgcli.model.randomness import StepRandom
 from kgcli.modelfolder import RENAMED_REPOSITORIES, check_diffusers_part, hash_files, is_hub_id, is_offline
 from kgcli.pipeline import seeded
 from kgcli.samplers import make_scheduler
@@ -189,11 +190,11 @@ class TextDecoder:
                 logvars.append(logvar)
         return torch.cat(means), torch.cat(logvars)
 
-    def loss(self, moments: tuple[Tensor, Tensor], conditioning_BSd: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(self, moments: tuple[Tensor, Tensor], conditioning_BSd: Tensor, random: StepRandom) -> Tensor:
         """The noise loss of pictures drawn at random from `moments`, one for each row of the conditioning."""
-        chosen = torch.randint(len(moments[0]), (len(conditioning_BSd),), generator=generator).to(self.device)
-        latents = self.diffusion.sample_latents(moments[0][chosen], moments[1][chosen], generator=generator)
-        return self.diffusion.noise_loss(latents, conditioning_BSd, generator=generator)
+        chosen = random.integers(len(moments[0])).to(self.device)
+        latents = self.diffusion.sample_latents(moments[0][chosen], moments[1][chosen], random=random)
+        return self.diffusion.noise_loss(latents, conditioning_BSd, random=random)
 
     @torch.no_grad()
     def draw(self, captions: Sequence[str], seeds: Sequence[int], **more: Any) -> list[Image.Image]:

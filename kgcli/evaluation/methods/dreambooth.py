@@ -26,6 +26,7 @@ from kgcli.evaluation.methods.per_subject import PerSubject
 from kgcli.evaluation.methods.settings import check_range
 from kgcli.evaluation.methods.words import name_subject
 from kgcli.evaluation.runs import Item
+from kgcli.model.randomness import StepRandom
 from kgcli.output import write_bytes
 
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"  # the name that `load_lora_weights` looks for
@@ -81,7 +82,7 @@ class DreamBooth(PerSubject):
         named = self.decoder.diffusion.unet.named_parameters()
         return {name: p for name, p in named if self.settings["full"] or ".lora_" in name}
 
-    def begin(self, noun: str, pictures: list[Path], shared: Path) -> Callable[[torch.Generator], Tensor]:
+    def begin(self, noun: str, pictures: list[Path], shared: Path) -> Callable[[StepRandom], Tensor]:
         """Draw the class, and read both captions once: the text encoder does not train."""
         decoder, settings = self.decoder, self.settings
         own = decoder.moments(pictures)
@@ -99,12 +100,12 @@ class DreamBooth(PerSubject):
         prior: tuple[Tensor, Tensor] | None,
         told: Tensor,
         told_class: Tensor,
-        generator: torch.Generator,
+        random: StepRandom,
     ) -> Tensor:
         num = self.settings["batch"]
-        loss = self.decoder.loss(own, told.expand(num, -1, -1), generator)
+        loss = self.decoder.loss(own, told.expand(num, -1, -1), random)
         if prior is not None:
-            other = self.decoder.loss(prior, told_class.expand(num, -1, -1), generator)
+            other = self.decoder.loss(prior, told_class.expand(num, -1, -1), random)
             loss = loss + self.settings["prior_weight"] * other
         return loss
 

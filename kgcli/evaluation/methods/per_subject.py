@@ -30,6 +30,7 @@ from kgcli.evaluation.methods.decoder import TextDecoder, find_decoder, read_dty
 from kgcli.evaluation.methods.settings import check_range, read_settings
 from kgcli.evaluation.methods.words import reference_names
 from kgcli.evaluation.runs import Item, sha256
+from kgcli.model.randomness import StepRandom
 from kgcli.optim import make_optimizer
 from kgcli.output import write_bytes
 
@@ -154,7 +155,7 @@ class PerSubject:
         """The parameters that train, by name."""
         raise NotImplementedError
 
-    def begin(self, noun: str, pictures: list[Path], shared: Path) -> Callable[[torch.Generator], Tensor]:
+    def begin(self, noun: str, pictures: list[Path], shared: Path) -> Callable[[StepRandom], Tensor]:
         """Make ready for one subject; returns the loss of a step. `shared` is a folder of all subjects."""
         raise NotImplementedError
 
@@ -174,7 +175,7 @@ class PerSubject:
 def train_parameters(
     work: Path,
     trained: dict[str, nn.Parameter],
-    loss: Callable[[torch.Generator], Tensor],
+    loss: Callable[[StepRandom], Tensor],
     settings: Mapping[str, Any],
     *,
     seed: int,
@@ -193,8 +194,9 @@ def train_parameters(
             optimizer.load_state_dict(state["optimizer"])
             break
     while step < settings["steps"]:
-        # (seed, step) as in `kgcli.train`: nothing else is random.
-        loss(torch.Generator().manual_seed((seed << 24) + step)).backward()
+        # (seed, step, sample number) as in `kgcli.train`: nothing else is random.
+        first = step * settings["batch"]
+        loss(StepRandom(seed, step, range(first, first + settings["batch"]))).backward()
         nn.utils.clip_grad_norm_(trained.values(), cfg.clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -20,6 +20,7 @@ from kgcli.evaluation.methods.decoder import TextDecoder
 from kgcli.evaluation.methods.per_subject import PerSubject
 from kgcli.evaluation.methods.words import name_subject
 from kgcli.evaluation.runs import Item
+from kgcli.model.randomness import StepRandom
 
 WEIGHTS = "learned_embeds.safetensors"  # the name that `load_textual_inversion` looks for
 TOKEN = "<subject>"
@@ -67,18 +68,17 @@ class TextualInversion(PerSubject):
         """The new vector alone."""
         return {"row": self.table.row}
 
-    def begin(self, noun: str, pictures: list[Path], shared: Path) -> Callable[[torch.Generator], Tensor]:
+    def begin(self, noun: str, pictures: list[Path], shared: Path) -> Callable[[StepRandom], Tensor]:
         """Start from the mean vector of the class noun's tokens."""
         ids = self.decoder.tokenizer(self.settings["init"] or noun, add_special_tokens=False).input_ids
         with torch.no_grad():
             self.table.row.copy_(self.table.table.weight[ids].mean(0))
         return partial(self._loss, self.decoder.moments(pictures, mirrored=self.settings["mirror"]))
 
-    def _loss(self, moments: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
+    def _loss(self, moments: tuple[Tensor, Tensor], random: StepRandom) -> Tensor:
         templates = TEMPLATES[self.folder.scale]
-        chosen = torch.randint(len(templates), (self.settings["batch"],), generator=generator)
-        captions = [templates[index].format(TOKEN) for index in chosen.tolist()]
-        return self.decoder.loss(moments, self.decoder.encode(captions), generator)
+        captions = [templates[index].format(TOKEN) for index in random.integers(len(templates)).tolist()]
+        return self.decoder.loss(moments, self.decoder.encode(captions), random)
 
     def write(self, folder: Path, subject: str) -> None:
         """A diffusers embeddings file, for the word `<subject's name>`."""
