@@ -14,8 +14,8 @@ from PIL import Image
 import kgcli
 from kgcli.cli import COMMANDS
 from kgcli.data.images import open_image
-from kgcli.data.world.examples import EXAMPLES
-from kgcli.shipped import DEFAULT_MODEL, PACKAGE, find_picture, find_shipped, shipped_names
+from kgcli.weights.shipped import DEFAULT_MODEL, PACKAGE, find_picture, find_shipped, shipped_names
+from kgcli.world.examples import EXAMPLES
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -37,7 +37,7 @@ def test_one_version():
     (latest, *_) = re.findall(r"^## \[(\d[^\]]*)\]", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
     assert kgcli.__version__ == latest
     assert PROJECT["project"]["dynamic"] == ["version"]
-    assert PROJECT["tool"]["hatch"]["version"]["path"] == "kgcli/__init__.py"
+    assert PROJECT["tool"]["hatch"]["version"]["path"] == "kgcli/version.py"
     try:
         assert metadata.version("kgcli") == latest
     except metadata.PackageNotFoundError:

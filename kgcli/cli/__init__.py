@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-import kgcli
+from kgcli.version import __version__
 
 if TYPE_CHECKING:
     from kgcli.cli.app import app
@@ -58,7 +58,7 @@ def main(args: list[str] | None = None) -> None:
         unwind_on_kill()
         raise SystemExit(run(args))
     try:
-        sys.stdout.write(f"kg {kgcli.__version__}\n" if args == ["--version"] else help_text())
+        sys.stdout.write(f"kg {__version__}\n" if args == ["--version"] else help_text())
         sys.stdout.flush()
     except BrokenPipeError:
         from kgcli.cli.app import close_stdout
