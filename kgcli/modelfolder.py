@@ -56,6 +56,14 @@ class ModelFolder:
             return None
         return _own_decoder(self.path, self.cfg.decoder) or SD15_SIZES
 
+    def unet_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the decoder's U-Net by diffusers' names, empty where they are not known before it is loaded.
+
+        Raises: MissingError for damaged files.
+        """
+        files = sorted((Path(self.decoder) / "unet").glob("*.safetensors"))
+        return {name: shape for file in files for name, shape in check_safetensors(file).items()}
+
 
 def open_model(
     model: str | None = None, decoder: str | None = None, offline: bool = False, *, with_decoder: bool = True

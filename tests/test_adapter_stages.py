@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from kgcli import engine
 from kgcli import train as training
-from kgcli.adapters import LORA_NAME, find_controlnet, read_lora
+from kgcli.adapters import find_controlnet, read_lora
 from kgcli.config import load_recipe, recipes_folder
 from kgcli.controlmaps import make_map
 from kgcli.data.batch import Batches
@@ -38,6 +38,7 @@ from kgcli.ship import ship
 from kgcli.shipped import ADAPTERS, find_adapter
 from kgcli.stages_adapters import Steering, make_controlnet
 from kgcli.stages_base import clip_tokenizer
+from kgcli.weights.lora_header import LORA_NAME
 
 STAGES = ("controlnet", "lora")
 LENGTH = 16  # tokens of a caption
