@@ -124,10 +124,10 @@ class LoraHeader:
         """Refuse a LoRA of another family. Raises: IncompatibleError."""
         found = self.text_width
         if found is not None and found != width:
-            family = f" for {_WIDTHS[found]}" if found in _WIDTHS else ""
+            family = f" (that is {_WIDTHS[found]})" if found in _WIDTHS else ""
             raise IncompatibleError(
-                f"{shown(self.path.name)} is a LoRA{family}: it attends to vectors of width {found}, this decoder to "
-                f"vectors of width {width}; choose a LoRA of the decoder's family"
+                f"the LoRA {shown(self.path.name)} does not fit this decoder: it is for one that attends to vectors of "
+                f"width {found}{family}, here they have {width}"
             )
 
 
