@@ -17,6 +17,7 @@ from kgcli.config import CONFIG_NAME, ModelConfig, read_model_config
 from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import IncompatibleError, MissingError
 from kgcli.shipped import DEFAULT_MODEL, SD15_SIZES
+from kgcli.weights.single_file_header import check_inputs, check_single_decoder, scheduler_settings
 
 WEIGHTS_NAME = "model.safetensors"
 TOKENIZER_NAME = "tokenizer"
@@ -172,11 +173,14 @@ def _find_decoder(folder: Path, decoder: str, width: int) -> str:
         check_diffusers_part(found, "vae")
         _read_json(found, "scheduler/scheduler_config.json")
         check_width(str(found), config.get("cross_attention_dim"), width)
+        check_inputs(str(found), config.get("in_channels"))
         return str(found)
     if found.is_file():
         shapes = check_single_file(found)
         # All cross-attention of these U-Nets reads the same vectors.
         check_width(str(found), next((s[1] for name, s in shapes.items() if name.endswith(_READS_TEXT)), None), width)
+        check_single_decoder(found, shapes)
+        scheduler_settings(found)
         return str(found)
     if decoder in RENAMED_REPOSITORIES:
         _log.warning("%s has moved: using %s", decoder, RENAMED_REPOSITORIES[decoder])
@@ -217,7 +221,7 @@ def check_single_file(path: Path) -> dict[str, tuple[int, ...]]:
 
     Raises: MissingError, also for other formats: those can run programs when they are read.
     """
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         raise MissingError(f"{path} is no .safetensors file; others are not read, convert it first")
     return check_safetensors(path)
 

@@ -26,6 +26,7 @@ from kgcli.encoder import PromptEncoder
 from kgcli.errors import UsageError
 from kgcli.inputs import PictureLike, PromptLike, read_negatives, read_prompts
 from kgcli.model.diffusion import Diffusion
+from kgcli.model.finite import finite_images
 from kgcli.model.kosmosg import KosmosG
 from kgcli.modelfolder import ModelFolder, open_model
 from kgcli.quantization import check_quantize
@@ -261,7 +262,8 @@ class KosmosGPipeline:
         dtype, side = self.sd.unet.dtype, self.sd.vae_scale_factor
         shape = (self.sd.unet.config.in_channels, options["height"] // side, options["width"] // side)
         noise = [torch.randn(shape, generator=generator, device=generator.device) for generator in generators]
-        with _memory_spared(self.decoder.vae, options["height"] * options["width"], len(embeds)):
+        vae, num_pixels = self.decoder.vae, options["height"] * options["width"]
+        with _memory_spared(vae, num_pixels, len(embeds)), finite_images(vae):
             result = self.sd(
                 prompt_embeds=embeds.to(self.device, dtype),
                 negative_prompt_embeds=None if negative is None else negative.to(self.device, dtype),

@@ -15,10 +15,11 @@ from typing import Any, TypeVar
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import SingleFileComponentError
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from kgcli.errors import IncompatibleError, MissingError
+from kgcli.weights.single_file import read_single_file, report_unread
+from kgcli.weights.single_file_header import scheduler_settings
 
 WEIGHTS_STEM = "diffusion_pytorch_model"
 HALF_VARIANT = "fp16"  # what diffusers calls weights stored in half precision
@@ -55,7 +56,8 @@ class Diffusion(nn.Module):
         """The decoder of a diffusers folder, a Hub id or one .safetensors file.
 
         A file holds weights alone, under the names of any program that reads Stable Diffusion: `sizes` is a diffusers
-        folder whose config.json files say what they belong to. Without `variant`, half precision files are taken
+        folder whose config.json files say what they belong to, and its scheduler is used but for what the file itself
+        says (`v_pred`, `ztsnr`, modelspec.prediction_type). Without `variant`, half precision files are taken
         where half precision is asked for, or where there are no others.
 
         Raises:
@@ -66,9 +68,12 @@ class Diffusion(nn.Module):
             raise MissingError(f"there is no decoder folder {source}")
         if Path(source).is_file():
             assert sizes is not None, "a single file needs a folder of sizes"
-            unet = _load_from_file(UNet2DConditionModel, source, "unet", dtype, sizes)
-            vae = _load_from_file(AutoencoderKL, source, "vae", dtype, sizes)
-            return cls(unet, vae, _load_scheduler_config(sizes, local_files_only=True))
+            tensors = read_single_file(Path(source))
+            unet = _load_from_file(UNet2DConditionModel, tensors, source, "unet", dtype, sizes)
+            vae = _load_from_file(AutoencoderKL, tensors, source, "vae", dtype, sizes)
+            report_unread(Path(source), tensors, unet.state_dict(), vae.state_dict())
+            schedule = _load_scheduler_config(sizes, local_files_only=True)
+            return cls(unet, vae, {**schedule, **scheduler_settings(Path(source))})
         unet = _load_part(UNet2DConditionModel, source, "unet", dtype, local_files_only, variant)
         vae = _load_part(AutoencoderKL, source, "vae", dtype, local_files_only, variant)
         return cls(unet, vae, _load_scheduler_config(source, local_files_only))
@@ -217,13 +222,20 @@ def _load_part(
     return part
 
 
-def _load_from_file(kind: type[Part], source: Path | str, name: str, dtype: torch.dtype, sizes: Path | str) -> Part:
+def _load_from_file(
+    kind: type[Part],
+    tensors: Mapping[str, Tensor],
+    source: Path | str,
+    name: str,
+    dtype: torch.dtype,
+    sizes: Path | str,
+) -> Part:
     """One part of a file with all of them, by diffusers' own knowledge of other programs' names."""
     try:
         return kind.from_single_file(
-            str(source), config=str(sizes), subfolder=name, torch_dtype=dtype, local_files_only=True
+            dict(tensors), config=str(sizes), subfolder=name, torch_dtype=dtype, local_files_only=True
         )
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise MissingError(f"the decoder's {name} is not in {source} or is damaged: {_first_line(error)}") from None
     except NotImplementedError:  # torch's word for a weight that no file gave a value
         raise IncompatibleError(

@@ -24,6 +24,7 @@ from kgcli.engine import choose_device
 from kgcli.errors import IncompatibleError, MissingError, UsageError
 from kgcli.evaluation.methods.base import MethodOptions
 from kgcli.model.diffusion import Diffusion
+from kgcli.model.finite import finite_images
 from kgcli.modelfolder import RENAMED_REPOSITORIES, check_diffusers_part, hash_files, is_hub_id, is_offline
 from kgcli.pipeline import seeded
 from kgcli.samplers import make_scheduler
@@ -212,7 +213,7 @@ class TextDecoder:
         side = drawing.size // self.diffusion.pixels_per_latent
         generators = seeded(seeds)
         noise = [torch.randn(unet.config.in_channels, side, side, generator=g) for g in generators]
-        with self.computing():
+        with self.computing(), finite_images(self.diffusion.vae):
             result = self.pipeline(
                 prompt_embeds=self.encode(captions),
                 negative_prompt_embeds=self.encode([drawing.negative_prompt] * len(captions)),
