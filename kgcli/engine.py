@@ -26,7 +26,7 @@ from kgcli.model.weights import DTYPES
 from kgcli.modelfolder import WEIGHTS_NAME, ModelFolder, open_model
 from kgcli.pipeline import KosmosGPipeline, StepCallback, seeded
 from kgcli.quantization import check_quantize
-from kgcli.request import Request, Settings, edit_prompt, make_request, random_seed
+from kgcli.request import Request, Settings, check_seed, edit_prompt, make_request, random_seed
 
 if TYPE_CHECKING:
     from kgcli.config import Recipe
@@ -76,20 +76,17 @@ class Model:
             controlnet_models=controlnet_models,
             map_models=map_models,
         )
-        first = random_seed() if seed is None else seed
-        checked = _settings(settings)
-        requests = [
-            make_request(
-                self.folder,
-                prompt,
-                images=images,
-                negative_prompt=negative_prompt,
-                seed=first + offset,
-                settings=checked,
-                adapters=adapters,
-            )
-            for offset in range(num_images)
-        ]
+        first = make_request(
+            self.folder,
+            prompt,
+            images=images,
+            negative_prompt=negative_prompt,
+            seed=random_seed() if seed is None else seed,
+            settings=_settings(settings),
+            adapters=adapters,
+        )
+        check_seed(first.seed + max(num_images, 1) - 1)
+        requests = [replace(first, seed=first.seed + offset) for offset in range(num_images)]
         return [image for _, image in generate(self, requests)]
 
     def edit(self, image: str, instruction: str, **options: Any) -> list[Image.Image]:
