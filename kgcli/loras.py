@@ -23,7 +23,7 @@ from kgcli.weights.lora import LoraWeights, LowRank, WholeChange, read_lora
 from kgcli.weights.lora_header import LoraHeader, LoraPlacement, shown
 
 if TYPE_CHECKING:
-    from kgcli.adapters import Lora
+    from kgcli.inference.adapters import Lora
 
 UNET_PREFIX = "unet."
 BASE_LAYER = ".base_layer"  # where peft keeps the layer that it wraps

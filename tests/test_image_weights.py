@@ -13,9 +13,9 @@ from PIL import Image
 from kgcli import engine
 from kgcli.data.prompt import ImageRef, Prompt
 from kgcli.imageweights import weighted_terms
-from kgcli.modelfolder import open_model
-from kgcli.pipeline import KosmosGPipeline
-from kgcli.request import make_request
+from kgcli.inference.pipeline import KosmosGPipeline
+from kgcli.inference.request import make_request
+from kgcli.weights.folder import open_model
 
 RED, BLUE = Image.new("RGB", (20, 20), "red"), Image.new("RGB", (12, 30), "blue")
 

@@ -11,10 +11,10 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from lora_layouts import LAYOUTS, Layout, Maker, diffusers, kohya, kohya_name, merged
 from safetensors.torch import save_file
 
-from kgcli.adapters import open_lora, read_adapters
 from kgcli.errors import IncompatibleError, MissingError
+from kgcli.inference.adapters import open_lora, read_adapters
 from kgcli.loras import Loras
-from kgcli.modelfolder import open_model
+from kgcli.weights.folder import open_model
 
 EXPECTED_LAYERS = {"rtol": 1e-4, "atol": 1e-4}
 

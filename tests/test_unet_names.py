@@ -10,7 +10,7 @@ from ldm_names import write_single_file
 from safetensors.torch import load_file
 
 from kgcli.model.diffusion import Diffusion
-from kgcli.shipped import SD15_SIZES
+from kgcli.weights.shipped import SD15_SIZES
 from kgcli.weights.single_file_header import UNET, VAE
 from kgcli.weights.unet_names import layer_aliases, layers_of, ldm_unet_names, ldm_vae_names
 
