@@ -108,6 +108,7 @@ class ModelConfig(Strict):
     special_ids: SpecialIds = SpecialIds()
     decoder: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"  # folder inside the model folder, path or Hub id
     max_images: int = 16  # images in one prompt
+    max_subjects: int | None = None  # images that it was trained to combine in one; more get a note
     generation: GenerationDefaults = GenerationDefaults()
 
     @model_validator(mode="after")

@@ -28,7 +28,7 @@ RANK = {folder: rank for rank, folders in enumerate(LAYERS) for folder in folder
 STRANGERS = {("model", "data"), ("data", "model"), ("world", "config"), ("config", "runtime"), ("files", "world")}
 # Strings may name code to import in the registries of commands, of stages and of baselines alone.
 REGISTRIES = {"cli/app.py", "training/stages/__init__.py", "evaluation/baselines/table.py"}
-MOST_MODULES = 17  # of a folder
+MOST_MODULES = 32  # of a folder
 MOST_IN_ROOT = 8
 LONGEST_CHAIN = 99
 HEAVY = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "safetensors", "einops")

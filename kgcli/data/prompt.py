@@ -33,7 +33,7 @@ class ImageRef:
 
     path: str = ""
     slot: int | None = None  # from 1; then there is no path
-    weight: float = 1.0  # factor of the image's embeddings, 0 to 2
+    weight: float = 1.0  # from 0 (as if it were not there) by 1 (as it is) to 2 (it alone, without the words)
     fit: str = ""  # how a picture that is not square becomes one: "pad" or "crop"; "" leaves it to the caller
     column: int = field(default=1, compare=False)  # of the tag's `<`, from 1
 

@@ -17,6 +17,7 @@ from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import IncompatibleError, MissingError
 from kgcli.runtime import is_offline
 from kgcli.weights.shipped import DEFAULT_MODEL, SD15_SIZES
+from kgcli.weights.single_file_header import check_inputs, check_single_decoder, scheduler_settings
 
 WEIGHTS_NAME = "model.safetensors"
 TOKENIZER_NAME = "tokenizer"
@@ -60,6 +61,14 @@ class ModelFolder:
         if not Path(self.decoder).is_file():
             return None
         return _own_decoder(self.path, self.cfg.decoder) or SD15_SIZES
+
+    def unet_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the decoder's U-Net by diffusers' names, empty where they are not known before it is loaded.
+
+        Raises: MissingError for damaged files.
+        """
+        files = sorted((Path(self.decoder) / "unet").glob("*.safetensors"))
+        return {name: shape for file in files for name, shape in check_safetensors(file).items()}
 
 
 def open_model(
@@ -169,11 +178,14 @@ def _find_decoder(folder: Path, decoder: str, width: int) -> str:
         check_diffusers_part(found, "vae")
         _read_json(found, "scheduler/scheduler_config.json")
         check_width(str(found), config.get("cross_attention_dim"), width)
+        check_inputs(str(found), config.get("in_channels"))
         return str(found)
     if found.is_file():
         shapes = check_single_file(found)
         # All cross-attention of these U-Nets reads the same vectors.
         check_width(str(found), next((s[1] for name, s in shapes.items() if name.endswith(_READS_TEXT)), None), width)
+        check_single_decoder(found, shapes)
+        scheduler_settings(found)
         return str(found)
     if decoder in RENAMED_REPOSITORIES:
         _log.warning("%s has moved: using %s", decoder, RENAMED_REPOSITORIES[decoder])
@@ -214,7 +226,7 @@ def check_single_file(path: Path) -> dict[str, tuple[int, ...]]:
 
     Raises: MissingError, also for other formats: those can run programs when they are read.
     """
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         raise MissingError(f"{path} is no .safetensors file; others are not read, convert it first")
     return check_safetensors(path)
 

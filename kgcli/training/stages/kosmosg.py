@@ -23,10 +23,10 @@ from kgcli.config import AlignerConfig, ModelConfig, Recipe, explain, read_model
 from kgcli.data.batch import Batch, Collator, Pool
 from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import ConfigError, MissingError
-from kgcli.model.diffusion import Diffusion
 from kgcli.model.kosmosg import KosmosG
 from kgcli.model.randomness import StepRandom
 from kgcli.training.preview import preview_pictures
+from kgcli.weights.decoder import load_decoder
 from kgcli.weights.load import load_kosmosg, save_kosmosg
 from kgcli.weights.names import vision_from_transformers
 from kgcli.weights.safetensors import assign_weights
@@ -246,7 +246,7 @@ class InstructStage(KosmosGStage):
         folder = self.source("model")
         self.tokenizer = Tokenizer.load(folder / TOKENIZER)
         self.model = load_kosmosg(folder, aligner=self.other_aligner(folder))
-        self.diffusion = Diffusion.load(self.source(DECODER))
+        self.diffusion = load_decoder(self.source(DECODER))
         self.diffusion.check_conditioning(self.model.cfg.aligner.width)
         self.diffusion.to(memory_format=torch.channels_last)
         self.trains = (*self.trained_reader(), "model.aligner.encoder.")
