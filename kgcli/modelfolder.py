@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import re
 import struct
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kgcli.config import CONFIG_NAME, ModelConfig, read_model_config
+from kgcli.config import CONFIG_NAME, ModelConfig, check_aligner, read_model_config
 from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import IncompatibleError, MissingError
 from kgcli.shipped import DEFAULT_MODEL, SD15_SIZES
+from kgcli.weights.catalogue import is_entry, local_model
+from kgcli.weights.hub import HubError, snapshot
+from kgcli.weights.hub import is_hub_id as is_hub_id
+from kgcli.weights.hub import is_offline as is_offline
 
 WEIGHTS_NAME = "model.safetensors"
 TOKENIZER_NAME = "tokenizer"
@@ -58,9 +60,15 @@ class ModelFolder:
 
 
 def open_model(
-    model: str | None = None, decoder: str | None = None, offline: bool = False, *, with_decoder: bool = True
+    model: str | None = None,
+    decoder: str | None = None,
+    offline: bool = False,
+    *,
+    with_decoder: bool = True,
+    with_aligner: bool = True,
 ) -> ModelFolder:
-    """Find a model (a folder, a Hub id, or None for the shipped one) and check its files, its decoder's among them.
+    """Find a model (a folder, the name of a pulled one, a Hub id, or None for the shipped one) and check its files,
+    its decoder's among them. With `with_aligner` False the result of stage 1 will do.
 
     Raises:
         MissingError: something is not there or damaged.
@@ -68,7 +76,9 @@ def open_model(
     """
     path = _find_model(model, offline)
     cfg = read_model_config(path)
-    check_weight_files(path, WEIGHTS_NAME)
+    shapes = weight_shapes(path, WEIGHTS_NAME)
+    if with_aligner:
+        check_aligner(shapes, path)
     tokenizer = Tokenizer.load(path / TOKENIZER_NAME)
     if tokenizer.vocab_size != cfg.mllm.vocab_size or tokenizer.special_ids != cfg.special_ids:
         raise IncompatibleError(
@@ -80,21 +90,22 @@ def open_model(
     return ModelFolder(path=path, name=name, cfg=cfg, decoder=found, tokenizer=tokenizer)
 
 
-def check_weight_files(folder: Path, name: str) -> None:
-    """See that a safetensors file, or every shard its index lists, is there and whole.
+def weight_shapes(folder: Path, name: str) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor in a safetensors file or the shards its index lists, all seen to be whole.
 
     Raises: MissingError.
     """
     index = folder / f"{name}.index.json"
     if (folder / name).is_file() or not index.is_file():
-        check_safetensors(folder / name)
-        return
+        return check_safetensors(folder / name)
     try:
         shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError):
         raise MissingError(f"{index} is damaged; fetch or copy it again") from None
+    shapes: dict[str, tuple[int, ...]] = {}
     for shard in shards:
-        check_safetensors(folder / Path(str(shard)).name)
+        shapes |= check_safetensors(folder / Path(str(shard)).name)
+    return shapes
 
 
 def check_safetensors(path: Path) -> dict[str, tuple[int, ...]]:
@@ -131,26 +142,18 @@ def _find_model(model: str | None, offline: bool) -> Path:
     path = Path(model).expanduser()
     if path.is_dir():
         return path
+    if (pulled := local_model(model)) is not None:
+        return pulled
+    if is_entry(model):
+        raise MissingError(f"{model} is not on this machine yet: `kg models pull {model}` fetches it")
     if path.exists():
         raise MissingError(f"{model} is a file; a model is a folder with {CONFIG_NAME} and {WEIGHTS_NAME}")
     if not is_hub_id(model):
         raise MissingError(f"there is no model folder {model}")
-    return _download(model, offline)
-
-
-def _download(repository: str, offline: bool) -> Path:
-    """The folder of a Hub repository, from the cache where it is there."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    offline = is_offline(offline)
     try:
-        return Path(snapshot_download(repository, local_files_only=offline))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        why = "it is not in the local cache and --offline is set" if offline else str(error).split("\n")[0]
-        raise MissingError(
-            f"there is no model folder {repository}, and no such model could be fetched: {why}"
-        ) from None
+        return snapshot(model, offline=offline)
+    except HubError as error:
+        raise MissingError(f"there is no model folder {model}, and no such model could be fetched: {error}") from None
 
 
 def _find_decoder(folder: Path, decoder: str, width: int) -> str:
@@ -229,16 +232,6 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
         raise MissingError(f"{folder} has no {name}; a diffusers folder has one") from None
     except ValueError:
         raise MissingError(f"{folder / name} is damaged (no JSON); fetch or copy it again") from None
-
-
-def is_offline(asked: bool) -> bool:
-    """Whether nothing may be fetched: it was asked for, or the Hub's own variable says so."""
-    return asked or os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "True")
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a name can be that of a Hub repository."""
-    return re.fullmatch(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", name) is not None
 
 
 def hash_files(paths: list[Path]) -> str:

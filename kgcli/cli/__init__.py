@@ -26,7 +26,7 @@ COMMANDS = {
     "instruct": ("train:instruct_app", "Stage 3: learn to draw what a prompt with pictures says."),
     "base": ("train:base_app", "Train what the nano model starts from, or its adapters."),
     "convert": ("convert:app", "Make a model folder of a published checkpoint, or the way back."),
-    "models": ("models:app", "Show how large a model's parts are."),
+    "models": ("models:app", "List, fetch and verify published weights; show the sizes of a model."),
     "eval": ("evaluate:app", "Measure a model."),
     "reproduce": ("reproduce:app", "Make the paper's tables at nano size: train, draw, score, compare."),
     "ls": ("recipes:ls_app", "List the shipped recipes and example pictures."),

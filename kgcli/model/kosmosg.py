@@ -13,18 +13,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kgcli.config import CONFIG_NAME, AlignerConfig, ModelConfig, read_model_config
+from kgcli.config import ALIGNER, CONFIG_NAME, AlignerConfig, ModelConfig, check_aligner, read_model_config
 from kgcli.errors import UsageError
 from kgcli.model.aligner import AlignerNet
 from kgcli.model.mllm import MLLM
 from kgcli.model.quantized import quantize_linears
 from kgcli.model.resampler import Resampler
 from kgcli.model.vision import VisionTower
-from kgcli.model.weights import assign_weights, check_weights, iter_weights, read_weights, write_weights
+from kgcli.model.weights import assign_weights, check_weights, iter_weights, read_weights, stored_names, write_weights
 from kgcli.quantization import check_quantize
 
 WEIGHTS_NAME = "model.safetensors"
-ALIGNER = "aligner."
 ALIGNER_DECODER = "aligner.decoder."  # serves the alignment stage only; dropped where it is not asked for
 
 
@@ -128,11 +127,16 @@ class KosmosG(nn.Module):
             cfg = cfg.model_copy(update={"aligner": aligner})
             weights = {name: tensor for name, tensor in weights.items() if not name.startswith(ALIGNER)}
             fresh = (*fresh, ALIGNER)
-        # Without fresh parts nothing needs memory until its weights arrive.
-        with torch.device(device if fresh else "meta"):
+        if not fresh:
+            check_aligner(weights, folder)
+        # Nothing but a fresh part needs memory before its weights arrive.
+        with torch.device("meta"):
             model = cls(cfg, with_aligner_decoder=with_aligner_decoder)
         if fresh:
-            model = model.to(dtype)
+            assert all(prefix.startswith(ALIGNER) for prefix in fresh), "no other part is ever made anew"
+            with torch.device(device):
+                aligner_net = AlignerNet(cfg.aligner, cfg.mllm.width, with_decoder=with_aligner_decoder)
+            model.aligner = aligner_net.to(dtype)
         assign_weights(model, weights, source=str(folder), fresh=fresh)
         return model.eval()
 
@@ -146,6 +150,7 @@ class KosmosG(nn.Module):
         shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         found: dict[str, torch.Size] = {}
         weights = quantize_linears(model, _noting_shapes(_reader_weights(folder, dtype), found), quantize, device)
+        check_aligner(found, folder)
         check_weights(shapes, found, source=str(folder))
         model.load_state_dict(weights, strict=False, assign=True)
         model.quantize = quantize
@@ -159,6 +164,11 @@ class KosmosG(nn.Module):
                 f"the prompts hold {slots} image slots but {num_images} image(s) of {per_image} slots each were given; "
                 "give one image per place, in reading order over the whole batch"
             )
+
+
+def has_aligner(folder: Path) -> bool:
+    """Tell whether a model folder holds an AlignerNet; the result of stage 1 does not. Raises: MissingError."""
+    return any(name.startswith(ALIGNER) for name in stored_names(folder / WEIGHTS_NAME))
 
 
 def _reader_weights(folder: Path, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:

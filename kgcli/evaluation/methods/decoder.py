@@ -24,10 +24,11 @@ from kgcli.engine import choose_device
 from kgcli.errors import IncompatibleError, MissingError, UsageError
 from kgcli.evaluation.methods.base import MethodOptions
 from kgcli.model.diffusion import Diffusion
-from kgcli.modelfolder import RENAMED_REPOSITORIES, check_diffusers_part, hash_files, is_hub_id, is_offline
+from kgcli.modelfolder import RENAMED_REPOSITORIES, check_diffusers_part, hash_files, is_hub_id
 from kgcli.pipeline import seeded
 from kgcli.samplers import make_scheduler
 from kgcli.shipped import DEFAULT_MODEL
+from kgcli.weights.hub import HubError, snapshot
 
 PARTS = ("unet", "vae", "text_encoder")
 SD_WIDTH = 768  # of what Stable Diffusion v1 attends to; narrower decoders are small ones
@@ -118,19 +119,10 @@ def fetch(repository: str, files: Sequence[str] | None, offline: bool) -> Path:
 
     Raises: MissingError.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    offline = is_offline(offline)
     try:
-        return Path(
-            snapshot_download(repository, local_files_only=offline, allow_patterns=list(files) if files else None)
-        )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        why = "it is not in the local cache and --offline is set" if offline else str(error).split("\n")[0]
-        raise MissingError(
-            f"there is no folder {repository}, and nothing of that name could be fetched: {why}"
-        ) from None
+        return snapshot(repository, files=files, offline=offline)
+    except HubError as error:
+        raise MissingError(f"there is no folder {repository}, and it could not be fetched: {error}") from None
 
 
 class TextDecoder:
