@@ -315,8 +315,13 @@ class InstructStage(KosmosGStage):
         return preview_pictures(self.diffusion, wanted_BSd, null_1Sd, generator, guidance_scale=defaults.guidance_scale)
 
     def export(self, folder: Path) -> None:
+        """Write the model with the decoder that it was trained for: its folder, or the Hub id that named it."""
+        named = self.recipe.init_from[DECODER]
+        is_folder = Path(named).is_dir()
+        self.model.cfg = self.model.cfg.model_copy(update={"decoder": DECODER if is_folder else named})
         super().export(folder)
-        copy_folder(self.source(DECODER), folder / DECODER)
+        if is_folder:
+            copy_folder(self.source(DECODER), folder / DECODER)
 
     def _encode(self, batch: Batch) -> Tensor:
         assert batch.tokens is not None and batch.token_mask is not None and batch.image_mask is not None

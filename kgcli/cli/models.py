@@ -24,19 +24,9 @@ def models() -> None:
 @app.command("ls")
 def ls(as_json: Annotated[bool, typer.Option("--json", help="One JSON object per source.")] = False) -> None:
     """List the published weights that can be used, and where they are on this machine."""
-    from kgcli.weights.catalogue import list_sources
+    from kgcli.cli.sources import sources_text
 
-    rows = list_sources()
-    if as_json:
-        print("\n".join(json.dumps(row) for row in rows))
-        return
-    for row in rows:
-        kind = "official" if row["official"] else "unofficial mirror"
-        print(f"{row['name']}: {row['stage']}")
-        print(f"  source   {row['repository']}, {row['file']}, {row['size'] / 1e9:.2f} GB, {kind}")
-        print(f"  sha256   {row['sha256']}")
-        print(f"  licence  {row['licence']}")
-        print(f"  here     {row['here'] or 'no; `kg models pull ' + row['name'] + '` fetches it'}")
+    print(sources_text(as_json=as_json), end="")
 
 
 @app.command()

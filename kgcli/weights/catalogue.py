@@ -140,6 +140,7 @@ def list_sources() -> list[dict[str, Any]]:
                     "sha256": source.sha256,
                     "official": source.official,
                     "licence": source.licence,
+                    "is_first": source is entry.sources[0],
                     "here": str(here or ""),
                 }
             )

@@ -107,6 +107,7 @@ def fetch(
         )
     if _cached(repository, file, stated.revision) is None:
         _download(stated, repository, file, sha256 or stated.sha256)
+    _note_revision(repository, revision or "main", stated.revision)
     return _from_cache(repository, file, stated.revision, sha256 or stated.sha256)
 
 
@@ -135,11 +136,9 @@ def sha256_of(path: Path) -> str:
 
 def _download(stated: Stated, repository: str, file: str, sha256: str) -> None:
     """Put a file into the Hub's cache, in the layout that its documentation gives."""
-    from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.file_download import repo_folder_name
+    from huggingface_hub import hf_hub_download
 
-    storage = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
-    blob = storage / "blobs" / stated.etag
+    blob = _storage(repository) / "blobs" / stated.etag
     partial = blob.with_name(f"{blob.name}.partial")
     try:
         blob.parent.mkdir(parents=True, exist_ok=True)
@@ -156,6 +155,22 @@ def _download(stated: Stated, repository: str, file: str, sha256: str) -> None:
         raise _explain(error, repository, file) from None
 
 
+def _storage(repository: str) -> Path:
+    """Return the folder of a repository in the Hub's cache: blobs, snapshots that point to them, and refs."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+
+
+def _note_revision(repository: str, revision: str, commit: str) -> None:
+    """Note the commit of a branch or tag, by which its files are found offline."""
+    ref = _storage(repository) / "refs" / revision
+    if revision != commit and (not ref.is_file() or ref.read_text("utf-8") != commit):
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(commit, "utf-8")
+
+
 def _resume(stated: Stated, partial: Path) -> None:
     """Fetch the bytes that a partial file lacks."""
     from huggingface_hub.file_download import http_get
@@ -164,6 +179,7 @@ def _resume(stated: Stated, partial: Path) -> None:
     with partial.open("ab") as file:
         if stated.size is not None and file.tell() > stated.size:
             file.truncate(0)
+            file.seek(0)
         if file.tell():
             _log.warning("resuming a download at %.2f GB", file.tell() / 1e9)
         headers = {**build_hf_headers(), "Accept-Encoding": "identity"}  # a compressed answer has no ranges

@@ -103,7 +103,7 @@ def _fetch_all(source: Published, order: Order) -> Files:
     for name in source.extras:
         # The commit of the first file is that of all others.
         revision = fetch(source.repository, name, revision=revision, offline=order.offline).revision
-    tokenizer = None if source.extras else fetch(*TOKENIZER, offline=order.offline).path
+    tokenizer = None if source.extras else _fetch_tokenizer(order)
     expected = order.sha256 or (source.sha256 if source.pinned else "")
     found = fetch(source.repository, source.file, revision=revision, sha256=expected, offline=order.offline)
     if not expected and found.sha256 != source.sha256:
@@ -116,6 +116,13 @@ def _fetch_all(source: Published, order: Order) -> Files:
         tokenizer=tokenizer,
         origin=_origin(source.file, found, source.repository, source.licence),
     )
+
+
+def _fetch_tokenizer(order: Order) -> Path:
+    try:
+        return fetch(*TOKENIZER, offline=order.offline).path
+    except HubError as error:
+        raise MissingError(f"the tokenizer cannot be had: {error}") from None
 
 
 def _origin(file: str, found: Fetched, repository: str, licence: str) -> dict[str, str]:
@@ -144,7 +151,7 @@ def _open_local(entry: Entry, given: Path, order: Order) -> Files:
     if path.suffix == ".safetensors":
         return Files(checkpoint=path.parent, tokenizer=None, origin={"file": path.name, "sha256": found})
     beside = path.with_name(TOKENIZER[1])
-    tokenizer = beside if beside.is_file() else fetch(*TOKENIZER, offline=order.offline).path
+    tokenizer = beside if beside.is_file() else _fetch_tokenizer(order)
     return Files(checkpoint=path, tokenizer=tokenizer, origin={"file": path.name, "sha256": found})
 
 
