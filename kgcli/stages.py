@@ -60,6 +60,7 @@ class Stage(nn.Module):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self.recipe = recipe
+        self._sources: dict[str, Path] = {}  # what was found is asked of the Hub once, not again days later
         for name in recipe.options.keys() - self.options:
             near = difflib.get_close_matches(name, self.options, 1, 0.5)
             raise ConfigError(f"unknown key options.{name}" + (f"; did you mean {near[0]}?" if near else ""))
@@ -112,7 +113,11 @@ class Stage(nn.Module):
         """
         if part not in self.recipe.init_from:
             raise ConfigError(f"stage {self.recipe.stage} needs init_from.{part}: the folder its {part} starts from")
-        named = self.recipe.init_from[part]
+        if part not in self._sources:
+            self._sources[part] = self._find_source(part, self.recipe.init_from[part])
+        return self._sources[part]
+
+    def _find_source(self, part: str, named: str) -> Path:
         if Path(named).is_dir():
             return Path(named)
         if (pulled := local_model(named)) is not None:

@@ -211,3 +211,10 @@ def test_failures_are_not_swallowed(name):
             if name == "cli/app.py" and caught == "BaseException":  # the one place where all of them end
                 continue
             assert caught not in ("", "Exception", "BaseException"), f"{name}:{node.lineno}"
+
+
+def test_one_module_talks_to_the_hub():
+    for module, path in MODULES.items():
+        imports = imports_of(path)
+        if module != "kgcli.weights.hub":
+            assert not any(name.split(".")[0] == "huggingface_hub" for name in imports.at_once | imports.later), module

@@ -105,10 +105,12 @@ def fetch(
             f"{file} of {repository} is another file now: the Hub states sha256 {stated.sha256}, "
             f"expected is {sha256}; nothing was fetched"
         )
+    expected = sha256 or stated.sha256
+    found = ""
     if _cached(repository, file, stated.revision) is None:
-        _download(stated, repository, file, sha256 or stated.sha256)
+        found = _download(stated, repository, file, expected)
     _note_revision(repository, revision or "main", stated.revision)
-    return _from_cache(repository, file, stated.revision, sha256 or stated.sha256)
+    return _from_cache(repository, file, stated.revision, expected, found)
 
 
 def ask(repository: str, file: str, *, revision: str | None = None) -> Stated:
@@ -134,21 +136,26 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _download(stated: Stated, repository: str, file: str, sha256: str) -> None:
-    """Put a file into the Hub's cache, in the layout that its documentation gives."""
+def _download(stated: Stated, repository: str, file: str, sha256: str) -> str:
+    """Put a file into the Hub's cache, in the layout that its documentation gives.
+
+    Returns its hash, or "" where its content was there under another name.
+    """
     from huggingface_hub import hf_hub_download
 
     blob = _storage(repository) / "blobs" / stated.etag
     partial = blob.with_name(f"{blob.name}.partial")
+    found = ""
     try:
         blob.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{partial}.lock", timeout=0):
             if not blob.exists():
                 _resume(stated, partial)
-                _check_content(partial, file, repository, sha256)
+                found = _check_content(partial, file, repository, sha256)
                 os.replace(partial, blob)
         # The blob is there: this makes the name that points to it, and fetches nothing.
         hf_hub_download(repository, file, revision=stated.revision, endpoint=_endpoint())
+        return found
     except Timeout:
         raise HubError(f"{file} of {repository} is being fetched by another process; wait for that one") from None
     except _failures() as error:
@@ -188,7 +195,7 @@ def _resume(stated: Stated, partial: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _check_content(partial: Path, file: str, repository: str, sha256: str) -> None:
+def _check_content(partial: Path, file: str, repository: str, sha256: str) -> str:
     found = sha256_of(partial)
     if sha256 and found != sha256:
         partial.unlink()
@@ -196,6 +203,7 @@ def _check_content(partial: Path, file: str, repository: str, sha256: str) -> No
             f"{file} of {repository} arrived with sha256 {found}, expected is {sha256}: "
             "it was deleted and nothing in it was read; fetch it again"
         )
+    return found
 
 
 def _cached(repository: str, file: str, revision: str | None) -> Path | None:
@@ -205,11 +213,12 @@ def _cached(repository: str, file: str, revision: str | None) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _from_cache(repository: str, file: str, revision: str | None, sha256: str) -> Fetched:
+def _from_cache(repository: str, file: str, revision: str | None, sha256: str, found: str = "") -> Fetched:
+    """Check a cached file; `found` is its hash where that was computed a moment ago."""
     path = _cached(repository, file, revision)
     if path is None:
         raise HubError(f"{file} of {repository} is not in the local cache, and nothing is fetched offline")
-    found = sha256_of(path)
+    found = found or sha256_of(path)
     blob = path.resolve().name  # named after the hash that the Hub stated
     expected = sha256 or (blob if _SHA256.fullmatch(blob) else "")
     if expected and found != expected:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from kgcli.errors import IncompatibleError, KgError, MissingError, UsageError
 from kgcli.weights.catalogue import TOKENIZER, Entry, Published, find_entry, local_model, models_folder
@@ -34,12 +38,34 @@ def pull(name: str, order: Order) -> Path:
     Raises: UsageError, MissingError, IncompatibleError; KgError where it cannot be written.
     """
     entry = find_entry(name)
-    if order.to is None and (present := local_model(name)) is not None:
-        _log.warning("%s is on this machine already; `kg models verify %s` checks it", name, name)
-        return present
     if order.dtype is not None and order.dtype not in DTYPE_NAMES:
         raise UsageError(f"--dtype is {order.dtype}; it must be one of {', '.join(DTYPE_NAMES)}")
-    out = check_target(order.to or models_folder() / name, [], overwrite=False)
+    if order.to is not None:
+        return _make(entry, order, check_target(order.to, [], overwrite=False))
+    if (present := local_model(name)) is not None:
+        _log.warning("%s is on this machine already; `kg models verify %s` checks it", name, name)
+        return present
+    folder = models_folder()
+    with _locked(folder, name):
+        for left in folder.glob(f".{name}.*.partial"):  # by a conversion that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        return _make(entry, order, check_target(folder / name, [], overwrite=False))
+
+
+@contextmanager
+def _locked(folder: Path, name: str) -> Iterator[None]:
+    """Keep other processes from making the same model."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f".{name}.lock", timeout=0):
+            yield
+    except Timeout:
+        raise KgError(f"{name} is being fetched by another process; wait for that one") from None
+    except OSError as error:
+        raise KgError(f"{folder} cannot be written: {error}; KG_MODELS names another folder") from None
+
+
+def _make(entry: Entry, order: Order, out: Path) -> Path:
     given = None if order.source is None else Path(order.source).expanduser()
     if given is not None and given.exists():
         _convert(_open_local(entry, given, order), out, order)

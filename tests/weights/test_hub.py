@@ -104,7 +104,7 @@ def test_a_killed_download_is_resumed(hub, tmp_path):
     hub.pause_after = None
     hub.released.set()
     done = partials(tmp_path)[0].stat().st_size
-    assert done == CHUNK
+    assert 0 < done <= CHUNK
     assert fetch(REPOSITORY, "model.bin").path.read_bytes() == content
     assert hub.ranges("model.bin") == [None, f"bytes={done}-"]
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from hub_server import COMMIT, FakeHub, go_online, serve
 from huggingface_hub import constants
 from kosmos2_files import CONFIG, make_kosmos2, save_fairseq, save_kosmos2, sentencepiece_bytes
@@ -171,7 +172,7 @@ def test_a_file_with_another_hash_is_never_unpickled(hub, pull, models, tmp_path
     done = pull("kosmosg", "--accept")
     assert (done.code, done.err.count("error:")) == (4, 1), done.err
     assert sha256(content) in done.err and expected in done.err
-    assert not (tmp_path / "harm").exists() and not models.exists()
+    assert not (tmp_path / "harm").exists() and not (models / "kosmosg").exists()
     assert hub.ranges(FINAL) == ([] if told else [None])
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.read_bytes() == content]
 
@@ -218,7 +219,7 @@ def test_a_file_cut_short_is_resumed(hub, pull, models, final):
     order = ("kosmosg", "--accept", "--sha256", sha256(final))
     done = pull(*order)
     assert (done.code, done.err.count("error:")) == (3, 1)
-    assert "was cut short; run the command again and it resumes" in done.err and not models.exists()
+    assert "was cut short; run the command again and it resumes" in done.err and not (models / "kosmosg").exists()
     hub.missing.clear()
     assert pull(*order).code == 0
     assert hub.ranges(FINAL) == [None, f"bytes={len(final) - 10}-"]
@@ -239,11 +240,23 @@ def test_a_killed_pull_is_resumed(hub, pull, models, tmp_path, stage_1):
     child.wait()
     hub.pause_after = None
     hub.released.set()
-    assert partial.stat().st_size == chunk and not models.exists()
+    assert partial.stat().st_size == chunk and not (models / "kosmos-2").exists()
     done = pull("kosmos-2")
     assert done.code == 0, done.err
     assert hub.ranges("model.safetensors") == [None, f"bytes={chunk}-"]
     assert not list((tmp_path / "cache").rglob("*.partial"))
+
+
+def test_what_a_killed_conversion_left_is_cleared_and_only_one_pull_works_at_a_time(hub, pull, models):
+    left = models / ".kosmos-2.12345.partial"
+    left.mkdir(parents=True)
+    (left / "model-00001-of-00007.safetensors").write_bytes(bytes(1000))
+    with FileLock(models / ".kosmos-2.lock"):
+        done = pull("kosmos-2")
+        assert done.code == 1 and "is being fetched by another process" in done.err
+    assert left.exists()
+    assert pull("kosmos-2").code == 0
+    assert sorted(path.name for path in models.iterdir()) == [".kosmos-2.lock", "kosmos-2"]
 
 
 def _load(content: bytes, folder: Path) -> dict[str, torch.Tensor]:
