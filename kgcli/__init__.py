@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from kgcli.version import __version__
+
 __all__ = ["KosmosGPipeline", "Prompt", "__version__", "load"]
 
 if TYPE_CHECKING:
     from kgcli.data.prompt import Prompt
     from kgcli.engine import load
-    from kgcli.pipeline import KosmosGPipeline
+    from kgcli.inference.pipeline import KosmosGPipeline
 
 
 def __getattr__(name: str) -> Any:
@@ -25,7 +26,7 @@ def __getattr__(name: str) -> Any:
 
         return Prompt
     if name == "KosmosGPipeline":
-        from kgcli.pipeline import KosmosGPipeline
+        from kgcli.inference.pipeline import KosmosGPipeline
 
         return KosmosGPipeline
     if name == "load":

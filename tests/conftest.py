@@ -93,6 +93,7 @@ def build_tiny_model(folder: Path) -> None:
     from kgcli.config import ModelConfig
     from kgcli.data.tokenizer import train_sentencepiece
     from kgcli.model.kosmosg import KosmosG
+    from kgcli.weights.load import save_kosmosg
 
     tokenizer = train_sentencepiece(CAPTIONS, 60, folder / "tokenizer")
     cfg = ModelConfig.model_validate(
@@ -122,7 +123,7 @@ def build_tiny_model(folder: Path) -> None:
         }
     )
     torch.manual_seed(0)
-    KosmosG(cfg).save_pretrained(folder)
+    save_kosmosg(KosmosG(cfg), folder)
     blocks = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4}
     unet = UNet2DConditionModel(
         sample_size=8,

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from kgcli.config import ModelConfig
-from kgcli.model.convert import published_buffers, to_published
-from kgcli.model.published import checkpoint_content
-from kgcli.model.source import INSTRUCT, expected_weights
+from kgcli.weights.fairseq import checkpoint_content
+from kgcli.weights.names import published_buffers, to_published
+from kgcli.weights.published import INSTRUCT, expected_weights
 
 BLOCK = 2**20  # random numbers that are drawn; drawing more takes longer than writing them
 
@@ -36,8 +36,8 @@ except SystemExit as left:
 """
 _LOAD = """
 import sys, torch
-from kgcli.model.kosmosg import KosmosG
-model = KosmosG.from_pretrained(sys.argv[1], dtype=getattr(torch, sys.argv[2]))
+from kgcli.weights.load import load_kosmosg
+model = load_kosmosg(sys.argv[1], dtype=getattr(torch, sys.argv[2]))
 print(sum(parameter.numel() for parameter in model.parameters()))
 """
 

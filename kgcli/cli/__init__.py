@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-import kgcli
+from kgcli.version import __version__
 
 if TYPE_CHECKING:
     from kgcli.cli.app import app
@@ -71,10 +71,10 @@ def main(args: list[str] | None = None) -> None:
 def _answer(args: list[str]) -> str:
     """What needs no typer, the import of which takes most of the time that these may take."""
     if args in LISTS:
-        from kgcli.cli.sources import sources_text
+        from kgcli.weights.catalogue import sources_text
 
         return sources_text(as_json="--json" in args)
-    return f"kg {kgcli.__version__}\n" if args == ["--version"] else help_text()
+    return f"kg {__version__}\n" if args == ["--version"] else help_text()
 
 
 def __getattr__(name: str) -> Any:

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-import kgcli
 from kgcli.cli import COMMANDS, help_text
 from kgcli.cli.failure import INTERRUPTED, exit_code_of
+from kgcli.version import __version__
 
 
 class LazyGroup(TyperGroup):
@@ -42,7 +42,7 @@ app = typer.Typer(cls=LazyGroup, rich_markup_mode=None, add_completion=False, pr
 
 def _print_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"kg {kgcli.__version__}")
+        typer.echo(f"kg {__version__}")
         raise typer.Exit
 
 

@@ -24,7 +24,7 @@ def models() -> None:
 @app.command("ls")
 def ls(as_json: Annotated[bool, typer.Option("--json", help="One JSON object per source.")] = False) -> None:
     """List the published weights that can be used, and where they are on this machine."""
-    from kgcli.cli.sources import sources_text
+    from kgcli.weights.catalogue import sources_text
 
     print(sources_text(as_json=as_json), end="")
 
@@ -67,9 +67,9 @@ def pull(
 @app.command()
 def verify(model: Annotated[str, typer.Argument(help="Model folder, or the name of a pulled model.")]) -> None:
     """Check that a model folder is whole, fits its config.json, and has the sha256 it was written with."""
-    from kgcli.weights import verify as checking
+    from kgcli.weights import record
 
-    for line in checking.verify(model):
+    for line in record.verify(model):
         print(line)
 
 
@@ -84,8 +84,8 @@ def show(
     """Parameters of each part beside the paper's figures; no weights are read."""
     from kgcli.config import ModelConfig, read_model_config
     from kgcli.errors import UsageError
-    from kgcli.modelfolder import open_model
-    from kgcli.shipped import DEFAULT_MODEL
+    from kgcli.weights.folder import open_model
+    from kgcli.weights.shipped import DEFAULT_MODEL
 
     if full_size and model is not None:
         raise UsageError(f"--full-size shows the published sizes, not those of {model}; give one of them")
@@ -96,7 +96,7 @@ def show(
         name, cfg = "nano" if model is None else folder.name, read_model_config(folder)
     else:
         name, cfg = str(model), open_model(model, with_decoder=False, with_aligner=False).cfg
-    from kgcli.model.sizes import count_parameters  # torch loads here, on no device at all
+    from kgcli.weights.sizes import count_parameters  # torch loads here, on no device at all
 
     rows = count_parameters(cfg)
     if as_json:

@@ -12,16 +12,16 @@ from typing import Any
 
 from pydantic import ConfigDict, ValidationError
 
-from kgcli.adapters import Adapters, read_adapters
 from kgcli.cli.options import DrawFlags
 from kgcli.config import OFFLOADS, Strict
 from kgcli.errors import KgError, MissingError, UsageError
-from kgcli.metadata import sidecar
-from kgcli.modelfolder import ModelFolder, open_model
-from kgcli.output import OutputError, OutputPlan, check_writable
-from kgcli.quantization import check_quantize
-from kgcli.replay import read_replay
-from kgcli.request import Request, Settings, make_request, random_seed
+from kgcli.inference.adapters import Adapters, read_adapters
+from kgcli.inference.metadata import sidecar
+from kgcli.inference.output import OutputError, OutputPlan, check_writable
+from kgcli.inference.replay import read_replay
+from kgcli.inference.request import Request, Settings, make_request, random_seed
+from kgcli.runtime import check_quantize
+from kgcli.weights.folder import ModelFolder, open_model
 
 _log = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ from torch.utils.data import Dataset
 from kgcli.config import Recipe
 from kgcli.data.images import to_vae_pixels, to_vision_pixels
 from kgcli.data.prompt import encode
+from kgcli.data.sources.world import SAMPLERS, Sample, draw
 from kgcli.data.tokenizer import Tokenizer
-from kgcli.data.world.samples import SAMPLERS, Sample, draw
-from kgcli.data.world.spec import Spec, render
 from kgcli.errors import ConfigError
+from kgcli.world.spec import Spec, render
 
 EVALUATION_STEP = 1 << 40  # batches from here on are never trained on
 
@@ -43,6 +43,7 @@ class Batch:
     views: Tensor | None = None  # (B, V, 3, S, S) uint8: pictures of a sample, as many as the stage's collator gives
     maps: Tensor | None = None  # (B, 3, S, S) what a ControlNet follows to the target, in [0, 1]
     labels: Tensor | None = None  # (B, heads) what the judges should say of the whole picture
+    numbers: tuple[int, ...] = ()  # B sample numbers of the endless stream: what the randomness of a step depends on
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -52,7 +53,7 @@ class Batch:
     def fields(self) -> dict[str, Tensor]:
         """The fields that are there."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
 @dataclass
@@ -155,7 +156,8 @@ class Batches(Dataset[Batch]):
         data = self.recipe.data
         indices = self.indices(step)
         samples = [self._sample(i) for i in indices]
-        return self.collator(samples, [i % data.pool if data.pool else i for i in indices])
+        batch = self.collator(samples, [i % data.pool if data.pool else i for i in indices])
+        return dataclasses.replace(batch, numbers=tuple(indices))
 
     def indices(self, step: int) -> list[int]:
         """Which samples of the endless stream this process takes in a step."""

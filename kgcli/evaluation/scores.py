@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from kgcli.errors import MissingError
-from kgcli.evaluation.runs import SCORES
-from kgcli.output import write_bytes
+from kgcli.evaluation.run.folder import SCORES
+from kgcli.inference.output import write_bytes
 
 ALL = "all"
 

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from kgcli.errors import IncompatibleError, MissingError
+from kgcli.model.randomness import StepRandom
 
 WEIGHTS_STEM = "diffusion_pytorch_model"
 HALF_VARIANT = "fp16"  # what diffusers calls weights stored in half precision
@@ -101,10 +102,10 @@ class Diffusion(nn.Module):
             raise IncompatibleError(f"{width} x {height} pixels do not divide by this decoder's factor of {factor}")
 
     def latents(
-        self, pixels_B3XY: Tensor, *, generator: torch.Generator | None = None, eps_BCHW: Tensor | None = None
+        self, pixels_B3XY: Tensor, *, random: StepRandom | None = None, eps_BCHW: Tensor | None = None
     ) -> Tensor:
         """One draw of the latents of pictures in [-1, 1], scaled for the U-Net."""
-        return self.sample_latents(*self.moments(pixels_B3XY), generator=generator, eps_BCHW=eps_BCHW)
+        return self.sample_latents(*self.moments(pixels_B3XY), random=random, eps_BCHW=eps_BCHW)
 
     @torch.no_grad()
     def moments(self, pixels_B3XY: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,12 +118,12 @@ class Diffusion(nn.Module):
         mean_BCHW: Tensor,
         logvar_BCHW: Tensor,
         *,
-        generator: torch.Generator | None = None,
+        random: StepRandom | None = None,
         eps_BCHW: Tensor | None = None,
     ) -> Tensor:
-        """One draw from the moments, scaled for the U-Net; `eps_BCHW` stands for the generator's draw."""
+        """One draw from the moments, scaled for the U-Net; `eps_BCHW` stands for what would be drawn."""
         if eps_BCHW is None:
-            eps_BCHW = _normal_like(mean_BCHW, generator)
+            eps_BCHW = _normal_like(mean_BCHW, random)
         return self.vae.config.scaling_factor * (mean_BCHW + torch.exp(0.5 * logvar_BCHW) * eps_BCHW)
 
     @torch.no_grad()
@@ -136,7 +137,7 @@ class Diffusion(nn.Module):
         latents_BCHW: Tensor,
         conditioning_BSd: Tensor,
         *,
-        generator: torch.Generator | None = None,
+        random: StepRandom | None = None,
         noise_BCHW: Tensor | None = None,
         timesteps_B: Tensor | None = None,
         weight_BHW: Tensor | None = None,
@@ -145,12 +146,12 @@ class Diffusion(nn.Module):
         """Squared error of the U-Net's prediction, a mean per example and then over the batch.
 
         Its gradient passes through the frozen U-Net into the conditioning. Noise and timesteps that are not given
-        are drawn from the generator; `weight_BHW` multiplies the error of each place.
+        are drawn from `random`; `weight_BHW` multiplies the error of each place.
         """
         if noise_BCHW is None:
-            noise_BCHW = _normal_like(latents_BCHW, generator)
+            noise_BCHW = _normal_like(latents_BCHW, random)
         if timesteps_B is None:
-            timesteps_B = self._draw_timesteps(latents_BCHW, generator)
+            timesteps_B = self._draw_timesteps(latents_BCHW, random)
         noisy_BCHW = self.noise_scheduler.add_noise(latents_BCHW, noise_BCHW, timesteps_B)
         prediction_BCHW = self.predict(noisy_BCHW, timesteps_B, conditioning_BSd, steer)
         error_BCHW = (prediction_BCHW - self.target(latents_BCHW, noise_BCHW, timesteps_B).float()).square()
@@ -176,16 +177,15 @@ class Diffusion(nn.Module):
             return latents_BCHW
         raise IncompatibleError(f"the decoder's prediction type {kind} is none of epsilon, v_prediction, sample")
 
-    def _draw_timesteps(self, latents_BCHW: Tensor, generator: torch.Generator | None) -> Tensor:
-        assert generator is not None, "give a generator, or noise and timesteps"
+    def _draw_timesteps(self, latents_BCHW: Tensor, random: StepRandom | None) -> Tensor:
+        assert random is not None, "give random, or noise and timesteps"
         num_steps = self.noise_scheduler.config.num_train_timesteps
-        timesteps_B = torch.randint(num_steps, (len(latents_BCHW),), generator=generator, device=generator.device)
-        return timesteps_B.to(latents_BCHW.device)
+        return random.integers(num_steps).to(latents_BCHW.device)
 
 
-def _normal_like(tensor: Tensor, generator: torch.Generator | None) -> Tensor:
-    assert generator is not None, "give a generator, or the noise itself"
-    return torch.randn(tensor.shape, generator=generator, device=generator.device).to(tensor)
+def _normal_like(tensor: Tensor, random: StepRandom | None) -> Tensor:
+    assert random is not None, "give random, or the noise itself"
+    return random.normal(*tensor.shape[1:]).to(tensor)
 
 
 def _load_part(

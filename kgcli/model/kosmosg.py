@@ -6,25 +6,15 @@ Q queries per image, D MLLM width, d conditioning width.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 
-from kgcli.config import ALIGNER, CONFIG_NAME, AlignerConfig, ModelConfig, check_aligner, read_model_config
+from kgcli.config import ModelConfig
 from kgcli.errors import UsageError
 from kgcli.model.aligner import AlignerNet
 from kgcli.model.mllm import MLLM
-from kgcli.model.quantized import quantize_linears
 from kgcli.model.resampler import Resampler
 from kgcli.model.vision import VisionTower
-from kgcli.model.weights import assign_weights, check_weights, iter_weights, read_weights, stored_names, write_weights
-from kgcli.quantization import check_quantize
-
-WEIGHTS_NAME = "model.safetensors"
-ALIGNER_DECODER = "aligner.decoder."  # serves the alignment stage only; dropped where it is not asked for
 
 
 class KosmosG(nn.Module):
@@ -77,85 +67,6 @@ class KosmosG(nn.Module):
         mask_11 = torch.ones_like(tokens_11, dtype=torch.bool)
         return self.encode(tokens_11, mask_11, ~mask_11).expand(batch_size, -1, -1)
 
-    def save_pretrained(self, folder: Path | str, *, dtype: torch.dtype | None = None) -> None:
-        """Write sizes and weights; a reader never meets a half-written file.
-
-        Raises: UsageError for a quantised model.
-        """
-        if self.quantize != "none":
-            raise UsageError(f"a model loaded in {self.quantize} cannot be saved; load it with quantize none")
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_weights(folder / WEIGHTS_NAME, self.state_dict(), dtype=dtype)
-        partial = folder / f".{CONFIG_NAME}.{os.getpid()}.partial"
-        partial.write_text(self.cfg.model_dump_json(indent=2) + "\n", "utf-8")
-        os.replace(partial, folder / CONFIG_NAME)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        folder: Path | str,
-        *,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
-        quantize: str = "none",
-        with_aligner_decoder: bool = False,
-        fresh: tuple[str, ...] = (),
-        aligner: AlignerConfig | None = None,
-    ) -> KosmosG:
-        """The model of a folder, in evaluation mode.
-
-        Weights under a prefix of `fresh` may be absent from the file; they are then initialised anew. With `aligner`
-        it has another AlignerNet than the folder's, initialised anew. `quantize` (8bit, 4bit) holds the MLLM's linear
-        layers in few bits, for drawing alone.
-
-        Raises:
-            UsageError: `quantize` cannot be, or not without the library.
-            MissingError: the folder or a file is not there or is damaged.
-            IncompatibleError: sizes or weights are not those of a KOSMOS-G of this version.
-        """
-        folder = Path(folder)
-        check_quantize(quantize, str(device))
-        cfg = read_model_config(folder)
-        if quantize != "none":
-            assert not fresh and not with_aligner_decoder, "what is trained is not quantised"
-            return cls._quantized(folder, cfg, torch.device(device), dtype, quantize)
-        weights = read_weights(folder / WEIGHTS_NAME, device=device, dtype=dtype)
-        if not with_aligner_decoder:
-            weights = {name: tensor for name, tensor in weights.items() if not name.startswith(ALIGNER_DECODER)}
-        if aligner is not None:
-            cfg = cfg.model_copy(update={"aligner": aligner})
-            weights = {name: tensor for name, tensor in weights.items() if not name.startswith(ALIGNER)}
-            fresh = (*fresh, ALIGNER)
-        if not fresh:
-            check_aligner(weights, folder)
-        # Nothing but a fresh part needs memory before its weights arrive.
-        with torch.device("meta"):
-            model = cls(cfg, with_aligner_decoder=with_aligner_decoder)
-        if fresh:
-            assert all(prefix.startswith(ALIGNER) for prefix in fresh), "no other part is ever made anew"
-            with torch.device(device):
-                aligner_net = AlignerNet(cfg.aligner, cfg.mllm.width, with_decoder=with_aligner_decoder)
-            model.aligner = aligner_net.to(dtype)
-        assign_weights(model, weights, source=str(folder), fresh=fresh)
-        return model.eval()
-
-    @classmethod
-    def _quantized(
-        cls, folder: Path, cfg: ModelConfig, device: torch.device, dtype: torch.dtype, quantize: str
-    ) -> KosmosG:
-        """The model with an MLLM in few bits, made weight by weight: it is never whole in full precision."""
-        with torch.device("meta"):
-            model = cls(cfg)
-        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        found: dict[str, torch.Size] = {}
-        weights = quantize_linears(model, _noting_shapes(_reader_weights(folder, dtype), found), quantize, device)
-        check_aligner(found, folder)
-        check_weights(shapes, found, source=str(folder))
-        model.load_state_dict(weights, strict=False, assign=True)
-        model.quantize = quantize
-        return model.eval()
-
     def _check_slots(self, image_mask_BT: Tensor, num_images: int) -> None:
         slots = int(image_mask_BT.sum())
         per_image = self.cfg.resampler.num_queries
@@ -164,26 +75,6 @@ class KosmosG(nn.Module):
                 f"the prompts hold {slots} image slots but {num_images} image(s) of {per_image} slots each were given; "
                 "give one image per place, in reading order over the whole batch"
             )
-
-
-def has_aligner(folder: Path) -> bool:
-    """Tell whether a model folder holds an AlignerNet; the result of stage 1 does not. Raises: MissingError."""
-    return any(name.startswith(ALIGNER) for name in stored_names(folder / WEIGHTS_NAME))
-
-
-def _reader_weights(folder: Path, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """What reads prompts, weight by weight."""
-    for name, tensor in iter_weights(folder / WEIGHTS_NAME, dtype=dtype):
-        if not name.startswith(ALIGNER_DECODER):
-            yield name, tensor
-
-
-def _noting_shapes(
-    weights: Iterator[tuple[str, Tensor]], shapes: dict[str, torch.Size]
-) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in weights:
-        shapes[name] = tensor.shape
-        yield name, tensor
 
 
 def place_images(words_BTD: Tensor, image_mask_BT: Tensor, pictures_NQD: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +148,24 @@ def list_sources() -> list[dict[str, Any]]:
     return rows
 
 
+def sources_text(*, as_json: bool) -> str:
+    """Format the catalogue for people, or as one JSON object per source."""
+    rows = list_sources()
+    if as_json:
+        return "".join(json.dumps(row) + "\n" for row in rows)
+    lines = []
+    for row in rows:
+        kind = "official" if row["official"] else "unofficial mirror"
+        lines += [
+            f"{row['name']}: {row['stage']}",
+            f"  source   {row['repository']}, {row['file']}, {row['size'] / 1e9:.2f} GB, {kind}",
+            f"  sha256   {row['sha256']}",
+            f"  licence  {row['licence']}",
+            f"  here     {row['here'] or _command(row)}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
 def cached_file(source: Published) -> Path | None:
     """Return the source's file in the Hub's cache, if it is there."""
     storage = hub_cache() / f"models--{source.repository.replace('/', '--')}"
@@ -158,3 +177,9 @@ def hub_cache() -> Path:
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or Path(home) / "hub"
     return Path(os.path.expandvars(named)).expanduser()
+
+
+def _command(row: dict[str, object]) -> str:
+    more = "" if row["is_first"] else f" --from {row['repository']}"
+    accept = "" if row["official"] else " --accept"
+    return f"no; `kg models pull {row['name']}{more}{accept}` fetches it"

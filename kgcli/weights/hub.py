@@ -17,6 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from kgcli.errors import IncompatibleError, MissingError
+from kgcli.runtime import is_offline
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")  # the ETag of a large file; that of a small one is a git hash
 
@@ -53,11 +54,6 @@ class Stated:
     def sha256(self) -> str:
         """Hash of the content, or "" for a small file, of which the Hub states none."""
         return self.etag if _SHA256.fullmatch(self.etag) else ""
-
-
-def is_offline(asked: bool) -> bool:
-    """Tell whether nothing may be fetched: it was asked for, or the Hub's own variable is set."""
-    return asked or os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "on", "yes", "true")
 
 
 def is_hub_id(name: str) -> bool:

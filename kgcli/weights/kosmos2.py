@@ -18,7 +18,7 @@ from torch import Tensor
 from kgcli.config import CONFIG_NAME, ModelConfig
 from kgcli.data.tokenizer import MODEL_NAMES
 from kgcli.errors import IncompatibleError, MissingError
-from kgcli.model.convert import (
+from kgcli.weights.names import (
     KOSMOS2_ROWS,
     NUM_ROWS,
     TRANSFORMER_PARTS,
@@ -27,8 +27,8 @@ from kgcli.model.convert import (
     foreign_name,
     name_by,
 )
-from kgcli.model.source import NUM_NAMED, PRETRAIN, Source, expected_weights
-from kgcli.model.weights import check_weights, read_weights
+from kgcli.weights.published import NUM_NAMED, PRETRAIN, Source, expected_weights
+from kgcli.weights.safetensors import check_weights, read_weights
 
 MODEL_TYPE = "kosmos-2"
 WEIGHTS_NAME = "model.safetensors"

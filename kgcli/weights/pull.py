@@ -12,9 +12,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from kgcli.errors import IncompatibleError, KgError, MissingError, UsageError
+from kgcli.runtime import DTYPES
 from kgcli.weights.catalogue import TOKENIZER, Entry, Published, find_entry, local_model, models_folder
+from kgcli.weights.folder import check_target
 from kgcli.weights.hub import Fetched, HubError, fetch, is_hub_id, sha256_of
-from kgcli.weights.target import DTYPE_NAMES, check_target
+
+DTYPE_NAMES = (*DTYPES, "fp32", "fp16", "bf16")
 
 _log = logging.getLogger(__name__)
 
@@ -199,7 +202,7 @@ def _with_next(error: HubError, entry: Entry, source: Published) -> HubError:
 
 
 def _convert(files: Files, out: Path, order: Order) -> None:
-    from kgcli import conversion  # torch loads here, after all that can fail without it
+    from kgcli.weights import convert  # torch loads here, after all that can fail without it
 
-    source = conversion.open_checked(files.checkpoint, out)
-    conversion.to_folder(source, out, sentencepiece=files.tokenizer, dtype=order.dtype, origin=files.origin)
+    source = convert.open_checked(files.checkpoint, out)
+    convert.to_folder(source, out, sentencepiece=files.tokenizer, dtype=order.dtype, origin=files.origin)

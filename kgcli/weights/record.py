@@ -1,14 +1,20 @@
-"""A model folder's own record: which file it was made of, and the sha256 of everything in it. No torch."""
+"""A model folder's record of its origin and of the sha256 of everything in it: written, and held against the folder."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kgcli.errors import MissingError
+import torch
+
+from kgcli.config import ModelConfig
+from kgcli.errors import IncompatibleError, MissingError
+from kgcli.weights.folder import WEIGHTS_NAME, open_model, weight_shapes
 from kgcli.weights.hub import sha256_of
+from kgcli.weights.published import expected_weights, stage_of
+from kgcli.weights.safetensors import check_weights
 
 RECORD_NAME = "weights.json"
 UNRECORDED = (RECORD_NAME, "README.md")  # the card is for people to write in
@@ -56,3 +62,36 @@ def differing_files(folder: Path, record: Mapping[str, Any]) -> list[str]:
         elif sha256_of(path) != entry["sha256"]:
             faults.append(f"{name} has another sha256 than when it was written")
     return faults
+
+
+def verify(model: str) -> Iterator[str]:
+    """Check a model folder, or the pulled model of a name; yields one line for each thing that is as it should be.
+
+    Raises: MissingError, IncompatibleError at the first that is not.
+    """
+    folder = open_model(model, with_decoder=False, with_aligner=False)
+    yield f"tokenizer: {folder.cfg.mllm.vocab_size:,} ids"
+    yield _check_shapes(folder.path, folder.cfg)
+    record = read_record(folder.path)
+    if record is None:
+        yield "sha256: not recorded, as the folder was not made by `kg convert` or `kg models pull`"
+        return
+    faults = differing_files(folder.path, record)
+    if faults:
+        raise MissingError(f"{folder.path} is not what was written: {'; '.join(faults)}. Fetch or convert it again")
+    yield f"sha256: {len(record['files'])} files are as they were written"
+    source = record["source"]
+    if "sha256" in source:
+        named = "/".join(source[key] for key in ("repository", "file") if key in source)
+        yield f"made of: {named}, sha256 {source['sha256']}"
+
+
+def _check_shapes(folder: Path, cfg: ModelConfig) -> str:
+    found = {name: torch.Size(shape) for name, shape in weight_shapes(folder, WEIGHTS_NAME).items()}
+    if not found:
+        raise IncompatibleError(f"{folder} holds no weights")
+    stage = stage_of(found)
+    expected = {name: tensor.shape for name, tensor in expected_weights(cfg, stage).items()}
+    check_weights(expected, found, source=str(folder))
+    number = sum(shape.numel() for shape in found.values())
+    return f"weights: {stage}, {len(found)} tensors, {number:,} parameters"

@@ -30,7 +30,8 @@ from random_checkpoint import config_of  # noqa: E402 (found by the line above)
 
 from kgcli.config import ModelConfig  # noqa: E402
 from kgcli.model.kosmosg import KosmosG  # noqa: E402
-from kgcli.model.weights import DTYPES  # noqa: E402
+from kgcli.weights.load import load_kosmosg, save_kosmosg  # noqa: E402
+from kgcli.weights.safetensors import DTYPES  # noqa: E402
 
 NUM_WORDS = 20
 ROWS = (
@@ -66,7 +67,7 @@ def write_random_reader(folder: Path, cfg: ModelConfig) -> Path:
     """A model folder of these sizes in bfloat16."""
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
-    KosmosG(cfg).save_pretrained(folder)
+    save_kosmosg(KosmosG(cfg), folder)
     torch.set_default_dtype(torch.float32)
     return folder
 
@@ -89,7 +90,7 @@ def measure(folder: Path, dtype: str, quantize: str, work: Path) -> dict[str, fl
 def read_once(folder: str, dtype: str, quantize: str, out: str) -> None:
     """Load, read a prompt of two pictures, say what it took."""
     start = time.perf_counter()
-    model = KosmosG.from_pretrained(folder, dtype=DTYPES[dtype], quantize=quantize)
+    model = load_kosmosg(folder, dtype=DTYPES[dtype], quantize=quantize)
     loaded = time.perf_counter()
     prompt = make_prompt(model.cfg, DTYPES[dtype])
     with torch.no_grad():

@@ -12,12 +12,13 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
 from kgcli.config import ModelConfig
-from kgcli.conversion import to_folder, to_published
-from kgcli.model.convert import FLOAT_TENSOR, decoder_weights, from_published, is_dropped
 from kgcli.model.kosmosg import KosmosG
-from kgcli.model.published import read_checkpoint
-from kgcli.model.source import ALIGN, open_source
-from kgcli.model.weights import read_weights
+from kgcli.weights.convert import to_folder, to_published
+from kgcli.weights.fairseq import read_checkpoint
+from kgcli.weights.load import load_kosmosg
+from kgcli.weights.names import FLOAT_TENSOR, decoder_weights, from_published, is_dropped
+from kgcli.weights.published import ALIGN, open_source
+from kgcli.weights.safetensors import read_weights
 
 SD15_UNET = {"cross_attention_dim": 768}
 SD15_VAE = {
@@ -38,7 +39,7 @@ def test_a_published_file_becomes_a_model_folder_and_the_same_file_again(path: P
     # The same weights lie beside it in a format that needs no unpickling.
     expected = from_published(golden.published_weights("align" if source.stage == ALIGN else "final"))
     assert_equal(read_weights(out / "model.safetensors"), expected)
-    model = KosmosG.from_pretrained(out, with_aligner_decoder=source.stage == ALIGN)
+    model = load_kosmosg(out, with_aligner_decoder=source.stage == ALIGN)
     assert same_sizes(model) == cfg
 
     to_published(out, tmp_path / "back.pt")

@@ -15,16 +15,17 @@ from random_checkpoint import run_measured
 from transformers import Kosmos2Config, Kosmos2ForConditionalGeneration
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from kgcli import conversion
 from kgcli.config import AlignerConfig, ModelConfig, load_recipe, read_model_config
 from kgcli.data.images import to_vision_pixels
 from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import IncompatibleError
 from kgcli.model.kosmosg import KosmosG
-from kgcli.model.source import PRETRAIN, expected_weights
-from kgcli.model.weights import read_weights
-from kgcli.stages import InstructStage
+from kgcli.training.stages.kosmosg import InstructStage
+from kgcli.weights import convert as conversion
 from kgcli.weights.kosmos2 import OUTPUT_PROJECTION, from_kosmos2
+from kgcli.weights.load import load_kosmosg
+from kgcli.weights.published import PRETRAIN, expected_weights
+from kgcli.weights.safetensors import read_weights
 
 MEMORY_RATIO = 1.2  # of the file's size
 TOLERANCE = 1e-6  # largest difference that is allowed; 0 is what is found
@@ -49,7 +50,7 @@ def folder(theirs, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def ours(folder) -> KosmosG:
-    return KosmosG.from_pretrained(folder, aligner=ALIGNER)
+    return load_kosmosg(folder, aligner=ALIGNER)
 
 
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -119,7 +120,7 @@ def test_two_images_in_one_row_give_the_same_hidden_states(theirs, ours):
 
 @torch.no_grad()
 def test_the_comparison_finds_a_norm_that_is_a_thousandth_off(theirs, folder):
-    other = KosmosG.from_pretrained(folder, aligner=ALIGNER)
+    other = load_kosmosg(folder, aligner=ALIGNER)
     other.mllm.stack.layers[1].ffn_norm.weight *= 1.001
     tokens = torch.randint(4, 64001, (1, 9), generator=torch.Generator().manual_seed(4))
     mask = torch.ones_like(tokens, dtype=torch.bool)
@@ -249,7 +250,7 @@ def test_a_stage_1_folder_is_named_as_one_where_it_cannot_be_used(kg, folder):
         assert (done.code, done.err.count("\n")) == (4, 1), done.err
         assert "is the result of stage 1: it has no AlignerNet yet. `kg align` makes one" in done.err
     with pytest.raises(IncompatibleError, match="the result of stage 1"):
-        KosmosG.from_pretrained(folder)
+        load_kosmosg(folder)
     with pytest.raises(IncompatibleError, match="the result of stage 1"):
         InstructStage(load_recipe("smoke/instruct", [f"init_from.model={folder}"]))
     assert kg("inspect", folder).code == 0

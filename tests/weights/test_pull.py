@@ -21,13 +21,14 @@ from huggingface_hub import constants
 from kosmos2_files import CONFIG, make_kosmos2, save_fairseq, save_kosmos2, sentencepiece_bytes
 from safetensors.torch import load_file, save_file
 
-from kgcli import conversion
 from kgcli.config import AlignerConfig, read_model_config
 from kgcli.model.kosmosg import KosmosG
-from kgcli.model.weights import read_weights
-from kgcli.modelfolder import open_model
+from kgcli.weights import convert as conversion
 from kgcli.weights.catalogue import CATALOGUE, find_entry, hub_cache
+from kgcli.weights.folder import open_model
+from kgcli.weights.load import save_kosmosg
 from kgcli.weights.record import read_record
+from kgcli.weights.safetensors import read_weights
 
 ROOT = str(Path(__file__).parents[2])
 MIRROR, OFFICIAL, FAIRSEQ = "radames/Kosmos-G", "microsoft/kosmos-2-patch14-224", "sheldonxxxx/kosmos-2"
@@ -54,7 +55,7 @@ def final(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     folder = tmp_path_factory.mktemp("hub")
     aligner = AlignerConfig(width=16, num_heads=4, ffn_width=32, num_layers=1, num_queries=4, max_positions=64)
     torch.manual_seed(0)
-    KosmosG(CONFIG.model_copy(update={"aligner": aligner})).save_pretrained(folder / "model")
+    save_kosmosg(KosmosG(CONFIG.model_copy(update={"aligner": aligner})), folder / "model")
     conversion.to_published(folder / "model", folder / FINAL)
     return (folder / FINAL).read_bytes()
 

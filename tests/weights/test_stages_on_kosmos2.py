@@ -14,9 +14,9 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, C
 
 from kgcli.config import load_recipe, read_model_config
 from kgcli.errors import ConfigError, IncompatibleError, MissingError
-from kgcli.model.weights import read_weights
-from kgcli.stages import AlignStage, PretrainStage
-from kgcli.stages_base import clip_tokenizer
+from kgcli.training.stages.decoder import clip_tokenizer
+from kgcli.training.stages.kosmosg import AlignStage, PretrainStage
+from kgcli.weights.safetensors import read_weights
 
 LENGTH = 8  # tokens of the decoder's text
 ALIGNER = {"width": 16, "num_heads": 2, "ffn_width": 32, "num_layers": 1, "num_queries": LENGTH, "max_positions": 130}

@@ -1,0 +1,53 @@
+"""Pictures small enough to stand in a page by the thousand, as data URIs."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from kgcli.evaluation.report.page.markup import Html, tag
+
+SIDES = ((400, 256), (1500, 176))  # up to so many pictures: longest side in pixels
+SMALLEST_SIDE = 128
+QUALITY = 75  # of WebP
+UNREDUCED_QUALITY = 92  # small pictures are shown enlarged, where the coding would be seen
+
+
+def side_for(num_pictures: int) -> int:
+    """The longest side of thumbnails in a page of so many pictures, in pixels."""
+    return next((side for limit, side in SIDES if num_pictures <= limit), SMALLEST_SIDE)
+
+
+@dataclass
+class Thumbnails:
+    """Thumbnails of one page; counts the files that could not be read."""
+
+    side: int
+    num_missing: int = 0
+
+    def image(self, path: Path, alt: str) -> Html:
+        """An <img> that holds the picture, or a box that says it is not there."""
+        try:
+            content, size = _encode(path, self.side)
+        except (OSError, UnidentifiedImageError):
+            self.num_missing += 1
+            return tag("span", "no picture", class_="absent", role="img", aria_label=f"missing: {alt}")
+        source = "data:image/webp;base64," + base64.b64encode(content).decode()
+        return tag("img", src=source, alt=alt, width=size[0], height=size[1])
+
+
+def _encode(path: Path, side: int) -> tuple[bytes, tuple[int, int]]:
+    with Image.open(path) as opened:
+        opened.draft("RGB", (2 * side, 2 * side))  # a large JPEG is decoded at a fraction of its size
+        image = opened.convert("RGBA") if opened.mode in ("LA", "P", "PA", "RGBA") else opened.convert("RGB")
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    quality = QUALITY if max(image.size) > side else UNREDUCED_QUALITY
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=quality, method=4)
+    return buffer.getvalue(), image.size

@@ -1,0 +1,175 @@
+"""A loaded model: KOSMOS-G, its decoder and their adapters, from requests to images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from PIL import Image
+
+from kgcli.data.prompt import Prompt
+from kgcli.errors import UsageError
+from kgcli.inference.adapters import read_adapters
+from kgcli.inference.decoder_adapters import Attachments
+from kgcli.inference.pipeline import KosmosGPipeline, StepCallback, seeded
+from kgcli.inference.request import Request, Settings, edit_prompt, make_request, random_seed
+from kgcli.runtime import check_quantize, choose_device, choose_dtype, choose_offload, memory_errors
+from kgcli.weights.folder import ModelFolder, open_model
+from kgcli.weights.safetensors import DTYPES
+
+
+class Model:
+    """A loaded KOSMOS-G with its decoder: what `kgcli.load` returns."""
+
+    def __init__(
+        self, folder: ModelFolder, pipeline: KosmosGPipeline, device: str, dtype: str, offline: bool = False
+    ) -> None:
+        self.folder = folder
+        self.pipeline = pipeline
+        self.device = device
+        self.dtype = dtype
+        self.attachments = Attachments(pipeline, local_files_only=offline)
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        images: Sequence[str] = (),
+        negative_prompt: str = "",
+        seed: int | None = None,
+        num_images: int = 1,
+        loras: Sequence[str] = (),
+        controls: Sequence[str] = (),
+        controlnet_models: Sequence[str] = (),
+        map_models: Sequence[str] = (),
+        **settings: Any,
+    ) -> list[Image.Image]:
+        """Pictures of a prompt with `<image:PATH>` in it, for the seed and those after it.
+
+        `images` fill numbered slots (`<image:-1>`); `loras` (`style.safetensors:0.7`), `controls` (`canny=a.jpg:0.8`),
+        `controlnet_models` and `map_models` (`canny=FOLDER`) are written as on the command line; `settings` are the
+        fields of `Settings`.
+        """
+        adapters = read_adapters(
+            self.folder,
+            loras=loras,
+            controls=controls,
+            controlnet_models=controlnet_models,
+            map_models=map_models,
+        )
+        first = random_seed() if seed is None else seed
+        checked = _settings(settings)
+        requests = [
+            make_request(
+                self.folder,
+                prompt,
+                images=images,
+                negative_prompt=negative_prompt,
+                seed=first + offset,
+                settings=checked,
+                adapters=adapters,
+            )
+            for offset in range(num_images)
+        ]
+        return [image for _, image in generate(self, requests)]
+
+    def edit(self, image: str, instruction: str, **options: Any) -> list[Image.Image]:
+        """Pictures of an instruction carried out on a picture; options as of `generate`."""
+        return self.generate(edit_prompt(image, instruction), **options)
+
+
+def load(
+    model: str | ModelFolder | None = None,
+    *,
+    decoder: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    offload: str = "none",
+    quantize: str = "none",
+    offline: bool = False,
+) -> Model:
+    """Load a model: a folder, a Hub id, or None for the small one that ships with the package.
+
+    `offload` keeps weights in main memory and lends a GPU what is at work: none, model or sequential.
+    `quantize` holds the MLLM's linear layers in few bits: none, 8bit or 4bit (with the extra `quant`).
+
+    Raises:
+        MissingError: it is not there or is damaged.
+        IncompatibleError: it or the device does not fit.
+    """
+    device = choose_device(device)
+    check_quantize(quantize, device)
+    folder = model if isinstance(model, ModelFolder) else open_model(model, decoder, offline)
+    dtype = choose_dtype(dtype, device, folder.num_bytes)
+    offload = choose_offload(offload, device)
+    with memory_errors():
+        pipeline = KosmosGPipeline.from_pretrained(
+            folder,
+            torch_dtype=DTYPES[dtype],
+            quantize=quantize,
+            device=device if offload == "none" else "cpu",
+            local_files_only=offline,
+        )
+        if offload != "none":
+            pipeline.enable_offload(offload, device)
+        return Model(folder, pipeline, device, dtype, offline)
+
+
+def generate(
+    model: Model, requests: Iterable[Request], on_step: StepCallback | None = None
+) -> Iterator[tuple[Request, Image.Image]]:
+    """Draw one picture for each request, in order.
+
+    Each is drawn alone, so that its pixels depend on nothing but its own request; a prompt that several requests in
+    a row share is encoded once.
+    """
+    previous: Request | None = None
+    embeds: tuple[torch.Tensor, torch.Tensor] | None = None
+    for request in requests:
+        settings = request.settings.filled(model.folder)
+        assert settings.width is not None and settings.height is not None, "filled above"
+        model.pipeline.decoder.check_size(settings.width, settings.height)
+        with memory_errors():
+            if embeds is None or previous is None or not _same_prompt(previous, request):
+                pictures = [picture.load() for picture in request.pictures]
+                embeds = model.pipeline.encode_prompt(
+                    [request.prompt], [pictures], Prompt(parts=(request.negative_prompt,))
+                )
+            previous = request
+            image = _draw(model, replace(request, settings=settings), embeds, on_step)
+        yield request, image
+
+
+def _draw(
+    model: Model, request: Request, embeds: tuple[torch.Tensor, torch.Tensor], on_step: StepCallback | None
+) -> Image.Image:
+    """The picture of a request whose settings are all filled in."""
+    settings = request.settings
+    assert settings.width is not None and settings.height is not None, "filled in"
+    with model.attachments.on(request.adapters, (settings.width, settings.height)):
+        return model.pipeline.draw(
+            *embeds,
+            generators=seeded([request.seed]),
+            width=settings.width,
+            height=settings.height,
+            num_inference_steps=settings.num_steps,
+            guidance_scale=settings.guidance_scale,
+            guidance_rescale=settings.guidance_rescale,
+            scheduler=settings.scheduler,
+            on_step=on_step,
+        )[0]
+
+
+def _same_prompt(one: Request, other: Request) -> bool:
+    """Whether two requests are encoded alike."""
+    pictures = [[picture.sha256 for picture in request.pictures] for request in (one, other)]
+    return (one.prompt, one.negative_prompt) == (other.prompt, other.negative_prompt) and pictures[0] == pictures[1]
+
+
+def _settings(given: dict[str, Any]) -> Settings:
+    unknown = set(given) - set(Settings.__dataclass_fields__)
+    if unknown:
+        raise UsageError(f"unknown setting {sorted(unknown)[0]}; there are {', '.join(Settings.__dataclass_fields__)}")
+    return Settings(**given)

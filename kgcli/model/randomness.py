@@ -1,0 +1,52 @@
+"""Randomness of one training step, drawn per sample: independent of processes, micro-batches and neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class StepRandom:
+    """Random numbers for the samples of one step, a function of (seed, step, sample number) alone.
+
+    Each sample has its own stream, so a batch that is shared out over processes or cut into micro-batches draws what
+    the whole batch would have drawn. `shared` is the stream of the step: equal in every process.
+
+    Example:
+        >>> whole, half = StepRandom(0, 7, [4, 5]), StepRandom(0, 7, [5])
+        >>> torch.equal(whole.normal(2)[1:], half.normal(2))
+        True
+    """
+
+    def __init__(self, seed: int, step: int, numbers: Sequence[int]) -> None:
+        self.shared = _stream(seed, step)
+        self.streams = [_stream(seed, step, number) for number in numbers]
+
+    def __len__(self) -> int:
+        return len(self.streams)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Return (B, *shape) numbers in [0, 1) on the CPU."""
+        return torch.stack([torch.rand(shape, generator=stream) for stream in self.streams])
+
+    def normal(self, *shape: int) -> Tensor:
+        """Return (B, *shape) standard normal numbers on the CPU."""
+        return torch.stack([torch.randn(shape, generator=stream) for stream in self.streams])
+
+    def integers(self, high: int) -> Tensor:
+        """Return (B,) integers in [0, high) on the CPU."""
+        return torch.cat([torch.randint(high, (1,), generator=stream) for stream in self.streams])
+
+    def repeated(self, num: int) -> StepRandom:
+        """Return the same streams `num` times over, for `num` views of every sample, view by view."""
+        again = StepRandom.__new__(StepRandom)
+        again.shared, again.streams = self.shared, self.streams * num
+        return again
+
+
+def _stream(*key: int) -> torch.Generator:
+    """Return a generator seeded by a hash of the key: neighbouring keys give unrelated streams."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))

@@ -1,0 +1,143 @@
+"""Everything that is read from the machine and its environment: device, precision, memory, offline, versions.
+
+Nothing here imports torch before it is asked about a device.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+from kgcli.config import OFFLOADS, QUANTIZE
+from kgcli.errors import IncompatibleError, OutOfMemoryError, UsageError
+from kgcli.version import __version__
+
+DEVICES = ("cpu", "cuda", "mps")
+DTYPES = ("float32", "float16", "bfloat16")
+LARGE_MODEL = 10**9  # bytes of weights from which `auto` takes half precision on a GPU
+QUANTIZE_LIBRARY = "bitsandbytes"
+QUANTIZE_DEVICES = ("cpu", "cuda")  # where the library computes without fetching kernels from elsewhere
+
+_log = logging.getLogger(__name__)
+
+
+def choose_device(name: str) -> str:
+    """The device of a name; `auto` is the fastest there is.
+
+    Raises: IncompatibleError where it is not there, UsageError where there is no such kind.
+    """
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    kind = name.partition(":")[0]
+    if kind not in DEVICES:
+        raise UsageError(f"--device is {name}; it must be auto or one of {', '.join(DEVICES)} (cuda:1 for the second)")
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    try:
+        index = torch.device(name).index or 0
+    except RuntimeError:
+        raise UsageError(f"--device is {name}; write {kind} or {kind}:0") from None
+    if not available[kind] or (kind == "cuda" and index >= torch.cuda.device_count()):
+        raise IncompatibleError(f"--device is {name}, but there is no such device here; use --device cpu or auto")
+    return name
+
+
+def choose_dtype(name: str, device: str, num_bytes: int) -> str:
+    """Return the precision of a name; `auto` is half for large models on a GPU (bfloat16 where it has that), else full.
+
+    Small models stay in full precision: they are fast in any, and replay alike on any machine.
+
+    Args:
+        num_bytes: size of the model's weight files
+
+    Raises: UsageError.
+    """
+    if name == "auto":
+        if not device.startswith("cuda") or num_bytes < LARGE_MODEL:
+            return "float32"
+        import torch
+
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    if name not in DTYPES:
+        raise UsageError(f"--dtype is {name}; it must be auto or one of {', '.join(DTYPES)}")
+    return name
+
+
+def choose_offload(name: str, device: str) -> str:
+    """How weights are kept out of a device's memory: not at all where it has none of its own.
+
+    Raises: UsageError.
+    """
+    if name not in OFFLOADS:
+        raise UsageError(f"--offload is {name}; it must be one of {', '.join(OFFLOADS)}")
+    if name != "none" and not device.startswith("cuda"):
+        _log.warning("--offload %s changes nothing here: %s shares the main memory", name, device)
+        return "none"
+    return name
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn torch's out-of-memory errors into ours.
+
+    Raises: OutOfMemoryError that names the flags to try.
+    """
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise OutOfMemoryError(
+            "out of GPU memory: try --offload model (or sequential), --dtype float16, or a smaller -W and -H"
+        ) from None
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+            raise
+        raise OutOfMemoryError("out of memory: try a smaller -W and -H, or --dtype bfloat16") from None
+
+
+def check_quantize(name: str, device: str = "auto") -> None:
+    """Refuse what cannot be loaded; `none` always can.
+
+    Raises:
+        UsageError: there is no such kind, or the library is not installed.
+        IncompatibleError: the device cannot compute with it.
+    """
+    if name not in QUANTIZE:
+        raise UsageError(f"--quantize is {name}; it must be one of {', '.join(QUANTIZE)}")
+    if name == "none":
+        return
+    if find_spec(QUANTIZE_LIBRARY) is None:
+        raise UsageError(
+            f"--quantize {name} needs {QUANTIZE_LIBRARY}, which is not installed: pip install 'kgcli[quant]'"
+        )
+    kind = device.partition(":")[0]
+    if kind not in ("auto", *QUANTIZE_DEVICES):
+        raise IncompatibleError(
+            f"--quantize {name} cannot compute on {device}; use --device {' or '.join(QUANTIZE_DEVICES)}, "
+            "or --quantize none"
+        )
+
+
+def is_offline(asked: bool = False) -> bool:
+    """Return whether nothing may be fetched: it was asked for, or the Hub's own variable says so."""
+    return asked or os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "True")
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Return the versions of kgcli, Python and those packages that are installed."""
+    found = {"kgcli": __version__, "python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

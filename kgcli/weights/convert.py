@@ -1,0 +1,197 @@
+"""`kg convert`: a published checkpoint made a model folder, and back; whole or not at all, and in little memory."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from kgcli.config import CONFIG_NAME, ModelConfig, SpecialIds, read_model_config, read_model_config_file
+from kgcli.data.tokenizer import DICTIONARY_NAME, MODEL_NAMES, SPECIAL_ORDER, Tokenizer
+from kgcli.errors import IncompatibleError, KgError, MissingError, UsageError
+from kgcli.weights import names
+from kgcli.weights.card import CARD_NAME, model_card
+from kgcli.weights.fairseq import checkpoint_content
+from kgcli.weights.folder import RENAMED_REPOSITORIES, TOKENIZER_NAME, WEIGHTS_NAME, check_target
+from kgcli.weights.kosmos2 import open_kosmos2
+from kgcli.weights.published import NUM_NAMED, PRETRAIN, Source, expected_weights, open_source, stage_of
+from kgcli.weights.record import write_record
+from kgcli.weights.safetensors import DTYPES, check_weights, read_weights, write_shards
+
+SHORT_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+SHARD_SIZE = 10**9  # bytes; what a conversion holds in memory at a time
+READABLE = 0o644  # safetensors writes 600, which nobody else could read
+
+_log = logging.getLogger(__name__)
+
+
+def open_checked(
+    checkpoint: Path, out: Path, *, clip: Path | None = None, config: Path | None = None, overwrite: bool = False
+) -> Source:
+    """Recognise a checkpoint and find it whole, after seeing that its folder may be written.
+
+    Raises: as `open_source`; UsageError about `out`.
+    """
+    check_target(out, [checkpoint], overwrite=overwrite)
+    if (checkpoint / CONFIG_NAME).is_file():
+        if clip is not None or config is not None:
+            raise UsageError(f"{checkpoint} is a folder with everything in it; leave out --clip and --config")
+        return open_kosmos2(checkpoint)
+    return open_source(checkpoint, clip=clip, cfg=None if config is None else read_model_config_file(config))
+
+
+def to_folder(
+    source: Source,
+    out: Path,
+    *,
+    dictionary: Path | None = None,
+    sentencepiece: Path | None = None,
+    decoder: str | None = None,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    shard_size: int = SHARD_SIZE,
+    origin: Mapping[str, str] | None = None,
+) -> int:
+    """Write a model folder of a checkpoint; returns the number of weight files.
+
+    `origin` is noted in the folder's record: the repository, revision and sha256 of the checkpoint, where known.
+
+    Raises: UsageError, MissingError, IncompatibleError; KgError where it cannot be written.
+    """
+    target = find_dtype(dtype)
+    sentencepiece = sentencepiece or source.sentencepiece
+    origin = {"file": source.path.name, "stage": source.stage} | dict(origin or {})
+    kinds = {name: target or kind for name, kind in source.dtypes.items()}
+    num_bytes = {name: source.shapes[name].numel() * kind.itemsize for name, kind in kinds.items()}
+    cfg = source.cfg.model_copy(
+        update={
+            "special_ids": _special_ids(source.cfg, dictionary, sentencepiece),
+            "decoder": _find_decoder(decoder or source.cfg.decoder),
+        }
+    )
+    out = check_target(out, [source.path], overwrite=overwrite)
+    with _whole_folder(out, sum(num_bytes.values())) as partial:
+        num_files = write_shards(partial / WEIGHTS_NAME, num_bytes, source.read, shard_size=shard_size, dtype=target)
+        _copy_tokenizer(partial / TOKENIZER_NAME, dictionary, sentencepiece)
+        (partial / CONFIG_NAME).write_text(cfg.model_dump_json(indent=2) + "\n", "utf-8")
+        card = model_card(
+            out.name,
+            "/".join(origin[key] for key in ("repository", "file") if key in origin),
+            source.stage,
+            num_parameters=sum(shape.numel() for shape in source.shapes.values()),
+            dtypes={str(kind).removeprefix("torch.") for kind in kinds.values()},
+            decoder=cfg.decoder,
+            has_aligner=source.stage != PRETRAIN,
+            licence=origin.get("licence", "MIT"),
+        )
+        (partial / CARD_NAME).write_text(card, "utf-8")
+        write_record(partial, origin)
+    if sentencepiece is None:
+        _log.warning("%s has no tokenizer, so it cannot draw yet; --dict and --spm give it the published one", out)
+    return num_files
+
+
+def to_published(folder: Path, out: Path, *, dtype: str | None = None, overwrite: bool = False) -> str:
+    """Write a model folder's weights as the published code's loader expects them; returns their stage.
+
+    Raises: UsageError, MissingError, IncompatibleError; KgError where it cannot be written.
+    """
+    target = find_dtype(dtype)
+    cfg = read_model_config(folder)
+    if out.is_dir() or (out.exists() and not overwrite):
+        raise UsageError(f"{out} is there already; give another name" + ("" if out.is_dir() else " or --overwrite"))
+    weights = read_weights(folder / WEIGHTS_NAME, dtype=target)
+    stage = stage_of(weights)
+    expected = {name: tensor.shape for name, tensor in expected_weights(cfg, stage).items()}
+    found = {name: tensor.shape for name, tensor in weights.items()}
+    check_weights(expected, found, source=str(folder), num_named=NUM_NAMED)
+    state = names.to_published(weights)
+    state |= names.published_buffers(cfg.mllm.width // cfg.mllm.num_heads, state[names.EMBEDDING].dtype)
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(checkpoint_content(state, cfg), partial)
+        os.replace(partial, out)
+    except (OSError, RuntimeError) as error:
+        raise KgError(f"{out} cannot be written: {error}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return stage
+
+
+def find_dtype(name: str | None) -> torch.dtype | None:
+    """The precision of a name; none is that of the file.
+
+    Raises: UsageError.
+    """
+    known = DTYPES | SHORT_DTYPES
+    if name is not None and name not in known:
+        raise UsageError(f"--dtype is {name}; it must be one of {', '.join(known)}")
+    return None if name is None else known[name]
+
+
+def _special_ids(cfg: ModelConfig, dictionary: Path | None, sentencepiece: Path | None) -> SpecialIds:
+    """Those of the tokenizer, or without one the last ids, where the published vocabulary has them."""
+    if sentencepiece is None:
+        if dictionary is not None:
+            raise UsageError("--dict alone is no tokenizer; give the SentencePiece model as well (--spm)")
+        first = cfg.mllm.vocab_size - len(SPECIAL_ORDER)
+        return SpecialIds(**{name: first + index for index, name in enumerate(SPECIAL_ORDER)})
+    tokenizer = Tokenizer.read(sentencepiece, dictionary)
+    if tokenizer.vocab_size != cfg.mllm.vocab_size:
+        raise IncompatibleError(
+            f"{sentencepiece} gives {tokenizer.vocab_size} ids, the checkpoint has {cfg.mllm.vocab_size}; "
+            "take the dict.txt and the SentencePiece model it was trained with"
+        )
+    return tokenizer.special_ids
+
+
+def _copy_tokenizer(folder: Path, dictionary: Path | None, sentencepiece: Path | None) -> None:
+    for path, name in ((sentencepiece, MODEL_NAMES[0]), (dictionary, DICTIONARY_NAME)):
+        if path is not None:
+            folder.mkdir(exist_ok=True)
+            shutil.copyfile(path, folder / name)
+
+
+def _find_decoder(decoder: str) -> str:
+    """What the model folder says of its decoder: a Hub id, or the whole path of a folder."""
+    if Path(decoder).expanduser().is_dir():
+        return str(Path(decoder).expanduser().absolute())
+    if decoder.startswith((".", "~", "/")) or decoder.count("/") != 1:
+        raise MissingError(f"there is no decoder folder {decoder}; give a diffusers folder or a Hub id")
+    return RENAMED_REPOSITORIES.get(decoder, decoder)
+
+
+@contextmanager
+def _whole_folder(out: Path, num_bytes: int) -> Iterator[Path]:
+    """A folder under another name that takes the place of `out` once all is in it."""
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        free = shutil.disk_usage(partial).free
+        if free < num_bytes:
+            raise KgError(f"{out} needs {num_bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB are free there")
+        yield partial
+        for file in partial.rglob("*"):
+            file.chmod(READABLE if file.is_file() else file.stat().st_mode)
+        _exchange(partial, out)
+    except (OSError, SafetensorError) as error:
+        raise KgError(f"{out} cannot be written: {error}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _exchange(partial: Path, out: Path) -> None:
+    if out.is_dir():
+        old = out.with_name(f".{out.name}.{os.getpid()}.old")
+        out.rename(old)
+        partial.rename(out)
+        shutil.rmtree(old)
+    else:
+        partial.rename(out)
