@@ -13,9 +13,18 @@ from filelock import FileLock, Timeout
 
 from kgcli.errors import IncompatibleError, KgError, MissingError, UsageError
 from kgcli.runtime import DTYPES
-from kgcli.weights.catalogue import TOKENIZER, Entry, Published, find_entry, local_model, models_folder
+from kgcli.weights.catalogue import (
+    TOKENIZER,
+    Entry,
+    Published,
+    cached_file,
+    find_entry,
+    hub_cache,
+    local_model,
+    models_folder,
+)
 from kgcli.weights.folder import check_target
-from kgcli.weights.hub import Fetched, HubError, fetch, is_hub_id, sha256_of
+from kgcli.weights.hub import Fetched, HubError, fetch, has_file, is_hub_id, sha256_of
 
 DTYPE_NAMES = (*DTYPES, "fp32", "fp16", "bf16")
 
@@ -58,14 +67,18 @@ def pull(name: str, order: Order) -> Path:
 @contextmanager
 def _locked(folder: Path, name: str) -> Iterator[None]:
     """Keep other processes from making the same model."""
+    lock = FileLock(folder / f".{name}.lock", timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f".{name}.lock", timeout=0):
-            yield
+        lock.acquire()
     except Timeout:
         raise KgError(f"{name} is being fetched by another process; wait for that one") from None
     except OSError as error:
         raise KgError(f"{folder} cannot be written: {error}; KG_MODELS names another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _make(entry: Entry, order: Order, out: Path) -> Path:
@@ -102,8 +115,12 @@ def _choose(entry: Entry, order: Order) -> Published:
             return source
     if not is_hub_id(order.source):
         raise MissingError(f"--from {order.source} is no file or folder here, and cannot be a Hub repository")
-    pinned = next((source for source in entry.sources if source.pinned), entry.sources[0])
-    return replace(pinned, repository=order.source, official=False, licence="not known")
+    copies = [
+        replace(source, repository=order.source, pinned=True, official=False, licence="not known")
+        for source in entry.sources
+    ]
+    there = (copy for copy in copies if has_file(copy.repository, copy.file, order.revision, offline=order.offline))
+    return next(there, copies[0])
 
 
 def _check_accepted(entry: Entry, source: Published, order: Order) -> None:
@@ -119,11 +136,21 @@ def _check_accepted(entry: Entry, source: Published, order: Order) -> None:
 
 
 def _check_space(source: Published, out: Path) -> None:
-    """See that the conversion will find room, before hours of download."""
-    place = next(path for path in (out, *out.parents) if path.exists())
-    free = shutil.disk_usage(place).free
-    if free < source.size:
-        raise KgError(f"{out} needs up to {source.size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free there")
+    """See that download and conversion will find room, before hours of either."""
+    needed = {_existing(out): source.size}
+    if cached_file(source) is None:
+        cache = _existing(hub_cache())
+        shared = next((place for place in needed if place.stat().st_dev == cache.stat().st_dev), cache)
+        needed[shared] = needed.get(shared, 0) + source.size
+    for place, num_bytes in needed.items():
+        free = shutil.disk_usage(place).free
+        if free < num_bytes:
+            raise KgError(f"{place} needs up to {num_bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB are free there")
+
+
+def _existing(path: Path) -> Path:
+    """Return a folder, or the nearest above it that is there."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
 
 
 def _fetch_all(source: Published, order: Order) -> Files:

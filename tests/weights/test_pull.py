@@ -201,6 +201,15 @@ def test_another_repository_may_serve(hub, pull, tmp_path, final):
     assert "someone/copy is an unofficial mirror of kosmosg" in done.err
 
 
+def test_another_repository_may_hold_either_form(hub, pull, stage_1, tmp_path):
+    hub.files["someone/k2"] = dict(stage_1)
+    expected = sha256(stage_1["model.safetensors"])
+    done = pull("kosmos-2", "--from", "someone/k2", "--accept")
+    assert done.code == 4 and f"the Hub states sha256 {expected}, expected is 051bf4b6" in done.err
+    done = pull("kosmos-2", "--from", "someone/k2", "--accept", "--sha256", expected, "--to", "k2")
+    assert done.code == 0, done.err
+
+
 def test_the_fairseq_form_of_kosmos2_is_the_same_model(hub, pull, models, tmp_path):
     save_fairseq(tmp_path / "kosmos-2-min.pt", make_kosmos2())
     content = (tmp_path / "kosmos-2-min.pt").read_bytes()
@@ -328,7 +337,7 @@ def test_a_full_disk_is_found_before_the_download(hub, pull, monkeypatch):
 
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _path: module.shutil._ntuple_diskusage(1, 1, 0))
     done = pull("kosmos-2")
-    assert done.code == 1 and "needs up to 6.7 GB, 0.0 GB are free there" in done.err
+    assert done.code == 1 and "needs up to 13.3 GB, 0.0 GB are free there" in done.err  # download and folder
     assert hub.requests == []
 
 
