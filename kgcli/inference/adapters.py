@@ -21,8 +21,8 @@ from kgcli.weights.folder import (
     check_single_file,
     check_width,
     hash_files,
-    is_hub_id,
 )
+from kgcli.weights.hub import is_hub_id
 from kgcli.weights.lora_header import LoraHeader, lora_file, lora_files, read_lora_header
 from kgcli.weights.safetensors_hash import hash_tensors
 from kgcli.weights.shipped import find_adapter, find_picture

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from kgcli.config import OFFLOADS
-from kgcli.data.images import pad_to_square, to_vision_pixels
+from kgcli.data.images import to_vision_pixels
 from kgcli.data.prompt import Prompt, check_length, encode
 from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import UsageError
@@ -152,25 +152,23 @@ class PromptEncoder:
     ) -> Tensor:
         """What the MLLM reads of each image, (N, Q, D); an image is known by its content."""
         refs = [ref for prompt in prompts for ref in prompt.images]
-        # Not `fit` itself: where the caller leaves it open, pictures are padded.
         keys = [
-            (digest, ref.fit == "crop")
+            (digest, ref.fit or self.model.cfg.image_fit)
             for ref, digest in zip(refs, (one for group in hashes for one in group), strict=True)
         ]
         given = dict(zip(keys, (picture for group in pictures for picture in group), strict=True))
         found = {key: self._images[key] for key in given if key in self._images}
         for key, picture in given.items():
             if key not in found:
-                found[key] = self._images[key] = self._look(picture, crop=key[1])
+                found[key] = self._images[key] = self._look(picture, fit=key[1])
         return torch.cat([found[key] for key in keys])
 
-    def _look(self, picture: Image.Image, crop: bool) -> Tensor:
+    def _look(self, picture: Image.Image, fit: str) -> Tensor:
         """What vision tower and resampler make of a picture, (1, Q, D).
 
         One by one: in a batch sums run in another order, and what is kept must not depend on its first neighbours.
         """
-        square = picture if crop else pad_to_square(picture)
-        pixels = torch.from_numpy(to_vision_pixels(square, self.model.cfg.vision.image_size))
+        pixels = torch.from_numpy(to_vision_pixels(picture, self.model.cfg.vision.image_size, fit))
         with self._lent(self.model.vision, self.model.resampler, when="sequential"):
             return self.model.resampler(self.model.vision(pixels[None].to(self.device, self.dtype)))
 
