@@ -14,6 +14,8 @@ FILES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.r
 # A room imports rooms to its left and itself; rooms of one group are strangers to each other.
 ROOMS = [
     {"errors"},
+    {"files"},
+    {"reading"},
     {"config"},
     {"shipped", "checkpoint", "optim", "samplers", "quantization"},
     {"data", "model"},
@@ -35,6 +37,8 @@ HEAVY = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "saf
 # What runs before torch loads: all checks of prompts, pictures, settings, folders and recipes.
 LIGHT = (
     "errors",
+    "files",
+    "reading",
     "config",
     "shipped",
     "modelfolder",
