@@ -15,7 +15,7 @@ from typing import Any
 
 from kgcli.config import CONFIG_NAME, ModelConfig, read_model_config
 from kgcli.data.tokenizer import Tokenizer
-from kgcli.errors import IncompatibleError, MissingError
+from kgcli.errors import IncompatibleError, MissingError, UsageError
 from kgcli.shipped import DEFAULT_MODEL, SD15_SIZES
 
 WEIGHTS_NAME = "model.safetensors"
@@ -76,6 +76,8 @@ def open_model(
             "(or their special symbols differ); the folder mixes two models"
         )
     name = "nano" if model is None else Path(model).name or path.name
+    if with_decoder and decoder is None:
+        _check_named_decoder(path, cfg.decoder)
     found = _find_decoder(path, decoder or cfg.decoder, cfg.aligner.width) if with_decoder else cfg.decoder
     return ModelFolder(path=path, name=name, cfg=cfg, decoder=found, tokenizer=tokenizer)
 
@@ -151,6 +153,24 @@ def _download(repository: str, offline: bool) -> Path:
         raise MissingError(
             f"there is no model folder {repository}, and no such model could be fetched: {why}"
         ) from None
+
+
+def _check_named_decoder(folder: Path, decoder: str) -> None:
+    """See that the decoder which a model folder names lies in it or is Stable Diffusion v1.5.
+
+    A folder of a stranger chooses no path and no download: anything else is for the user to name.
+
+    Raises: UsageError.
+    """
+    inside = not Path(decoder).is_absolute() and ".." not in Path(decoder).parts and not decoder.startswith("~")
+    if {decoder, RENAMED_REPOSITORIES.get(decoder)} & set(RENAMED_REPOSITORIES.values()):
+        return
+    if inside and ((folder / decoder).is_dir() or not is_hub_id(decoder)):
+        return  # one that is not there is reported where it is looked for
+    raise UsageError(
+        f"the {CONFIG_NAME} of {folder} names a decoder that is not in the folder, {decoder}; if you trust it, give "
+        f"--decoder {decoder}"
+    )
 
 
 def _find_decoder(folder: Path, decoder: str, width: int) -> str:

@@ -16,6 +16,7 @@ ROOMS = [
     {"errors"},
     {"files"},
     {"reading"},
+    {"tensorfiles"},
     {"config"},
     {"shipped", "checkpoint", "optim", "samplers", "quantization"},
     {"data", "model"},

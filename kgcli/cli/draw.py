@@ -11,9 +11,9 @@ from kgcli.cli.failure import show
 from kgcli.cli.logs import set_up_logs
 from kgcli.cli.options import DrawFlags
 from kgcli.cli.plan import Plan, plan_prompt
-from kgcli.errors import PartialBatchError
+from kgcli.errors import OutputError, PartialBatchError
 from kgcli.metadata import describe
-from kgcli.output import OutputError, write_picture
+from kgcli.output import write_picture
 
 
 def run(prompt: str | None, flags: DrawFlags) -> None:

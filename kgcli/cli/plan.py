@@ -15,10 +15,10 @@ from pydantic import ConfigDict, ValidationError
 from kgcli.adapters import Adapters, read_adapters
 from kgcli.cli.options import DrawFlags
 from kgcli.config import OFFLOADS, Strict
-from kgcli.errors import KgError, MissingError, UsageError
+from kgcli.errors import KgError, MissingError, OutputError, UsageError
 from kgcli.metadata import sidecar
 from kgcli.modelfolder import ModelFolder, open_model
-from kgcli.output import OutputError, OutputPlan, check_writable
+from kgcli.output import OutputPlan, check_writable
 from kgcli.quantization import check_quantize
 from kgcli.replay import read_replay
 from kgcli.request import Request, Settings, make_request, random_seed
@@ -75,6 +75,8 @@ def plan_prompt(prompt: str | None, flags: DrawFlags) -> Plan:
     sources = [prompt is not None, flags.batch is not None, flags.from_ is not None]
     if sum(sources) != 1:
         raise UsageError("give one of: a prompt, --batch FILE, --from IMAGE")
+    if flags.allow_download and flags.from_ is None:
+        raise UsageError("--allow-download is about what the image of --from names, which is not given; leave it out")
     if flags.overwrite and flags.skip_existing:
         raise UsageError("--overwrite and --skip-existing exclude each other")
     if flags.offload not in OFFLOADS:
@@ -101,6 +103,7 @@ def _plan_replay(plan: Plan, flags: DrawFlags, source: Path) -> Plan:
         controlnet_models=flags.controlnet_model or [],
         map_models=flags.map_model or [],
         with_adapters=not given,
+        allow_download=flags.allow_download,
     )
     plan.dtype = replay.dtype
     if flags.quantize is None:

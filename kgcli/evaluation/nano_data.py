@@ -33,6 +33,7 @@ from kgcli.evaluation.nano_suites import (
     subjects,
 )
 from kgcli.evaluation.runs import sha256
+from kgcli.evaluation.weightfiles import user_cache
 
 INDEX = "data.json"
 MASKS = "masks"
@@ -55,6 +56,11 @@ class NanoData:
     def masks(self) -> Path:
         """The folder of the masks, laid out as that of the photos."""
         return self.folder / MASKS
+
+
+def cached_folder(suite: str) -> Path:
+    """Return the folder of a nano suite's images in the user's cache."""
+    return user_cache() / f"{suite}-{VERSION}"
 
 
 def dreambench_data(folder: Path) -> NanoData:

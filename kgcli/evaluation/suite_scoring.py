@@ -144,7 +144,7 @@ def _score_subjects(run: RunFolder, ready: Ready, device: str, progress: Progres
     from kgcli.evaluation.subjects import SubjectPhotos
 
     data = open_dreambench(Path(run.plan.data))
-    if data.sha256 != run.plan.protocol["data_sha256"]:
+    if data.sha256 != run.plan.fact("data_sha256", str):
         raise MissingError(f"the photos in {data.folder} are no longer those of this run; put them back")
     references = {name: SubjectPhotos(photos, input_photo(name)) for name, photos in data.photos.items()}
     extractors = Extractors(

@@ -6,7 +6,6 @@ Q queries per image, D MLLM width, d conditioning width.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from kgcli.config import CONFIG_NAME, AlignerConfig, ModelConfig, read_model_config
 from kgcli.errors import UsageError
+from kgcli.files import make_folder, write_whole
 from kgcli.model.aligner import AlignerNet
 from kgcli.model.mllm import MLLM
 from kgcli.model.quantized import quantize_linears
@@ -86,11 +86,9 @@ class KosmosG(nn.Module):
         if self.quantize != "none":
             raise UsageError(f"a model loaded in {self.quantize} cannot be saved; load it with quantize none")
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_weights(folder / WEIGHTS_NAME, self.state_dict(), dtype=dtype)
-        partial = folder / f".{CONFIG_NAME}.{os.getpid()}.partial"
-        partial.write_text(self.cfg.model_dump_json(indent=2) + "\n", "utf-8")
-        os.replace(partial, folder / CONFIG_NAME)
+        write_whole(folder / CONFIG_NAME, self.cfg.model_dump_json(indent=2) + "\n")
 
     @classmethod
     def from_pretrained(
