@@ -18,7 +18,7 @@ ROOMS = [
     {"reading"},
     {"tensorfiles"},
     {"config"},
-    {"shipped", "checkpoint", "optim", "samplers", "quantization"},
+    {"shipped", "checkpoint", "resume", "optim", "samplers", "quantization"},
     {"data", "model"},
     {"modelfolder", "sampling", "controlmaps", "evaluation.judges", "evaluation.intervals"},
     {"adapters", "inputs", "encoder", "evaluation.evaluators"},
