@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader
 
 from kgcli import checkpoint
 from kgcli.config import Recipe, dump_recipe
-from kgcli.data.batch import Batches, Pool, check_kinds
+from kgcli.data.batch import Batches, Pool
+from kgcli.data.world.samples import check_kinds
 from kgcli.errors import ConfigError, IncompatibleError, MissingError
 from kgcli.files import locked, remove_leftovers, whole_folder
 from kgcli.metrics import Metrics, say
@@ -30,6 +31,8 @@ from kgcli.pool import make_pool
 from kgcli.resume import recipe_changes
 from kgcli.stages import KosmosGStage, Stage
 from kgcli.stages_table import STAGES
+
+MAX_SHOWN = 64  # samples that a dry run renders
 
 
 class Run:
@@ -206,15 +209,24 @@ def describe(run: Run) -> str:
     memory = 4 * (total + (copies - 1) * trained)
     disk = 4 * trained * copies * run.recipe.keep_checkpoints
     lines.append(f"  memory without activations {memory / 2**20:.0f} MiB, checkpoints on disk {disk / 2**20:.0f} MiB")
-    batch = Batches(
-        run.recipe.model_copy(update={"data": run.recipe.data.model_copy(update={"pool": None})}),
-        _without_pool(run.stage),
-    )[0]
-    lines.append("  one batch: " + ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.fields().items()))
+    lines.append("  " + _describe_batch(run))
     stage = run.recipe.stage
     command = stage if isinstance(run.stage, KosmosGStage) else f"base {stage}"
     lines.append(f"  start with: kg {command} RECIPE, or accelerate launch -m kgcli {command} RECIPE")
     return "\n".join(lines)
+
+
+def _describe_batch(run: Run) -> str:
+    """Return what a batch holds, from its first samples: a large one is reckoned and never rendered."""
+    data = run.recipe.data
+    size = min(data.batch_size, MAX_SHOWN)
+    bucket = data.bucket if size == data.batch_size else 1
+    few = data.model_copy(update={"pool": None, "batch_size": size, "bucket": bucket})
+    fields = Batches(run.recipe.model_copy(update={"data": few}), _without_pool(run.stage))[0].fields()
+    num_bytes = sum(value.numel() * value.element_size() for value in fields.values()) * data.batch_size / size
+    shown = "one batch" if size == data.batch_size else f"{size} of the samples of one batch"
+    shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in fields.items())
+    return f"{shown}: {shapes}; a whole one takes {num_bytes / 2**20:.0f} MiB"
 
 
 def _loop(run: Run, pool: Pool | None, metrics: Metrics | None, stopped: list[int]) -> None:

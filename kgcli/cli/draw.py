@@ -50,7 +50,7 @@ def _draw(plan: Plan, flags: DrawFlags) -> None:
         for job, (request, image) in zip(plan.jobs, drawn, strict=True):
             metadata = describe(request, plan.model, model.device, model.dtype, plan.quantize)
             try:
-                write_picture(job.path, image, None if flags.no_metadata else metadata)
+                write_picture(job.path, image, None if flags.no_metadata else metadata, overwrite=job.overwrite)
             except OutputError as error:
                 if flags.batch is None:
                     raise

@@ -25,6 +25,7 @@ from kgcli.data.world.tables import (
     SEEN_NOUNS,
     STYLES,
 )
+from kgcli.errors import ConfigError
 
 BASE_NOUNS = [*SEEN_NOUNS, *BASE_ONLY_NOUNS]
 STAGE_NOUNS = list(SEEN_NOUNS)
@@ -303,3 +304,16 @@ SAMPLERS: dict[str, Callable[[Chance], Sample]] = {
 }
 
 __all__ = ["SAMPLERS", "Rendered", "Sample", "draw", "reference"]
+
+
+def check_kinds(kinds: dict[str, float]) -> None:
+    """See that a mixture can be sampled from.
+
+    Raises:
+        ConfigError: a kind does not exist or the weights are no shares.
+    """
+    for name in kinds:
+        if name not in SAMPLERS:
+            raise ConfigError(f"data.kinds: there is no kind of sample {name!r}; there are {', '.join(SAMPLERS)}")
+    if min(kinds.values(), default=0.0) < 0.0 or sum(kinds.values()) <= 0.0:
+        raise ConfigError(f"data.kinds: the weights {kinds} must be at least 0, and one of them above")
