@@ -30,7 +30,7 @@ REFUSED = {
     "number.json": (b"5", "a JSON list"),
     "cut.json": (b'["a cat"', "not valid JSON"),
     "columns.csv": (b"id,text\n1,a cat\n", "there is no caption"),
-    "quote.csv": (bX),
+    "quote.csv": (b'id,caption\n1,"a cat\n', "unexpected end of data"),
     "cut.jsonl": (b'{"caption": "a cat"\n', "line 1: "),
 }
 
