@@ -110,6 +110,8 @@ def test_options_are_read_by_name():
         ("a <i> b", 3, "write <image:PATH>"),
         ("a <img:cat.png>", 3, "write <image:cat.png>"),
         ("a <cat.png>", 3, "write <image:cat.png>"),
+        ("a <https://x.org/cat.png>", 3, "not from the web"),
+        ("a <\nimg:cat.png>", 3, "write <image:cat.png>"),
         ("a cat <lora:comic:0.7>", 7, "give --lora comic.safetensors:0.7"),
         ("a <image:https://x.org/cat.png>", 10, "not from the web"),
         ("x" * 40_000, None, "40,000 characters"),

@@ -17,6 +17,7 @@ from pathlib import PurePath
 
 from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import PromptError
+from kgcli.files import printable
 
 MAX_WEIGHT = 2.0
 MAX_CHARACTERS = 32_768  # of a prompt: models take 2,048 tokens of at most 16 characters
@@ -168,7 +169,7 @@ class _Parser:
 
     def error(self, message: str, index: int) -> PromptError:
         """A PromptError that points at an index."""
-        return PromptError(message, column=index + 1, prompt=self.text)
+        return PromptError(printable(message), column=index + 1, prompt=self.text)
 
     def parts(self) -> list[str | ImageRef]:
         """Texts and images in turn, no text empty."""
@@ -204,6 +205,8 @@ class _Parser:
         if kind in ("lora", "lyco", "hypernet"):
             name, _, scale = given.partition(":")
             advice = f"give --lora {name or 'FILE'}.safetensors" + (f":{scale}" if scale else "")
+        elif given.startswith("//"):
+            advice = "images are read from files, not from the web: fetch it and write <image:FILE>"
         else:
             advice = f"write <image:{given or 'PATH'}>"
         raise self.error(f"`{match.group()}>` is not a tag of this program: {advice}, or \\< for a plain <", self.at)
