@@ -15,7 +15,7 @@ __all__ = ["KosmosGPipeline", "Prompt", "__version__", "load"]
 if TYPE_CHECKING:
     from kgcli.data.prompt import Prompt
     from kgcli.engine import load
-    from kgcli.pipeline import KosmosGPipeline
+    from kgcli.inference.pipeline import KosmosGPipeline
 
 
 def __getattr__(name: str) -> Any:
@@ -25,7 +25,7 @@ def __getattr__(name: str) -> Any:
 
         return Prompt
     if name == "KosmosGPipeline":
-        from kgcli.pipeline import KosmosGPipeline
+        from kgcli.inference.pipeline import KosmosGPipeline
 
         return KosmosGPipeline
     if name == "load":

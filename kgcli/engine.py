@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from kgcli.adapters import read_adapters
-from kgcli.attach import Attachments
-from kgcli.conditioning import TENSORS, write_conditioning
 from kgcli.config import OFFLOADS
 from kgcli.data.prompt import Prompt
-from kgcli.encoder import PromptEncoder
 from kgcli.errors import IncompatibleError, OutOfMemoryError, UsageError
-from kgcli.inputs import read_negatives
+from kgcli.inference.adapters import read_adapters
+from kgcli.inference.conditioning import TENSORS, write_conditioning
+from kgcli.inference.decoder_adapters import Attachments
+from kgcli.inference.encoder import PromptEncoder
+from kgcli.inference.inputs import read_negatives
+from kgcli.inference.pipeline import KosmosGPipeline, StepCallback, seeded
+from kgcli.inference.request import Request, Settings, edit_prompt, make_request, random_seed
 from kgcli.model.kosmosg import KosmosG
-from kgcli.model.weights import DTYPES
-from kgcli.modelfolder import WEIGHTS_NAME, ModelFolder, open_model
-from kgcli.pipeline import KosmosGPipeline, StepCallback, seeded
-from kgcli.quantization import check_quantize
-from kgcli.request import Request, Settings, edit_prompt, make_request, random_seed
+from kgcli.weights.folder import WEIGHTS_NAME, ModelFolder, open_model
+from kgcli.weights.quantization import check_quantize
+from kgcli.weights.safetensors import DTYPES
 
 if TYPE_CHECKING:
     from kgcli.config import Recipe
@@ -196,8 +196,8 @@ def edit(
 
 
 def train(recipe: Recipe, resume: str = "auto", dry_run: bool = False) -> Any:
-    """Run one training stage; see `kgcli.train.train`."""
-    from kgcli.train import train as run  # training needs more than drawing does
+    """Run one training stage; see `kgcli.training.loop.train`."""
+    from kgcli.training.loop import train as run  # training needs more than drawing does
 
     return run(recipe, resume=resume, dry_run=dry_run)
 

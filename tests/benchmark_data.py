@@ -4,7 +4,7 @@ import json
 
 from PIL import Image
 
-from kgcli.evaluation.dreambench_data import LIVE_PROMPTS, OBJECT_PROMPTS, SHARED_PROMPTS, SUBJECTS
+from kgcli.evaluation.benchmarks.dreambench_data import LIVE_PROMPTS, OBJECT_PROMPTS, SHARED_PROMPTS, SUBJECTS
 
 SIDE = 16  # pixels
 OWN_METHOD = '''
@@ -40,7 +40,7 @@ class Colour:
 
 def write_dreambench(folder):
     """30 subjects, 158 photos, the file of prompts."""
-    from kgcli.evaluation.dreambench_data import input_photo
+    from kgcli.evaluation.benchmarks.dreambench_data import input_photo
 
     rest = 158 - 4 * len(SUBJECTS)
     for index, name in enumerate(SUBJECTS):

@@ -10,7 +10,7 @@ DEADLINE = 120  # seconds
 # `kg` where the weights of CLIP may be any: real ones cannot be had in a test.
 KG = """
 import dataclasses, sys
-from kgcli.evaluation import weightfiles
+from kgcli.evaluation.extractors.base import weight_files as weightfiles
 weightfiles.TABLE["clip"] = dataclasses.replace(weightfiles.TABLE["clip"], sha256="")
 from kgcli.cli import main
 main(sys.argv[1:])
@@ -39,7 +39,7 @@ def write_random_weights(folder):
     import timm
     import torch
 
-    from kgcli.evaluation.weightfiles import TABLE
+    from kgcli.evaluation.extractors.weight_files import TABLE
 
     folder.mkdir()
     torch.manual_seed(0)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from kgcli.config import ModelConfig
-from kgcli.model.convert import published_buffers, to_published
-from kgcli.model.published import checkpoint_content
-from kgcli.model.source import INSTRUCT, expected_weights
+from kgcli.weights.fairseq import checkpoint_content
+from kgcli.weights.names import published_buffers, to_published
+from kgcli.weights.published import INSTRUCT, expected_weights
 
 BLOCK = 2**20  # random numbers that are drawn; drawing more takes longer than writing them
 

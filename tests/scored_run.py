@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from kgcli.evaluation.clusters import cluster_mean
-from kgcli.evaluation.compare import cluster_means, values_of
-from kgcli.evaluation.runs import Item, Plan, RunFolder
+from kgcli.evaluation.metrics.clusters import cluster_mean
+from kgcli.evaluation.report.compare import cluster_means, values_of
+from kgcli.evaluation.run.folder import Item, Plan, RunFolder
 from kgcli.evaluation.scores import Figure, Measure, PictureScore, Scores
 
 SUBJECTS = ("dog", "cat", "backpack", "rc_car", "berry_bowl", "can", "clock", "vase")

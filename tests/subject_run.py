@@ -5,8 +5,8 @@ import shutil
 import numpy as np
 from PIL import Image, ImageDraw
 
-from kgcli.evaluation.runs import Item, Plan
-from kgcli.evaluation.subjects import SubjectPhotos
+from kgcli.evaluation.metrics.subjects import SubjectPhotos
+from kgcli.evaluation.run.folder import Item, Plan
 
 SUBJECTS = {"cat": ("live", "orange"), "dog": ("live", "brown"), "can": ("object", "blue")}
 PROMPTS = (("on the beach", "context"), ("in a hat", "accessory"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kgcli.shipped import DEFAULT_MODEL
+from kgcli.weights.shipped import DEFAULT_MODEL
 
 SCRIPT = Path(__file__).with_name("crash_points.py")
 ALIGN = [f"init_from.model={DEFAULT_MODEL}", f"init_from.text={DEFAULT_MODEL / 'decoder'}", "output_dir=run"]

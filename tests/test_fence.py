@@ -12,14 +12,14 @@ from scored_run import make_subject_run
 
 from kgcli.config import read_model_config
 from kgcli.errors import MissingError, UsageError
-from kgcli.evaluation import nano_scoring
-from kgcli.evaluation.compare import open_runs
-from kgcli.evaluation.page import build_page
-from kgcli.evaluation.page.thumbnails import Thumbnails
-from kgcli.evaluation.runs import RunFolder
+from kgcli.evaluation.report.compare import open_runs
+from kgcli.evaluation.report.page import build_page
+from kgcli.evaluation.report.page.thumbnails import Thumbnails
+from kgcli.evaluation.run import nano_score as nano_scoring
+from kgcli.evaluation.run.folder import RunFolder
 from kgcli.evaluation.scores import Scores
 from kgcli.files import sha256
-from kgcli.modelfolder import open_model
+from kgcli.weights.folder import open_model
 
 FEW = ("nano_cat", "nano_dog")
 ELSEWHERE = ["/etc/passwd.png", "../secret.png", "images/../../secret.png", "a\\..\\b.png", "images/\0.png", "."]
@@ -55,7 +55,7 @@ def test_a_plan_of_an_earlier_version_chooses_no_data_folder(run, tmp_path):
 def test_scoring_makes_and_reads_no_folder_that_the_plan_names(kg, run, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     looked_in = []
-    monkeypatch.setattr("kgcli.evaluation.benchmark.score_run", lambda run, ready: looked_in.append(run.plan.data))
+    monkeypatch.setattr("kgcli.evaluation.run.benchmark.score_run", lambda run, ready: looked_in.append(run.plan.data))
     for item in RunFolder.open(run).plan.items:
         Image.new("RGB", (8, 8)).save(run / item.path)
     change(run / "plan.json", data=str(tmp_path / "chosen"))

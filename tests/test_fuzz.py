@@ -18,12 +18,12 @@ from kgcli.config import load_recipe
 from kgcli.data.images import decode_image
 from kgcli.data.prompt import Prompt
 from kgcli.errors import KgError
-from kgcli.evaluation.compare import compare, open_runs
-from kgcli.evaluation.page import build_page
-from kgcli.evaluation.runs import RunFolder
-from kgcli.metadata import read_metadata, read_parameters
-from kgcli.modelfolder import open_model
-from kgcli.replay import read_replay
+from kgcli.evaluation.report.compare import compare, open_runs
+from kgcli.evaluation.report.page import build_page
+from kgcli.evaluation.run.folder import RunFolder
+from kgcli.inference.metadata import read_metadata, read_parameters
+from kgcli.inference.replay import read_replay
+from kgcli.weights.folder import open_model
 
 PIECES = [
     *("<image:", "<i>", "<image>", ">", "|", ",", "=", "weight=", "fit=", "mask=", "0.8", "nan", "crop", "-1", "-0"),
@@ -144,8 +144,8 @@ def test_images(num):
 @pytest.fixture(scope="module")
 def drawn(tiny_model, tmp_path_factory):
     """The metadata of an image as it is written."""
-    from kgcli.metadata import describe
-    from kgcli.request import make_request
+    from kgcli.inference.metadata import describe
+    from kgcli.inference.request import make_request
 
     model = open_model(str(tiny_model))
     return describe(make_request(model, "a cat", seed=3), model, "cpu", "float32")

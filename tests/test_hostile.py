@@ -12,8 +12,8 @@ from PIL import Image, PngImagePlugin
 from kgcli.config import load_recipe
 from kgcli.data.prompt import Prompt
 from kgcli.errors import IncompatibleError, KgError, MissingError
-from kgcli.modelfolder import check_safetensors, open_model
-from kgcli.shipped import shipped_names
+from kgcli.weights.folder import check_safetensors, open_model
+from kgcli.weights.shipped import shipped_names
 
 RECIPE = {"stage": "align", "output_dir": "runs/x", "init_from": {"model": "m", "text": "t"}, "steps": 4}
 RECIPE |= {"data": {"kinds": {"text": 1.0}, "batch_size": 8}, "optim": {"lr": 1.0e-3}}

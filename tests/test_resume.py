@@ -9,10 +9,10 @@ import sys
 
 import pytest
 
-from kgcli import train as training
 from kgcli.config import load_recipe
 from kgcli.errors import BusyError, IncompatibleError, MissingError
 from kgcli.files import locked
+from kgcli.training import loop as training
 
 HOST = "a.host.of-mine"
 SETTINGS = ["data.batch_size=4", "data.num_workers=0", "save_every=1", "keep_checkpoints=4", "steps=2"]

@@ -8,7 +8,7 @@ import pytest
 from kgcli.data.entries import data_files, is_data
 from kgcli.data.textfiles import read_entries
 from kgcli.errors import KgError, MissingError, UsageError
-from kgcli.evaluation.coco import choose_captions
+from kgcli.evaluation.benchmarks.coco import choose_captions
 
 CAT_AND_DOG = {
     "mark.txt": "a cat\na dog\n".encode("utf-8-sig"),

@@ -11,7 +11,7 @@ import typer
 from kgcli.cli.options import takes_flags
 
 if TYPE_CHECKING:
-    from kgcli.evaluation.benchmark import Bench
+    from kgcli.evaluation.run.benchmark import Bench
 
 DREAMBENCH_SUITES = {"single": "dreambench", "multi": "dreambench-multi", "nano": "nano-dreambench"}
 COCO_SUITES = {"full": "coco", "nano": "nano-coco"}
@@ -93,7 +93,7 @@ def dreambench(
     --data is the `dataset` folder of github.com/google/dreambooth. --images DIR scores the pictures of another
     system, named <subject>/<prompt:02d>_<image>.png; a .csv has the columns path, subject, prompt, image.
     """
-    from kgcli.evaluation.dreambench import DreamBenchAsk
+    from kgcli.evaluation.benchmarks.dreambench import DreamBenchAsk
 
     names = tuple(name.strip() for name in subjects.split(",") if name.strip())
     ask = DreamBenchAsk(seed=flags.seed, noise=noise, class_noun=class_noun, num_images=num_images, subjects=names)
@@ -122,7 +122,7 @@ def coco(
 
     --data is a folder with annotations/captions_val2014.json and val2014/.
     """
-    from kgcli.evaluation.dreambench import DreamBenchAsk
+    from kgcli.evaluation.benchmarks.dreambench import DreamBenchAsk
 
     scoring = {"presets": tuple(preset or ("kosmosg",)), "real": real, "also": tuple(also or ())}
     ask = DreamBenchAsk(seed=flags.seed)
@@ -141,7 +141,7 @@ def _suite(name: str, known: dict[str, str]) -> str:
 def _run(flags: BenchFlags, suite: str, scoring: dict[str, Any], **asked: Any) -> None:
     """Run a benchmark and print its run folder."""
     from kgcli.cli.logs import set_up_logs
-    from kgcli.evaluation.benchmark import run_benchmark
+    from kgcli.evaluation.run.benchmark import run_benchmark
 
     set_up_logs(quiet=flags.quiet, offline=flags.offline)
     run = run_benchmark(_bench(flags, suite=suite, scoring=scoring, **asked))
@@ -151,9 +151,9 @@ def _run(flags: BenchFlags, suite: str, scoring: dict[str, Any], **asked: Any) -
 def _bench(flags: BenchFlags, scoring: dict[str, Any], **asked: Any) -> Bench:
     """The flags as what is asked of a benchmark. Raises: UsageError."""
     from kgcli.errors import UsageError
-    from kgcli.evaluation.benchmark import Bench
-    from kgcli.evaluation.methods.base import MethodOptions
-    from kgcli.evaluation.suite_scoring import Scoring
+    from kgcli.evaluation.baselines.base import MethodOptions
+    from kgcli.evaluation.run.benchmark import Bench
+    from kgcli.evaluation.run.suites import Scoring
 
     pairs = [(setting, *setting.partition("=")) for setting in flags.settings or []]
     for setting, name, equals, _ in pairs:

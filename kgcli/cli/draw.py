@@ -12,8 +12,8 @@ from kgcli.cli.logs import set_up_logs
 from kgcli.cli.options import DrawFlags
 from kgcli.cli.plan import Plan, plan_prompt
 from kgcli.errors import OutputError, PartialBatchError
-from kgcli.metadata import describe
-from kgcli.output import write_picture
+from kgcli.inference.metadata import describe
+from kgcli.inference.output import write_picture
 
 
 def run(prompt: str | None, flags: DrawFlags) -> None:

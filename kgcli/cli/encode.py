@@ -32,10 +32,10 @@ def encode(
     at full size. The image decoder is not loaded. ComfyUI, diffusers and others read the file (see README)."""
     set_up_logs(quiet=quiet, offline=offline)
     from kgcli.errors import UsageError
-    from kgcli.modelfolder import open_model
-    from kgcli.output import check_writable
-    from kgcli.quantization import check_quantize
-    from kgcli.request import make_request
+    from kgcli.inference.output import check_writable
+    from kgcli.inference.request import make_request
+    from kgcli.weights.folder import open_model
+    from kgcli.weights.quantization import check_quantize
 
     if out.suffix != ".safetensors":
         raise UsageError(f"--out {out} does not end in .safetensors")

@@ -34,8 +34,8 @@ def nano(
     as_json: Annotated[bool, typer.Option("--json", help="JSON in place of the table.")] = False,
 ) -> None:
     """On the nano world: nouns, subjects, scenes, styles, two subjects, edits, beside ceiling and floor."""
-    from kgcli.modelfolder import open_model
-    from kgcli.output import check_picture_file
+    from kgcli.inference.output import check_picture_file
+    from kgcli.weights.folder import open_model
 
     folder = open_model(model)
     earlier = None if before is None else open_model(before, folder.decoder)
@@ -63,8 +63,8 @@ def adapters(
     as_json: Annotated[bool, typer.Option("--json", help="JSON in place of the table.")] = False,
 ) -> None:
     """Adapters of the nano decoder: are edges followed, is the style painted, is the subject kept."""
-    from kgcli.modelfolder import open_model
-    from kgcli.output import check_picture_file
+    from kgcli.inference.output import check_picture_file
+    from kgcli.weights.folder import open_model
 
     folder = open_model(model, decoder)
     if grid is not None:

@@ -40,6 +40,6 @@ def edit(
 ) -> None:
     """Carry out an instruction on a picture. One that is not square is cut about its centre."""
     from kgcli.cli import draw
-    from kgcli.request import edit_prompt
+    from kgcli.inference.request import edit_prompt
 
     draw.run(edit_prompt(image, instruction), flags)

@@ -27,7 +27,7 @@ def inspect(
 
 def _describe_picture(path: Path) -> dict[str, Any]:
     from kgcli.errors import MissingError
-    from kgcli.metadata import read_metadata, read_parameters
+    from kgcli.inference.metadata import read_metadata, read_parameters
 
     try:
         return read_metadata(path)
@@ -39,7 +39,7 @@ def _describe_picture(path: Path) -> dict[str, Any]:
 
 
 def _describe_model(path: Path) -> dict[str, Any]:
-    from kgcli.modelfolder import open_model
+    from kgcli.weights.folder import open_model
 
     model = open_model(str(path))
     return {"model": str(path), "sha256": model.sha256, "decoder": model.decoder, **model.cfg.model_dump(mode="json")}

@@ -30,8 +30,8 @@ def show(
     """Parameters of each part beside the paper's figures; no weights are read."""
     from kgcli.config import ModelConfig, read_model_config
     from kgcli.errors import UsageError
-    from kgcli.modelfolder import open_model
-    from kgcli.shipped import DEFAULT_MODEL
+    from kgcli.weights.folder import open_model
+    from kgcli.weights.shipped import DEFAULT_MODEL
 
     if full_size and model is not None:
         raise UsageError(f"--full-size shows the published sizes, not those of {model}; give one of them")
@@ -42,7 +42,7 @@ def show(
         name, cfg = "nano" if model is None else folder.name, read_model_config(folder)
     else:
         name, cfg = str(model), open_model(model).cfg
-    from kgcli.model.sizes import count_parameters  # torch loads here, on no device at all
+    from kgcli.weights.sizes import count_parameters  # torch loads here, on no device at all
 
     rows = count_parameters(cfg)
     if as_json:

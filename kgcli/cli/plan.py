@@ -9,18 +9,18 @@ from typing import Any
 
 from pydantic import ConfigDict, ValidationError
 
-from kgcli.adapters import Adapters, read_adapters
 from kgcli.cli.options import DrawFlags
 from kgcli.config import OFFLOADS, Strict
 from kgcli.data.textfiles import TABLES, read_entries
 from kgcli.errors import KgError, OutputError, UsageError
 from kgcli.files import printable
-from kgcli.metadata import is_ours, sidecar
-from kgcli.modelfolder import ModelFolder, open_model
-from kgcli.output import OutputPlan, check_writable
-from kgcli.quantization import check_quantize
-from kgcli.replay import read_replay
-from kgcli.request import Request, Settings, check_seed, make_request, random_seed
+from kgcli.inference.adapters import Adapters, read_adapters
+from kgcli.inference.metadata import is_ours, sidecar
+from kgcli.inference.output import OutputPlan, check_writable
+from kgcli.inference.replay import read_replay
+from kgcli.inference.request import Request, Settings, check_seed, make_request, random_seed
+from kgcli.weights.folder import ModelFolder, open_model
+from kgcli.weights.quantization import check_quantize
 
 _log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ def ls(
     prefix: Annotated[str, typer.Argument(help="Only names that begin so.", show_default=False)] = "",
 ) -> None:
     """List the shipped recipes and example pictures."""
-    from kgcli.shipped import shipped_names
+    from kgcli.weights.shipped import shipped_names
 
     for name in shipped_names():
         if name.startswith(prefix):
@@ -37,8 +37,8 @@ def cp(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
     """Copy a shipped recipe or picture."""
-    from kgcli.output import check_writable, write_bytes
-    from kgcli.shipped import get_shipped
+    from kgcli.inference.output import check_writable, write_bytes
+    from kgcli.weights.shipped import get_shipped
 
     source = get_shipped(name)
     target = to / source.name if to.is_dir() else to
@@ -52,7 +52,7 @@ def cp(
 @cat_app.command()
 def cat(name: Name) -> None:
     """Print a shipped recipe."""
-    from kgcli.shipped import PICTURE_SUFFIXES, get_shipped
+    from kgcli.weights.shipped import PICTURE_SUFFIXES, get_shipped
 
     source = get_shipped(name)
     if source.suffix in PICTURE_SUFFIXES:
@@ -85,7 +85,7 @@ def _check(name: str) -> str:
     """Return the stage of a recipe that can run. Raises: KgError."""
     from kgcli.cli.train import stage_names
     from kgcli.config import load_recipe
-    from kgcli.data.world.samples import check_kinds
+    from kgcli.data.sources.world import check_kinds
     from kgcli.errors import ConfigError
 
     recipe = load_recipe(name)

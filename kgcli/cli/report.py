@@ -16,8 +16,8 @@ def compare(
 ) -> None:
     """Compare runs of one protocol: their measures, and paired differences from the first."""
     from kgcli.errors import UsageError
-    from kgcli.evaluation.compare import compare as compare_runs
-    from kgcli.evaluation.compare import open_runs
+    from kgcli.evaluation.report.compare import compare as compare_runs
+    from kgcli.evaluation.report.compare import open_runs
 
     if len(runs) < 2:
         raise UsageError(f"there is nothing to compare {runs[0]} with; give two runs or more")
@@ -42,9 +42,9 @@ def report(
 ) -> None:
     """Write one HTML page: tables, plots, pictures and protocol of runs of one protocol."""
     from kgcli.errors import UsageError
-    from kgcli.evaluation.compare import open_runs
-    from kgcli.evaluation.page import build_page
-    from kgcli.output import check_writable, write_bytes
+    from kgcli.evaluation.report.compare import open_runs
+    from kgcli.evaluation.report.page import build_page
+    from kgcli.inference.output import check_writable, write_bytes
 
     if images and len(images) != len(runs):
         raise UsageError(f"{len(images)} --images were given for {len(runs)} runs; give one for each, in order")
@@ -59,7 +59,7 @@ def report(
 
 def _cached_inputs(suite: str) -> Path | None:
     """Return where the input images of a nano suite are, unless a run of another suite names itself so."""
-    from kgcli.evaluation.nano_data import cached_folder
-    from kgcli.evaluation.nano_suites import COCO, DREAMBENCH
+    from kgcli.evaluation.benchmarks.nano import COCO, DREAMBENCH
+    from kgcli.evaluation.benchmarks.nano_data import cached_folder
 
     return cached_folder(suite) if suite in (COCO, DREAMBENCH) else None

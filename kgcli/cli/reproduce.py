@@ -41,8 +41,8 @@ def reproduce(
 ) -> None:
     """Train what is missing, draw, score, and print the table beside the paper's; taken up where it was left off."""
     from kgcli.errors import UsageError
-    from kgcli.evaluation.paper import TABLES
-    from kgcli.evaluation.reproduction import Reproduction, describe
+    from kgcli.evaluation.reproduce.paper import TABLES
+    from kgcli.evaluation.reproduce.reproduction import Reproduction, describe
 
     if table not in TABLES:
         raise UsageError(f"there is no table {table}; there are {', '.join(TABLES)}")
@@ -62,7 +62,7 @@ def reproduce(
         typer.echo(describe(ask))
         return
     set_up_logs()
-    from kgcli.evaluation.reproduction_bench import run  # torch loads here
+    from kgcli.evaluation.reproduce.bench import run  # torch loads here
 
     typer.echo(run(ask, weights))
 

@@ -107,6 +107,6 @@ def _train(stage: str, recipe: str, overrides: list[str] | None, resume: str, dr
     from kgcli.config import load_recipe
 
     checked = load_recipe(recipe, overrides or [], stage=stage)
-    from kgcli.train import train  # torch loads here, after the recipe is known to be sound
+    from kgcli.training.loop import train  # torch loads here, after the recipe is known to be sound
 
     print(train(checked, resume=resume, dry_run=dry_run))

@@ -17,9 +17,9 @@ from torch.utils.data import Dataset
 from kgcli.config import Recipe
 from kgcli.data.images import to_vae_pixels, to_vision_pixels
 from kgcli.data.prompt import encode
+from kgcli.data.sources.world import Sample, draw
 from kgcli.data.tokenizer import Tokenizer
-from kgcli.data.world.samples import Sample, draw
-from kgcli.data.world.spec import Spec, render
+from kgcli.world.spec import Spec, render
 
 EVALUATION_STEP = 1 << 40  # batches from here on are never trained on
 

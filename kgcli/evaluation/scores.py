@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from kgcli.errors import MissingError
-from kgcli.evaluation.runs import SCORES
-from kgcli.output import write_bytes
+from kgcli.evaluation.run.folder import SCORES
+from kgcli.inference.output import write_bytes
 from kgcli.reading import PathBelow, read_record
 
 ALL = "all"

@@ -17,11 +17,11 @@ from kgcli.errors import UsageError
 from kgcli.files import make_folder, write_whole
 from kgcli.model.aligner import AlignerNet
 from kgcli.model.mllm import MLLM
-from kgcli.model.quantized import quantize_linears
 from kgcli.model.resampler import Resampler
 from kgcli.model.vision import VisionTower
-from kgcli.model.weights import assign_weights, check_weights, iter_weights, read_weights, write_weights
-from kgcli.quantization import check_quantize
+from kgcli.weights.quantization import check_quantize
+from kgcli.weights.quantize import quantize_linears
+from kgcli.weights.safetensors import assign_weights, check_weights, iter_weights, read_weights, write_weights
 
 WEIGHTS_NAME = "model.safetensors"
 ALIGNER = "aligner."

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from kgcli.data.world.samples import BASE_NOUNS
-from kgcli.data.world.spec import Spec, Subject, place, render
-from kgcli.data.world.tables import FIRST_NEW_IDENTITY, SCENES
-from kgcli.data.world.text import describe
-from kgcli.evaluation.judges import Judges
-from kgcli.evaluation.nano import SHIPPED_JUDGES
-from kgcli.evaluation.nano_extractors import SHIPPED, nano_extractors
+from kgcli.data.sources.world import BASE_NOUNS
+from kgcli.evaluation.benchmarks.nano_skills import SHIPPED_JUDGES
+from kgcli.evaluation.extractors.nano import SHIPPED, nano_extractors
+from kgcli.model.nano_recognisers import Judges
+from kgcli.world.spec import Spec, Subject, place, render
+from kgcli.world.tables import FIRST_NEW_IDENTITY, SCENES
+from kgcli.world.text import describe
 
 NUM_OTHERS = 9
 FIRST = FIRST_NEW_IDENTITY + FIRST_NEW_IDENTITY // 2

@@ -22,8 +22,8 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from kgcli import KosmosGPipeline
-from kgcli.model.weights import DTYPES
-from kgcli.pipeline import seeded
+from kgcli.inference.pipeline import seeded
+from kgcli.weights.safetensors import DTYPES
 
 SAMPLER = "ddim"
 PROMPT = "a <image> in the snow"

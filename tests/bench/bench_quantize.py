@@ -30,7 +30,7 @@ from random_checkpoint import config_of  # noqa: E402 (found by the line above)
 
 from kgcli.config import ModelConfig  # noqa: E402
 from kgcli.model.kosmosg import KosmosG  # noqa: E402
-from kgcli.model.weights import DTYPES  # noqa: E402
+from kgcli.weights.safetensors import DTYPES  # noqa: E402
 
 NUM_WORDS = 20
 ROWS = (

@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kgcli.config import AlignerConfig, MLLMConfig, ModelConfig, ResamplerConfig, SpecialIds, VisionConfig
-from kgcli.model.convert import decoder_weights, from_published
 from kgcli.model.diffusion import Diffusion
 from kgcli.model.kosmosg import KosmosG
-from kgcli.model.weights import assign_weights
+from kgcli.weights.names import decoder_weights, from_published
+from kgcli.weights.safetensors import assign_weights
 
 RTOL = 1e-4  # of a tensor's largest absolute value
 FOLDER = Path(os.environ.get("KG_PARITY_DIR") or Path(__file__).parent / "fixtures").resolve()

@@ -12,12 +12,12 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
 from kgcli.config import ModelConfig
-from kgcli.conversion import to_folder, to_published
-from kgcli.model.convert import FLOAT_TENSOR, decoder_weights, from_published, is_dropped
 from kgcli.model.kosmosg import KosmosG
-from kgcli.model.published import read_checkpoint
-from kgcli.model.source import ALIGN, open_source
-from kgcli.model.weights import read_weights
+from kgcli.weights.convert import to_folder, to_published
+from kgcli.weights.fairseq import read_checkpoint
+from kgcli.weights.names import FLOAT_TENSOR, decoder_weights, from_published, is_dropped
+from kgcli.weights.published import ALIGN, open_source
+from kgcli.weights.safetensors import read_weights
 
 SD15_UNET = {"cross_attention_dim": 768}
 SD15_VAE = {

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kgcli.data.tokenizer import Tokenizer
-from kgcli.model.convert import is_dropped, to_published, vision_from_open_clip
+from kgcli.inference.pipeline import KosmosGPipeline
+from kgcli.inference.schedulers import make_scheduler
 from kgcli.model.kosmosg import KosmosG
-from kgcli.pipeline import KosmosGPipeline
-from kgcli.samplers import make_scheduler
+from kgcli.weights.names import is_dropped, to_published, vision_from_open_clip
 
 CONDITION_DROP_RATE = 0.1  # as published; no setting of the golden data
 SAMPLER_NAMES = ("dpm++", "ddim", "pndm", "euler", "unipc")

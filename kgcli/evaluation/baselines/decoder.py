@@ -1,0 +1,238 @@
+"""An image decoder with its own text encoder: what baselines of words alone train and draw with.
+
+Shape letters: B pictures, S d conditioning length and width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from kgcli.data.images import open_image, to_vae_pixels
+from kgcli.engine import choose_device
+from kgcli.errors import IncompatibleError, MissingError, UsageError
+from kgcli.evaluation.baselines.base import MethodOptions
+from kgcli.inference.pipeline import seeded
+from kgcli.inference.schedulers import make_scheduler
+from kgcli.model.diffusion import Diffusion
+from kgcli.weights.folder import RENAMED_REPOSITORIES, check_diffusers_part, hash_files, is_hub_id, is_offline
+from kgcli.weights.shipped import DEFAULT_MODEL
+
+PARTS = ("unet", "vae", "text_encoder")
+SD_WIDTH = 768  # of what Stable Diffusion v1 attends to; narrower decoders are small ones
+MAX_BATCH = 16  # pictures drawn at once
+DTYPES = ("auto", "float32", "bfloat16")  # of the forward pass; weights stay float32
+# What is drawn where nothing is said. Full size: the protocol of DreamBench (`kg eval dreambench`); small: the
+# settings of the model that ships.
+DRAWING = {
+    "sd": {"num_steps": 100, "guidance_scale": 7.5, "guidance_rescale": 0.0, "scheduler": "dpm++"},
+    "small": {"num_steps": 25, "guidance_scale": 3.0, "guidance_rescale": 0.7, "scheduler": "ddim"},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """How pictures are drawn."""
+
+    num_steps: int
+    guidance_scale: float
+    guidance_rescale: float
+    scheduler: str
+    size: int  # pixels, square
+    negative_prompt: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderFolder:
+    """A decoder before it is loaded: a diffusers folder with all its parts."""
+
+    path: Path
+    width: int  # of what its U-Net attends to
+    size: int  # pixels, square, that it was trained for
+
+    @property
+    def scale(self) -> str:
+        """Which defaults suit it: sd or small."""
+        return "sd" if self.width >= SD_WIDTH else "small"
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of its weights."""
+        return hash_files([file for part in PARTS for file in sorted((self.path / part).glob("*.safetensors"))])
+
+    def drawing(self, options: MethodOptions) -> Drawing:
+        """How it draws, with defaults where the user said nothing. Raises: UsageError for an unknown scheduler."""
+        said = {name: getattr(options, name) for name in ("num_steps", "guidance_scale", "scheduler", "size")}
+        found: dict[str, Any] = {**DRAWING[self.scale], "size": self.size}
+        found |= {name: value for name, value in said.items() if value is not None}
+        return Drawing(**found, negative_prompt=options.negative_prompt)
+
+
+def find_decoder(location: str | None, offline: bool) -> DecoderFolder:
+    """The decoder in a folder or of a Hub id, None for the shipped one, seen to have a text encoder.
+
+    Raises: MissingError; IncompatibleError for a single file, which has no text encoder.
+    """
+    path = DEFAULT_MODEL / "decoder" if location is None else Path(location).expanduser()
+    if path.is_file():
+        raise IncompatibleError(f"{path} is a single file; this method needs a diffusers folder with a text encoder")
+    if not path.is_dir():
+        if location is None or not is_hub_id(location):
+            raise MissingError(f"there is no decoder folder {path}")
+        path = fetch(RENAMED_REPOSITORIES.get(location, location), DECODER_FILES, offline)
+    configs = {part: check_diffusers_part(path, part) for part in PARTS}
+    width, blocks = configs["unet"].get("cross_attention_dim"), configs["vae"].get("block_out_channels")
+    latent_size = configs["unet"].get("sample_size")
+    if not isinstance(width, int) or not isinstance(latent_size, int) or not isinstance(blocks, list):
+        raise IncompatibleError(f"{path} has not the layout of Stable Diffusion v1")
+    if configs["text_encoder"].get("hidden_size") != width:
+        raise IncompatibleError(
+            f"the text encoder of {path} makes vectors of width {configs['text_encoder'].get('hidden_size')}, "
+            f"its U-Net attends to {width}"
+        )
+    return DecoderFolder(path=path, width=width, size=latent_size * 2 ** (len(blocks) - 1))
+
+
+DECODER_FILES = (
+    "*/config.json",
+    "scheduler/*",
+    "tokenizer/*",
+    "text_encoder/model.safetensors",
+    *(f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae")),
+)
+
+
+def fetch(repository: str, files: Sequence[str] | None, offline: bool) -> Path:
+    """The folder of a Hub repository, from the cache where it is there; `files` are patterns of those needed.
+
+    Raises: MissingError.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    offline = is_offline(offline)
+    try:
+        return Path(
+            snapshot_download(repository, local_files_only=offline, allow_patterns=list(files) if files else None)
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        why = "it is not in the local cache and --offline is set" if offline else str(error).split("\n")[0]
+        raise MissingError(
+            f"there is no folder {repository}, and nothing of that name could be fetched: {why}"
+        ) from None
+
+
+class TextDecoder:
+    """U-Net, VAE, text encoder and tokenizer of one folder, frozen, on the device they work on."""
+
+    def __init__(self, folder: DecoderFolder, options: MethodOptions) -> None:
+        self.device = torch.device(choose_device(options.device))
+        self.dtype = read_dtype(options.dtype)
+        self.diffusion = Diffusion.load(folder.path, local_files_only=True).to(self.device)
+        try:
+            self.tokenizer = CLIPTokenizer.from_pretrained(folder.path / "tokenizer", local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise MissingError(f"{folder.path} has no sound tokenizer: {str(error).splitlines()[0]}") from None
+        self.text_encoder = CLIPTextModel.from_pretrained(
+            folder.path / "text_encoder", torch_dtype=torch.float32, local_files_only=True
+        )
+        self.text_encoder.requires_grad_(False).eval().to(self.device)
+        self.drawing = folder.drawing(options)
+        self.diffusion.check_size(self.drawing.size, self.drawing.size)
+        self.pipeline: Any = StableDiffusionPipeline(
+            vae=self.diffusion.vae,
+            unet=self.diffusion.unet,
+            scheduler=make_scheduler(self.drawing.scheduler, self.diffusion.scheduler_config),
+            **dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor")),
+            requires_safety_checker=False,
+        )
+        self.pipeline.set_progress_bar_config(disable=True)
+
+    def computing(self) -> contextlib.AbstractContextManager[object]:
+        """The precision of what is computed inside."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+    def tokens(self, captions: Sequence[str]) -> Tensor:
+        """Token ids, (B, S), padded and cut to the text encoder's length."""
+        length = self.text_encoder.config.max_position_embeddings
+        found = self.tokenizer(
+            list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
+        return found.input_ids.to(self.device)
+
+    def encode(self, captions: Sequence[str]) -> Tensor:
+        """What the U-Net attends to, (B, S, d). Gradients pass to what trains in the text encoder."""
+        return self.text_encoder(self.tokens(captions)).last_hidden_state
+
+    def moments(self, paths: Sequence[Path], *, mirrored: bool = False) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of the latents of picture files; with `mirrored` of their mirror images too.
+
+        Raises: ImageError.
+        """
+        means, logvars = [], []
+        for path in paths:
+            pixels = torch.from_numpy(to_vae_pixels(open_image(path, srgb=False), self.drawing.size))[None].to(
+                self.device
+            )
+            for shown in (pixels, pixels.flip(-1)) if mirrored else (pixels,):
+                mean, logvar = self.diffusion.moments(shown)
+                means.append(mean)
+                logvars.append(logvar)
+        return torch.cat(means), torch.cat(logvars)
+
+    def loss(self, moments: tuple[Tensor, Tensor], conditioning_BSd: Tensor, generator: torch.Generator) -> Tensor:
+        """The noise loss of pictures drawn at random from `moments`, one for each row of the conditioning."""
+        chosen = torch.randint(len(moments[0]), (len(conditioning_BSd),), generator=generator).to(self.device)
+        latents = self.diffusion.sample_latents(moments[0][chosen], moments[1][chosen], generator=generator)
+        return self.diffusion.noise_loss(latents, conditioning_BSd, generator=generator)
+
+    @torch.no_grad()
+    def draw(self, captions: Sequence[str], seeds: Sequence[int], **more: Any) -> list[Image.Image]:
+        """A picture for each caption and seed: the same captions and seeds give the same pixels.
+
+        `more` is what else the diffusers pipeline is told, such as an IP-Adapter's picture.
+        """
+        pictures: list[Image.Image] = []
+        for start in range(0, len(captions), MAX_BATCH):
+            rows = slice(start, start + MAX_BATCH)
+            pictures += self._draw_batch(captions[rows], seeds[rows], more)
+        return pictures
+
+    def _draw_batch(self, captions: Sequence[str], seeds: Sequence[int], more: Mapping[str, Any]) -> list[Image.Image]:
+        drawing, unet = self.drawing, self.diffusion.unet
+        side = drawing.size // self.diffusion.pixels_per_latent
+        generators = seeded(seeds)
+        noise = [torch.randn(unet.config.in_channels, side, side, generator=g) for g in generators]
+        with self.computing():
+            result = self.pipeline(
+                prompt_embeds=self.encode(captions),
+                negative_prompt_embeds=self.encode([drawing.negative_prompt] * len(captions)),
+                latents=torch.stack(noise).to(self.device),
+                generator=generators,
+                width=drawing.size,
+                height=drawing.size,
+                num_inference_steps=drawing.num_steps,
+                guidance_scale=drawing.guidance_scale,
+                guidance_rescale=drawing.guidance_rescale,
+                output_type="np",
+                **more,
+            )
+        return [Image.fromarray(values) for values in (result.images * 255).round().astype(np.uint8)]
+
+
+def read_dtype(name: str) -> torch.dtype:
+    """The precision of a name; auto is float32. Raises: UsageError."""
+    if name not in DTYPES:
+        raise UsageError(f"--dtype is {name}; methods that train take one of {', '.join(DTYPES)}")
+    return torch.bfloat16 if name == "bfloat16" else torch.float32

@@ -1,0 +1,126 @@
+"""KOSMOS-G as a method: the input text read with its pictures, as `kg generate` draws it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from kgcli.data.images import open_image
+from kgcli.data.prompt import ImageRef, Prompt
+from kgcli.errors import PromptError, UsageError
+from kgcli.evaluation.baselines.base import MethodOptions
+from kgcli.evaluation.baselines.settings import drawing_settings
+from kgcli.evaluation.run.folder import Item
+from kgcli.inference.request import check_fits, check_negative
+from kgcli.weights.folder import open_model
+
+if TYPE_CHECKING:
+    from kgcli.engine import Model
+
+MARK = "<image>"
+
+
+class KosmosG:
+    """A model folder and its decoder; loaded when the first picture is drawn."""
+
+    name = "kosmosg"
+
+    def __init__(self, options: MethodOptions) -> None:
+        if options.extra:
+            raise UsageError(f"--set {options.extra[0][0]}: the method {self.name} has no settings of its own")
+        self.options = options
+        self.folder = open_model(options.model, options.decoder, options.offline)
+        self.settings = drawing_settings(options).filled(self.folder)
+        self.negative = check_negative(options.negative_prompt, self.folder)
+        self._model: Model | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Model, decoder and settings."""
+        settings = {name: value for name, value in dataclasses.asdict(self.settings).items() if value is not None}
+        return {
+            "name": self.name,
+            "model": self.folder.name,
+            "model_sha256": self.folder.sha256,
+            "decoder": Path(self.folder.decoder).name,
+            "decoder_sha256": self.folder.decoder_sha256,
+            "dtype": self.dtype,
+            "negative_prompt": self.negative,
+            **settings,
+        }
+
+    @cached_property
+    def dtype(self) -> str:
+        """The precision; that of `auto` depends on the device, and pictures on the precision."""
+        if self.options.dtype != "auto":
+            return self.options.dtype
+        from kgcli import engine
+
+        return engine.choose_dtype("auto", engine.choose_device(self.options.device), self.folder)
+
+    def check(self, items: Sequence[Item]) -> None:
+        """See that the model takes every prompt. Raises: UsageError."""
+        for text, item in {item.input_text: item for item in reversed(items)}.items():
+            try:
+                check_fits(as_prompt(text), self.folder)
+            except PromptError as error:
+                raise UsageError(f"{item.path} cannot be drawn: {error}: {text[:60]!r}") from None
+
+    def prepare(self, subject: str, items: Sequence[Item], data: Path, folder: Path) -> None:
+        """Nothing is learnt."""
+
+    def draw(self, items: Sequence[Item], data: Path, folder: Path) -> list[Image.Image]:
+        """One batch."""
+        pipeline = self.loaded().pipeline
+        prompts = [as_prompt(item.input_text) for item in items]
+        pictures = [[open_image(data / path, srgb=False) for path in item.inputs] for item in items]
+        return self.draw_embeds(*pipeline.encode_prompt(prompts, pictures, self.negative), items)
+
+    def draw_embeds(self, embeds: Any, negative: Any, items: Sequence[Item]) -> list[Image.Image]:
+        """The pictures of what the U-Net is to attend to."""
+        from kgcli.engine import memory_errors
+        from kgcli.inference.pipeline import seeded
+
+        settings = self.settings
+        with memory_errors():
+            return self.loaded().pipeline.draw(
+                embeds,
+                negative,
+                generators=seeded([item.seed for item in items]),
+                width=settings.width,
+                height=settings.height,
+                num_inference_steps=settings.num_steps,
+                guidance_scale=settings.guidance_scale,
+                guidance_rescale=settings.guidance_rescale,
+                scheduler=settings.scheduler,
+            )
+
+    def loaded(self) -> Model:
+        """The model with its weights."""
+        if self._model is None:
+            import torch
+
+            from kgcli import engine
+
+            options = self.options
+            device = engine.choose_device(options.device)
+            if device == "cpu":
+                # Sums are split by the number of threads, which must not show in the pictures.
+                torch.set_num_threads(1)
+            self._model = engine.load(self.folder, device=device, dtype=self.dtype, offline=options.offline)
+        return self._model
+
+
+def as_prompt(input_text: str) -> Prompt:
+    """An item's text as a parsed prompt. Inputs are cut about their centre, as the published evaluation does."""
+    parts: list[str | ImageRef] = []
+    for index, words in enumerate(input_text.split(MARK)):
+        if index:
+            parts.append(ImageRef(path="input", fit="crop"))
+        if words.strip():
+            parts.append(words)
+    return Prompt(parts=tuple(parts), text=input_text)

@@ -1,0 +1,215 @@
+"""A method that learns each subject by gradient steps: its folders, its loop, its pictures.
+
+The stages of `kgcli.training.loop` read the nano world by sample number and export models; a subject is a few picture files
+and ends as one small file. So the loop is this short one, with the same checkpoints, optimizer and rule of chance: all
+that is random in a step comes from (subject, step), and a resumed run repeats an uninterrupted one bit for bit on a
+CPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from filelock import FileLock
+from PIL import Image
+from torch import Tensor, nn
+
+from kgcli.config import OptimConfig
+from kgcli.engine import memory_errors
+from kgcli.errors import MissingError, UsageError
+from kgcli.evaluation.baselines.base import MethodOptions
+from kgcli.evaluation.baselines.decoder import TextDecoder, find_decoder, read_dtype
+from kgcli.evaluation.baselines.settings import check_range, read_settings
+from kgcli.evaluation.baselines.words import reference_names
+from kgcli.evaluation.run.folder import Item, sha256
+from kgcli.inference.output import write_bytes
+from kgcli.training import checkpoint
+from kgcli.training.optim import make_optimizer
+
+LEARNT = "learnt.json"  # in a subject's folder: what was learnt from which pictures
+KEEP = 1  # checkpoints
+
+
+class PerSubject:
+    """What learning methods share. A kind of it says what trains, what the loss is, and how the result is kept."""
+
+    name: str = ""
+    # Scale of the decoder -> settings where the user said nothing. All have those of SHARED.
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    def __init__(self, options: MethodOptions) -> None:
+        if options.model is not None:
+            raise UsageError(f"--method {self.name} has no --model; --decoder says what it trains")
+        read_dtype(options.dtype)
+        self.options = options
+        self.folder = find_decoder(options.decoder, options.offline)
+        given = dict(options.extra)
+        self.settings = read_settings(self.name, self.defaults_for(given), options.extra)
+        check_range(self.name, self.settings, {"steps": 1, "batch": 1, "lr": 0.0, "save_every": 1})
+        if self.settings["references"] not in ("input", "all"):
+            raise UsageError(f"--method {self.name}: references is {self.settings['references']}; write input or all")
+        self.folder.drawing(options)
+        self._decoder: TextDecoder | None = None
+        self._held: Path | None = None  # the subject whose parameters are in place
+
+    def defaults_for(self, given: Mapping[str, str]) -> Mapping[str, Any]:
+        """The defaults, where they depend on other settings."""
+        return self.defaults[self.folder.scale]
+
+    def facts(self) -> dict[str, Any]:
+        """Name, settings, how it draws, and the hash of the decoder's weights."""
+        return {
+            "name": self.name,
+            "decoder_sha256": self.folder.sha256,
+            "dtype": "bfloat16" if self.options.dtype == "bfloat16" else "float32",
+            **dataclasses.asdict(self.folder.drawing(self.options)),
+            # How often it is saved changes nothing in what is learnt.
+            "settings": {name: value for name, value in sorted(self.settings.items()) if name != "save_every"},
+        }
+
+    @property
+    def decoder(self) -> TextDecoder:
+        """The decoder, loaded when it is first needed."""
+        if self._decoder is None:
+            self._decoder = TextDecoder(self.folder, self.options)
+            self.attach(self._decoder)
+            self.initial = {name: p.detach().cpu().clone() for name, p in self.trained().items()}
+        return self._decoder
+
+    def prepare(self, subject: str, items: Sequence[Item], data: Path, folder: Path) -> None:
+        """Learn a subject, from where it was left off; at once where it is learnt. Others may be at it too.
+
+        Raises: UsageError where the folder holds what other settings or pictures made.
+        """
+        names = reference_names(items, data, every=self.settings["references"] == "all")
+        made_of = {
+            "subject": subject,
+            "noun": items[0].class_noun,
+            "pictures": {name: sha256(data / name) for name in names},
+            "method": self.facts(),
+        }
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = folder.with_name(f".{folder.name}.partial")
+        with FileLock(folder.with_name(f".{folder.name}.lock")), memory_errors():
+            if not folder.exists():
+                self._learn(made_of, [data / name for name in names], folder, work)
+            shutil.rmtree(work, ignore_errors=True)
+            if _read(folder) != made_of:
+                raise UsageError(f"{folder} holds what other settings or pictures made; use another run folder")
+
+    def draw(self, items: Sequence[Item], data: Path, folder: Path) -> list[Image.Image]:
+        """A picture for each item, by what was learnt in `folder`."""
+        decoder = self.decoder
+        if self._held != folder:
+            if not (folder / LEARNT).is_file():
+                raise MissingError(f"{folder} holds no learnt subject; it has to be prepared first")
+            self._held = None
+            self.put(self.read(folder))
+            self._held = folder
+        with memory_errors():
+            return decoder.draw([self.words(item) for item in items], [item.seed for item in items])
+
+    def put(self, values: Mapping[str, Tensor]) -> None:
+        """Give the trained parameters these values."""
+        with torch.no_grad():
+            for name, parameter in self.trained().items():
+                parameter.copy_(values[name])
+
+    def _learn(self, made_of: dict[str, Any], pictures: list[Path], folder: Path, work: Path) -> None:
+        decoder, settings = self.decoder, self.settings
+        self._held = None
+        self.put(self.initial)
+        seed = int(hashlib.sha256(f"{settings['seed']}/{made_of['subject']}".encode()).hexdigest()[:8], 16)
+        loss = self.begin(made_of["noun"] or made_of["subject"], pictures, folder.parent)
+        trained = self.trained()
+        for parameter in trained.values():
+            parameter.requires_grad_(True)
+        try:
+            with decoder.computing():
+                train_parameters(work, trained, loss, settings, seed=seed, recipe=_dump(made_of))
+        finally:
+            for parameter in trained.values():
+                parameter.requires_grad_(False)
+        result = work / "result"
+        shutil.rmtree(result, ignore_errors=True)
+        result.mkdir()
+        self.write(result, made_of["subject"])
+        write_bytes(result / LEARNT, _dump(made_of).encode())
+        result.rename(folder)
+
+    # What a kind of it says:
+
+    def attach(self, decoder: TextDecoder) -> None:
+        """Put what trains into the decoder, once."""
+        raise NotImplementedError
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that train, by name."""
+        raise NotImplementedError
+
+    def begin(self, noun: str, pictures: list[Path], shared: Path) -> Callable[[torch.Generator], Tensor]:
+        """Make ready for one subject; returns the loss of a step. `shared` is a folder of all subjects."""
+        raise NotImplementedError
+
+    def write(self, folder: Path, subject: str) -> None:
+        """Keep what was learnt in a format that others read."""
+        raise NotImplementedError
+
+    def read(self, folder: Path) -> dict[str, Tensor]:
+        """What `write` kept, by the names of `trained`."""
+        raise NotImplementedError
+
+    def words(self, item: Item) -> str:
+        """What the text encoder reads for an item."""
+        raise NotImplementedError
+
+
+def train_parameters(
+    work: Path,
+    trained: dict[str, nn.Parameter],
+    loss: Callable[[torch.Generator], Tensor],
+    settings: Mapping[str, Any],
+    *,
+    seed: int,
+    recipe: str,
+) -> None:
+    """Take the steps that are left, saving every `save_every`; a checkpoint of another recipe is passed over."""
+    cfg = OptimConfig(lr=settings["lr"], betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, clip_norm=1.0)
+    optimizer = make_optimizer(trained.items(), cfg)
+    step = 0
+    for found in reversed(checkpoint.list_steps(work)):
+        if (found / "recipe.yaml").read_text("utf-8") == recipe:
+            step, weights, state = checkpoint.load(found)
+            with torch.no_grad():
+                for name, parameter in trained.items():
+                    parameter.copy_(weights[name])
+            optimizer.load_state_dict(state["optimizer"])
+            break
+    while step < settings["steps"]:
+        # (seed, step) as in `kgcli.training.loop`: nothing else is random.
+        loss(torch.Generator().manual_seed((seed << 24) + step)).backward()
+        nn.utils.clip_grad_norm_(trained.values(), cfg.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+        if step % settings["save_every"] == 0 or step == settings["steps"]:
+            weights = {name: p.detach() for name, p in trained.items()}
+            checkpoint.save(work, step, weights, {"optimizer": optimizer.state_dict()}, recipe, KEEP)
+
+
+def _dump(made_of: dict[str, Any]) -> str:
+    return json.dumps(made_of, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def _read(folder: Path) -> Any:
+    try:
+        return json.loads((folder / LEARNT).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,1 @@
+"""Benchmarks: which prompts are evaluated, on which data."""

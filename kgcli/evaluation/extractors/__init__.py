@@ -1,0 +1,1 @@
+"""Networks that turn images and texts into the vectors that metrics compare."""

@@ -1,0 +1,101 @@
+"""Vectors of pictures kept on disk, so that scoring which was killed goes on where it was. No torch.
+
+Pictures are taken in blocks; a block's file is named by what went into it (extractor, pictures' bytes), so one that
+is there is right, whoever wrote it and when.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from kgcli.data.images import open_image
+from kgcli.errors import MissingError
+from kgcli.evaluation.extractors.base import PictureExtractor
+from kgcli.evaluation.run.folder import sha256
+from kgcli.inference.output import write_bytes
+
+FOLDER = "features"
+BLOCK = 64  # pictures
+Rows = NDArray[np.float32]
+Prepare = Callable[[Path, Image.Image], Image.Image]
+
+
+@dataclass(frozen=True)
+class Alteration:
+    """A change of pictures before the extractor sees them; `facts` and `hash_of` name it for the cache."""
+
+    facts: Mapping[str, str]
+    hash_of: Callable[[Path], str]
+    apply: Prepare
+    is_empty: Callable[[Path], bool] | None = None  # whether it found nothing to do; None where it always does
+
+
+class FeatureCache:
+    """The vectors of picture files, from disk where they are there."""
+
+    def __init__(self, folder: Path, progress: Callable[[int], None] | None = None) -> None:
+        self.folder = folder
+        self._progress = progress
+
+    def pictures(
+        self, extractor: PictureExtractor, files: Sequence[Path], alteration: Alteration | None = None
+    ) -> Rows:
+        """(N, D), a row for each file. Raises: MissingError, ImageError."""
+        blocks = [
+            self._block(extractor, files[start : start + BLOCK], alteration) for start in range(0, len(files), BLOCK)
+        ]
+        return np.concatenate(blocks)
+
+    def _block(self, extractor: PictureExtractor, files: Sequence[Path], alteration: Alteration | None) -> Rows:
+        kept = self._file(extractor, hashes(files, alteration))
+        rows = _read(kept, len(files))
+        if rows is None:
+            pictures = [open_image(file, srgb=False) for file in files]
+            if alteration is not None:
+                pictures = [alteration.apply(file, one) for file, one in zip(files, pictures, strict=True)]
+            rows = np.asarray(extractor.pictures(pictures), np.float32)
+            _write(kept, rows)
+        if self._progress is not None:
+            self._progress(len(files))
+        return rows
+
+    def _file(self, extractor: PictureExtractor, digests: Sequence[str]) -> Path:
+        named = json.dumps({"extractor": extractor.facts(), "pictures": digests}, sort_keys=True)
+        return self.folder / f"{extractor.name}-{hashlib.sha256(named.encode()).hexdigest()[:32]}.npy"
+
+
+def hashes(files: Sequence[Path], alteration: Alteration | None = None) -> list[str]:
+    """What identifies each picture, and its alteration. Raises: MissingError."""
+    try:
+        digests = [sha256(file) for file in files]
+    except OSError as error:
+        raise MissingError(f"{error.filename} cannot be read: {error.strerror}") from None
+    if alteration is None:
+        return digests
+    facts = json.dumps(dict(alteration.facts), sort_keys=True)
+    return [f"{one} {facts} {alteration.hash_of(file)}" for one, file in zip(digests, files, strict=True)]
+
+
+def _read(path: Path, num: int) -> Rows | None:
+    """The rows of a block; None where there are none or they are damaged."""
+    try:
+        rows = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return rows if rows.ndim == 2 and len(rows) == num and rows.dtype == np.float32 else None
+
+
+def _write(path: Path, rows: Rows) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
+    np.save(content, rows, allow_pickle=False)
+    write_bytes(path, content.getvalue())

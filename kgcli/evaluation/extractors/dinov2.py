@@ -1,0 +1,139 @@
+"""DINOv2's class token: of ViT-S/14 for the similarity of subjects, of ViT-L/14 for the distance of sets (FD-DINOv2).
+
+Source: DINOv2 (arXiv:2304.07193); FD-DINOv2: Exposing flaws of generative model evaluation metrics (arXiv:2306.04675).
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from PIL import Image
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor
+from torchvision import transforms
+
+from kgcli.errors import IncompatibleError
+from kgcli.evaluation.extractors.published import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    RANDOM,
+    SIZE,
+    Rows,
+    dino_transform,
+    first_line,
+    one_by_one,
+)
+from kgcli.evaluation.extractors.weight_files import Weights
+
+GRID = SIZE // 14  # patches of a side
+OFFSET = 0.1  # of the official interpolation, in patches
+
+
+def square_transform() -> Callable[[Image.Image], Tensor]:
+    """The transform of FD-DINOv2: Pillow's bicubic to 224 x 224, whatever the picture's shape."""
+    return transforms.Compose(
+        [
+            transforms.Resize((SIZE, SIZE), interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.ToTensor(),
+            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Use:
+    """A published use of DINOv2."""
+
+    name: str  # of its file in `weightfiles.TABLE`
+    architecture: str  # timm's
+    transform: Callable[[], Callable[[Image.Image], Tensor]]
+    words: str  # the transform
+    unit: bool  # whether rows are of length 1
+
+
+# The network and transform of DreamBench++ (arXiv:2406.16855); the transform is DINOv2's own for evaluation.
+SIMILARITY = Use(
+    name="dinov2",
+    architecture="vit_small_patch14_dinov2.lvd142m",
+    transform=dino_transform,
+    words="PIL bicubic 256, centre 224, ImageNet mean and std",
+    unit=True,
+)
+DISTANCE = Use(
+    name="dinov2-large",
+    architecture="vit_large_patch14_dinov2.lvd142m",
+    transform=square_transform,
+    words="PIL bicubic 224 x 224, ImageNet mean and std",
+    unit=False,
+)
+
+
+class Dinov2Extractor:
+    """The class token of a DINOv2 network after its last norm."""
+
+    def __init__(self, use: Use, weights: Weights, device: str = "cpu") -> None:
+        model = _bare(use)
+        try:
+            state = torch.load(weights.path, map_location="cpu", weights_only=True)
+            state["pos_embed"] = resize_positions(state["pos_embed"])
+            model.load_state_dict(checkpoint_filter_fn(state, model))
+        except (RuntimeError, pickle.UnpicklingError, KeyError, TypeError, EOFError, AttributeError) as error:
+            raise IncompatibleError(f"{weights.path} holds no {use.architecture} ({first_line(error)})") from None
+        self._take(use, model, weights.sha256, device)
+
+    @classmethod
+    def random_weights(cls, use: Use, seed: int = 0, device: str = "cpu") -> Dinov2Extractor:
+        """The same network with weights that know nothing: for tests."""
+        extractor = cls.__new__(cls)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            extractor._take(use, _bare(use), f"{RANDOM}-{seed}", device)
+        return extractor
+
+    def facts(self) -> dict[str, Any]:
+        """Architecture, transform and weights."""
+        return {
+            "extractor": self.name,
+            "architecture": f"timm {self._use.architecture}, official positions, class token after the norm",
+            "transform": self._use.words,
+            "precision": "float32",
+            "weights_sha256": self._sha256,
+        }
+
+    @torch.inference_mode()
+    def pictures(self, pictures: Sequence[Image.Image]) -> Rows:
+        """(N, 384) of length 1 for SIMILARITY; (N, 1024) as they are for DISTANCE."""
+        pixels = [self._transform(picture.convert("RGB")) for picture in pictures]
+        return one_by_one(self._model, pixels, self._device, unit=self._use.unit)
+
+    def _take(self, use: Use, model: VisionTransformer, sha256: str, device: str) -> None:
+        self.name = use.name
+        self._use, self._sha256, self._device = use, sha256, device
+        self._model = model.eval().requires_grad_(False).float().to(device)
+        self._transform = use.transform()
+
+
+def resize_positions(positions: Tensor) -> Tensor:
+    """(1, 1 + 16 * 16, D): position embeddings for 224 pixels, as the official code makes them from those of 518.
+
+    It scales by (16 + 0.1) / 37 without antialias, so that timm's own way would give other numbers.
+    """
+    side = math.isqrt(positions.shape[1] - 1)
+    if side == GRID:
+        return positions
+    patches = positions[:, 1:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    scale = (GRID + OFFSET) / side
+    resized = torch.nn.functional.interpolate(patches, scale_factor=(scale, scale), mode="bicubic")
+    return torch.cat([positions[:, :1].float(), resized.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+
+def _bare(use: Use) -> VisionTransformer:
+    model = timm.create_model(use.architecture, pretrained=False, num_classes=0, img_size=SIZE)
+    assert isinstance(model, VisionTransformer)
+    return model

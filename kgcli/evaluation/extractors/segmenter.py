@@ -1,0 +1,81 @@
+"""CLIPSeg as a segmenter that is told in words what to find.
+
+Source: Image Segmentation Using Text and Image Prompts (arXiv:2112.10003).
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor, CLIPTokenizer, ViTImageProcessorPil
+
+from kgcli.errors import IncompatibleError
+from kgcli.evaluation.extractors.published import first_line
+from kgcli.evaluation.extractors.segmenter_files import PICKLED
+from kgcli.evaluation.extractors.weight_files import Weights
+
+PROMPT = "a {noun}"  # as the benchmark words its subjects
+THRESHOLD = 0.5  # of the probability that a pixel belongs to the thing
+
+
+class ClipSegmenter:
+    """Masks of a CLIPSeg folder, one picture at a time, in float32."""
+
+    def __init__(self, weights: Weights, device: str = "cpu") -> None:
+        folder = weights.path.parent
+        try:
+            # Pillow's resize: torchvision's differs between its versions.
+            pixels = ViTImageProcessorPil.from_pretrained(folder, local_files_only=True)
+            words = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            model, loaded = CLIPSegForImageSegmentation.from_pretrained(
+                folder,
+                local_files_only=True,
+                dtype=torch.float32,
+                use_safetensors=weights.path.name != PICKLED,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, RuntimeError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
+            raise IncompatibleError(f"the segmenter {folder} cannot be used: {first_line(error)}") from None
+        absent = sorted(loaded["missing_keys"])
+        if absent:
+            raise IncompatibleError(
+                f"{weights.path} is no whole CLIPSeg: {len(absent)} of its weights are missing, the first {absent[0]}"
+            )
+        self._processor = CLIPSegProcessor(pixels, words)
+        self._model = model.eval().requires_grad_(False).to(device)
+        self._sha256, self._device = weights.sha256, device
+
+    def facts(self) -> dict[str, str]:
+        """Class, weights, transform, prompt and threshold."""
+        of = self._processor.image_processor
+        settings = {"size": dict(of.size), "resample": int(of.resample), "mean": of.image_mean, "std": of.image_std}
+        return {
+            "segmenter": f"transformers {type(self._model).__name__}",
+            "weights_sha256": self._sha256,
+            "transform": f"PIL {json.dumps(settings)}",
+            "prompt": PROMPT,
+            "threshold": f"sigmoid, bilinear to the picture's size, from {THRESHOLD}",
+            "precision": "float32",
+        }
+
+    def mask(self, picture: Image.Image, noun: str) -> Image.Image:
+        """White where the thing is, black elsewhere."""
+        marked_HW = self.probabilities(picture, noun) >= THRESHOLD
+        return Image.fromarray(marked_HW.to(torch.uint8).mul(255).numpy())
+
+    @torch.inference_mode()
+    def probabilities(self, picture: Image.Image, noun: str) -> Tensor:
+        """(H, W) in [0, 1]: that a pixel of the picture belongs to what the noun names."""
+        inputs = self._processor(
+            text=[PROMPT.format(noun=noun)], images=[picture.convert("RGB")], return_tensors="pt"
+        ).to(self._device)
+        logits_1HW = self._model(**inputs).logits
+        resized = torch.nn.functional.interpolate(
+            logits_1HW[None].sigmoid(), size=picture.size[::-1], mode="bilinear", align_corners=False
+        )
+        return resized[0, 0].cpu()

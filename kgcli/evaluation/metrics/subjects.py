@@ -1,0 +1,219 @@
+"""Scores of subjects: is it the same one, against which photos, and does the picture show what the text says.
+
+Published tables mix three references: `input` is the one photo the method was given (KOSMOS-G's row), `all` every
+photo of the subject (DreamBooth's), `others` all but the input. A copy of the input scores 1 on the first alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kgcli.errors import UsageError
+from kgcli.evaluation.extractors.base import Extractors, PictureExtractor
+from kgcli.evaluation.extractors.cache import Alteration, FeatureCache
+from kgcli.evaluation.run.folder import Item
+from kgcli.evaluation.scores import Measure, PictureScore
+
+COPIED = 0.95  # DINO similarity to the input above which a picture counts as a copy
+COPY_INPUT, ORACLE = "copy-input", "oracle"
+REFERENCES = {"input": "the input", "all": "all photos", "others": "the other photos"}
+MEASURES = (
+    *(
+        Measure(name=f"dino_{key}", title=f"DINO to {words}", primary=key == "input")
+        for key, words in REFERENCES.items()
+    ),
+    *(
+        Measure(name=f"clip_i_{key}", title=f"CLIP-I to {words}", primary=key == "input")
+        for key, words in REFERENCES.items()
+    ),
+    Measure(name="clip_t", title="CLIP-T", primary=True),
+    Measure(name="copied", title=f"copies (DINO to the input above {COPIED})", higher_is_better=False),
+)
+MASKED = tuple(
+    Measure(name=f"dino_masked_{key}", title=f"DINO to {words}, backgrounds white") for key, words in REFERENCES.items()
+)
+DINOV2 = tuple(Measure(name=f"dinov2_{key}", title=f"DINOv2 to {words}") for key, words in REFERENCES.items())
+
+Vectors = Mapping[str, NDArray[np.float64]]  # photo -> (D,)
+Masks = Mapping[str, Alteration]  # subject -> what takes its background away
+
+
+@dataclass(frozen=True)
+class SubjectPhotos:
+    """The real photos of one subject, below the data folder, and which of them is the input."""
+
+    photos: tuple[str, ...]
+    input: str
+
+
+@dataclass(frozen=True)
+class SubjectScores:
+    """What was found of every picture: the method's, the input in its place, and real photos against each other."""
+
+    method: tuple[PictureScore, ...]
+    copy_input: tuple[PictureScore, ...]
+    oracle: tuple[PictureScore, ...]
+
+
+def check_references(items: Sequence[Item], references: Mapping[str, SubjectPhotos]) -> None:
+    """Raises: UsageError where a subject has no photos, or its input is none of them."""
+    for subject in dict.fromkeys(item.subject for item in items):
+        if subject not in references:
+            raise UsageError(f"there are no real photos of the subject {subject}; give references for every subject")
+        if references[subject].input not in references[subject].photos:
+            raise UsageError(f"{subject}: the input {references[subject].input} is none of the subject's photos")
+
+
+class SubjectScorer:
+    """Scores pictures of one list of items; every picture and photo is looked at once by each extractor."""
+
+    def __init__(
+        self, items: Sequence[Item], data: Path, references: Mapping[str, SubjectPhotos], cache: FeatureCache
+    ) -> None:
+        check_references(items, references)
+        self.items = items
+        self.data = data
+        self.references = {subject: references[subject] for subject in dict.fromkeys(one.subject for one in items)}
+        self.cache = cache
+        self.photos = [(subject, one) for subject, of in self.references.items() for one in dict.fromkeys(of.photos)]
+
+    def files(self, folder: Path) -> list[tuple[str, Path]]:
+        """Subject and file of the items' pictures in a folder."""
+        return [(item.subject, folder / item.path) for item in self.items]
+
+    def photo_files(self) -> list[tuple[str, Path]]:
+        """Subject and file of the photos."""
+        return [(subject, self.data / photo) for subject, photo in self.photos]
+
+    def __call__(self, folder: Path, extractors: Extractors, masks: Masks | None = None) -> SubjectScores:
+        """The scores of the items' pictures in a folder. `masks` gives DINO a second look without backgrounds."""
+        texts = self._texts(extractors)
+        looks: list[tuple[str, PictureExtractor, Masks | None]] = [
+            ("dino", extractors.dino, None),
+            ("clip_i", extractors.clip, None),
+        ]
+        if masks is not None:
+            looks.append(("dino_masked", extractors.dino, masks))
+        if extractors.dinov2 is not None:
+            looks.append(("dinov2", extractors.dinov2, None))
+        method = tuple(picture_score(item) for item in self.items)
+        copy_input, oracle = method, self._photo_scores()
+        for prefix, extractor, altered in looks:
+            pictures = self._vectors(extractor, self.files(folder), altered)
+            rows = self._vectors(extractor, self.photo_files(), altered)
+            photos = {photo: row for (_, photo), row in zip(self.photos, rows, strict=True)}
+            inputs = [photos[self.references[item.subject].input] for item in self.items]
+            shown = texts if prefix == "clip_i" else None
+            method = self._compare(method, pictures, photos, prefix, shown)
+            copy_input = self._compare(copy_input, inputs, photos, prefix, shown)
+            oracle = self._compare_photos(oracle, photos, prefix)
+        return SubjectScores(method, copy_input, oracle)
+
+    def _texts(self, extractors: Extractors) -> Vectors:
+        texts = list(dict.fromkeys(item.scored_text for item in self.items))
+        return dict(zip(texts, _unit(extractors.clip.texts(texts)), strict=True))
+
+    def _vectors(
+        self, extractor: PictureExtractor, named: Sequence[tuple[str, Path]], masks: Masks | None
+    ) -> list[NDArray[np.float64]]:
+        """A vector for each file, that goes with its subject."""
+        if masks is None:
+            files = list(dict.fromkeys(file for _, file in named))  # one of several subjects is there for each of them
+            seen = dict(zip(files, _unit(self.cache.pictures(extractor, files)), strict=True))
+            return [seen[file] for _, file in named]
+        places: dict[str, list[int]] = {}
+        for place, (subject, _) in enumerate(named):
+            places.setdefault(subject, []).append(place)
+        found: dict[int, NDArray[np.float64]] = {}
+        for subject, own in places.items():
+            rows = _unit(self.cache.pictures(extractor, [named[place][1] for place in own], masks[subject]))
+            found |= dict(zip(own, rows, strict=True))
+        return [found[place] for place in range(len(named))]
+
+    def _compare(
+        self,
+        scores: tuple[PictureScore, ...],
+        vectors: Sequence[NDArray[np.float64]],
+        photos: Vectors,
+        prefix: str,
+        texts: Vectors | None,
+    ) -> tuple[PictureScore, ...]:
+        rows = []
+        for one, vector in zip(scores, vectors, strict=True):
+            values = {**one.values, **self._similarities(one.subject, vector, photos, prefix)}
+            if texts is not None:
+                values["clip_t"] = float(vector @ texts[one.scored_text])
+            if prefix == "dino":
+                values["copied"] = float(values["dino_input"] > COPIED)
+            rows.append(replace(one, values=values))
+        return tuple(rows)
+
+    def _photo_scores(self) -> tuple[PictureScore, ...]:
+        """A row for every real photo, as if it were the answer to a prompt of its own."""
+        facts = {item.subject: item for item in self.items}
+        return tuple(
+            PictureScore(
+                path=photo,
+                subject=subject,
+                prompt=place,
+                image=0,
+                scored_text="",
+                inputs=(one.input,),
+                values={},
+                category=facts[subject].category,
+            )
+            for subject, one in self.references.items()
+            for place, photo in enumerate(dict.fromkeys(one.photos))
+        )
+
+    def _compare_photos(
+        self, scores: tuple[PictureScore, ...], photos: Vectors, prefix: str
+    ) -> tuple[PictureScore, ...]:
+        """Each photo as an answer, never compared with itself."""
+        return tuple(
+            replace(
+                one,
+                values={**one.values, **self._similarities(one.subject, photos[one.path], photos, prefix, one.path)},
+            )
+            for one in scores
+        )
+
+    def _similarities(
+        self, subject: str, vector: NDArray[np.float64], photos: Vectors, prefix: str, itself: str = ""
+    ) -> dict[str, float]:
+        """The mean cosine to each reference that has photos."""
+        of = self.references[subject]
+        every = tuple(dict.fromkeys(of.photos))
+        references = {"input": (of.input,), "all": every, "others": tuple(one for one in every if one != of.input)}
+        values = {}
+        for key, names in references.items():
+            cosines = [float(vector @ photos[name]) for name in names if name != itself]
+            if cosines:
+                values[f"{prefix}_{key}"] = sum(cosines) / len(cosines)
+        return values
+
+
+def picture_score(item: Item, values: Mapping[str, float] | None = None) -> PictureScore:
+    """The facts of an item with the numbers of its picture."""
+    return PictureScore(
+        path=item.path,
+        subject=item.subject,
+        prompt=item.prompt,
+        image=item.image,
+        scored_text=item.scored_text,
+        inputs=item.inputs,
+        values=values or {},
+        category=item.category,
+        kind=item.kind,
+    )
+
+
+def _unit(rows: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Rows of length 1 to the last digit of float64."""
+    exact = np.asarray(rows, np.float64)
+    return exact / np.linalg.norm(exact, axis=1, keepdims=True)

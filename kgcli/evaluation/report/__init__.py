@@ -1,0 +1,1 @@
+"""Scored runs compared, tabulated and shown as a page."""

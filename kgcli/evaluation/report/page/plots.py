@@ -1,0 +1,171 @@
+"""Scores of subjects as a drawing: a dot for each, its interval, and the mean of all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kgcli.evaluation.metrics.clusters import cluster_mean
+from kgcli.evaluation.report.compare import Key, cluster_means, values_of
+from kgcli.evaluation.report.page.markup import Html, tag
+from kgcli.evaluation.report.page.tables import Figures, interval, number
+from kgcli.evaluation.scores import Measure
+
+WIDTH, LABELS, RIGHT, TOP, BOTTOM = 460, 128, 14, 8, 26  # pixels of the drawing
+ROW, RUN_STEP = 17, 7  # height of a subject, and what each further run adds
+NUM_TICKS = 4
+MAX_LABEL = 20  # characters
+NUM_BINS = 24
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One subject of one run."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Axis:
+    """From values to pixels."""
+
+    low: float
+    high: float
+    left: int = LABELS  # pixels
+
+    def at(self, value: float) -> float:
+        """Pixels from the left."""
+        share = (value - self.low) / (self.high - self.low)
+        return round(self.left + share * (WIDTH - self.left - RIGHT), 1)
+
+
+def subject_plot(figures: Figures, measure: Measure, links: dict[str, str]) -> Html | None:
+    """Subjects in rows, from the best of the first run down; None where the measure has no subjects."""
+    dots = [_dots(figures, run, measure.name) for run in range(len(figures.runs))]
+    names = sorted({name for one in dots for name in one}, key=lambda name: _rank(dots, name, measure))
+    if not names:
+        return None
+    axis = _axis([end for one in dots for dot in one.values() for end in (dot.low, dot.high)])
+    digits = figures.decimals(measure.name)
+    height = ROW + RUN_STEP * (len(dots) - 1)
+    bottom = TOP + height * len(names)
+    parts = [*_grid(axis, bottom), *_means(figures, measure.name, axis, bottom)]
+    for place, name in enumerate(names):
+        parts.append(_label(name, TOP + height * (place + 0.5), links.get(name)))
+        for run, found in enumerate(dots):
+            if name in found:
+                y = TOP + height * place + ROW / 2 + RUN_STEP * run
+                title = f"{name}, {figures.runs[run].name}: {number(found[name].value, digits)}"
+                parts.append(_draw(found[name], axis, y, run, title, digits))
+    return _svg(parts, bottom + BOTTOM, f"{measure.title} of each subject")
+
+
+def histogram(figures: Figures, measure: Measure) -> Html | None:
+    """How the values of single pictures are spread; None where there are none."""
+    values = [list(values_of(measure.name, run.scores.pictures).values()) for run in figures.runs]
+    every = [value for one in values for value in one]
+    if len(every) < 2 or min(every) == max(every):
+        return None
+    axis = _axis(every, left=RIGHT)
+    edges = np.linspace(min(every), max(every), NUM_BINS + 1)
+    counts = [np.histogram(one, edges)[0] / max(len(one), 1) for one in values]
+    scale = 120 / max(float(count.max()) for count in counts)
+    bottom = TOP + 124
+    parts = _grid(axis, bottom)
+    for run, shares in enumerate(counts):
+        steps = [f"M{axis.at(edges[0])},{bottom}"]
+        for at, share in enumerate(shares):
+            steps.append(f"V{bottom - scale * share:.1f}H{axis.at(edges[at + 1])}")
+        title = tag("title", f"{figures.runs[run].name}: {len(values[run]):,} pictures")
+        parts.append(tag("path", title, d="".join([*steps, f"V{bottom}Z"]), class_=f"steps run-{run % 6}"))
+    return _svg(parts, bottom + BOTTOM, f"{measure.title}: spread over pictures")
+
+
+def _dots(figures: Figures, run: int, measure: str) -> dict[str, Dot]:
+    """Figures of subjects; an interval that scoring did not give is taken over the subject's prompts."""
+    pictures = values_of(measure, figures.runs[run].scores.pictures)
+    prompts: dict[str, dict[Key, float]] = {}
+    for (subject, prompt, image, path), value in pictures.items():
+        prompts.setdefault(subject, {})["", prompt, image, path] = value
+    dots = {}
+    for group in figures.groups("subject:"):
+        figure = figures.find(run, measure, group=group)
+        if figure is None:
+            continue
+        name = group.partition(":")[2]
+        low, high = figure.bounds or _over_prompts(prompts.get(name, {})) or (figure.value, figure.value)
+        dots[name] = Dot(figure.value, low, high)
+    return dots
+
+
+def _over_prompts(values: dict[Key, float]) -> tuple[float, float] | None:
+    if not values:
+        return None
+    mean = cluster_mean(list(cluster_means(values).values()))
+    return None if mean.low is None or mean.high is None else (mean.low, mean.high)
+
+
+def _rank(dots: Sequence[dict[str, Dot]], name: str, measure: Measure) -> tuple[float, str]:
+    value = next(one[name].value for one in dots if name in one)
+    return (-value if measure.higher_is_better else value), name
+
+
+def _axis(values: Sequence[float], left: int = LABELS) -> Axis:
+    low, high = min(values), max(values)
+    margin = 0.04 * (high - low) or 0.05 * abs(high) or 0.5
+    return Axis(low - margin, high + margin, left)
+
+
+def _ticks(axis: Axis) -> list[float]:
+    rough = (axis.high - axis.low) / NUM_TICKS
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
+    return [step * n for n in range(math.ceil(axis.low / step), math.floor(axis.high / step) + 1)]
+
+
+def _grid(axis: Axis, bottom: float) -> list[Html]:
+    parts = []
+    for tick in _ticks(axis):
+        x = axis.at(tick)
+        parts.append(tag("line", x1=x, x2=x, y1=TOP, y2=bottom, class_="grid"))
+        parts.append(tag("text", f"{round(tick, 6):g}", x=x, y=bottom + 16, class_="tick"))
+    return parts
+
+
+def _means(figures: Figures, measure: str, axis: Axis, bottom: float) -> list[Html]:
+    parts = []
+    for run in range(len(figures.runs)):
+        figure = figures.find(run, measure)
+        if figure is None or not axis.low <= figure.value <= axis.high:
+            continue
+        known = figure.bounds
+        if known is not None:
+            left, right = (axis.at(min(max(end, axis.low), axis.high)) for end in known)
+            band = {"x": left, "y": TOP, "width": round(right - left, 1), "height": bottom - TOP}
+            parts.append(tag("rect", **band, class_=f"band run-{run % 6}"))
+        x = axis.at(figure.value)
+        parts.append(tag("line", x1=x, x2=x, y1=TOP, y2=bottom, class_=f"mean run-{run % 6}"))
+    return parts
+
+
+def _label(name: str, y: float, link: str | None) -> Html:
+    short = name if len(name) <= MAX_LABEL else name[: MAX_LABEL - 1] + "\u2026"
+    text = tag("text", tag("title", name), short, x=LABELS - 10, y=y + 4, class_="label")
+    return text if link is None else tag("a", text, href=f"#{link}")
+
+
+def _draw(dot: Dot, axis: Axis, y: float, run: int, title: str, digits: int) -> Html:
+    said = f"{title} ({interval(dot.low, dot.high, digits)})" if dot.low < dot.high else title
+    whisker = tag("line", x1=axis.at(dot.low), x2=axis.at(dot.high), y1=y, y2=y, class_="whisker")
+    return tag(
+        "g", tag("title", said), whisker, tag("circle", cx=axis.at(dot.value), cy=y, r=3.5), class_=f"run-{run % 6}"
+    )
+
+
+def _svg(parts: Sequence[Html], height: float, label: str) -> Html:
+    return tag("svg", *parts, viewBox=f"0 0 {WIDTH} {height:g}", role="group", aria_label=label)

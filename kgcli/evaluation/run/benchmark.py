@@ -1,0 +1,236 @@
+"""A benchmark from the first check to the scores: plan, drawing, scoring, each taken up where it was left. No torch.
+
+All that can be wrong (data, method, model, weights of the extractors, run folder) is found before anything is drawn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import kgcli
+from kgcli.errors import MissingError, UsageError
+from kgcli.evaluation.baselines.base import Method, MethodOptions
+from kgcli.evaluation.baselines.table import make, source_facts
+from kgcli.evaluation.benchmarks import coco, dreambench
+from kgcli.evaluation.benchmarks import nano as nano_suites
+from kgcli.evaluation.benchmarks.coco import PUBLISHED, choose_captions, coco_plan
+from kgcli.evaluation.benchmarks.dreambench import DreamBenchAsk, multi_plan, single_plan
+from kgcli.evaluation.benchmarks.dreambench_data import HOW_TO_GET, open_dreambench
+from kgcli.evaluation.benchmarks.nano_data import cached_folder, coco_data, dreambench_data
+from kgcli.evaluation.run.folder import PLAN, Plan, RunFolder
+from kgcli.evaluation.run.foreign import find_pictures, foreign_plan, take_pictures
+from kgcli.evaluation.run.generate import POLL_SECONDS, draw_run, environment_shard, finish, wait_for_pictures
+from kgcli.evaluation.run.ray_engine import check_ray, draw_with_ray
+from kgcli.evaluation.run.suites import Ready, Scoring, check_texts, get_ready, score_run
+
+STEPS = ("draw", "score")
+ENGINES = ("local", "ray")
+_LIBRARIES = ("torch", "diffusers", "transformers", "pillow")  # that pictures depend on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """All that a user may ask of a benchmark; what a suite does not have is left at None."""
+
+    out: Path
+    suite: str
+    data: Path | None = None
+    method: str = "kosmosg"
+    options: MethodOptions = MethodOptions()
+    images: Path | None = None  # pictures that are there, in place of a method
+    name: str | None = None  # of who made those
+    only: str | None = None  # draw or score
+    engine: str = "local"
+    num_workers: int = 1
+    scoring: Scoring = Scoring()
+    ask: DreamBenchAsk = DreamBenchAsk()
+    captions: str = PUBLISHED
+    num: int | None = None  # captions
+
+    def __post_init__(self) -> None:
+        for flag, value, known in (
+            ("--only", self.only, (*STEPS, None)),
+            ("--engine", self.engine, ENGINES),
+            ("--suite", self.suite, tuple(SUITES)),
+        ):
+            if value not in known:
+                raise UsageError(f"{flag} is {value}; it must be {' or '.join(filter(None, known))}")
+        if self.num_workers < 1:
+            raise UsageError(f"--workers is {self.num_workers}; it must be at least 1")
+        if self.name is not None and not self.name.isprintable():
+            raise UsageError(f"--name is {self.name!r}; it must be text that can be printed")
+        if self.name is not None and self.images is None:
+            raise UsageError("--name is of who made the pictures of --images, which is not given")
+        if self.suite == nano_suites.COCO and self.captions != PUBLISHED:
+            raise UsageError(f"--captions has no use with {self.suite}, which has captions of its own; give --num")
+        if self.num is not None and self.num < 2 and self.only != "draw":
+            raise UsageError(f"--num is {self.num}; a distribution needs two captions or more")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What sets one benchmark apart: its plan, and how the paper drew."""
+
+    plan: Callable[[Bench, Mapping[str, Any]], Plan]
+    drawing: Mapping[str, Any]  # fields of MethodOptions where the user says nothing
+
+
+def run_benchmark(bench: Bench) -> RunFolder:
+    """Draw and score, or what `only` leaves of it; returns the run.
+
+    Raises: KgError.
+    """
+    shard = environment_shard() if bench.engine == "local" else (0, 1)
+    ready: Ready | None
+    if bench.only == "score" and bench.images is None:
+        run = _open_to_score(bench)
+        ready = get_ready(run.plan.suite, bench.data, bench.scoring)
+    else:
+        ready = None if bench.only == "draw" else get_ready(bench.suite, bench.data, bench.scoring)
+        run = _draw(bench, shard, ready)
+    if shard[0] > 0:
+        return run
+    if bench.only != "score" and shard[1] > 1:
+        wait_for_pictures(run)
+    finish(run)
+    if ready is not None:
+        score_run(run, ready)
+    return run
+
+
+def suite_options(bench: Bench) -> MethodOptions:
+    """The options of a method, with the suite's drawing where the user said nothing."""
+    drawing = SUITES[bench.suite].drawing
+    return dataclasses.replace(
+        bench.options, **{name: value for name, value in drawing.items() if getattr(bench.options, name) is None}
+    )
+
+
+def method_facts(method: Method, name: str) -> dict[str, Any]:
+    """All that the pictures of a method depend on: its own facts, a user's code, versions."""
+    versions = {"kgcli": kgcli.__version__, **{library: _version(library) for library in _LIBRARIES}}
+    return {**method.facts(), **source_facts(name), "versions": versions}
+
+
+def _draw(bench: Bench, shard: tuple[int, int], ready: Ready | None) -> RunFolder:
+    """The run with this process's share of the pictures in it."""
+    make_plan = SUITES[bench.suite].plan
+    if bench.images is not None:
+        plan = make_plan(bench, {})
+        if ready is not None:
+            check_texts(plan, ready)
+        sources = find_pictures(bench.images, plan)
+        run = _start(bench.out, foreign_plan(plan, sources, bench.name or bench.images.stem), shard)
+        if shard[0] == 0:
+            take_pictures(run, sources)
+        return run
+    if bench.engine == "ray":
+        check_ray()
+    options = _on_own_device(suite_options(bench), shard)
+    method = make(bench.method, options)
+    plan = make_plan(bench, method_facts(method, bench.method))
+    if callable(check := getattr(method, "check", None)):
+        check(plan.items)
+    if ready is not None:
+        check_texts(plan, ready)
+    run = _start(bench.out, plan, shard)
+    if bench.engine == "ray":
+        draw_with_ray(run, bench.method, options, bench.num_workers)
+    else:
+        draw_run(run, method, shard)
+    return run
+
+
+def _open_to_score(bench: Bench) -> RunFolder:
+    """The run with its inputs in the folder that the user names, or the cache: a plan never says where to read.
+
+    Raises: UsageError, MissingError.
+    """
+    run = RunFolder.open(bench.out)
+    if run.plan.suite not in SUITES:
+        raise MissingError(f"{bench.out / PLAN} is of a suite {run.plan.suite!r} that this version does not know")
+    data: Path | None
+    if run.plan.suite.startswith("nano-"):
+        data = _nano_folder(bench, run.plan.suite)
+    else:
+        data = _given_data(bench) if run.plan.suite != "coco" else bench.data
+    where = "" if data is None else str(data.expanduser().resolve())
+    return RunFolder(run.path, dataclasses.replace(run.plan, data=where))
+
+
+def _start(out: Path, plan: Plan, shard: tuple[int, int]) -> RunFolder:
+    """The run of a plan. One process writes it; should that one fail, the launcher ends the others too."""
+    while shard[0] > 0 and not (out / PLAN).is_file():
+        time.sleep(POLL_SECONDS / 10)
+    return RunFolder.start(out, plan)
+
+
+def _on_own_device(options: MethodOptions, shard: tuple[int, int]) -> MethodOptions:
+    """Where several processes share a machine's GPUs, one for each."""
+    if shard[1] == 1 or options.device not in ("auto", "cuda"):
+        return options
+    import torch
+
+    if not torch.cuda.is_available():
+        return options
+    local = int(os.environ.get("LOCAL_RANK", shard[0]))
+    return dataclasses.replace(options, device=f"cuda:{local % torch.cuda.device_count()}")
+
+
+def _single(bench: Bench, method: Mapping[str, Any]) -> Plan:
+    return single_plan(open_dreambench(_given_data(bench)), bench.ask, method)
+
+
+def _multi(bench: Bench, method: Mapping[str, Any]) -> Plan:
+    return multi_plan(open_dreambench(_given_data(bench)), bench.ask, method)
+
+
+def _coco(bench: Bench, method: Mapping[str, Any]) -> Plan:
+    return coco_plan(choose_captions(bench.captions, bench.data, bench.num), bench.ask.seed, method, bench.data)
+
+
+def _nano_dreambench(bench: Bench, method: Mapping[str, Any]) -> Plan:
+    data = dreambench_data(_nano_folder(bench, nano_suites.DREAMBENCH))
+    return nano_suites.dreambench_plan(data.sha256, data.folder, bench.ask, method)
+
+
+def _nano_coco(bench: Bench, method: Mapping[str, Any]) -> Plan:
+    num = nano_suites.NUM_CAPTIONS if bench.num is None else bench.num
+    nano_suites.check_captions(num)
+    data = coco_data(_nano_folder(bench, nano_suites.COCO))
+    return nano_suites.coco_plan(data.sha256, data.folder, num, bench.ask.seed, method)
+
+
+def _nano_folder(bench: Bench, suite: str) -> Path:
+    """Where the pictures of a nano suite are, or are made: a folder given, or one in the user's cache."""
+    return (bench.data or cached_folder(suite)).expanduser().resolve()
+
+
+def _given_data(bench: Bench) -> Path:
+    if bench.data is None:
+        raise UsageError(f"give --data FOLDER with the DreamBench photos; get them: {HOW_TO_GET}")
+    return bench.data
+
+
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return ""
+
+
+# By the name of the suite in plans and scores.
+SUITES: dict[str, Suite] = {
+    "dreambench": Suite(_single, dreambench.DRAWING),
+    "dreambench-multi": Suite(_multi, dreambench.DRAWING),
+    "coco": Suite(_coco, coco.DRAWING),
+    nano_suites.DREAMBENCH: Suite(_nano_dreambench, nano_suites.DRAWING),
+    nano_suites.COCO: Suite(_nano_coco, nano_suites.DRAWING),
+}

@@ -1,0 +1,274 @@
+"""Scoring a run: from its pictures to scores.json and its tables. Equal pictures give equal bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import kgcli
+from kgcli.errors import MissingError, UsageError
+from kgcli.evaluation.extractors.base import Extractors, TextExtractor
+from kgcli.evaluation.extractors.cache import FOLDER, Alteration, FeatureCache, hashes
+from kgcli.evaluation.metrics.aggregate import figures_of
+from kgcli.evaluation.metrics.distribution import (
+    DEFINITIONS,
+    FEWEST,
+    DistributionExtractor,
+    distribution_figures,
+    measures_of,
+)
+from kgcli.evaluation.metrics.kernels import cmmd
+from kgcli.evaluation.metrics.subjects import (
+    COPY_INPUT,
+    DINOV2,
+    MASKED,
+    MEASURES,
+    ORACLE,
+    Masks,
+    SubjectPhotos,
+    SubjectScorer,
+    picture_score,
+)
+from kgcli.evaluation.report.tables import CSV, MARKDOWN, PICTURES_CSV, pictures_to_csv, to_csv, to_markdown
+from kgcli.evaluation.run.folder import Item, Plan
+from kgcli.evaluation.run.real_set import chosen, real_set
+from kgcli.evaluation.scores import Figure, Measure, PictureScore, Scores
+from kgcli.inference.output import write_bytes
+
+PACKAGES = (
+    *("clean-fid", "numpy", "open_clip_torch", "pillow", "scipy"),
+    *("timm", "torch", "torch-fidelity", "torchmetrics", "torchvision"),
+)
+CLIP_SCORE = Measure(name="clip_t", title="CLIP score (cosine)", primary=True)
+CMMD = Measure(name="cmmd", title="CMMD with the CLIP of this run", higher_is_better=False)
+Progress = Callable[[int], None]  # called with a number of pictures that are done
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealPictures:
+    """The real set of a distribution."""
+
+    files: Sequence[Path]
+    cache: Path  # folder of statistics that outlive the run
+    num_reference: int = 30_000  # generated pictures of the published numbers
+
+
+def score_subjects(
+    folder: Path,
+    plan: Plan,
+    references: Mapping[str, SubjectPhotos],
+    extractors: Extractors,
+    *,
+    data: Path | None = None,
+    out: Path | None = None,
+    masks: Masks | None = None,
+    progress: Progress | None = None,
+    write: bool = True,
+) -> Scores:
+    """Score the pictures of a plan in a folder, and write scores.json and tables into `out`, or into the folder.
+
+    Vectors are kept in `features` there: scoring that was killed goes on where it was. `data` is where the photos
+    are, where that is not the plan's own folder. Without `write` the scores are for the caller to complete and write.
+
+    Raises: MissingError where pictures or photos are missing; UsageError where references do not fit.
+    """
+    out = out or folder
+    _check_pictures(folder, plan.items)
+    scorer = SubjectScorer(plan.items, data or Path(plan.data), references, FeatureCache(out / FOLDER, progress))
+    found = scorer(folder, extractors, masks)
+    measures = MEASURES
+    photos = _digest(hashes([file for _, file in scorer.photo_files()]))
+    scoring = {"dino": extractors.dino.facts(), "clip": extractors.clip.facts(), "photos_sha256": photos}
+    if masks is not None:
+        measures += MASKED
+        scoring["masks"] = dict(next(iter(masks.values())).facts)
+    if extractors.dinov2 is not None:
+        measures += DINOV2
+        scoring["dinov2"] = extractors.dinov2.facts()
+    names = [one.name for one in measures]
+    rows = ((found.method, "method"), (found.copy_input, COPY_INPUT), (found.oracle, ORACLE))
+    figures = tuple(figure for pictures, row in rows for figure in figures_of(pictures, names, row))
+    notes = [
+        *_random_notes([facts for facts in scoring.values() if isinstance(facts, dict)]),
+        *_photo_notes(scorer.references),
+        *_mask_notes(scorer, folder, masks or {}),
+    ]
+    scores = _scores(plan, scoring, measures, figures, found.method, notes)
+    if write:
+        write_tables(scores, out)
+    return scores
+
+
+def score_distribution(
+    folder: Path,
+    plan: Plan,
+    real: RealPictures,
+    presets: Sequence[DistributionExtractor],
+    *,
+    clip: TextExtractor | None = None,
+    with_cmmd: bool = False,
+    out: Path | None = None,
+    progress: Progress | None = None,
+    write: bool = True,
+) -> Scores:
+    """Score the pictures of a plan as a set against real ones; the first preset is the one shown first.
+
+    Raises: MissingError where pictures are missing; UsageError where there are too few.
+    """
+    out = out or folder
+    _check_pictures(folder, plan.items)
+    if len(plan.items) < 2 or len(real.files) < 2:
+        raise UsageError(
+            f"{len(plan.items)} generated and {len(real.files)} real pictures; a distribution needs two of each"
+        )
+    if with_cmmd and clip is None:
+        raise UsageError("CMMD needs a CLIP to score with")
+    cache = FeatureCache(out / FOLDER, progress)
+    files = [folder / item.path for item in plan.items]
+    pictures = tuple(picture_score(item) for item in plan.items)
+    measures: tuple[Measure, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    scoring: dict[str, Any] = {}
+    for place, preset in enumerate(presets):
+        reals = real_set(preset.real, real.files, real.cache, progress)
+        figures += distribution_figures(preset, reals, cache.pictures(preset.fake, files))
+        measures += measures_of(preset, primary=place == 0)
+        scoring[preset.name] = {"real": preset.real.facts(), "fake": preset.fake.facts(), "num_real": len(real.files)}
+        scoring["real_sha256"] = reals.pictures_sha256
+    if clip is not None:
+        rows = cache.pictures(clip, files)
+        pictures = _with_clip(plan.items, pictures, rows, clip)
+        measures += (CLIP_SCORE,)
+        figures += figures_of(pictures, [CLIP_SCORE.name], by_subject=False)
+        scoring["clip"] = clip.facts()
+    if clip is not None and with_cmmd:
+        value = cmmd(real_set(clip, real.files, real.cache, progress).sample, chosen(rows))
+        measures += (CMMD,)
+        figures += (Figure(measure=CMMD.name, value=value, num_pictures=len(files)),)
+    notes = [*_random_notes(_all_facts(presets, clip)), *_count_notes(len(files), real.num_reference, figures)]
+    scores = _scores(plan, {**scoring, "measures": DEFINITIONS}, measures, figures, pictures, notes)
+    if write:
+        write_tables(scores, out)
+    return scores
+
+
+def _with_clip(
+    items: Sequence[Item], pictures: Sequence[PictureScore], rows: NDArray[np.float32], clip: TextExtractor
+) -> tuple[PictureScore, ...]:
+    """The pictures with the cosine to their texts."""
+    texts = list(dict.fromkeys(item.scored_text for item in items))
+    vectors = dict(zip(texts, np.asarray(clip.texts(texts), np.float64), strict=True))
+    scored = []
+    for item, row in zip(items, np.asarray(rows, np.float64), strict=True):
+        text = vectors[item.scored_text]
+        cosine = float(row @ text / (np.linalg.norm(row) * np.linalg.norm(text)))
+        scored.append(picture_score(item, {CLIP_SCORE.name: cosine}))
+    return tuple(scored)
+
+
+def _check_pictures(folder: Path, items: Sequence[Item]) -> None:
+    missing = [item.path for item in items if not (folder / item.path).is_file()]
+    if missing:
+        raise MissingError(
+            f"{folder}: {len(missing)} of {len(items)} pictures are not there, the first {missing[0]}; "
+            "all of them are scored or none"
+        )
+    if not items:
+        raise UsageError("there are no pictures to score")
+
+
+def _scores(
+    plan: Plan,
+    scoring: Mapping[str, Any],
+    measures: tuple[Measure, ...],
+    figures: tuple[Figure, ...],
+    pictures: tuple[PictureScore, ...],
+    notes: Sequence[str],
+) -> Scores:
+    versions = {"kgcli": kgcli.__version__, **{name: metadata.version(name) for name in PACKAGES}}
+    return Scores(
+        suite=plan.suite,
+        protocol={**plan.protocol, "num_pictures": len({item.path for item in plan.items}), "scoring": dict(scoring)},
+        method=plan.method,
+        versions=versions,
+        data=plan.data,
+        measures=measures,
+        figures=figures,
+        pictures=pictures,
+        notes=tuple(notes),
+    )
+
+
+def write_tables(scores: Scores, out: Path) -> None:
+    """Write scores as tables and scores.json into a folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_bytes(out / CSV, to_csv(scores).encode())
+    write_bytes(out / PICTURES_CSV, pictures_to_csv(scores).encode())
+    write_bytes(out / MARKDOWN, to_markdown(scores).encode())
+    scores.write(out)  # last: where it is, the tables are too
+
+
+def _all_facts(presets: Sequence[DistributionExtractor], clip: TextExtractor | None) -> list[Mapping[str, Any]]:
+    sides = [side.facts() for one in presets for side in (one.real, one.fake)]
+    return [*sides, *([] if clip is None else [clip.facts()])]
+
+
+def _random_notes(facts: Sequence[Mapping[str, Any]]) -> list[str]:
+    names = dict.fromkeys(
+        one.get("extractor", "an extractor") for one in facts if str(one.get("weights_sha256", "")).startswith("random")
+    )
+    return [f"The weights of {name} are random: its numbers mean nothing." for name in names]
+
+
+def _photo_notes(references: Mapping[str, SubjectPhotos]) -> list[str]:
+    alone = sorted(subject for subject, one in references.items() if len(set(one.photos)) < 2)
+    if not alone:
+        return []
+    return [f"{len(alone)} subject(s) have one photo alone and no part in the measures of other photos: {alone[0]} ..."]
+
+
+def _mask_notes(scorer: SubjectScorer, folder: Path, masks: Masks) -> list[str]:
+    """Where nothing was taken away, for nothing was found: how often."""
+    counts, first = [], None
+    for named in (scorer.files(folder), scorer.photo_files()):
+        empty = [file for subject, file in named if subject in masks and _is_empty(masks[subject], file)]
+        counts.append(f"{len(empty)} of {len(named)}")
+        first = first or next(iter(empty), None)
+    if first is None:
+        return []
+    return [
+        f"The segmenter marked nothing in {counts[0]} pictures and {counts[1]} photos, the first "
+        f"{first.parent.name}/{first.name}: of these the whole picture counts in DINO with white backgrounds."
+    ]
+
+
+def _is_empty(alteration: Alteration, file: Path) -> bool:
+    return alteration.is_empty is not None and alteration.is_empty(file)
+
+
+def _count_notes(num: int, num_reference: int, figures: Sequence[Figure]) -> list[str]:
+    notes = []
+    extrapolated = any("_infinity_" in figure.measure for figure in figures)
+    if num != num_reference:
+        advice = "compare the FID at infinitely many pictures, or draw" if extrapolated else "draw"
+        notes.append(
+            f"FID is of {num} pictures, the suite's own number is {num_reference}: its bias depends on the number, so "
+            f"{advice} as many."
+        )
+    if not extrapolated:
+        notes.append("No FID at infinitely many pictures: half of them are not more than a vector is long.")
+    if num < FEWEST:
+        notes.append(f"Fewer than {FEWEST} pictures: no precision, recall, density or coverage.")
+    return notes
+
+
+def _digest(parts: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""From an interleaved prompt to an image."""

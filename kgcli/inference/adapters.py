@@ -1,0 +1,244 @@
+"""LoRA files and ControlNets as a user names them, checked before torch loads. No torch.
+
+style.safetensors:0.7            a LoRA file (kohya or diffusers names), and how strongly it acts
+canny=photo.jpg:0.8              a ControlNet's kind, the photo its map is made of, and how strongly it acts
+openpose=@pose.png               a ready map, for any kind
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kgcli.data.images import Picture, read_picture
+from kgcli.errors import ImageError, IncompatibleError, MissingError, UsageError
+from kgcli.weights.folder import (
+    ModelFolder,
+    check_diffusers_part,
+    check_single_file,
+    check_width,
+    hash_files,
+    is_hub_id,
+)
+from kgcli.weights.shipped import find_adapter, find_picture
+
+MAX_LORA_SCALE = 10.0  # either way: below 0 a LoRA takes away what it would add
+MAX_CONTROL_SCALE = 2.0
+SD15_WIDTH = 768  # of what Stable Diffusion v1 attends to
+LORA_NAME = "pytorch_lora_weights.safetensors"  # in a folder that diffusers wrote
+MADE_MAPS = ("canny", "scribble", "softedge", "depth", "seg")
+MAP_MODELS = {"depth": "Intel/dpt-large", "seg": "openmmlab/upernet-convnext-small"}  # on the Hub
+CONTROLNETS = {  # for Stable Diffusion v1.5, on the Hub
+    kind: f"lllyasviel/control_{name}"
+    for kind, name in {
+        "canny": "v11p_sd15_canny",
+        "scribble": "v11p_sd15_scribble",
+        "softedge": "v11p_sd15_softedge",
+        "depth": "v11f1p_sd15_depth",
+        "seg": "v11p_sd15_seg",
+        "openpose": "v11p_sd15_openpose",
+        "lineart": "v11p_sd15_lineart",
+        "normalbae": "v11p_sd15_normalbae",
+        "mlsd": "v11p_sd15_mlsd",
+        "tile": "v11f1e_sd15_tile",
+    }.items()
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A folder or file with its hash, or a Hub id without one."""
+
+    location: str
+    name: str  # without the user's folders
+    sha256: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """A LoRA file and the factor of what it adds to the U-Net's weights."""
+
+    source: Source
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """A ControlNet, the picture it follows, and the factor of what it adds to the U-Net's features."""
+
+    kind: str
+    source: Source
+    picture: Picture
+    ready: bool = False  # the picture is the map itself
+    maker: Source | None = None  # what makes the map where OpenCV does not
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapters:
+    """All that is put on a decoder for one picture, in the order given."""
+
+    loras: tuple[Lora, ...] = ()
+    controls: tuple[Control, ...] = ()
+
+
+def read_adapters(
+    model: ModelFolder,
+    *,
+    loras: Sequence[str] = (),
+    controls: Sequence[str] = (),
+    controlnet_models: Sequence[str] = (),
+    map_models: Sequence[str] = (),
+) -> Adapters:
+    """What flags (or a Python caller, in the same words) put on the decoder of a model.
+
+    Raises: UsageError, MissingError, ImageError, IncompatibleError.
+    """
+    found = tuple(read_lora(text) for text in loras)
+    for lora in found:
+        if [other.source.sha256 for other in found].count(lora.source.sha256) > 1:
+            raise UsageError(f"--lora {lora.source.name} is given twice; add up its scales")
+    networks = read_kinds(controlnet_models, "--controlnet-model")
+    makers = read_kinds(map_models, "--map-model")
+    made = tuple(_read_control(text, model, networks, makers) for text in controls)
+    kinds = {control.kind for control in made}
+    for flag, given in (("--controlnet-model", networks), ("--map-model", makers)):
+        if unused := [kind for kind in given if kind not in kinds]:
+            raise UsageError(f"{flag} {unused[0]}=... has no --controlnet {unused[0]}=IMAGE to serve")
+    return Adapters(loras=found, controls=made)
+
+
+def read_lora(text: str) -> Lora:
+    """`FILE[:SCALE]`.
+
+    Raises: UsageError, MissingError.
+    """
+    location, scale = _split_scale(text, "--lora", -MAX_LORA_SCALE, MAX_LORA_SCALE)
+    path = Path(location).expanduser()
+    path = path / LORA_NAME if path.is_dir() else path
+    if not path.exists():
+        path = find_adapter(location) or path
+    if not path.is_file():
+        raise MissingError(f"there is no LoRA file {path}")
+    if not any("lora" in name for name in check_single_file(path)):
+        raise IncompatibleError(f"{path} is no LoRA file: none of its weights is called so")
+    return Lora(source=Source(location=str(path), name=path.name, sha256=hash_files([path])), scale=scale)
+
+
+def read_kinds(texts: Iterable[str], flag: str) -> dict[str, str]:
+    """`KIND=FOLDER_OR_ID` of each kind.
+
+    Raises: UsageError.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        kind, location = _split_kind(text, flag, "FOLDER_OR_ID")
+        if kind in found:
+            raise UsageError(f"{flag} {kind}=... is given twice")
+        found[kind] = location
+    return found
+
+
+def find_controlnet(kind: str, location: str | None, model: ModelFolder) -> Source:
+    """The ControlNet of a kind: a folder, a Hub id, or where nothing is given the one shipped for the small model or
+    the one for Stable Diffusion v1.5.
+
+    Raises: UsageError, MissingError, IncompatibleError.
+    """
+    width = model.cfg.aligner.width
+    if location is None:
+        location = _shipped_controlnet(kind, width)
+    if location is None:
+        if width != SD15_WIDTH or kind not in CONTROLNETS:
+            why = "for a decoder of this size" if kind in CONTROLNETS else "of this kind"
+            raise UsageError(f"no ControlNet {why} is known: give --controlnet-model {kind}=FOLDER_OR_ID")
+        location = CONTROLNETS[kind]
+    folder = _folder(location)
+    if folder.is_dir():
+        config = check_diffusers_part(folder, "")
+        check_width(f"the ControlNet {folder}", config.get("cross_attention_dim"), width)
+    return _find_source(location, f"--controlnet-model {kind}")
+
+
+def find_maker(kind: str, location: str | None) -> Source | None:
+    """What makes the maps of a kind, None where OpenCV does.
+
+    Raises: MissingError.
+    """
+    if kind not in MAP_MODELS:
+        return None
+    return _find_source(location or MAP_MODELS[kind], f"--map-model {kind}")
+
+
+def _read_control(text: str, model: ModelFolder, networks: dict[str, str], makers: dict[str, str]) -> Control:
+    """`KIND=IMAGE[:SCALE]` or `KIND=@MAP[:SCALE]`."""
+    kind, rest = _split_kind(text, "--controlnet", "IMAGE[:SCALE]")
+    ready = rest.startswith("@")
+    location, scale = _split_scale(rest.removeprefix("@"), f"--controlnet {kind}", 0.0, MAX_CONTROL_SCALE)
+    if not ready and kind not in MADE_MAPS:
+        raise UsageError(
+            f"no map of the kind {kind} can be made of a photo (there are {', '.join(MADE_MAPS)}); "
+            f"give a ready one: --controlnet {kind}=@map.png"
+        )
+    try:
+        picture = read_picture(find_picture(location))
+    except ImageError as error:
+        raise ImageError(f"--controlnet {kind}: {error}") from None
+    return Control(
+        kind=kind,
+        source=find_controlnet(kind, networks.get(kind), model),
+        picture=picture,
+        ready=ready,
+        maker=None if ready else find_maker(kind, makers.get(kind)),
+        scale=scale,
+    )
+
+
+def _shipped_controlnet(kind: str, width: int) -> str | None:
+    """The shipped ControlNet of a kind, where it reads conditionings of this width."""
+    folder = find_adapter(f"nano/{kind}")
+    if folder is None or not folder.is_dir():
+        return None
+    fits = check_diffusers_part(folder, "").get("cross_attention_dim") == width
+    return str(folder) if fits else None
+
+
+def _folder(location: str) -> Path:
+    folder = Path(location).expanduser()
+    return folder if folder.is_dir() else find_adapter(location) or folder
+
+
+def _find_source(location: str, flag: str) -> Source:
+    folder = _folder(location)
+    if folder.is_dir():
+        weights = sorted(folder.glob("*.safetensors"))
+        if not weights:
+            raise MissingError(f"{flag}: {folder} holds no weights (a .safetensors file)")
+        return Source(location=str(folder), name=folder.resolve().name, sha256=hash_files(weights))
+    if not is_hub_id(location):
+        raise MissingError(f"{flag}: there is no folder {location}")
+    return Source(location=location, name=location)
+
+
+def _split_kind(text: str, flag: str, wanted: str) -> tuple[str, str]:
+    kind, equals, rest = text.partition("=")
+    if not equals or not rest or not re.fullmatch(r"[a-z][a-z0-9_]*", kind):
+        raise UsageError(f"{flag} {text} is not KIND={wanted}, with a KIND such as canny")
+    return kind, rest
+
+
+def _split_scale(text: str, flag: str, least: float, most: float) -> tuple[str, float]:
+    """A path and the number after its last colon, 1 where there is none; a file of the whole name comes first."""
+    location, colon, number = text.rpartition(":")
+    if not colon or not location or Path(text).expanduser().exists():
+        return text, 1.0
+    try:
+        scale = float(number)
+    except ValueError:
+        return text, 1.0  # a colon of the path itself
+    if not (math.isfinite(scale) and least <= scale <= most):
+        raise UsageError(f"{flag}: the scale is {number}; it must be from {least:g} to {most:g}")
+    return location, scale

@@ -1,0 +1,67 @@
+"""Encoded prompts as files for other programs: what a Stable Diffusion U-Net attends to, and what it is guided from.
+
+A safetensors file with two tensors, as ComfyUI and diffusers want them:
+
+    prompt_embeds           (1, S, d)    77 x 768 for Stable Diffusion v1
+    negative_prompt_embeds  (1, S, d)
+
+Its metadata are text: `format` (FORMAT), `kgcli` (the version that wrote it), `prompt`, `negative_prompt`, `images`
+(JSON, a name and sha256 each), `model` (JSON, name and sha256), `dtype`, `quantize` (none, 8bit or 4bit). Nothing else
+will be changed without another `format`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from kgcli import __version__
+from kgcli.errors import IncompatibleError, MissingError
+from kgcli.inference.output import write_bytes
+from kgcli.inference.request import Request, portable_prompt
+from kgcli.weights.folder import ModelFolder
+
+FORMAT = "kgcli.conditioning.1"
+TENSORS = ("prompt_embeds", "negative_prompt_embeds")
+
+
+def write_conditioning(
+    path: Path, embeds: tuple[Tensor, Tensor], request: Request, model: ModelFolder, quantize: str
+) -> None:
+    """Write an encoded prompt and what it is guided from, all or nothing.
+
+    Raises: OutputError.
+    """
+    metadata = {
+        "format": FORMAT,
+        "kgcli": __version__,
+        "prompt": portable_prompt(request),
+        "negative_prompt": request.negative_prompt,
+        "images": json.dumps([{"name": picture.name, "sha256": picture.sha256} for picture in request.pictures]),
+        "model": json.dumps({"name": model.name, "sha256": model.sha256}),
+        "dtype": str(embeds[0].dtype).removeprefix("torch."),
+        "quantize": quantize,
+    }
+    tensors = dict(zip(TENSORS, (tensor.cpu().contiguous() for tensor in embeds), strict=True))
+    write_bytes(path, save(tensors, metadata))
+
+
+def read_conditioning(path: Path | str) -> tuple[Tensor, Tensor]:
+    """`prompt_embeds` and `negative_prompt_embeds` of a file.
+
+    Raises:
+        MissingError: it is not there or is damaged.
+        IncompatibleError: it is no file of this kind.
+    """
+    try:
+        with safe_open(str(path), "pt") as file:
+            if (file.metadata() or {}).get("format") != FORMAT:
+                raise IncompatibleError(f"{path} holds no conditioning of the format {FORMAT}; `kg encode` writes them")
+            positive, negative = (file.get_tensor(name) for name in TENSORS)
+            return positive, negative
+    except (OSError, SafetensorError) as error:
+        raise MissingError(f"the conditioning {path} is not there or is damaged ({error})") from None

@@ -1,0 +1,186 @@
+"""Prompts to what a U-Net attends to: KosmosG and its tokenizer, with what was seen and said kept for the next call.
+
+Shape letters: B prompts, T tokens, N images, Q queries per image, D MLLM width, S d conditioning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from kgcli.config import OFFLOADS
+from kgcli.data.images import pad_to_square, to_vision_pixels
+from kgcli.data.prompt import Prompt, check_length, encode
+from kgcli.data.tokenizer import Tokenizer
+from kgcli.errors import UsageError
+from kgcli.model.kosmosg import KosmosG, place_images
+from kgcli.weights.quantize import move
+
+KEPT_IMAGES = 64  # features kept for the next call; 512 KiB each at full size in fp32
+KEPT_NEGATIVES = 64  # 231 KiB each at full size in fp32
+
+
+class PromptEncoder:
+    """Reads interleaved prompts; an image or negative prompt that comes again is not computed again."""
+
+    def __init__(self, model: KosmosG, tokenizer: Tokenizer) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.device = model.mllm.embedding.weight.device
+        self.offload = "none"
+        self._images = _Kept(KEPT_IMAGES)
+        self._negatives = _Kept(KEPT_NEGATIVES)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision the model computes in."""
+        return self.model.mllm.embedding.weight.dtype
+
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
+        """Move the model, or change its precision; what was kept is forgotten.
+
+        Raises: UsageError for another precision of a quantised model.
+        """
+        self.device = device or self.device
+        if dtype not in (None, self.dtype) and self.model.quantize != "none":
+            raise UsageError(f"a model in {self.model.quantize} keeps its precision; give torch_dtype when loading it")
+        self.model.to(dtype=dtype)
+        move(self.model, self.device if self.offload == "none" else torch.device("cpu"))
+        self.forget()
+
+    def set_offload(self, offload: str, device: torch.device) -> None:
+        """Keep the weights in main memory and lend the device the whole model ("model") or one part at a time
+        ("sequential") while it computes."""
+        assert offload in OFFLOADS, offload
+        self.offload = offload
+        self.to(device)
+
+    def forget(self) -> None:
+        """Drop what was kept; to be called after the weights were changed."""
+        self._images.clear()
+        self._negatives.clear()
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Image.Image]]) -> Tensor:
+        """Conditionings (B, S, d) of prompts and the pictures of each; equal prompts are computed once.
+
+        Raises: PromptError for more images or tokens than the model takes.
+        """
+        hashes = [[hash_picture(picture) for picture in group] for group in pictures]
+        keys = [(prompt.parts, tuple(group)) for prompt, group in zip(prompts, hashes, strict=True)]
+        rows = {key: row for row, key in enumerate(dict.fromkeys(keys))}
+        first = [keys.index(key) for key in rows]
+        with self._lent(self.model, when="model"):
+            found_BSd = self._encode(
+                [prompts[i] for i in first], [pictures[i] for i in first], [hashes[i] for i in first]
+            )
+        return found_BSd[[rows[key] for key in keys]]
+
+    def encode_negatives(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Conditionings (B, S, d) to guide away from: of text alone, or of the start token where there is none."""
+        for prompt in prompts:
+            if prompt.parts not in self._negatives:
+                # One by one, so that what is kept never depends on the batch it came in.
+                self._negatives[prompt.parts] = self.encode([prompt], [[]])
+        return torch.cat([self._negatives[prompt.parts] for prompt in prompts])
+
+    def _encode(
+        self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Image.Image]], hashes: Sequence[Sequence[str]]
+    ) -> Tensor:
+        tokens_BT, image_mask_BT = self._tokens(prompts)
+        token_mask_BT = tokens_BT != self.model.cfg.special_ids.pad
+        with self._lent(self.model.mllm.embedding, when="sequential"):
+            embeddings_BTD = self.model.mllm.embed(tokens_BT)
+        if any(pictures):
+            pictures_NQD = self._see(prompts, pictures, hashes)
+            embeddings_BTD = place_images(embeddings_BTD, image_mask_BT, pictures_NQD)
+        with self._lent(self.model.mllm, when="sequential"):
+            hidden_BTD = self.model.mllm(embeddings_BTD, token_mask_BT)
+        with self._lent(self.model.aligner, when="sequential"):
+            return self.model.aligner.encode(hidden_BTD, token_mask_BT)
+
+    def _tokens(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+        """Token ids and image mask of prompts, right-padded to one length."""
+        cfg = self.model.cfg
+        sequences = [encode(prompt.fragments, self.tokenizer, cfg.resampler.num_queries) for prompt in prompts]
+        for prompt, sequence in zip(prompts, sequences, strict=True):
+            check_length(prompt, sequence, max_images=cfg.max_images, max_tokens=cfg.mllm.max_positions)
+        longest = max(len(sequence.token_ids) for sequence in sequences)
+        tokens_BT = torch.full((len(sequences), longest), cfg.special_ids.pad)
+        image_mask_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
+        for row, sequence in enumerate(sequences):
+            tokens_BT[row, : len(sequence.token_ids)] = torch.tensor(sequence.token_ids)
+            image_mask_BT[row, : len(sequence.image_mask)] = torch.tensor(sequence.image_mask)
+        return tokens_BT.to(self.device), image_mask_BT.to(self.device)
+
+    def _see(
+        self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Image.Image]], hashes: Sequence[Sequence[str]]
+    ) -> Tensor:
+        """What the MLLM reads of each image, (N, Q, D), times its weight; an image is known by its content."""
+        refs = [ref for prompt in prompts for ref in prompt.images]
+        # Not `fit` itself: where the caller leaves it open, pictures are padded.
+        keys = [
+            (digest, ref.fit == "crop")
+            for ref, digest in zip(refs, (one for group in hashes for one in group), strict=True)
+        ]
+        given = dict(zip(keys, (picture for group in pictures for picture in group), strict=True))
+        found = {key: self._images[key] for key in given if key in self._images}
+        for key, picture in given.items():
+            if key not in found:
+                found[key] = self._images[key] = self._look(picture, crop=key[1])
+        weights_N11 = found[keys[0]].new_tensor([ref.weight for ref in refs])[:, None, None]
+        return torch.cat([found[key] for key in keys]) * weights_N11
+
+    def _look(self, picture: Image.Image, crop: bool) -> Tensor:
+        """What vision tower and resampler make of a picture, (1, Q, D).
+
+        One by one: in a batch sums run in another order, and what is kept must not depend on its first neighbours.
+        """
+        square = picture if crop else pad_to_square(picture)
+        pixels = torch.from_numpy(to_vision_pixels(square, self.model.cfg.vision.image_size))
+        with self._lent(self.model.vision, self.model.resampler, when="sequential"):
+            return self.model.resampler(self.model.vision(pixels[None].to(self.device, self.dtype)))
+
+    @contextmanager
+    def _lent(self, *parts: nn.Module, when: str) -> Iterator[None]:
+        """Parts on the device while they compute, where memory is spared in this way; otherwise they stay."""
+        if self.offload != when:
+            yield
+            return
+        for part in parts:
+            move(part, self.device)
+        try:
+            yield
+        finally:
+            for part in parts:
+                move(part, torch.device("cpu"))
+
+
+class _Kept(OrderedDict[object, Tensor]):
+    """The tensors used last, up to a number."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def __getitem__(self, key: object) -> Tensor:
+        self.move_to_end(key)
+        return super().__getitem__(key)
+
+    def __setitem__(self, key: object, value: Tensor) -> None:
+        super().__setitem__(key, value)
+        while len(self) > self.limit:
+            self.popitem(last=False)
+
+
+def hash_picture(picture: Image.Image) -> str:
+    """What tells pictures apart: their pixels, not the objects or files that hold them."""
+    digest = hashlib.sha256(f"{picture.mode} {picture.size} ".encode())
+    digest.update(picture.tobytes())
+    return digest.hexdigest()

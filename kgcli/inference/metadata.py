@@ -1,0 +1,225 @@
+"""What a written picture says of its own making: built, embedded, read back. No torch.
+
+PNG: text chunks `parameters` (the web UI convention of A1111) and `kgcli` (JSON).
+JPEG and WebP: the former as EXIF UserComment, the latter in a file beside the picture (`out.jpg.json`).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import platform
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from PIL import ExifTags, Image, PngImagePlugin
+
+from kgcli import __version__
+from kgcli.data.images import DECODER_ERRORS, MAX_PIXELS
+from kgcli.data.prompt import Prompt
+from kgcli.errors import ImageError, MissingError
+from kgcli.files import printable
+from kgcli.inference.adapters import Adapters, Source
+from kgcli.inference.request import Request, portable_prompt
+from kgcli.reading import parse_json, read_text
+from kgcli.weights.folder import ModelFolder
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+QUALITY = 95  # of JPEG and WebP
+MAX_METADATA = 4 * 2**20  # bytes of a file beside an image
+CHUNK = "kgcli"
+PARAMETERS = "parameters"
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "bitsandbytes", "opencv-python-headless", "pillow")
+A1111_SAMPLERS = {
+    "dpm++": "DPM++ 2M",
+    "ddim": "DDIM",
+    "pndm": "PLMS",
+    "euler": "Euler",
+    "unipc": "UniPC",
+    "lcm": "LCM",
+}
+_UNICODE = b"UNICODE\0"  # EXIF's mark of the encoding of a UserComment
+
+Metadata = dict[str, Any]
+
+
+def describe(request: Request, model: ModelFolder, device: str, dtype: str, quantize: str = "none") -> Metadata:
+    """All that is needed to draw the same picture again, without paths of the user's."""
+    settings = request.settings
+    return {
+        "kgcli": __version__,
+        "prompt": portable_prompt(request),
+        "negative_prompt": request.negative_prompt,
+        "seed": request.seed,
+        "steps": settings.num_steps,
+        "guidance_scale": settings.guidance_scale,
+        "guidance_rescale": settings.guidance_rescale,
+        "scheduler": settings.scheduler,
+        "width": settings.width,
+        "height": settings.height,
+        "images": [{"name": picture.name, "sha256": picture.sha256} for picture in request.pictures],
+        "model": {"name": model.name, "sha256": model.sha256},
+        "decoder": {"name": Path(model.decoder).name, "sha256": model.decoder_sha256},
+        "adapters": _describe_adapters(request.adapters),
+        "device": device,
+        "dtype": dtype,
+        "quantize": quantize,
+        "versions": {"python": platform.python_version(), **_package_versions()},
+    }
+
+
+def to_parameters(metadata: Mapping[str, Any]) -> str:
+    """The `parameters` text that A1111, Civitai and others read."""
+    adapters = metadata["adapters"]
+    loras = [adapter for adapter in adapters if adapter["type"] == "lora"]
+    named = "".join(f" <lora:{Path(lora['name']).stem}:{lora['scale']:g}>" for lora in loras)
+    lines = [_plain_prompt(metadata["prompt"]) + named]
+    if metadata["negative_prompt"]:
+        lines.append(f"Negative prompt: {metadata['negative_prompt']}")
+    fields = {
+        "Steps": metadata["steps"],
+        "Sampler": A1111_SAMPLERS.get(metadata["scheduler"], metadata["scheduler"]),
+        "CFG scale": f"{metadata['guidance_scale']:g}",
+        "Seed": metadata["seed"],
+        "Size": f"{metadata['width']}x{metadata['height']}",
+        "Model hash": metadata["model"]["sha256"][:10],
+        "Model": metadata["model"]["name"],
+        **_hash_field(loras),
+        **{
+            f"ControlNet {index}": f'"Module: {control["kind"]}, Model: {control["model"]["name"]}, '
+            f'Weight: {control["scale"]:g}"'
+            for index, control in enumerate(adapter for adapter in adapters if adapter["type"] == "controlnet")
+        },
+        "Version": f"kgcli {metadata['kgcli']}",
+    }
+    return "\n".join([*lines, ", ".join(f"{name}: {value}" for name, value in fields.items())])
+
+
+def encode_picture(image: Image.Image, suffix: str, metadata: Metadata | None) -> bytes:
+    """The bytes of a picture file; the same picture and metadata give the same bytes."""
+    file = io.BytesIO()
+    options: dict[str, Any] = {}
+    kind = FORMATS[suffix.lower()]
+    if kind == "PNG":
+        chunks = PngImagePlugin.PngInfo()
+        if metadata is not None:
+            chunks.add_itxt(PARAMETERS, to_parameters(metadata))
+            chunks.add_itxt(CHUNK, json.dumps(metadata, ensure_ascii=False))
+        options["pnginfo"] = chunks
+    else:
+        options["quality"] = QUALITY
+        if metadata is not None:
+            options["exif"] = _user_comment(to_parameters(metadata))
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def sidecar(path: Path) -> Path | None:
+    """The file of JSON beside a picture whose format has no room for it, None for PNG."""
+    return None if FORMATS.get(path.suffix.lower()) == "PNG" else path.with_name(f"{path.name}.json")
+
+
+def is_ours(path: Path) -> bool:
+    """Return whether an image's own text says that this program wrote it."""
+    try:
+        return "Version: kgcli " in (read_parameters(path) or "")
+    except ImageError:
+        return False
+
+
+def read_metadata(path: Path) -> Metadata:
+    """The metadata of a picture this program wrote.
+
+    Raises: ImageError where there is no such picture; MissingError where it says nothing of its making.
+    """
+    chunk = _read_info(path).get(CHUNK)
+    beside = sidecar(path)
+    if chunk is None and beside is not None and beside.is_file():
+        chunk = read_text(beside, max_bytes=MAX_METADATA)
+    if chunk is None:
+        raise MissingError(f"{path} holds no kgcli metadata: it was written by another program or with --no-metadata")
+    metadata = parse_json(str(chunk), name=f"the kgcli metadata of {printable(path)}")
+    if not isinstance(metadata, dict) or "prompt" not in metadata:
+        raise MissingError(f"the kgcli metadata of {printable(path)} are damaged (no prompt in it)")
+    return metadata
+
+
+def read_parameters(path: Path) -> str | None:
+    """The `parameters` text of a picture, ours or another program's."""
+    info = _read_info(path)
+    if PARAMETERS in info:
+        return str(info[PARAMETERS])
+    comment = info.get("UserComment", b"")
+    return comment[len(_UNICODE) :].decode("utf-16-be", "replace") if comment.startswith(_UNICODE) else None
+
+
+def _read_info(path: Path) -> dict[str, Any]:
+    """Text chunks and EXIF comment; pixels are not decoded."""
+    if not path.is_file():
+        raise ImageError(f"there is no picture {path}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=tuple(set(FORMATS.values()))) as image:
+                if image.width * image.height <= MAX_PIXELS and image.format == "PNG":
+                    image.load()  # text chunks may follow the pixels
+                comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
+                return {
+                    **{str(name): value for name, value in image.info.items()},
+                    "UserComment": bytes(comment) if isinstance(comment, bytes) else b"",
+                }
+    except (*DECODER_ERRORS, Image.DecompressionBombError):
+        raise ImageError(f"{path} is no picture that can be read, or is damaged") from None
+
+
+def _user_comment(text: str) -> Image.Exif:
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = _UNICODE + text.encode("utf-16-be")
+    return exif
+
+
+def _plain_prompt(prompt: str) -> str:
+    """The prompt as others show it: image tags stay, escapes go."""
+    return "".join(part if isinstance(part, str) else f"<image:{part.name}>" for part in Prompt.parse(prompt).parts)
+
+
+def _describe_adapters(adapters: Adapters) -> list[Metadata]:
+    """LoRA files and ControlNets, by base names and hashes."""
+    return [
+        *({"type": "lora", **_describe_source(lora.source), "scale": lora.scale} for lora in adapters.loras),
+        *(
+            {
+                "type": "controlnet",
+                "kind": control.kind,
+                "scale": control.scale,
+                "ready": control.ready,
+                "image": {"name": control.picture.name, "sha256": control.picture.sha256},
+                "model": _describe_source(control.source),
+                "map_model": _describe_source(control.maker) if control.maker else None,
+            }
+            for control in adapters.controls
+        ),
+    ]
+
+
+def _describe_source(source: Source) -> Metadata:
+    return {"name": source.name, "sha256": source.sha256}
+
+
+def _hash_field(loras: list[Metadata]) -> dict[str, str]:
+    """The web UI's field of LoRA hashes, where there are any."""
+    hashes = ", ".join(f"{Path(lora['name']).stem}: {lora['sha256'][:12]}" for lora in loras)
+    return {"Lora hashes": f'"{hashes}"'} if loras else {}
+
+
+def _package_versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

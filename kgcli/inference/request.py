@@ -1,0 +1,173 @@
+"""What one picture is made from: prompt, opened pictures, seed and settings, all checked. No torch."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from kgcli.data.images import Picture, read_picture
+from kgcli.data.prompt import ImageRef, Prompt, check_length, encode
+from kgcli.errors import ImageError, PromptError, UsageError
+from kgcli.inference.adapters import Adapters
+from kgcli.weights.folder import ModelFolder
+from kgcli.weights.shipped import find_picture
+
+SCHEDULERS = ("ddim", "pndm", "dpm++", "euler", "unipc", "lcm")
+SIZE_MULTIPLE = 8  # pixels
+MAX_SIDE = 4096  # pixels
+MAX_STEPS = 1000  # the length of the training schedule
+MAX_GUIDANCE = 100.0
+MAX_SEED = 2**63 - 1
+_IMAGE_LINK = re.compile(r"https?://\S{1,500}\.(?:png|jpe?g|webp|gif)\b", re.IGNORECASE)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a picture is drawn; None leaves it to the model's own default."""
+
+    num_steps: int | None = None
+    guidance_scale: float | None = None
+    guidance_rescale: float | None = None
+    scheduler: str | None = None
+    width: int | None = None  # pixels
+    height: int | None = None  # pixels
+
+    def filled(self, model: ModelFolder) -> Settings:
+        """The same with the model's defaults in place of None."""
+        defaults = model.cfg.generation.model_dump()
+        defaults["num_steps"] = defaults.pop("num_inference_steps")
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Settings(**{name: defaults[name] if value is None else value for name, value in given.items()})
+
+    def check(self) -> None:
+        """Refuse what no model can do.
+
+        Raises: UsageError that names the flag.
+        """
+        for flag, side in (("--width", self.width), ("--height", self.height)):
+            if side is not None and (side % SIZE_MULTIPLE or not SIZE_MULTIPLE <= side <= MAX_SIDE):
+                raise UsageError(f"{flag} is {side}; it must be a multiple of {SIZE_MULTIPLE} up to {MAX_SIDE} pixels")
+        if self.num_steps is not None and not 1 <= self.num_steps <= MAX_STEPS:
+            raise UsageError(f"--steps is {self.num_steps}; it must be from 1 to {MAX_STEPS}")
+        scale = self.guidance_scale
+        if scale is not None and not (math.isfinite(scale) and 0 <= scale <= MAX_GUIDANCE):
+            raise UsageError(f"--guidance-scale is {scale}; it must be from 0 to {MAX_GUIDANCE:g}")
+        if self.scheduler is not None and self.scheduler not in SCHEDULERS:
+            raise UsageError(f"--scheduler is {self.scheduler}; it must be one of {', '.join(SCHEDULERS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """All that one picture depends on, apart from the model."""
+
+    prompt: Prompt
+    pictures: tuple[Picture, ...] = ()  # one for each image of the prompt
+    negative_prompt: str = ""
+    seed: int = 0
+    settings: Settings = Settings()
+    adapters: Adapters = Adapters()
+
+
+def make_request(
+    model: ModelFolder,
+    text: str,
+    *,
+    images: Sequence[str] = (),
+    negative_prompt: str = "",
+    seed: int = 0,
+    settings: Settings | None = None,
+    adapters: Adapters | None = None,
+) -> Request:
+    """Parse a prompt, open its pictures and check everything against the model.
+
+    Raises: UsageError, PromptError, ImageError.
+    """
+    settings = (settings or Settings()).filled(model)
+    settings.check()
+    check_seed(seed)
+    prompt = Prompt.parse(text).fill_slots(images)
+    check_fits(prompt, model)
+    for part in prompt.parts:
+        if isinstance(part, str) and (link := _IMAGE_LINK.search(part)):
+            _log.warning("%s is read as words; to show an image, fetch it and write <image:FILE>", link.group())
+    return Request(
+        prompt=prompt,
+        pictures=open_pictures(prompt),
+        negative_prompt=check_negative(negative_prompt, model),
+        seed=seed,
+        settings=settings,
+        adapters=adapters or Adapters(),
+    )
+
+
+def edit_prompt(image: str, instruction: str) -> str:
+    """The prompt of an edit: the picture, cropped where it is not square, then the instruction."""
+    ref = ImageRef(path=str(image), fit="crop")
+    return Prompt(parts=(ref, " ")).format() + instruction
+
+
+def check_fits(prompt: Prompt, model: ModelFolder) -> None:
+    """Refuse a prompt with more images or tokens than the model takes.
+
+    Raises: PromptError.
+    """
+    sequence = encode(prompt.fragments, model.tokenizer, model.cfg.resampler.num_queries)
+    check_length(prompt, sequence, max_images=model.cfg.max_images, max_tokens=model.cfg.mllm.max_positions)
+
+
+def check_negative(text: str, model: ModelFolder) -> str:
+    """A negative prompt as plain text, its escapes resolved.
+
+    Raises: PromptError for an image in it.
+    """
+    prompt = Prompt.parse(text)
+    if prompt.images:
+        raise PromptError("a negative prompt takes text only", column=prompt.images[0].column, prompt=text)
+    check_fits(prompt, model)
+    return "".join(part for part in prompt.parts if isinstance(part, str))
+
+
+def open_pictures(prompt: Prompt) -> tuple[Picture, ...]:
+    """The opened pictures of a prompt, each file read once.
+
+    Raises: ImageError with the column of the tag.
+    """
+    opened: dict[str, Picture] = {}
+    for ref in prompt.images:
+        if ref.path in opened:
+            continue
+        try:
+            opened[ref.path] = read_picture(find_picture(ref.path))
+        except ImageError as error:
+            raise ImageError(str(error), column=ref.column, prompt=prompt.text) from None
+    return tuple(opened[ref.path] for ref in prompt.images)
+
+
+def random_seed() -> int:
+    """A seed that is short enough to type again."""
+    return secrets.randbelow(2**32)
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed the generator does not take.
+
+    Raises: UsageError.
+    """
+    if not 0 <= seed <= MAX_SEED:
+        raise UsageError(f"--seed is {seed}; it must be from 0 to {MAX_SEED}")
+
+
+def portable_prompt(request: Request) -> str:
+    """The prompt with base names in place of paths: nothing of the user's folders."""
+    pictures = iter(request.pictures)
+    parts: list[Any] = [
+        replace(part, path=next(pictures).name) if isinstance(part, ImageRef) else part for part in request.prompt.parts
+    ]
+    return Prompt(parts=tuple(parts)).format()

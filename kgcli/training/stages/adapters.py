@@ -1,0 +1,153 @@
+"""The stages that make adapters of a decoder that stays as it is: a ControlNet that follows edges, a LoRA of one style.
+
+Both learn from captions read by the decoder's own text encoder. The multimodal model speaks the same language, so what
+they learn acts on its prompts too.
+
+Shape letters: B rows, C channels, H W latent height and width, S d conditioning length and width, X Y picture sizes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import ControlNetModel, StableDiffusionPipeline, UNet2DConditionModel
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor, nn
+
+from kgcli.config import Recipe
+from kgcli.data.batch import Batch, Collator, Pool
+from kgcli.data.sources.world import Sample
+from kgcli.errors import ConfigError
+from kgcli.inference.control_maps import make_map
+from kgcli.model.diffusion import Diffusion, Steer
+from kgcli.training.stages.decoder import NUM_PREVIEW, CaptionedStage
+from kgcli.training.stages.kosmosg import DECODER
+from kgcli.world.spec import render
+
+# What a ControlNet's map is drawn at each scale with, from the picture's to the latents' of a VAE of factor 4.
+MAP_CHANNELS = (16, 32, 64)
+
+
+class MapCollator(Collator):
+    """Captions, moments, and the canny map of each target, made as `kg generate --controlnet canny=` makes it."""
+
+    def __call__(self, samples: list[Sample], indices: list[int]) -> Batch:
+        maps = []
+        for sample in samples:
+            assert sample.spec is not None
+            maps.append(np.asarray(make_map("canny", render(sample.spec, self.image_size).picture)))
+        pixels = torch.from_numpy(np.stack(maps)).permute(0, 3, 1, 2).float() / 255
+        return dataclasses.replace(super().__call__(samples, indices), maps=pixels)
+
+
+class Steering:
+    """What a ControlNet tells the U-Net of the maps; rows of several conditionings take the maps in turn."""
+
+    def __init__(self, controlnet: ControlNetModel, maps_B3XY: Tensor) -> None:
+        self.controlnet = controlnet
+        self.maps_B3XY = maps_B3XY
+
+    def __call__(self, noisy_BCHW: Tensor, timesteps_B: Tensor, conditioning_BSd: Tensor) -> Mapping[str, Any]:
+        maps_B3XY = self.maps_B3XY.repeat(len(noisy_BCHW) // len(self.maps_B3XY), 1, 1, 1)
+        down, middle = self.controlnet(noisy_BCHW, timesteps_B, conditioning_BSd, maps_B3XY, return_dict=False)
+        return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+
+
+class AdapterStage(CaptionedStage):
+    """A frozen decoder, read by its own text encoder, that an adapter is made for."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self.load_text(self.source(DECODER))
+        self.diffusion = Diffusion.load(self.source(DECODER), local_files_only=True)
+
+
+class ControlNetStage(AdapterStage):
+    """A ControlNet that starts as a copy of the U-Net's first half and follows canny maps; exports a diffusers folder.
+
+    `parts.controlnet` changes the copy's configuration: blocks without attention make it small, and deaf to the prompt,
+    which the U-Net goes on to read. Source: ControlNet (arXiv:2302.05543).
+    """
+
+    trains = ("controlnet.",)
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self.controlnet = make_controlnet(self.diffusion.unet, recipe.parts.get("controlnet", {}))
+        self.to(memory_format=torch.channels_last)
+
+    def collator(self, pool: Pool | None) -> Collator:
+        return MapCollator(self.needs, self.recipe.image_size, 0, clip_tokenizer=self.tokenizer, pool=pool)
+
+    def heavy_parts(self) -> list[nn.Module]:
+        return [self.diffusion.unet, self.controlnet]
+
+    def steer(self, batch: Batch) -> Steer:
+        assert batch.maps is not None
+        return Steering(self.controlnet, batch.maps)
+
+    @torch.no_grad()
+    def preview(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """The maps, and below them what was drawn along them."""
+        assert batch.maps is not None and batch.clip_tokens is not None
+        half = NUM_PREVIEW // 2
+        few = dataclasses.replace(batch, maps=batch.maps[:half], clip_tokens=batch.clip_tokens[:half])
+        return torch.cat([batch.maps[:half], super().preview(few, generator)])
+
+    def export(self, folder: Path) -> None:
+        self.controlnet.save_pretrained(folder)
+
+
+class LoraStage(AdapterStage):
+    """A LoRA of the U-Net that paints whatever is asked for in the style of its data; exports a diffusers LoRA file.
+
+    `parts.lora` is peft's configuration; its scale stays 1, so that no reader of the file has to know it.
+    Source: LoRA (arXiv:2106.09685).
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        settings = {"init_lora_weights": "gaussian", **self.part("lora")}
+        if settings.get("lora_alpha", settings.get("r")) != settings.get("r") or "r" not in settings:
+            raise ConfigError("parts.lora needs r, the rank, and no other lora_alpha: the file does not say it")
+        self.diffusion.unet.add_adapter(LoraConfig(**{**settings, "lora_alpha": settings["r"]}))
+        self.diffusion.to(memory_format=torch.channels_last)
+        self.trains = tuple(name for name, _ in self.named_parameters() if ".lora_" in name)
+
+    def export(self, folder: Path) -> None:
+        # As peft names them: diffusers' older names know attention alone, and it reads no file with both.
+        weights = get_peft_model_state_dict(self.diffusion.unet)
+        contiguous = {name: weight.contiguous() for name, weight in weights.items()}  # convolutions are channels-last
+        StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=contiguous)
+
+
+def make_controlnet(unet: UNet2DConditionModel, changes: Mapping[str, Any]) -> ControlNetModel:
+    """`ControlNetModel.from_unet` for a U-Net of any size, with other parts; takes over all weights that still fit.
+
+    Raises:
+        ConfigError: `changes` names what a ControlNet does not have.
+    """
+    known = inspect.signature(ControlNetModel.__init__).parameters
+    for name in changes.keys() - known.keys():
+        raise ConfigError(f"parts.controlnet.{name}: diffusers' ControlNetModel has no such setting")
+    copied = {name: value for name, value in unet.config.items() if name in known}
+    controlnet = ControlNetModel(**{**copied, "conditioning_embedding_out_channels": MAP_CHANNELS, **changes})
+    weights = unet.state_dict()
+    controlnet.load_state_dict(
+        {name: weights[name] for name in controlnet.state_dict() if name in weights}, strict=False
+    )
+    for layer in controlnet.controlnet_cond_embedding.modules():
+        if isinstance(layer, nn.Conv2d):
+            # As loud as the map. diffusers' own start lets little of it through and silences the last layer; that the
+            # U-Net hears nothing at first is the residuals' zero convolutions' doing alone.
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+    return controlnet

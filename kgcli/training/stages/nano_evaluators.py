@@ -1,0 +1,124 @@
+"""The stages that make what nano pictures are compared with: a CLIP and a self-supervised ViT.
+
+Nothing that generates ever sees them. Shape letters: B samples, V views of each, S pixels, E embedding.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kgcli.config import Recipe
+from kgcli.data.batch import Batch, Collator, Pool
+from kgcli.data.sources.world import Sample, draw
+from kgcli.model.nano_evaluators import EvalClip, EvalVit
+from kgcli.training.stages.decoder import clip_tokenizer
+from kgcli.training.stages.kosmosg import Stage
+from kgcli.training.stages.nano_recognisers import unclear
+
+MAX_LOG_SCALE = 4.6  # of similarities: a hundred, as in CLIP
+
+
+class ViewCollator(Collator):
+    """All pictures of each sample as bytes, and its caption's tokens where they are needed."""
+
+    def __call__(self, samples: list[Sample], indices: list[int]) -> Batch:
+        views = np.stack([np.stack([np.asarray(image) for image in sample.images]) for sample in samples])
+        words = super().__call__(samples, indices)
+        return Batch(views=torch.from_numpy(views).permute(0, 1, 4, 2, 3), clip_tokens=words.clip_tokens)
+
+
+class EvalClipStage(Stage):
+    """Pictures and captions to one space by contrast, with a tokenizer of its own.
+
+    Options: projection (width of the shared space), clip_vocab (pieces of the tokenizer), captions (sentences it is
+    made from), blur and noise (as of the judges).
+    """
+
+    needs = frozenset({"views", "clip_tokens"})
+    options = frozenset({"projection", "clip_vocab", "captions", "blur", "noise"})
+    trains = ("clip.",)
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        text, num = self.part("text"), int(self.option("captions", 8000))
+        captions = [draw({"captioned": 1.0}, recipe.seed, index, recipe.image_size).caption for index in range(num)]
+        length = int(text["max_position_embeddings"])
+        tokenizer = clip_tokenizer(captions, int(self.option("clip_vocab", 900)), length)
+        self.clip = EvalClip(
+            **self.part("pictures"), width=int(self.option("projection", 128)), text=text, tokenizer=tokenizer
+        )
+        self.clip.to(memory_format=torch.channels_last)
+
+    def collator(self, pool: Pool | None) -> Collator:
+        return ViewCollator(self.needs, self.recipe.image_size, 0, clip_tokenizer=self.clip.tokenizer)
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        assert batch.views is not None and batch.clip_tokens is not None
+        blur, noise = self.option("blur", 0.7), self.option("noise", 0.05)
+        pixels_B3SS = unclear(batch.views[:, 0], generator, blur=blur, noise=noise)
+        shown_BE, said_BE = self.clip.embed_pictures(pixels_B3SS), self.clip.embed_tokens(batch.clip_tokens)
+        logits_BB = shown_BE @ said_BE.T * self.clip.log_scale.clamp(max=MAX_LOG_SCALE).exp()
+        # Captions that read the same are not each other's negatives.
+        same = (batch.clip_tokens[:, None] == batch.clip_tokens[None]).all(-1).float()
+        wanted = same / same.sum(1, keepdim=True)
+        return {"contrast": 0.5 * (F.cross_entropy(logits_BB, wanted) + F.cross_entropy(logits_BB.T, wanted))}
+
+    def export(self, folder: Path) -> None:
+        self.clip.save(folder / "eval_clip")
+
+
+class EvalDinoStage(Stage):
+    """Two random views of a subject, before two backgrounds, to one feature and away from all others: no labels.
+
+    Source: SimCLR (arXiv:2002.05709), with backgrounds exchanged as in arXiv:2103.12719. Colours are hardly changed:
+    an individual is known by them.
+
+    Options: width (of the features), temperature (of the contrast), crop (least share of a picture's side that a view
+    keeps), blur and noise (as of the judges).
+    """
+
+    needs = frozenset({"views"})
+    options = frozenset({"width", "temperature", "crop", "blur", "noise"})
+    trains = ("dino.",)
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self.dino = EvalVit(self.part("vit"), int(self.option("width", 128)))
+
+    def collator(self, pool: Pool | None) -> Collator:
+        return ViewCollator(self.needs, self.recipe.image_size, 0)
+
+    def heavy_parts(self) -> list[torch.nn.Module]:
+        return [self.dino]
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        assert batch.views is not None
+        blur, noise = self.option("blur", 0.7), self.option("noise", 0.05)
+        pixels = unclear(batch.views.transpose(0, 1).flatten(0, 1), generator, blur=blur, noise=noise)
+        features = self.dino(self._cropped(pixels, generator))
+        num = len(batch.views)
+        logits = features @ features.T / self.option("temperature", 0.1)
+        logits = logits.masked_fill(torch.eye(2 * num, dtype=torch.bool, device=logits.device), -torch.inf)
+        partner = torch.arange(2 * num, device=logits.device).roll(num)
+        return {"contrast": F.cross_entropy(logits, partner)}
+
+    def export(self, folder: Path) -> None:
+        self.dino.save(folder / "eval_dino")
+
+    def _cropped(self, pixels_B3SS: Tensor, generator: torch.Generator) -> Tensor:
+        """A random part of each picture, of random size and proportion, some of them mirrored."""
+        num, least = len(pixels_B3SS), self.option("crop", 0.6)
+        draws_5B = torch.rand(5, num, generator=generator).to(pixels_B3SS.device)
+        wide_B, high_B = least + (1.0 - least) * draws_5B[0], least + (1.0 - least) * draws_5B[1]
+        theta_B23 = torch.zeros(num, 2, 3, device=pixels_B3SS.device)
+        theta_B23[:, 0, 0] = torch.where(draws_5B[2] < 0.5, wide_B, -wide_B)
+        theta_B23[:, 1, 1] = high_B
+        theta_B23[:, 0, 2] = (1.0 - wide_B) * (2.0 * draws_5B[3] - 1.0)
+        theta_B23[:, 1, 2] = (1.0 - high_B) * (2.0 * draws_5B[4] - 1.0)
+        grid = F.affine_grid(theta_B23, list(pixels_B3SS.shape), align_corners=False)
+        return F.grid_sample(pixels_B3SS, grid, padding_mode="border", align_corners=False)

@@ -1,0 +1,107 @@
+"""The stage that makes the judges of evaluation. Nothing that generates ever sees them.
+
+Shape letters: B samples, V views of each, S pixels, E embedding.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kgcli.config import Recipe
+from kgcli.data.batch import Batch, Collator, Pool
+from kgcli.data.sources.world import Sample
+from kgcli.model.nano_recognisers import HEADS, UNASKED, Judges, around, label_row
+from kgcli.training.stages.kosmosg import Stage
+
+
+class JudgeCollator(Collator):
+    """Three views of each individual and the labels of it and of the whole picture."""
+
+    def __call__(self, samples: list[Sample], indices: list[int]) -> Batch:
+        views, labels = [], []
+        for sample in samples:
+            assert sample.spec is not None
+            whole, reference = sample.images
+            part = around(whole, sample.subject, len(sample.spec.subjects))
+            views.append(np.stack([np.asarray(view) for view in (whole, part, reference)]))
+            labels.append(label_row(sample.spec, sample.subject))
+        pixels = torch.from_numpy(np.stack(views)).permute(0, 1, 4, 2, 3)
+        return Batch(views=pixels, labels=torch.tensor(labels))
+
+
+class JudgeStage(Stage):
+    """What is said by cross-entropy and who is shown by contrast, on pictures made as unclear as a decoder's.
+
+    With `init_from.judges`, a folder of earlier judges, it goes on from those.
+
+    Options: blur (largest share of blur), noise (largest deviation, of a range of 2).
+    """
+
+    needs = frozenset({"views", "labels"})
+    options = frozenset({"blur", "noise"})
+    trains = ("judges.", "log_scale")
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        if "judges" in recipe.init_from:
+            self.judges = Judges.load(self.source("judges"))
+        else:
+            self.judges = Judges(**recipe.parts.get("judges", {}))
+        self.judges.to(memory_format=torch.channels_last)
+        self.log_scale = nn.Parameter(torch.tensor(2.3))  # of the similarities, starts at 10
+
+    def collator(self, pool: Pool | None) -> Collator:
+        return JudgeCollator(self.needs, self.recipe.image_size, 0)
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        assert batch.views is not None and batch.labels is not None
+        whole_B3SS, part_B3SS, reference_B3SS = (self._blurred(view, generator) for view in batch.views.unbind(1))
+        said = self.judges.scene(whole_B3SS)
+        embeddings_BE, subject = self.judges.subject(torch.cat([part_B3SS, reference_B3SS]))
+        losses = {}
+        for column, name in enumerate(HEADS):
+            labels_B = batch.labels[:, column]
+            losses[name] = (
+                _cross_entropy(said[name], labels_B)
+                if name in said
+                else _cross_entropy(subject[name], labels_B.repeat(2))
+            )
+        asked_BE, shown_BE = embeddings_BE.chunk(2)
+        logits_BB = asked_BE @ shown_BE.T * self.log_scale.clamp(max=4.0).exp()
+        targets_B = torch.arange(len(logits_BB), device=logits_BB.device)
+        match = 0.5 * (F.cross_entropy(logits_BB, targets_B) + F.cross_entropy(logits_BB.T, targets_B))
+        return {**losses, "match": match}
+
+    def export(self, folder: Path) -> None:
+        self.judges.save(folder / "judges")
+
+    def _blurred(self, view_B3SS: Tensor, generator: torch.Generator) -> Tensor:
+        return unclear(view_B3SS, generator, blur=self.option("blur", 1.0), noise=self.option("noise", 0.08))
+
+
+def unclear(view_B3SS: Tensor, generator: torch.Generator, *, blur: float, noise: float) -> Tensor:
+    """Pixels in [-1, 1] of bytes, each picture blurred, grained, and lighter or darker by its own chance.
+
+    Args:
+        blur: largest share of blur
+        noise: largest deviation, of a range of 2
+    """
+    pixels_B3SS = view_B3SS.float().contiguous(memory_format=torch.channels_last) / 127.5 - 1.0
+    draws_4B111 = torch.rand(4, len(pixels_B3SS), 1, 1, 1, generator=generator).to(pixels_B3SS.device)
+    blurred, grain, contrast, light = draws_4B111
+    smooth_B3SS = F.avg_pool2d(pixels_B3SS, 3, 1, 1, count_include_pad=False)
+    pixels_B3SS = pixels_B3SS.lerp(smooth_B3SS, blur * blurred)
+    noise_3SS = torch.randn(pixels_B3SS.shape[1:], generator=generator).to(pixels_B3SS.device)  # one for all: cheap
+    pixels_B3SS = pixels_B3SS + noise * grain * noise_3SS
+    return pixels_B3SS * (0.9 + 0.2 * contrast) + 0.1 * (light - 0.5)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean over the rows that have a label; zero where none has."""
+    total = F.cross_entropy(logits.float(), labels, ignore_index=UNASKED, reduction="sum")
+    return total / (labels != UNASKED).sum().clamp(min=1)

@@ -1,0 +1,285 @@
+"""A model folder before its weights are loaded: place, sizes, tokenizer, whether its files are whole. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+import re
+import struct
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from kgcli.config import CONFIG_NAME, MAX_CONFIG_BYTES, ModelConfig, read_model_config
+from kgcli.data.tokenizer import Tokenizer
+from kgcli.errors import IncompatibleError, MissingError, UsageError
+from kgcli.reading import MAX_INTEGER, parse_json, read_json
+from kgcli.weights.shipped import DEFAULT_MODEL, SD15_SIZES
+
+WEIGHTS_NAME = "model.safetensors"
+TOKENIZER_NAME = "tokenizer"
+RENAMED_REPOSITORIES = {"runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
+_MAX_HEADER = 100_000_000  # bytes; the format's own limit
+# Of one number; kinds that are not listed are left to the library that reads them.
+_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16}
+_BITS |= {"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8}
+_READS_TEXT = "attn2.to_k.weight"  # (width, width of what is attended to), under diffusers' and all other names
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model that is there and whole as far as can be told without loading it."""
+
+    path: Path
+    name: str  # as the user knows it
+    cfg: ModelConfig
+    decoder: str  # a local diffusers folder, a Hub id or a .safetensors file
+    tokenizer: Tokenizer
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the weight files, in the order of their names."""
+        return hash_files(sorted(self.path.glob("model*.safetensors")))
+
+    @cached_property
+    def decoder_sha256(self) -> str:
+        """Of the decoder's weight files, or "" where it is on the Hub."""
+        path = Path(self.decoder)
+        return hash_files([path] if path.is_file() else sorted(path.glob("*/*.safetensors"))) if path.exists() else ""
+
+    @property
+    def decoder_sizes(self) -> Path | None:
+        """The folder whose config.json files say what a decoder's single file holds: that of the model's own decoder
+        where it is a folder, or else Stable Diffusion v1.5; None where the decoder is no single file."""
+        if not Path(self.decoder).is_file():
+            return None
+        return _own_decoder(self.path, self.cfg.decoder) or SD15_SIZES
+
+
+def open_model(
+    model: str | None = None, decoder: str | None = None, offline: bool = False, *, with_decoder: bool = True
+) -> ModelFolder:
+    """Find a model (a folder, a Hub id, or None for the shipped one) and check its files, its decoder's among them.
+
+    Raises:
+        MissingError: something is not there or damaged.
+        IncompatibleError: its parts do not fit each other or this version.
+    """
+    path = _find_model(model, offline)
+    cfg = read_model_config(path)
+    check_weight_files(path, WEIGHTS_NAME)
+    tokenizer = Tokenizer.load(path / TOKENIZER_NAME)
+    if tokenizer.vocab_size != cfg.mllm.vocab_size or tokenizer.special_ids != cfg.special_ids:
+        raise IncompatibleError(
+            f"the tokenizer of {path} gives {tokenizer.vocab_size} ids, the model has {cfg.mllm.vocab_size} "
+            "(or their special symbols differ); the folder mixes two models"
+        )
+    name = "nano" if model is None else Path(model).name or path.name
+    if with_decoder and decoder is None:
+        _check_named_decoder(path, cfg.decoder)
+    found = _find_decoder(path, decoder or cfg.decoder, cfg.aligner.width) if with_decoder else cfg.decoder
+    return ModelFolder(path=path, name=name, cfg=cfg, decoder=found, tokenizer=tokenizer)
+
+
+def check_weight_files(folder: Path, name: str) -> None:
+    """See that a safetensors file, or every shard its index lists, is there and whole.
+
+    Raises: MissingError.
+    """
+    index = folder / f"{name}.index.json"
+    if (folder / name).is_file() or not index.is_file():
+        check_safetensors(folder / name)
+        return
+    try:
+        shards = sorted(set(read_json(index)["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise MissingError(f"{index} is damaged; fetch or copy it again") from None
+    for shard in shards:
+        check_safetensors(folder / Path(str(shard)).name)
+
+
+def check_safetensors(path: Path) -> dict[str, tuple[int, ...]]:
+    """See that a safetensors file is there and as long as its header says; the header alone is read.
+
+    Returns the shape of each tensor.
+
+    Raises: MissingError.
+    """
+    if not path.is_file():
+        raise MissingError(f"there is no {path.name} in {path.parent}; a model folder has one")
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            (header_size,) = struct.unpack("<Q", file.read(8))
+            if header_size > min(size, _MAX_HEADER):
+                raise ValueError("its header is longer than the file")
+            header = parse_json(file.read(header_size), name="its header")
+        header.pop("__metadata__", None)
+        expected = 8 + header_size + max((_end_of(name, entry) for name, entry in header.items()), default=0)
+        if size != expected:
+            raise ValueError(f"it has {size} bytes, its header says {expected}")
+        return {name: tuple(entry["shape"]) for name, entry in header.items()}
+    except (ValueError, LookupError, TypeError, AttributeError, struct.error, MissingError) as error:
+        raise MissingError(f"{path} is damaged ({error}); fetch or copy it again") from None
+
+
+def _end_of(name: str, entry: dict[str, Any]) -> int:
+    """Return where a tensor's bytes end, its place and shape seen to fit each other. Raises: ValueError."""
+    start, end = entry["data_offsets"]
+    shape, bits = entry["shape"], _BITS.get(entry["dtype"])
+    if not all(type(number) is int and 0 <= number <= MAX_INTEGER for number in (start, end, *shape)) or start > end:
+        raise ValueError(f"{name} has the shape {shape} and lies at {start} to {end}")
+    if bits is not None and (end - start) * 8 != math.prod(shape) * bits:
+        raise ValueError(f"{name} has the shape {shape} and {end - start} bytes")
+    return int(end)
+
+
+def _find_model(model: str | None, offline: bool) -> Path:
+    if model is None:
+        if not DEFAULT_MODEL.is_dir():
+            raise MissingError("the shipped model is missing: install the package again, or give --model")
+        return DEFAULT_MODEL
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise MissingError(f"{model} is a file; a model is a folder with {CONFIG_NAME} and {WEIGHTS_NAME}")
+    if not is_hub_id(model):
+        raise MissingError(f"there is no model folder {model}")
+    return _download(model, offline)
+
+
+def _download(repository: str, offline: bool) -> Path:
+    """The folder of a Hub repository, from the cache where it is there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    offline = is_offline(offline)
+    try:
+        return Path(snapshot_download(repository, local_files_only=offline))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        why = "it is not in the local cache and --offline is set" if offline else str(error).split("\n")[0]
+        raise MissingError(
+            f"there is no model folder {repository}, and no such model could be fetched: {why}"
+        ) from None
+
+
+def _check_named_decoder(folder: Path, decoder: str) -> None:
+    """See that the decoder which a model folder names lies in it or is Stable Diffusion v1.5.
+
+    A folder of a stranger chooses no path and no download: anything else is for the user to name.
+
+    Raises: UsageError.
+    """
+    inside = not Path(decoder).is_absolute() and ".." not in Path(decoder).parts and not decoder.startswith("~")
+    if {decoder, RENAMED_REPOSITORIES.get(decoder)} & set(RENAMED_REPOSITORIES.values()):
+        return
+    if inside and ((folder / decoder).is_dir() or not is_hub_id(decoder)):
+        return  # one that is not there is reported where it is looked for
+    raise UsageError(
+        f"the {CONFIG_NAME} of {folder} names a decoder that is not in the folder, {decoder}; if you trust it, give "
+        f"--decoder {decoder}"
+    )
+
+
+def _find_decoder(folder: Path, decoder: str, width: int) -> str:
+    """A folder inside the model folder, a folder or .safetensors file anywhere, or a Hub id.
+
+    Raises: MissingError; IncompatibleError where the U-Net is seen to attend to vectors of another width.
+    """
+    found = _own_decoder(folder, decoder) or Path(decoder).expanduser()
+    if found.is_dir():
+        config = check_diffusers_part(found, "unet")
+        check_diffusers_part(found, "vae")
+        _read_json(found, "scheduler/scheduler_config.json")
+        check_width(str(found), config.get("cross_attention_dim"), width)
+        return str(found)
+    if found.is_file():
+        shapes = check_single_file(found)
+        # All cross-attention of these U-Nets reads the same vectors.
+        check_width(str(found), next((s[1] for name, s in shapes.items() if name.endswith(_READS_TEXT)), None), width)
+        return str(found)
+    if decoder in RENAMED_REPOSITORIES:
+        _log.warning("%s has moved: using %s", decoder, RENAMED_REPOSITORIES[decoder])
+        return RENAMED_REPOSITORIES[decoder]
+    if not is_hub_id(decoder):
+        raise MissingError(f"there is no decoder {decoder}, neither in {folder} nor as a folder or file of its own")
+    return decoder
+
+
+def check_width(source: str, found: object, expected: int) -> None:
+    """Refuse a decoder, or a ControlNet, that attends to other vectors than the model makes; None is not known yet.
+
+    Raises: IncompatibleError.
+    """
+    if found is not None and found != expected:
+        raise IncompatibleError(
+            f"{source} attends to vectors of width {found}, this model makes {expected}; choose one of the decoder's "
+            "family that the aligner was trained for"
+        )
+
+
+def check_diffusers_part(folder: Path, part: str) -> dict[str, Any]:
+    """The config.json of one part of a diffusers folder ("" is the folder itself), its weights seen to be whole.
+
+    Raises: MissingError.
+    """
+    config = _read_json(folder, f"{part}/config.json".lstrip("/"))
+    weights = sorted((folder / part).glob("*.safetensors"))
+    if not weights:
+        raise MissingError(f"{folder} has no weights in {part}/ (a .safetensors file)")
+    for file in weights:
+        check_safetensors(file)
+    return config
+
+
+def check_single_file(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes in a .safetensors file that a user named.
+
+    Raises: MissingError, also for other formats: those can run programs when they are read.
+    """
+    if path.suffix != ".safetensors":
+        raise MissingError(f"{path} is no .safetensors file; others are not read, convert it first")
+    return check_safetensors(path)
+
+
+def _own_decoder(folder: Path, decoder: str) -> Path | None:
+    """The decoder's folder inside the model folder."""
+    return folder / decoder if (folder / decoder).is_dir() else None
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        values = read_json(folder / name, max_bytes=MAX_CONFIG_BYTES)
+    except MissingError as error:
+        if not (folder / name).is_file():
+            raise MissingError(f"{folder} has no {name}; a diffusers folder has one") from None
+        raise MissingError(f"{error}; fetch or copy it again") from None
+    if not isinstance(values, dict):
+        raise MissingError(f"{folder / name} is damaged (no JSON object); fetch or copy it again")
+    return values
+
+
+def is_offline(asked: bool) -> bool:
+    """Whether nothing may be fetched: it was asked for, or the Hub's own variable says so."""
+    return asked or os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "True")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be that of a Hub repository."""
+    return re.fullmatch(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", name) is not None
+
+
+def hash_files(paths: list[Path]) -> str:
+    """One sha256 over the bytes of files, in the order given."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

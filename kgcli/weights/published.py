@@ -1,0 +1,131 @@
+"""A published checkpoint that has been recognised and found whole, and how its weights become ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kgcli.config import ModelConfig
+from kgcli.errors import IncompatibleError, UsageError
+from kgcli.weights import names as convert
+from kgcli.weights.fairseq import Checkpoint, read_checkpoint
+from kgcli.weights.safetensors import check_weights
+from kgcli.weights.sizes import infer_config, meta_state
+
+NUM_NAMED = 20  # weights that an error lists of each kind
+PRETRAIN, ALIGN, INSTRUCT = "stage 1 (pretraining)", "stage 2 (alignment)", "final (instruction tuning)"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is known of a checkpoint; nothing of it stays in memory."""
+
+    path: Path
+    clip: Path | None  # where the vision tower is from, if not from the checkpoint
+    stage: str
+    cfg: ModelConfig
+    shapes: Mapping[str, torch.Size]  # of our names, in the model's order
+    dtypes: Mapping[str, torch.dtype]
+    num_weights: int
+    num_dropped: int
+
+    def read(self) -> dict[str, Tensor]:
+        """All weights under our names, mapped anew where the format allows: letting them go frees their pages."""
+        weights = convert.renamed(convert.counting_weights(read_checkpoint(self.path).weights))
+        return weights | _read_tower(self.clip)
+
+    def __str__(self) -> str:
+        used = self.num_weights - self.num_dropped
+        return (
+            f"{self.stage}: {self.num_weights} weights, {used} read and {self.num_dropped} that serve nothing left out"
+        )
+
+
+def open_source(path: Path, *, clip: Path | None = None, cfg: ModelConfig | None = None) -> Source:
+    """Recognise a checkpoint and see that it is whole; `cfg` gives the sizes in place of its shapes.
+
+    Raises:
+        MissingError: a file is not there or is damaged.
+        IncompatibleError: it would run code, or its weights are not those of a KOSMOS-G; the message names them.
+    """
+    return check_source(read_checkpoint(path), path, clip=clip, cfg=cfg)
+
+
+def check_source(
+    checkpoint: Checkpoint, path: Path, *, clip: Path | None = None, cfg: ModelConfig | None = None
+) -> Source:
+    """`open_source` of a checkpoint that is open already."""
+    convert.check_tied(checkpoint.weights)
+    counting = convert.counting_weights(checkpoint.weights)
+    tower = _tower_for(counting, path, clip)
+    ours = convert.renamed(counting) | tower
+    stage = stage_of(ours)
+    cfg = cfg or infer_config({name: tensor.shape for name, tensor in ours.items()}, _head_width(checkpoint))
+    expected = expected_weights(cfg, stage)
+    check_weights(
+        _shapes(convert.to_published(expected)),
+        _shapes(counting | convert.to_published(tower)),
+        source=str(path),
+        num_named=NUM_NAMED,
+    )
+    odd = [name for name, tensor in counting.items() if not tensor.is_floating_point()]
+    if odd:
+        raise IncompatibleError(f"{path} holds {len(odd)} weight(s) of whole numbers, such as {odd[0]}; none should be")
+    return Source(
+        path=path,
+        clip=clip,
+        stage=stage,
+        cfg=cfg,
+        shapes=_shapes(expected),
+        dtypes={name: ours[name].dtype for name in expected},
+        num_weights=len(checkpoint.weights),
+        num_dropped=convert.num_dropped(checkpoint.weights),
+    )
+
+
+def stage_of(weights: Mapping[str, object]) -> str:
+    """The stage whose result these weights (our names) are."""
+    if not any(name.startswith("aligner.") for name in weights):
+        return PRETRAIN
+    return ALIGN if any(name.startswith("aligner.decoder.") for name in weights) else INSTRUCT
+
+
+def expected_weights(cfg: ModelConfig, stage: str) -> dict[str, Tensor]:
+    """What the result of a stage holds, by our names, on the meta device."""
+    absent: dict[str, tuple[str, ...]] = {PRETRAIN: ("aligner.",), ALIGN: (), INSTRUCT: ("aligner.decoder.",)}
+    return {name: tensor for name, tensor in meta_state(cfg).items() if not name.startswith(absent[stage])}
+
+
+def _tower_for(counting: Mapping[str, Tensor], path: Path, clip: Path | None) -> dict[str, Tensor]:
+    """The vision tower that a checkpoint without one takes from a CLIP file."""
+    has_tower = any(name.startswith(convert.VISION) for name in counting)
+    if has_tower and clip is not None:
+        raise UsageError(f"{path} has a vision tower of its own, trained further than CLIP's; leave out --clip")
+    if not has_tower and clip is None and any(convert.our_name(name) for name in counting):
+        raise IncompatibleError(
+            f"{path} has no vision tower; give the CLIP ViT-L/14 file it was made with (--clip FILE)"
+        )
+    return _read_tower(clip)
+
+
+def _read_tower(clip: Path | None) -> dict[str, Tensor]:
+    if clip is None:
+        return {}
+    tower = convert.vision_from_clip(read_checkpoint(clip).weights)
+    return {f"vision.{name}": tensor for name, tensor in tower.items()}
+
+
+def _head_width(checkpoint: Checkpoint) -> int | None:
+    """From the rotary constant, or from the settings stored beside the weights."""
+    width = checkpoint.settings.get("decoder_embed_dim")
+    heads = checkpoint.settings.get("decoder_attention_heads")
+    told = width // heads if isinstance(width, int) and isinstance(heads, int) and heads > 0 else None
+    return convert.head_width(checkpoint.weights) or told
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in weights.items()}

@@ -1,0 +1,51 @@
+"""The example pictures that ship beside the nano recipes: individuals no training stage has seen.
+
+Made anew by `python -m kgcli.world.examples recipes/nano`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from kgcli.world.spec import Placed, Spec, Subject, render
+
+SIZE = 256  # pixels, square
+
+# File name -> (noun, identity, scene). Identities are `new`: at or above FIRST_NEW_IDENTITY.
+EXAMPLES = {
+    "cat.png": ("cat", 1_000_557, "wood"),  # teal with orange stripes
+    "dog.png": ("dog", 1_000_280, "garden"),  # blue with yellow spots
+    "robot.png": ("robot", 1_000_072, "city"),  # pink with lime stripes
+    "fox.png": ("fox", 1_000_383, "snow"),  # blue with pink stripes
+    "car.png": ("car", 1_000_031, "beach"),  # pink with blue spots
+    "teapot.png": ("teapot", 1_000_708, "brick"),  # orange with blue spots
+    "owl.png": ("owl", 1_000_459, "forest"),  # red with yellow patches
+}
+
+
+def example_spec(name: str) -> Spec:
+    """What the example picture of a file name shows."""
+    noun, identity, scene = EXAMPLES[name]
+    placed = Placed(Subject(noun, identity), x=0.5, y=0.53, side=0.84, tilt=2.0, flip=False)
+    return Spec((placed,), scene, "photo", variant=identity)
+
+
+def example_picture(name: str) -> Image.Image:
+    """The example picture of a file name, RGB, SIZE x SIZE pixels."""
+    return render(example_spec(name), SIZE).picture
+
+
+def write_examples(folder: Path) -> list[Path]:
+    """Write all example pictures into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / name for name in EXAMPLES]
+    for path in paths:
+        example_picture(path.name).save(path, optimize=True)
+    return paths
+
+
+if __name__ == "__main__":
+    print(*write_examples(Path(sys.argv[1])), sep="\n")

@@ -1,0 +1,234 @@
+"""A picture as data, and the pure function that renders it.
+
+Everything the world can say of a picture (captions, crops, masks, edits, exact ground truth) comes from its `Spec`.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from kgcli.world import scenes, sprites
+from kgcli.world.tables import (
+    ACCESSORIES,
+    COLOURS,
+    FIRST_NEW_IDENTITY,
+    PATTERNS,
+    SCENES,
+    STYLES,
+    is_held_out_combination,
+)
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One individual: a kind of thing and an integer that stands for its looks."""
+
+    noun: str
+    identity: int
+    accessory: str | None = None
+    recoloured: str | None = None  # a colour word that replaces the body colour: the result of an edit
+
+    @property
+    def look(self) -> Look:
+        """Its colours, pattern and proportions: a function of `noun`, `identity` and `recoloured` alone."""
+        return _look(self.noun, self.identity, self.recoloured)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What makes an individual: visible in its picture, only partly in words."""
+
+    colour_name: str
+    colour: tuple[float, float, float]  # RGB in [0, 1]
+    pattern: str
+    second_name: str | None
+    second: tuple[float, float, float] | None
+    pattern_seed: int
+    stretch: float  # width over height, relative to the glyph's own
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A subject at its place: centre and side of its box in units of the picture, tilt in degrees."""
+
+    subject: Subject
+    x: float
+    y: float
+    side: float
+    tilt: float
+    flip: bool
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A whole picture. `scene` None (only with a style that has a place of its own) leaves the place to the style."""
+
+    subjects: tuple[Placed, ...]
+    scene: str | None
+    style: str = "photo"
+    variant: int = 0
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A picture with its exact truth: for each subject a mask in [0, 255] and its box."""
+
+    picture: Image.Image
+    masks: tuple[Image.Image, ...]
+    boxes: tuple[Box, ...]
+
+
+@functools.lru_cache(maxsize=65536)
+def _look(noun: str, identity: int, recoloured: str | None) -> Look:
+    rng = np.random.default_rng([11, identity, sum(map(ord, noun))])
+    first, second = (str(name) for name in rng.choice(list(COLOURS), 2, replace=False))
+    pattern = str(rng.choice(list(PATTERNS), p=[0.46, 0.18, 0.18, 0.18]))
+    stretch, pattern_seed = float(rng.uniform(0.86, 1.16)), int(rng.integers(1 << 30))
+    colour, other = sprites.colour_near(first, rng), sprites.colour_near(second, rng)
+    if recoloured is not None:
+        first, colour = recoloured, sprites.colour_near(recoloured, rng)
+    if np.abs(colour - other).sum() < 0.45:  # a pattern nobody could see
+        pattern = "plain"
+    plain = pattern == "plain"
+    as_rgb = lambda values: (float(values[0]), float(values[1]), float(values[2]))  # noqa: E731
+    return Look(
+        first,
+        as_rgb(colour),
+        pattern,
+        None if plain else second,
+        None if plain else as_rgb(other),
+        pattern_seed,
+        stretch,
+    )
+
+
+def draw_subject(rng: np.random.Generator, nouns: list[str], *, new: bool = False, accessory: float = 0.15) -> Subject:
+    """An individual of one of `nouns`; `new` draws from the identities no training stage sees."""
+    low = FIRST_NEW_IDENTITY if new else 0
+    worn = str(rng.choice(list(ACCESSORIES))) if rng.random() < accessory else None
+    return Subject(str(rng.choice(nouns)), int(rng.integers(low, low + FIRST_NEW_IDENTITY)), worn)
+
+
+def place(subjects: list[Subject], rng: np.random.Generator) -> tuple[Placed, ...]:
+    """Put one subject in the middle or two side by side, the first on the left."""
+    centres = [0.5] if len(subjects) == 1 else [0.26, 0.74]
+    low, high = (0.70, 0.86) if len(subjects) == 1 else (0.47, 0.54)
+    return tuple(
+        Placed(
+            subject,
+            x=centre + float(rng.uniform(-0.05, 0.05)) / len(subjects),
+            y=float(rng.uniform(0.5, 0.57)) + (0.04 if subject.accessory in ("hat", "crown") else 0.0),
+            side=float(rng.uniform(low, high)),
+            tilt=float(rng.uniform(-5, 5)),
+            flip=bool(rng.random() < 0.5),
+        )
+        for subject, centre in zip(subjects, centres, strict=True)
+    )
+
+
+def draw_spec(
+    rng: np.random.Generator,
+    nouns: list[str],
+    *,
+    num_subjects: int = 1,
+    new: bool = False,
+    accessory: float = 0.15,
+    styled: float = 0.3,
+    held_out: bool = False,
+) -> Spec:
+    """Draw a picture. Held-out combinations are avoided, or with `held_out` the only ones drawn.
+
+    Args:
+        styled: probability of a style other than "photo"
+    """
+    while True:
+        subjects = [draw_subject(rng, nouns, new=new, accessory=accessory) for _ in range(num_subjects)]
+        style = str(rng.choice(list(STYLES)[1:])) if rng.random() < styled else "photo"
+        scene: str | None = str(rng.choice(list(SCENES)))
+        if style == "minecraft" and rng.random() < 0.4:
+            scene = None
+        spec = Spec(place(subjects, rng), scene, style, int(rng.integers(scenes.NUM_VARIANTS)))
+        if is_held_out(spec) == held_out:
+            return spec
+
+
+def is_held_out(spec: Spec) -> bool:
+    """Whether a subject of the picture is in a combination of noun, scene and style that no stage is shown."""
+    return any(is_held_out_combination(p.subject.noun, spec.scene or "studio", spec.style) for p in spec.subjects)
+
+
+def render(spec: Spec, size: int = 64) -> Rendered:
+    """Paint `spec` at size x size pixels."""
+    picture = scenes.background(spec.scene or "blocks", spec.variant, size).copy()
+    if spec.style == "minecraft":  # the place in large blocks, the subject in small ones: it has to stay itself
+        picture = scenes.in_blocks(picture)
+    masks, boxes = [], []
+    for placed in spec.subjects:
+        layer, box = _layer(placed, size)
+        alpha = layer.getchannel("A")
+        # A soft dark rim, so that white on snow and blue on the ocean still have an outline.
+        rim = alpha.filter(ImageFilter.GaussianBlur(size / 48)).point(lambda a: int(a * 0.55))
+        picture.paste((28, 26, 34), (0, 0), rim)
+        picture.paste(layer, (0, 0), alpha)
+        masks.append(alpha)
+        boxes.append(box)
+    return Rendered(scenes.stylize(picture, spec.style), tuple(masks), tuple(boxes))
+
+
+def crop(rendered: Rendered, index: int, size: int, *, keep_background: bool) -> Image.Image:
+    """The square around one subject, with its background or on white: what a prompt shows of an entity."""
+    picture = rendered.picture
+    if not keep_background:
+        picture = Image.composite(picture, Image.new("RGB", picture.size, "white"), rendered.masks[index])
+    left, top, right, bottom = rendered.boxes[index]
+    side = max(right - left, bottom - top) + 2
+    x, y = (left + right - side) // 2, (top + bottom - side) // 2
+    if keep_background:  # stay inside the picture, where there is something to see
+        side = min(side, picture.width)
+        x, y = min(max(x, 0), picture.width - side), min(max(y, 0), picture.height - side)
+        return picture.crop((x, y, x + side, y + side)).resize((size, size), Image.Resampling.BICUBIC)
+    square = Image.new("RGB", (side, side), "white")
+    square.paste(picture, (-x, -y))
+    return square.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def _layer(placed: Placed, size: int) -> tuple[Image.Image, Box]:
+    """The subject alone on a transparent picture, and its box in pixels."""
+    look = placed.subject.look
+    body = _body(placed.subject.noun, look)
+    if placed.flip:
+        body = body.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    side = placed.side * size
+    wide, high = side * min(look.stretch, 1.0), side * min(1 / look.stretch, 1.0)
+    left, top = placed.x * size - wide / 2, placed.y * size - high / 2
+    layer = _paste(size, body, left, top, wide, high, placed.tilt)
+    box = layer.getchannel("A").point(lambda a: 255 * (a > 40)).getbbox() or (0, 0, size, size)
+    if placed.subject.accessory:
+        _, scale, (x, y) = ACCESSORIES[placed.subject.accessory]
+        worn, ink = sprites.sprite(placed.subject.accessory), box
+        w = scale * min(ink[2] - ink[0], side * 0.9)
+        cx, cy = ink[0] + x * (ink[2] - ink[0]), ink[1] + y * (ink[3] - ink[1])
+        layer.alpha_composite(_paste(size, worn, cx - w / 2, cy - w / 2, w, w, placed.tilt))
+        box = layer.getchannel("A").point(lambda a: 255 * (a > 40)).getbbox() or box
+    return layer, box
+
+
+def _paste(size: int, body: Image.Image, left: float, top: float, wide: float, high: float, tilt: float) -> Image.Image:
+    turned = body.rotate(tilt, Image.Resampling.BILINEAR) if tilt else body
+    small = turned.resize((max(round(wide), 1), max(round(high), 1)), Image.Resampling.BOX)
+    layer = Image.new("RGBA", (size, size))
+    layer.paste(small, (round(left), round(top)))
+    return layer
+
+
+@functools.lru_cache(maxsize=512)
+def _body(noun: str, look: Look) -> Image.Image:
+    pattern = sprites.draw_pattern(look.pattern, np.random.default_rng(look.pattern_seed))
+    second = None if look.second is None else np.array(look.second)
+    return sprites.tinted(noun, np.array(look.colour), pattern, second)

@@ -1,0 +1,155 @@
+"""The words of the world: captions, edit instructions and stories, all read off a `Spec`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from kgcli.world.spec import Placed, Spec, Subject
+from kgcli.world.tables import ACCESSORIES, COLOURS, SCENES, STYLES
+
+Rng = np.random.Generator
+Fragments = tuple[str | None, ...]  # None stands for the next image
+
+EDITS = {"scene": 0.2, "accessory": 0.2, "colour": 0.35, "style": 0.25}  # kind -> share; the hardest come most often
+TO_STYLE = {
+    "minecraft": ("put it in Minecraft", "turn it into Minecraft"),
+    "oil": ("turn it into an oil painting", "make it an oil painting"),
+    "watercolor": ("turn it into a watercolor", "make it a watercolor"),
+}
+
+
+def describe(subject: Subject, *, colours: bool, accessory: bool = True) -> str:
+    """One individual in words: its noun, with `colours` also its colour and pattern."""
+    return _with_article(_adjectives(subject, colours) + subject.noun) + _extras(subject, colours, accessory)
+
+
+def caption(spec: Spec, rng: Rng, *, colours: float = 0.8) -> str:
+    """A caption of the whole picture.
+
+    Args:
+        colours: probability that a subject's colour and pattern are named
+    """
+    subjects = [describe(placed.subject, colours=rng.random() < colours) for placed in spec.subjects]
+    return _sentence(_join(subjects, rng), spec, rng)
+
+
+def compositional(spec: Spec, rng: Rng, *, drop: bool) -> Fragments:
+    """The caption with each entity followed by its image; with `drop` the image takes the entity's place.
+
+    The words never name a colour: those have to come from the picture.
+    """
+    pieces: list[str | None] = [str(rng.choice(["", "", "a picture of "]))]
+    for number, placed in enumerate(spec.subjects):
+        if number:
+            pieces.append(" and ")
+        if not drop:
+            pieces.append(_with_article(placed.subject.noun) + " ")
+        elif rng.random() < 0.3:  # "a <image>", as a caption with its noun cut out reads; or the image alone
+            pieces.append("a ")
+        pieces.append(None)
+        pieces.append(_extras(placed.subject, False, True))
+    pieces.append(" " + _where(spec, rng))
+    return _merge(pieces)
+
+
+def edit(before: Spec, rng: Rng) -> tuple[Spec, str]:
+    """One change to a picture of one subject: the picture after it, and the instruction that asks for it."""
+    placed = before.subjects[0]
+    kind = str(rng.choice(list(EDITS), p=list(EDITS.values())))
+    if kind == "accessory" and placed.subject.accessory is None:
+        worn = str(rng.choice(list(ACCESSORIES)))
+        asked = rng.choice([f"add {_worn(worn)}", f"give it {_worn(worn)}", f"put {_worn(worn)} on it"])
+        return _changed(before, placed, accessory=worn), str(asked)
+    if kind == "colour":
+        colour = str(rng.choice([name for name in COLOURS if name != placed.subject.look.colour_name]))
+        asked = rng.choice([f"make it {colour}", f"turn it {colour}", f"change its color to {colour}"])
+        return _changed(before, placed, recoloured=colour), str(asked)
+    if kind == "style" and before.style == "photo":
+        style = str(rng.choice(list(TO_STYLE)))
+        return dataclasses.replace(before, style=style), str(rng.choice(TO_STYLE[style]))
+    scene = str(rng.choice([name for name in SCENES if name != before.scene]))
+    asked = rng.choice([f"put it {SCENES[scene]}", f"place it {SCENES[scene]}", f"move it {SCENES[scene]}"])
+    return dataclasses.replace(before, scene=scene), str(asked)
+
+
+def story(specs: list[Spec], rng: Rng) -> Fragments:
+    """A short document about one individual, a picture before each sentence; colours are never named."""
+    noun = specs[0].subjects[0].subject.noun
+    pieces: list[str | None] = [
+        str(rng.choice(["a story about ", "look at ", "this is "])) + _with_article(noun) + ". "
+    ]
+    for number, spec in enumerate(specs):
+        who = f"the {'same ' if number else ''}{noun}" if rng.random() < 0.7 else "it"
+        pieces += [None, f" {who}{_extras(spec.subjects[0].subject, False, True)} {_where(spec, rng)}. "]
+    return _merge(pieces)
+
+
+def as_typed(fragments: Fragments, rng: Rng) -> Fragments:
+    """The same words as people type them: now and then a capital at the start, or none in Minecraft."""
+    capital, lower = rng.random() < 0.2, rng.random() < 0.3
+    typed = []
+    for piece in fragments:
+        if piece and capital:
+            start = len(piece) - len(piece.lstrip())
+            piece = piece[:start] + piece[start : start + 1].upper() + piece[start + 1 :]
+            capital = False
+        typed.append(piece.replace("Minecraft", "minecraft") if piece and lower else piece)
+    return tuple(typed)
+
+
+def _sentence(subjects: str, spec: Spec, rng: Rng) -> str:
+    opening = str(rng.choice(["", "", "", "a picture of ", "a photo of " if spec.style == "photo" else "an image of "]))
+    return f"{opening}{subjects} {_where(spec, rng)}".strip()
+
+
+def _where(spec: Spec, rng: Rng) -> str:
+    scene = SCENES[spec.scene] if spec.scene else ""
+    if spec.scene == "studio" and rng.random() < 0.3:
+        scene = ""  # a thing with no place named stands on white
+    return f"{scene} {STYLES[spec.style]}".strip()
+
+
+def _join(subjects: list[str], rng: Rng) -> str:
+    if len(subjects) == 1:
+        return subjects[0]
+    left, right = subjects
+    forms = [f"{left} and {right}", f"{left} and {right}", f"{left} next to {right}"]
+    return str(rng.choice([*forms, f"{left} on the left and {right} on the right"]))
+
+
+def _adjectives(subject: Subject, colours: bool) -> str:
+    return f"{subject.look.colour_name} " if colours else ""
+
+
+def _extras(subject: Subject, colours: bool, accessory: bool) -> str:
+    look, words = subject.look, ""
+    if colours and look.second_name:
+        words += f" with {look.second_name} {look.pattern}"
+    if accessory and subject.accessory:
+        words += f" wearing {_worn(subject.accessory)}"
+    return words
+
+
+def _worn(accessory: str) -> str:
+    return accessory if accessory == "sunglasses" else _with_article(accessory)
+
+
+def _with_article(words: str) -> str:
+    return ("an " if words[0] in "aeiou" else "a ") + words
+
+
+def _changed(spec: Spec, placed: Placed, **changes: str) -> Spec:
+    subject = dataclasses.replace(placed.subject, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(spec, subjects=(dataclasses.replace(placed, subject=subject),))
+
+
+def _merge(pieces: list[str | None]) -> Fragments:
+    merged: list[str | None] = []
+    for piece in pieces:
+        if piece is not None and merged and merged[-1] is not None:
+            merged[-1] += piece
+        elif piece != "":
+            merged.append(piece)
+    return tuple(merged)

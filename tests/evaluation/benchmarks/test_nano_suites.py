@@ -1,0 +1,180 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kgcli.data.images import open_image
+from kgcli.data.sources.world import BASE_NOUNS
+from kgcli.errors import MissingError, UsageError
+from kgcli.evaluation.baselines.base import MethodOptions
+from kgcli.evaluation.baselines.world import Other
+from kgcli.evaluation.benchmarks import nano as nano_suites
+from kgcli.evaluation.benchmarks import nano_data
+from kgcli.evaluation.benchmarks.dreambench import DreamBenchAsk
+from kgcli.evaluation.benchmarks.nano_skills import SHIPPED_JUDGES
+from kgcli.evaluation.metrics.subjects import picture_score
+from kgcli.evaluation.run import nano_recognition as nano_judging
+from kgcli.evaluation.run.folder import Plan
+from kgcli.evaluation.scores import Scores
+from kgcli.model.nano_recognisers import Judges
+from kgcli.world.spec import is_held_out, render
+from kgcli.world.tables import FIRST_JUDGE_IDENTITY, FIRST_NEW_IDENTITY
+
+METHOD = {"name": "test"}
+
+
+def dreambench(**ask):
+    return nano_suites.dreambench_plan("0" * 64, Path("data"), DreamBenchAsk(**ask), METHOD)
+
+
+def coco(num=24, seed=0):
+    return nano_suites.coco_plan("0" * 64, Path("data"), num, seed, METHOD)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return nano_data.dreambench_data(tmp_path_factory.mktemp("nano") / "dreambench")
+
+
+def test_the_suite_has_the_shape_of_dreambench():
+    plan = dreambench()
+    assert len(plan.items) == 30 * 25 * 4 == plan.protocol["num_items"]
+    assert len({item.path for item in plan.items}) == len({item.seed for item in plan.items}) == len(plan.items)
+    categories = {item.subject: item.category for item in plan.items}
+    assert sorted(categories.values()).count("object") == 21 and sorted(categories.values()).count("live") == 9
+    assert {item.kind for item in plan.items} == {"context", "accessory", "attribute"}
+    assert {len(unit) for unit in plan.units()} == {4 * 8, 4}  # eight prompts of a subject at a time, and the last one
+
+
+def test_a_plan_is_a_function_of_the_seed_and_the_seed_is_of_the_noise_alone():
+    for make in (dreambench, coco):
+        plan, again, other = make(seed=3), make(seed=3), make(seed=4)
+        assert plan == again == dataclasses.replace(Plan.from_json(plan.to_json()), data="data")
+        assert plan.protocol == other.protocol and plan.method != other.method
+        without = [[dataclasses.replace(item, seed=0) for item in one.items] for one in (plan, other)]
+        assert without[0] == without[1]
+        assert all(a.seed != b.seed for a, b in zip(plan.items, other.items, strict=True))
+
+
+def test_the_seed_of_a_picture_does_not_depend_on_what_else_is_asked():
+    some = dreambench(num_images=1, subjects=(list(nano_suites.subjects())[3],))
+    seeds = {item.path: item.seed for item in dreambench().items}
+    assert all(seeds[item.path] == item.seed for item in some.items)
+
+
+def test_no_individual_is_one_that_anything_is_trained_on():
+    shown = list(nano_suites.subjects().values())
+    shown += [placed.subject for i in range(60) for placed in nano_suites.caption_of(i)[1].subjects]
+    assert all(FIRST_NEW_IDENTITY <= subject.identity < FIRST_JUDGE_IDENTITY for subject in shown)
+    assert all(subject.noun in BASE_NOUNS for subject in shown)
+
+
+def test_texts_drop_or_keep_the_noun_and_the_scored_text_has_it():
+    dropped, kept = dreambench(num_images=1), dreambench(num_images=1, class_noun=True)
+    for one, other in zip(dropped.items, kept.items, strict=True):
+        noun = one.class_noun
+        assert noun not in one.input_text.split() and one.input_text.startswith("<image> ")
+        assert f" {noun} <image> " in other.input_text and noun in one.scored_text.split()
+        assert one.input_text.count("<image>") == len(one.inputs) == 1
+        assert one.scored_text == other.scored_text == other.input_text.replace("<image> ", "")
+    assert dropped.protocol == kept.protocol and dropped.method != kept.method
+    texts = [item.scored_text for item in dropped.items if item.subject == dropped.items[0].subject]
+    assert len(set(texts)) == 25
+
+
+def test_captions_include_combinations_that_no_stage_saw():
+    held_out = [is_held_out(nano_suites.caption_of(index)[1]) for index in range(24)]
+    assert held_out == [index in (11, 23) for index in range(24)]
+
+
+def test_what_cannot_be_asked_is_said():
+    with pytest.raises(UsageError, match="there is no unicorn"):
+        dreambench(subjects=("unicorn",))
+    with pytest.raises(UsageError, match="at least 1"):
+        dreambench(num_images=0)
+    with pytest.raises(UsageError, match="independent noise alone"):
+        dreambench(noise="official")
+    with pytest.raises(UsageError, match="5000 captions are asked for, nano-coco has 4000"):
+        coco(num=5000)
+
+
+def test_photos_are_whole_and_show_the_subject_in_different_scenes(data):
+    assert set(data.photos) == set(nano_suites.subjects())
+    for name, photos in data.photos.items():
+        assert 4 <= len(photos) <= 6 and data.input_of(name) in photos
+        assert len({spec.scene for spec in nano_suites.photo_specs(name)}) == len(photos)
+    path = next(iter(data.photos.values()))[1]
+    photo, mask = open_image(data.folder / path), open_image(data.masks / path)
+    assert photo.size == mask.size == (64, 64) and 0.15 < (np.asarray(mask)[..., 0] > 127).mean() < 0.8
+    assert all((data.folder / item.inputs[0]).is_file() for item in dreambench(num_images=1).items)
+
+
+def test_photos_are_made_once_and_the_same_anywhere(data, tmp_path):
+    stamps = {path: path.stat().st_mtime_ns for path in data.folder.rglob("*.png")}
+    assert nano_data.dreambench_data(data.folder) == data
+    assert stamps == {path: path.stat().st_mtime_ns for path in data.folder.rglob("*.png")}
+    elsewhere = nano_data.dreambench_data(tmp_path / "again")
+    assert elsewhere.sha256 == data.sha256 and elsewhere.photos == data.photos
+
+
+def test_a_folder_of_other_or_damaged_data_is_refused(tmp_path):
+    folder = nano_data.coco_data(tmp_path / "coco", num=6).folder
+    with pytest.raises(UsageError, match="num 6, not 7"):
+        nano_data.coco_data(folder, num=7)
+    with pytest.raises(UsageError, match="suite nano-coco"):
+        nano_data.dreambench_data(folder)
+    (folder / "real/000/000003.png").write_bytes(b"")
+    with pytest.raises(MissingError, match="1 of 6 files are gone or changed"):
+        nano_data.coco_data(folder, num=6)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="holds no nano-coco data"):
+        nano_data.coco_data(tmp_path / "other", num=6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["coco", "other"]
+
+
+def test_the_judges_know_true_pictures_from_those_of_others(data, tmp_path):
+    judges, suite = Judges.load(SHIPPED_JUDGES), nano_suites.DREAMBENCH
+    names = list(nano_suites.subjects())[16:26]
+    items = [item for item in dreambench(num_images=1, subjects=tuple(names)).items if item.prompt in (1, 12)]
+    true = [render(nano_suites.spec_of(item, suite), 64).picture for item in items]
+    others = [render(Other(MethodOptions()).spec(item), 64).picture for item in items]
+    judge, found = nano_judging.NanoJudge(items, suite, judges), {}
+    for row, pictures in (("true", true), ("other", others)):
+        figures = judge.figures(judge.values(pictures), row)
+        found[row] = {one.measure: one.value for one in figures if one.group == "all"}
+        assert {one.row for one in figures} == {row} and "category:live" in {one.group for one in figures}
+    assert found["true"]["judge_picked"] > 0.7 > 0.3 > found["other"]["judge_picked"]
+    assert found["true"]["judge_noun"] > 0.9 > 0.1 > found["other"]["judge_noun"]
+    assert min(found[row]["judge_scene"] for row in found) > 0.9
+
+
+def test_the_judges_score_captions_of_one_and_two_subjects():
+    judges, items = Judges.load(SHIPPED_JUDGES), coco(num=24).items
+    true = [render(nano_suites.spec_of(item, nano_suites.COCO), 64).picture for item in items]
+    values = nano_judging.NanoJudge(items, nano_suites.COCO, judges).values(true)
+    assert np.mean([one["judge_noun"] for one in values]) > 0.7
+    assert not any("judge_picked" in one for one in values)
+    assert {len(one) for one in values} == {3, 4}  # of two subjects no accessory is asked
+
+
+def test_the_judges_are_added_to_scores(data, tmp_path):
+    judges = Judges.load(SHIPPED_JUDGES)
+    name = next(iter(nano_suites.subjects()))
+    plan = nano_suites.dreambench_plan(data.sha256, data.folder, DreamBenchAsk(num_images=1, subjects=(name,)), METHOD)
+    for item in plan.items:
+        (tmp_path / item.path).parent.mkdir(parents=True, exist_ok=True)
+        render(nano_suites.spec_of(item, plan.suite), 64).picture.save(tmp_path / item.path)
+    bare = [picture_score(item) for item in plan.items]
+    scores = Scores(
+        suite=plan.suite, protocol=plan.protocol, method=METHOD, versions={}, data=plan.data, measures=(), figures=(),
+        pictures=tuple(bare),
+    )  # fmt: skip
+    judged = nano_judging.add_judges(scores, plan.items, tmp_path, judges, "a note")
+    assert judged.protocol["judges_sha256"] == judges.sha256()
+    assert judged.notes == ("a note",)
+    assert judged.find("judge_noun").value >= 0.8 and judged.find("judge_picked", "copy-input").value == 1.0
+    assert judged.find("judge_scene", "copy-input").value < 0.3  # a copy stays where it was
+    assert all("judge_picked" in one.values for one in judged.pictures)
+    assert set(judged.find("judge_style").__dict__) >= {"low", "high"}

@@ -1,0 +1,179 @@
+import random
+from pathlib import Path
+
+import pytest
+from benchmark_data import write_annotations, write_dreambench
+from benchmark_process import DEADLINE, KG, kill_at, start_python, write_random_weights
+
+from kgcli.errors import MissingError, UsageError
+from kgcli.evaluation.baselines.base import MethodOptions
+from kgcli.evaluation.baselines.table import make
+from kgcli.evaluation.benchmarks.coco import choose_captions, coco_plan
+from kgcli.evaluation.benchmarks.dreambench import DreamBenchAsk, multi_plan, single_plan
+from kgcli.evaluation.benchmarks.dreambench_data import open_dreambench
+from kgcli.evaluation.extractors.weight_files import Weights
+from kgcli.evaluation.run.folder import RunFolder
+from kgcli.evaluation.run.generate import draw_run, finish
+from kgcli.evaluation.run.suites import PRESET_WEIGHTS, Ready, Scoring, check_texts, each_subject, get_ready
+from kgcli.evaluation.scores import Scores
+
+SCORED = ("scores.json", "manifest.jsonl")
+# Scores a run as `score_run` does, by extractors that need no weights and take their time.
+SCORE = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from kgcli.evaluation.benchmarks.dreambench_data import input_photo, open_dreambench
+from kgcli.evaluation.extractors.base import Extractors
+from kgcli.evaluation.run.folder import RunFolder
+from kgcli.evaluation.run.score import score_subjects
+from kgcli.evaluation.metrics.subjects import SubjectPhotos
+
+class Colours:
+    name = "colours"
+
+    def facts(self):
+        return {"extractor": self.name}
+
+    def pictures(self, pictures):
+        time.sleep(0.1)
+        rows = np.stack([np.asarray(picture.resize((4, 4)), np.float32).ravel() + 1 for picture in pictures])
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    def texts(self, texts):
+        rows = np.stack([np.random.default_rng(len(text)).normal(size=48).astype(np.float32) for text in texts])
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+run = RunFolder.open(Path(sys.argv[1]))
+photos = open_dreambench(Path(run.plan.data)).photos
+references = {name: SubjectPhotos(paths, input_photo(name)) for name, paths in photos.items()}
+score_subjects(run.path, run.plan, references, Extractors(dino=Colours(), clip=Colours()))
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_dreambench(tmp_path_factory.mktemp("dreambench") / "dataset")
+
+
+def drawn(path, data):
+    """A run of copies, all of them there."""
+    plan = single_plan(open_dreambench(data), DreamBenchAsk(num_images=1), {"name": "copy-input"})
+    run = RunFolder.start(path, plan)
+    draw_run(run, make("copy-input", MethodOptions()))
+    finish(run)
+    return run.path
+
+
+@pytest.mark.slow
+def test_scoring_killed_at_five_points_ends_as_one_that_was_not(tmp_path, data):
+    whole, killed = drawn(tmp_path / "whole", data), drawn(tmp_path / "killed", data)
+    assert start_python(SCORE, whole).wait(DEADLINE) == 0
+    num = sum(1 for _ in (whole / "features").glob("[!.]*"))
+    points = sorted(random.Random(0).choices(range(1, num), k=5))
+    kills = [kill_at(start_python(SCORE, killed), killed / "features", point) for point in points]
+    assert sum(kills) >= 4 and not (killed / "scores.json").exists()
+    assert start_python(SCORE, killed).wait(DEADLINE) == 0
+    for name in SCORED:
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_the_true_networks_score_what_the_command_drew(tmp_path, data):
+    """Of the true architectures, with weights that know nothing."""
+    weights = write_random_weights(tmp_path / "weights")
+    asked = ["eval", "dreambench", "--data", data, "--method", "copy-input", "--subjects", "dog,can", "-n", 1]
+    asked += ["--weights", weights, "--offline", "--device", "cpu"]
+    assert start_python(KG, *asked, "-o", tmp_path / "run").wait(600) == 0
+    assert start_python(KG, *asked, "-o", tmp_path / "two", "--only", "draw").wait(600) == 0
+    score = ["eval", "dreambench", "-o", tmp_path / "two", "--only", "score", *asked[-5:]]
+    assert start_python(KG, *score).wait(600) == 0
+    assert (tmp_path / "run" / "scores.json").read_bytes() == (tmp_path / "two" / "scores.json").read_bytes()
+
+    scores = Scores.read(tmp_path / "run")
+    assert scores.find("dino_input").value == pytest.approx(1.0, abs=1e-5)
+    assert scores.find("copied").value == 1.0 and scores.find("dino_input").num_pictures == 50
+
+
+def test_weights_are_looked_for_before_anything_is_drawn(kg, tmp_path, data, monkeypatch):
+    monkeypatch.setenv("KG_WEIGHTS", str(tmp_path / "none"))
+    ran = kg("eval", "dreambench", "--data", data, "--method", "copy-input", "-o", "run", "--offline")
+    assert ran.code == 3 and "dino_deitsmall16_pretrain.pth" in ran.err and "ViT-B-32.pt" in ran.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_scored_only_when_it_is_complete(kg, tmp_path, data):
+    ran = kg("eval", "dreambench", "--only", "score", "-o", "run")
+    assert ran.code == 3 and "holds no run" in ran.err
+
+
+def test_pictures_of_several_subjects_are_scored_for_each(data):
+    plan = multi_plan(open_dreambench(data), DreamBenchAsk(num_images=1), {})
+    each = each_subject(plan)
+    assert len(each.items) == 300 * 2 + 300 * 3 and len({item.subject for item in each.items}) == 30
+    assert all(item.inputs[0].startswith(f"{item.subject}/") for item in each.items)
+    single = single_plan(open_dreambench(data), DreamBenchAsk(num_images=1), {})
+    assert each_subject(single) == single
+
+
+def test_the_real_set_of_coco_is_whole_or_named(tmp_path):
+    write_annotations(tmp_path, 9)
+    with pytest.raises(MissingError, match="0 pictures in place of 40504"):
+        get_ready("coco", tmp_path, Scoring())
+    with pytest.raises(UsageError, match="--real"):
+        get_ready("coco", tmp_path, Scoring(real=tmp_path))
+
+
+def test_presets_are_those_of_the_networks():
+    from kgcli.evaluation.extractors.inception import PRESETS
+
+    assert {name: one.weights for name, one in PRESETS.items()} == PRESET_WEIGHTS
+    with pytest.raises(UsageError, match="--preset is best"):
+        Scoring(presets=("best",))
+
+
+def test_masks_are_a_folder():
+    with pytest.raises(UsageError, match="--masks"):
+        Scoring(masks=Path("nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("suite", "flags", "words"),
+    [
+        ("coco", ("--preset", "clean"), "--preset has no use with nano-coco"),
+        ("coco", ("--real", "nowhere"), "--real has no use"),
+        ("coco", ("--captions", "one"), "--captions has no use with nano-coco"),
+        ("coco", ("--weights", "nowhere"), "--weights has no use"),
+        ("coco", ("--num", 1), "a distribution needs two"),
+        ("coco", ("--also", "cmmd"), "--also is cmmd"),
+        ("dreambench", ("--weights", "nowhere"), "--weights has no use"),
+        ("dreambench", ("--name", "mine"), "--name is of who made the pictures of --images"),
+    ],
+)
+def test_what_a_suite_has_no_use_for_is_refused(kg, tmp_path, suite, flags, words):
+    ran = kg("eval", suite, "--suite", "nano", "--data", "data", "-o", "run", *flags)
+    assert ran.code == 2 and words in ran.err and not (tmp_path / "run").exists()
+
+
+def test_a_preset_is_named_once():
+    with pytest.raises(UsageError, match="--preset names clean more than once"):
+        Scoring(presets=("clean", "clean"))
+
+
+def test_texts_too_long_for_clip_are_found_before_anything_is_drawn(tmp_path):
+    (tmp_path / "long.txt").write_text("a cat\n" + "very " * 90 + "old cat\n")
+    plan = coco_plan(choose_captions(str(tmp_path / "long.txt"), None), 0, {}, None)
+    ready = Ready(Scoring(also=("clip-score",)), {"clip": Weights(tmp_path, "")})
+    with pytest.raises(UsageError, match="tokens, CLIP takes 77"):
+        check_texts(plan, ready)
+    check_texts(plan, Ready(Scoring(), {}))  # nothing reads it
+
+
+def test_scoring_takes_the_data_from_where_it_is_said_to_be(kg, tmp_path):
+    asked = ("eval", "dreambench", "--suite", "nano", "--subjects", "cow", "-n", 1, "--method", "copy-input")
+    assert kg(*asked, "--data", "data", "-o", "run", "--only", "draw").code == 0
+    (tmp_path / "data").rename(tmp_path / "moved")
+    ran = kg("eval", "dreambench", "--suite", "nano", "--only", "score", "-o", "run", "--data", "moved")
+    assert ran.code == 0, ran.err
+    assert not (tmp_path / "data").exists()
+    assert "moved" not in (tmp_path / "run/scores.json").read_text("utf-8")

@@ -1,0 +1,280 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kgcli.errors import IncompatibleError, MissingError
+from kgcli.evaluation.benchmarks import nano_skills as nano
+from kgcli.evaluation.benchmarks.grid import draw_grid
+from kgcli.evaluation.benchmarks.skills import EDIT_KINDS, SIZE, TASKS, draw_cases, other_subject, portrait
+from kgcli.evaluation.benchmarks.skills_methods import as_prompt, paint_copy, paint_other, paint_truth
+from kgcli.evaluation.benchmarks.skills_scoring import SCORES, Scorer
+from kgcli.evaluation.metrics.intervals import bootstrap, estimate, wilson
+from kgcli.evaluation.report.skills import Report, summarise
+from kgcli.model.nano_recognisers import HEADS, UNASKED, Judges, around, label_row, labels
+from kgcli.world.spec import is_held_out, render
+from kgcli.world.tables import BASE_ONLY_NOUNS, FIRST_JUDGE_IDENTITY, FIRST_NEW_IDENTITY
+
+NUM = 6  # cases of a task of share 1
+
+
+class KnowingJudges:
+    """Judges that know by heart what each picture of some cases shows; of all others they know nothing."""
+
+    def __init__(self, cases):
+        self.known = {}
+        for case in cases:
+            other = other_subject(case.spec, np.random.default_rng(case.seed))
+            for spec in filter(None, (case.spec, other, case.before)):
+                self._learn(render(spec, SIZE).picture, spec)
+            for subject in {subject for gallery in case.galleries.values() for subject in gallery}:
+                self.known[portrait(subject).tobytes()] = (None, _vector(subject))
+
+    def classify(self, pictures):
+        rows = [self.known.get(picture.tobytes(), ({}, None))[0] or {} for picture in pictures]
+        return {head: np.stack([_one_hot(head, row.get(head)) for row in rows]) for head in HEADS}
+
+    def embed(self, pictures):
+        return np.stack([self.known.get(picture.tobytes(), (None, np.zeros(64)))[1] for picture in pictures])
+
+    def _learn(self, picture, spec):
+        num = len(spec.subjects)
+        for index, placed in enumerate(spec.subjects):
+            self.known[around(picture, index, num).tobytes()] = (labels(spec, index), _vector(placed.subject))
+        self.known.setdefault(picture.tobytes(), (labels(spec), np.zeros(64)))
+
+
+def _vector(subject):
+    values = np.random.default_rng([subject.identity, len(subject.recoloured or "")]).normal(size=64)
+    return values / np.linalg.norm(values)
+
+
+def _one_hot(head, choice):
+    """All on the right choice; on the last one where nothing is known."""
+    row = np.zeros(len(HEADS[head]))
+    row[HEADS[head].index(choice) if choice else -1] = 1.0
+    return row
+
+
+@pytest.fixture(scope="module")
+def cases():
+    return {task: draw_cases(task, NUM, seed=1) for task in TASKS}
+
+
+@pytest.fixture(scope="module")
+def rows(cases):
+    painters = {"model": (paint_truth, tuple(TASKS)), "other": (paint_other, tuple(TASKS))}
+    painters["copy"] = (paint_copy, tuple(task for task in TASKS if task != "text"))
+    judges = KnowingJudges([case for drawn in cases.values() for case in drawn])
+    return nano.run(painters, judges, NUM, 1, say=lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def report(rows):
+    facts = {"protocol": nano.PROTOCOL, "seed": 1, "num": NUM, "model": {"name": "perfect", "sha256": "0" * 64}}
+    return Report(facts=facts, rows=rows)
+
+
+# ---------------------------------------------------------------- intervals
+
+
+@pytest.mark.parametrize(
+    ("successes", "num", "low", "high"),
+    [(0, 10, 0.0, 0.27754), (10, 10, 0.72246, 1.0), (5, 10, 0.23659, 0.76341), (81, 263, 0.25530, 0.36622)],
+)
+def test_wilson_gives_published_values(successes, num, low, high):
+    assert wilson(successes, num) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_the_bootstrap_is_near_the_normal_interval_and_repeats_itself():
+    values = np.random.default_rng(0).uniform(size=400).tolist()
+    low, high = bootstrap(values)
+    half = 1.96 * np.std(values) / 20
+    assert (low, high) == pytest.approx((np.mean(values) - half, np.mean(values) + half), abs=0.005)
+    assert bootstrap(values) == (low, high)
+
+
+def test_proportions_and_other_means_get_their_own_interval():
+    assert estimate([1.0, 0.0, 1.0]).method == "wilson"
+    assert estimate([0.3, 0.9]).method == "bootstrap"
+
+
+# ---------------------------------------------------------------- cases
+
+
+def test_cases_are_a_function_of_task_seed_and_index(cases):
+    again = draw_cases("pair", NUM, seed=1)
+    for one, other in zip(cases["pair"], again, strict=True):
+        assert (one.spec, one.seed, one.words, one.galleries) == (other.spec, other.seed, other.words, other.galleries)
+        assert [image.tobytes() for image in one.images] == [image.tobytes() for image in other.images]
+    assert draw_cases("pair", NUM, seed=2)[0].spec != again[0].spec
+
+
+def test_more_cases_begin_with_the_same_ones(cases):
+    more = draw_cases("subject", NUM + 2, seed=1)
+    assert [case.spec for case in more[:NUM]] == [case.spec for case in cases["subject"]]
+
+
+def test_all_individuals_are_ones_that_no_stage_and_no_judge_has_seen(cases):
+    asked = [placed.subject for drawn in cases.values() for case in drawn for placed in case.spec.subjects]
+    offered = [s for drawn in cases.values() for case in drawn for gallery in case.galleries.values() for s in gallery]
+    assert all(FIRST_NEW_IDENTITY <= subject.identity < FIRST_JUDGE_IDENTITY for subject in asked + offered)
+
+
+def test_half_of_the_candidates_share_the_colour_word(cases):
+    for case in cases["subject"]:
+        right, *wrong = case.galleries["picked"]
+        same = sum(subject.look.colour_name == right.look.colour_name for subject in wrong)
+        assert right == case.spec.subjects[0].subject and len(wrong) == 19 and same >= 10
+        assert {subject.noun for subject in case.galleries["picked_of_noun"]} == {right.noun}
+
+
+def test_after_a_change_of_colour_all_candidates_have_the_new_one(cases):
+    (case,) = [case for case in draw_cases("edit", 4, seed=1)[:4] if case.kind == "colour"]
+    assert len({subject.look.colour_name for subject in case.galleries["picked"]}) == 1
+
+
+def test_the_words_of_a_prompt_with_an_unnamed_subject_do_not_name_it(cases):
+    for case in cases["subject"] + cases["base_only"] + cases["styled"] + cases["unseen"]:
+        noun = case.spec.subjects[0].subject.noun
+        assert noun not in case.words.split() and "<image>" in case.words
+
+
+def test_tasks_ask_what_they_say(cases):
+    assert all(is_held_out(case.spec) for case in cases["held_out"])
+    assert all(case.spec.subjects[0].subject.noun in BASE_ONLY_NOUNS for case in cases["base_only"])
+    assert all(case.spec.style != "photo" for case in cases["styled"])
+    assert {case.kind for case in cases["edit"]} == set(EDIT_KINDS)
+    assert all(len(case.images) == 2 for case in cases["pair"])
+
+
+def test_a_prompt_reads_back_as_it_is_typed(cases):
+    case = cases["edit"][0]
+    prompt = as_prompt(case)
+    assert prompt.fragments == [None, case.parts[1]]
+    assert type(prompt).parse(prompt.format()) == prompt
+
+
+# ---------------------------------------------------------------- scores
+
+
+def test_right_pictures_score_one_and_those_of_others_never_have_the_subject(report):
+    for row in report.rows:
+        if row.painter == "model":
+            assert row.estimate.value == 1.0, row
+        if row.painter == "other" and row.measure in ("picked", "picked_of_noun", "kept", "done", "pair"):
+            assert row.estimate.value <= 0.25, row  # an individual of no candidate's: chance
+
+
+def test_other_individuals_in_the_right_place_keep_scene_style_and_change(report):
+    assert report.find("subject", "scene", "other").value == 1.0
+    assert report.find("edit", "change", "other").value == 1.0
+    assert report.find("text", "noun", "other").value == 0.0
+
+
+def test_a_copied_input_is_no_edit(report):
+    assert report.find("edit", "kept", "copy", kind="scene").value == 1.0
+    assert report.find("edit", "done", "copy").value == 0.0
+
+
+def test_swapped_sides_count_as_both_shown_but_not_in_order(cases):
+    case = cases["pair"][0]
+    verdict = {head: np.zeros(len(choices)) for head, choices in HEADS.items()}
+    verdict["noun"] = np.zeros((2, len(HEADS["noun"])))
+    scores = SCORES["pair"](case, verdict, {"pair": [1, 0]})
+    assert (scores["pair"], scores["pair_in_order"]) == (1.0, 0.0)
+    twice = SCORES["pair"](case, verdict, {"pair": [0, 0]})
+    assert twice["pair"] == 0.0
+    colours_swapped = SCORES["pair"](case, verdict, {"pair": [2, 3]})
+    assert colours_swapped["pair"] == 0.0
+
+
+def test_every_task_has_scores_and_edits_are_summed_up_by_kind_too(report):
+    assert set(SCORES) == set(TASKS)
+    assert report.find("edit", "done", kind="colour").num * len(EDIT_KINDS) == report.find("edit", "done").num
+
+
+def test_scores_do_not_depend_on_who_else_is_scored(cases):
+    drawn = cases["subject"]
+    judges = KnowingJudges(drawn)
+    together = Scorer(drawn, judges)(paint_truth(drawn))
+    alone = [Scorer([case], judges)(paint_truth([case]))[0] for case in drawn]
+    assert together == alone
+
+
+# ---------------------------------------------------------------- the judges
+
+
+def test_judges_come_back_as_they_were_saved(tmp_path):
+    torch.manual_seed(0)
+    judges = Judges([8, 16], [8, 16, 16], 8)
+    judges.load_state_dict({name: value.half().float() for name, value in judges.state_dict().items()})
+    judges.save(tmp_path)
+    again = Judges.load(tmp_path)
+    assert again.sha256() == judges.sha256()
+    picture = Image.effect_noise((64, 64), 60).convert("RGB")
+    assert np.allclose(again.embed([picture]), judges.eval().embed([picture]), atol=1e-5)
+    assert {name: values.shape for name, values in again.classify([picture]).items()} == {
+        name: (1, len(choices)) for name, choices in HEADS.items()
+    }
+
+
+def test_missing_and_foreign_judges_are_named(tmp_path):
+    with pytest.raises(MissingError, match="kg base judge"):
+        Judges.load(tmp_path)
+    judges = Judges([8, 16], [8, 16], 8)
+    judges.config["heads"] = {"noun": 3}
+    judges.save(tmp_path)
+    with pytest.raises(IncompatibleError, match="another world"):
+        Judges.load(tmp_path)
+
+
+def test_heads_that_do_not_apply_are_not_asked(cases):
+    one, two = label_row(cases["subject"][0].spec), label_row(cases["pair"][0].spec)
+    asked = lambda row: {head for head, label in zip(HEADS, row, strict=True) if label != UNASKED}  # noqa: E731
+    assert asked(one) == set(HEADS)
+    assert asked(two) == set(HEADS) - {"accessory"}
+
+
+@pytest.mark.skipif(not nano.SHIPPED_JUDGES.is_dir(), reason="no judges are shipped")
+def test_the_shipped_judges_know_true_pictures_from_others():
+    cases, judges = draw_cases("subject", 24, seed=3), Judges.load(nano.SHIPPED_JUDGES)
+    scorer = Scorer(cases, judges)
+    true, other = (
+        Report(facts={}, rows=summarise("subject", "model", cases, scorer(paint(cases))))
+        for paint in (paint_truth, paint_other)
+    )
+    assert true.find("subject", "noun").value > 0.9
+    assert true.find("subject", "picked").value > 0.8 and other.find("subject", "picked").value < 0.3
+
+
+# ---------------------------------------------------------------- the report
+
+
+def test_the_table_shows_intervals_and_what_the_model_is_compared_with(report):
+    table = str(report)
+    assert "text only (6)" in table and "edit, colour (2)" in table and nano.PROTOCOL in table
+    assert "100.0 [ 61.0, 100.0]" in table  # Wilson's interval of 6 in 6
+    assert max(map(len, table.splitlines()[:-3])) <= 120
+
+
+def test_the_json_holds_all_figures_and_versions(report):
+    read = json.loads(report.to_json())
+    assert read["protocol"] == nano.PROTOCOL and "torch" in read["versions"]
+    assert len(read["rows"]) == len(report.rows)
+    assert set(read["rows"][0]) == {"task", "kind", "measure", "painter", "value", "low", "high", "num", "method"}
+
+
+def test_the_grid_has_a_cell_for_each_answer(cases, tmp_path):
+    answers = [(case, render(case.spec, SIZE).picture) for case in cases["pair"] + cases["edit"]]
+    draw_grid(answers * 2, tmp_path / "grid.png")
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.width > grid.height > 100
+
+
+@pytest.mark.parametrize("command", ["nano", "adapters"])
+def test_a_grid_of_no_picture_format_is_refused_at_once(kg, without_engine, command):
+    ran = kg("eval", command, "--grid", "grid.foo")
+    assert ran.code == 2 and "ends in none of .png" in ran.err

@@ -1,0 +1,109 @@
+"""What a written picture says of its making, and the replay of it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from kgcli.inference.metadata import read_metadata, read_parameters, to_parameters
+
+
+@pytest.fixture
+def drawn(kg, tiny_model, cat, tmp_path):
+    flags = ["-s", "42", "-g", "2.5", "--negative-prompt", "low \\< quality", "-o", "out.png", "--scheduler", "euler"]
+    done = kg("generate", "a <image:cat.png|weight=0.5> in Minecraft", "--model", tiny_model, *flags)
+    assert done.code == 0, done.err
+    return tmp_path / "out.png"
+
+
+def test_png_chunks_say_how_it_was_made(drawn, tiny_model):
+    info = Image.open(drawn).info
+    assert info["parameters"] == to_parameters(read_metadata(drawn))
+    prompt, negative, rest = info["parameters"].split("\n")
+    assert (prompt, negative) == ("a <image:cat.png> in Minecraft", "Negative prompt: low < quality")
+    assert rest.startswith("Steps: 2, Sampler: Euler, CFG scale: 2.5, Seed: 42, Size: 16x16, Model hash: ")
+    metadata = json.loads(info["kgcli"])
+    assert metadata["prompt"] == "a <image:cat.png|weight=0.5> in Minecraft"
+    assert [image["name"] for image in metadata["images"]] == ["cat.png"]
+    assert len(metadata["model"]["sha256"]) == len(metadata["decoder"]["sha256"]) == 64
+
+
+def test_no_folder_of_the_user_is_in_the_file(drawn, kg, tiny_model, tmp_path):
+    kg("generate", f"a <image:{tmp_path}/cat.png>", "--model", tiny_model, "-o", "b.png")
+    for path in (drawn, tmp_path / "b.png"):
+        assert str(tmp_path).encode() not in path.read_bytes()
+        assert str(tmp_path) not in json.dumps(read_metadata(path))
+
+
+def test_replay_gives_the_same_bytes(drawn, kg, tiny_model, tmp_path):
+    assert kg("generate", "--from", "out.png", "--model", tiny_model, "-o", "again.png").code == 0
+    assert (tmp_path / "again.png").read_bytes() == drawn.read_bytes()
+
+
+def test_flags_change_a_replay(drawn, kg, tiny_model, tmp_path):
+    kg("generate", "--from", "out.png", "--model", tiny_model, "-o", "again.png", "-s", "43", "--steps", "3")
+    metadata = read_metadata(tmp_path / "again.png")
+    assert (metadata["seed"], metadata["steps"], metadata["guidance_scale"]) == (43, 3, 2.5)
+
+
+def test_replay_finds_the_input_by_its_hash(drawn, kg, tiny_model, cat, tmp_path):
+    replay = ["generate", "--from", "out.png", "--model", tiny_model, "-o", "again.png"]
+    cat.rename(tmp_path / "moved.png")
+    done = kg(*replay)
+    assert done.code == 3 and "cat.png" in done.err and "--image" in done.err
+    Image.new("RGB", (3, 3)).save(cat)
+    assert "is another picture" in kg(*replay).err
+    assert kg(*replay, "--image", "moved.png").code == 0
+    assert Image.open(tmp_path / "again.png").tobytes() == Image.open(drawn).tobytes()
+
+
+def test_replay_refuses_another_model_unless_it_was_chosen(drawn, tiny_model, tmp_path):
+    from dataclasses import replace
+
+    from kgcli.errors import IncompatibleError
+    from kgcli.inference.replay import read_replay
+    from kgcli.weights.folder import open_model
+
+    other = replace(open_model(str(tiny_model)), decoder="elsewhere/decoder")
+    with pytest.raises(IncompatibleError, match="give --model"):
+        read_replay(drawn, other, [], chosen=False)
+    assert read_replay(drawn, other, [str(tmp_path / "cat.png")], chosen=True).line["seed"] == 42
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp"])
+def test_other_formats_have_exif_and_a_file_beside(kg, tiny_model, cat, tmp_path, suffix):
+    path = tmp_path / f"out.{suffix}"
+    kg("generate", "a \u732b <image:cat.png>", "--model", tiny_model, "-s", "1", "-o", path)
+    assert read_metadata(path)["seed"] == 1
+    assert read_parameters(path) == to_parameters(read_metadata(path))
+    assert kg("generate", "--from", path, "--model", tiny_model, "-o", f"again.{suffix}").code == 0
+    assert (tmp_path / f"again.{suffix}").read_bytes() == path.read_bytes()
+    (tmp_path / f"out.{suffix}.json").unlink()
+    assert "a \u732b <image:cat.png>" in kg("inspect", path).out
+
+
+def test_no_metadata_writes_none(kg, tiny_model, tmp_path):
+    kg("generate", "a cat", "--model", tiny_model, "-o", "a.png", "--no-metadata")
+    kg("generate", "a cat", "--model", tiny_model, "-o", "a.jpg", "--no-metadata")
+    assert Image.open(tmp_path / "a.png").info == {}
+    assert kg("inspect", "a.png").code == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jpg", "a.png"]
+
+
+def test_inspect_prints_what_was_drawn(drawn, kg, tiny_model):
+    assert "seed: 42" in kg("inspect", "out.png").lines
+    assert json.loads(kg("inspect", "out.png", "--json").out) == read_metadata(drawn)
+    assert "mllm.num_layers: 1" in kg("inspect", tiny_model).lines
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"prompt": 3}', '{"prompt": "<image:"}', '{"prompt": "a"}'])
+def test_damaged_metadata_are_an_error(kg, tiny_model, tmp_path, text):
+    from PIL.PngImagePlugin import PngInfo
+
+    chunks = PngInfo()
+    chunks.add_itxt("kgcli", text)
+    Image.new("RGB", (8, 8)).save(tmp_path / "odd.png", pnginfo=chunks)
+    done = kg("generate", "--from", "odd.png", "--model", tiny_model)
+    assert done.code == 3 and "damaged" in done.err

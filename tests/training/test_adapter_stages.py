@@ -1,0 +1,306 @@
+"""Laws of the stages that make adapters, of what they are measured with, and of the two that ship."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from kgcli import engine
+from kgcli.config import load_recipe, recipes_folder
+from kgcli.data.batch import Batches
+from kgcli.data.sources.world import draw
+from kgcli.errors import ConfigError
+from kgcli.evaluation.benchmarks import nano_adapters as suite
+from kgcli.evaluation.benchmarks.skills import SIZE, draw_cases
+from kgcli.evaluation.benchmarks.skills_methods import ModelPainter
+from kgcli.evaluation.metrics.exact import StyleScale, edge_f1
+from kgcli.evaluation.metrics.intervals import estimate
+from kgcli.evaluation.report.skills import Row
+from kgcli.inference.adapters import LORA_NAME, find_controlnet, read_lora
+from kgcli.inference.control_maps import make_map
+from kgcli.inference.metadata import read_metadata
+from kgcli.model.diffusion import Diffusion
+from kgcli.training import loop as training
+from kgcli.training.latent_cache import make_pool
+from kgcli.training.stages.adapters import Steering, make_controlnet
+from kgcli.training.stages.decoder import clip_tokenizer
+from kgcli.weights.ship import ship
+from kgcli.weights.shipped import ADAPTERS, find_adapter
+from kgcli.world.scenes import stylize
+from kgcli.world.spec import render
+from kgcli.world.tables import ADAPTER_STYLES, STYLES, is_held_out_combination
+
+STAGES = ("controlnet", "lora")
+LENGTH = 16  # tokens of a caption
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory):
+    """A diffusers folder at the sizes of the smoke recipes, with random weights."""
+    folder = tmp_path_factory.mktemp("decoder")
+    torch.manual_seed(0)
+    parts = load_recipe("smoke/unet").parts
+    captions = [draw({"captioned": 1.0}, 0, index, 64).caption for index in range(200)]
+    tokenizer = clip_tokenizer(captions, 600, LENGTH)
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=LENGTH, hidden_size=32, intermediate_size=32,
+        num_hidden_layers=1, num_attention_heads=2, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    tokenizer.save_pretrained(folder / "tokenizer")
+    CLIPTextModel(text).save_pretrained(folder / "text_encoder")
+    UNet2DConditionModel.from_config(parts["unet"]).save_pretrained(folder / "unet")
+    AutoencoderKL.from_config(load_recipe("smoke/vae").parts["vae"]).save_pretrained(folder / "vae")
+    DDIMScheduler.from_config(parts["scheduler"]).save_pretrained(folder / "scheduler")
+    return folder
+
+
+def smoke(decoder, stage, out, *overrides):
+    """The smoke recipe of a stage on that decoder."""
+    settings = ["data.batch_size=4", "data.pool=8", f"init_from.decoder={decoder}", f"output_dir={out}"]
+    return load_recipe(f"smoke/{stage}", [*settings, *overrides], stage=stage)
+
+
+@pytest.fixture(scope="module")
+def runs(decoder, tmp_path_factory):
+    """A finished run folder of each stage, and the files of the decoder as they were before."""
+    root, before = tmp_path_factory.mktemp("runs"), files_of(decoder)
+    for stage in STAGES:
+        training.train(smoke(decoder, stage, root / stage))
+    assert files_of(decoder) == before
+    return root
+
+
+def files_of(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def first_batch(recipe):
+    run = training.Run(recipe)
+    return run, Batches(recipe, run.stage.collator(make_pool(run)))[0]
+
+
+# ---------------------------------------------------------------- training
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_nothing_but_the_adapter_trains(decoder, runs, stage):
+    run = training.Run(smoke(decoder, stage, runs / stage))
+    mine = {"controlnet": "controlnet.", "lora": ".lora_"}[stage]
+    assert run.trained and all(mine in name for name in run.trained)
+    before = {name: value.clone() for name, value in run.stage.state_dict().items()}
+    run.resume(runs / stage / "checkpoints" / "step_0000004")
+    moved = {name for name, value in run.stage.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved and moved <= set(run.trained)
+    assert any(name.startswith("controlnet.controlnet_down_blocks") or "lora_B" in name for name in moved)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_resumed_run_ends_as_an_uninterrupted_one(decoder, runs, stage, tmp_path):
+    checkpoint = str(runs / stage / "checkpoints" / "step_0000002")
+    training.train(smoke(decoder, stage, tmp_path / "again"), resume=checkpoint)
+    assert files_of(tmp_path / "again" / "final") == files_of(runs / stage / "final")
+
+
+def test_a_controlnet_starts_as_diffusers_own_copy_and_says_nothing(decoder):
+    unet = Diffusion.load(decoder).unet
+    # Of the heads of an added embedding `from_unet` knows only its own default.
+    plain = UNet2DConditionModel.from_config(
+        {**unet.config, "addition_embed_type": None, "addition_embed_type_num_heads": 64}
+    )
+    ours = make_controlnet(plain, {})
+    theirs = ControlNetModel.from_unet(plain, conditioning_embedding_out_channels=(16, 32, 64))
+    fresh = ("controlnet_cond_embedding.",)
+    for name, value in theirs.state_dict().items():
+        assert name.startswith(fresh) or torch.equal(value, ours.state_dict()[name]), name
+    assert {k: v for k, v in ours.config.items() if k[0] != "_"} == {
+        k: v for k, v in theirs.config.items() if k[0] != "_"
+    }
+    small = make_controlnet(unet, load_recipe("smoke/controlnet").parts["controlnet"])
+    assert torch.equal(small.down_blocks[1].resnets[0].conv1.weight, unet.down_blocks[1].resnets[0].conv1.weight)
+    inputs = torch.randn(2, 4, 16, 16), torch.tensor([5, 900]), torch.randn(2, LENGTH, 32)
+    with torch.no_grad():
+        assert torch.equal(
+            unet(*inputs).sample, unet(*inputs, **Steering(small, torch.ones(1, 3, 64, 64))(*inputs)).sample
+        )
+
+
+def test_rows_of_several_conditionings_take_the_maps_in_turn(decoder):
+    torch.manual_seed(0)
+    network = make_controlnet(Diffusion.load(decoder).unet, {})
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    maps = torch.rand(2, 3, 64, 64)
+    noisy, timesteps, text = torch.randn(4, 4, 16, 16), torch.full((4,), 300), torch.randn(4, LENGTH, 32)
+    with torch.no_grad():
+        both = Steering(network, maps)(noisy, timesteps, text)["mid_block_additional_residual"]
+        second = Steering(network, maps)(noisy[2:], timesteps[2:], text[2:])["mid_block_additional_residual"]
+    assert torch.allclose(both[2:], second, atol=1e-5)
+
+
+def test_maps_are_those_that_generate_makes(decoder, tmp_path):
+    _, batch = first_batch(smoke(decoder, "controlnet", tmp_path))
+    sample = draw({"captioned": 1.0}, 0, 2, 64, 8)
+    wanted = make_map("canny", render(sample.spec, 64).picture)
+    assert torch.equal(batch.maps[2], torch.from_numpy(np.array(wanted)).permute(2, 0, 1) / 255)
+    assert 0 < batch.maps.mean() < 0.5
+
+
+def test_results_load_in_diffusers_own_classes(decoder, runs):
+    network = ControlNetModel.from_pretrained(runs / "controlnet" / "final")
+    assert network.config.conditioning_embedding_out_channels == [16, 32, 64]
+    assert any(weight.abs().max() > 0 for weight in network.controlnet_down_blocks.parameters())
+    pipeline = StableDiffusionPipeline(
+        **{part: getattr(Diffusion.load(decoder), part) for part in ("unet", "vae")},
+        scheduler=DDIMScheduler.from_pretrained(decoder / "scheduler"),
+        **dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor")),
+    )
+    inputs = torch.randn(1, 4, 16, 16), torch.tensor([500]), torch.randn(1, LENGTH, 32)
+    with torch.no_grad():
+        plain = pipeline.unet(*inputs).sample
+        pipeline.load_lora_weights(runs / "lora" / "final", adapter_name="style")
+        painted = pipeline.unet(*inputs).sample
+    run = training.Run(smoke(decoder, "lora", runs / "lora"))
+    run.resume(runs / "lora" / "checkpoints" / "step_0000004")
+    with torch.no_grad(), run.averaged():
+        expected = run.stage.diffusion.unet(*inputs).sample
+    assert torch.allclose(painted, expected, atol=1e-5) and not torch.allclose(painted, plain, atol=1e-5)
+    assert read_lora(str(runs / "lora" / "final")).source.name == LORA_NAME
+
+
+@pytest.mark.parametrize(
+    ("stage", "override", "words"),
+    [
+        ("controlnet", "parts.controlnet.mid_blocks=3", "no such setting"),
+        ("lora", "parts.lora.lora_alpha=4", "parts.lora needs r"),
+        ("lora", "parts={}", "needs parts.lora"),
+        ("lora", "options.nul_text=0.1", "did you mean null_text"),
+    ],
+)
+def test_wrong_parts_are_named(decoder, tmp_path, stage, override, words):
+    with pytest.raises(ConfigError, match=words):
+        training.Run(smoke(decoder, stage, tmp_path, override))
+
+
+def test_shipping_halves_a_file_as_it_does_a_folder(runs, tmp_path):
+    source = runs / "lora" / "final" / LORA_NAME
+    size = ship(source, tmp_path / "new" / "style.safetensors")
+    assert size == (tmp_path / "new" / "style.safetensors").stat().st_size < source.stat().st_size
+    halved = load_file(tmp_path / "new" / "style.safetensors")
+    assert {name: value.half() for name, value in load_file(source).items()}.keys() == halved.keys()
+    assert {value.dtype for value in halved.values()} == {torch.float16}
+
+
+# ---------------------------------------------------------------- the style
+
+
+def test_the_style_of_the_lora_is_drawn_and_named_nowhere_else():
+    for path in recipes_folder().rglob("*.yaml"):
+        recipe = load_recipe(str(path))
+        assert ("comic" in recipe.data.kinds) == (recipe.stage == "lora"), path
+    assert not set(ADAPTER_STYLES) & set(STYLES)
+    samples = [draw({"comic": 1.0}, 3, index, 64) for index in range(50)]
+    assert {sample.spec.style for sample in samples} == {"comic"}
+    assert not any("comic" in sample.caption for sample in samples)
+    combination = ("cat", "beach"), ("dog", "snow"), ("fox", "city")
+    assert all(is_held_out_combination(*two, "comic") == is_held_out_combination(*two, "photo") for two in combination)
+
+
+@pytest.fixture(scope="module")
+def renders():
+    return [render(case.spec, SIZE).picture for case in draw_cases("subject", 24, 5)]
+
+
+def test_the_scale_of_a_style_goes_from_the_true_render_to_the_one_in_the_style(renders):
+    scale = StyleScale(renders, "comic")
+    fresh = [render(case.spec, SIZE).picture for case in draw_cases("subject", 6, 6)]
+    assert scale(fresh, fresh) == pytest.approx([0.0] * 6)
+    assert scale([stylize(picture, "comic") for picture in fresh], fresh) == pytest.approx([1.0] * 6)
+    halfway = [Image.blend(picture, stylize(picture, "comic"), 0.5) for picture in fresh]
+    assert 0.2 < np.mean(scale(halfway, fresh)) < 0.8
+    assert np.mean(scale([stylize(picture, "watercolor") for picture in fresh], fresh)) < 0.5
+
+
+def shifted(picture, by):
+    return Image.fromarray(np.roll(np.asarray(picture), by, axis=1))
+
+
+def test_edges_are_followed_within_a_pixel(renders):
+    picture, blank = renders[0], Image.new("RGB", (SIZE, SIZE))
+    wanted = make_map("canny", picture)
+    assert edge_f1(picture, wanted) == 1.0
+    assert edge_f1(shifted(picture, 1), wanted) > 0.95 > edge_f1(shifted(picture, 4), wanted)
+    assert (edge_f1(blank, wanted), edge_f1(picture, blank), edge_f1(blank, blank)) == (0.0, 0.0, 1.0)
+
+
+def test_the_table_has_a_line_for_each_measure_and_a_column_for_each_painter():
+    rows = [Row("controlnet", "all", "edges", column, estimate([0.5, 0.7])) for column in suite.COLUMNS]
+    rows += [Row("lora", "all", "style", column, estimate([1.0, 1.0])) for column in suite.COLUMNS]
+    facts = {"num": 2, "seed": 0, "seconds": 1.0, "model": {"name": "m"}}
+    lines = str(suite.AdapterReport(facts=facts, rows=rows)).splitlines()
+    assert "ControlNet, canny (2)" in lines and "LoRA, comic (2)" in lines
+    assert sum("60.0 [50.0, 70.0]" in line for line in lines) == 1 and "100.0 [34.2, 100.0]" in str(lines)
+    assert max(map(len, lines[:6])) <= 120
+
+
+# ---------------------------------------------------------------- the two that ship
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return engine.load(device="cpu")
+
+
+def test_what_ships_is_a_few_megabytes_under_short_names():
+    assert sum(path.stat().st_size for path in ADAPTERS.rglob("*") if path.is_file()) < 8e6
+    assert find_adapter("nano/canny").is_dir() and find_adapter("nano/comic").is_file()
+    assert find_adapter("comic.safetensors") == find_adapter("nano/comic") and find_adapter("nano/gone") is None
+
+
+def test_the_shipped_controlnet_makes_pictures_follow_edges(nano):
+    cases = draw_cases("subject", 6, 11)
+    drawn = suite.draw_controlled(nano, cases, find_controlnet("canny", None, nano.folder))
+    drawn["without"] = ModelPainter(nano)(cases)
+    followed = {
+        column: np.mean([scores["edges"] for scores in suite.measure_edges(cases, drawn[column])])
+        for column in ("with", "without", "true")
+    }
+    assert followed["with"] > followed["without"] + 0.03 and followed["true"] == 1.0, followed
+
+
+def test_the_shipped_lora_paints_its_style(nano):
+    cases = draw_cases("subject", 4, 11)
+    drawn = suite.draw_styled(nano, cases, read_lora("nano/comic"))
+    drawn["without"] = ModelPainter(nano)(cases)
+    degrees = {
+        column: np.mean([scores["degree"] for scores in suite.measure_style(cases, drawn[column])])
+        for column in ("with", "without")
+    }
+    assert degrees["with"] > degrees["without"] + 0.2, degrees
+
+
+def test_the_shipped_ones_need_no_paths_and_are_found_again(kg, tmp_path):
+    flags = ["--controlnet", "canny=nano/cat.png:0.9", "--lora", "nano/comic:0.8", "-s", "3", "--steps", "2"]
+    done = kg("generate", "a <image:nano/cat.png> in the snow", *flags, "-o", "out.png")
+    assert done.code == 0, done.err
+    lora, control = read_metadata(tmp_path / "out.png")["adapters"]
+    assert (lora["name"], control["model"]["name"]) == ("comic.safetensors", "canny")
+    assert kg("generate", "--from", "out.png", "-o", "again.png").code == 0
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "out.png").read_bytes()
+
+
+@pytest.mark.slow
+def test_the_command_prints_figures_and_a_grid(kg, tmp_path):
+    done = kg("eval", "adapters", "--num", "4", "--grid", "grid.png")
+    assert done.code == 0 and suite.PROTOCOL in done.out, done.err
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.size == (2 * 4 * SIZE, 2 * 6 * SIZE)

@@ -1,0 +1,330 @@
+"""Laws of the nano world: what is said of a picture is true of it, and nothing held out is ever shown."""
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kgcli.config import load_recipe, recipes_folder
+from kgcli.data.batch import draw_sample
+from kgcli.data.sources import world as samples
+from kgcli.world import examples, text
+from kgcli.world.spec import Placed, Rendered, Spec, Subject, crop, draw_spec, is_held_out, place, render
+from kgcli.world.tables import (
+    ACCESSORIES,
+    BASE_ONLY_NOUNS,
+    COLOURS,
+    FIRST_JUDGE_IDENTITY,
+    FIRST_NEW_IDENTITY,
+    NOUNS,
+    SCENES,
+    SEEN_NOUNS,
+    STYLES,
+    UNSEEN_NOUNS,
+    is_held_out_combination,
+)
+
+STAGES = ("pretrain", "align", "instruct")
+BASE = ("vae", "clip", "unet")
+KINDS = sorted(
+    (stage, kind)
+    for stage in (*STAGES, *BASE)
+    for kind in load_recipe(f"nano/{'base/' if stage in BASE else ''}{stage}").data.kinds
+)
+NAMES_COLOUR = re.compile(rf"\b({'|'.join(COLOURS)})\b")
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Every picture that samples show, without the work of painting it."""
+    specs = []
+    blank = Image.new("RGB", (8, 8))
+
+    def note(spec, size=64):
+        specs.append(spec)
+        return Rendered(blank, (blank.convert("L"),) * len(spec.subjects), ((0, 0, 8, 8),) * len(spec.subjects))
+
+    monkeypatch.setattr(samples, "render", note)
+    return specs
+
+
+def words_of(sample):
+    """All that a sample says, but for the scenes' own words ("on a white background")."""
+    said = " ".join(piece for piece in (*sample.fragments, sample.caption) if piece)
+    for phrase in SCENES.values():
+        said = re.sub(re.escape(phrase), "", said, flags=re.IGNORECASE)
+    return said
+
+
+def all_specs(sample, drawn):
+    return [*drawn, *(spec for spec in (sample.spec, sample.before) if spec is not None)]
+
+
+def pixels(image):
+    return np.asarray(image, np.int16)
+
+
+@pytest.mark.parametrize(("stage", "kind"), KINDS)
+def test_no_stage_sees_what_is_held_out(stage, kind, drawn):
+    nouns = set(SEEN_NOUNS) | (set(BASE_ONLY_NOUNS) if stage in BASE else set())
+    hidden = re.compile(rf"\b({'|'.join(set(NOUNS) - nouns)})\b")
+    for index in range(600):
+        drawn.clear()
+        sample = samples.draw({kind: 1.0}, 5, index, 64)
+        for spec in all_specs(sample, drawn):
+            assert {placed.subject.noun for placed in spec.subjects} <= nouns
+            assert all(0 <= placed.subject.identity < FIRST_NEW_IDENTITY for placed in spec.subjects)
+            assert not is_held_out(spec), spec
+        assert not hidden.search(words_of(sample)), words_of(sample)
+
+
+def test_the_recipes_of_the_three_stages_draw_no_kind_of_the_base():
+    stage_kinds = {kind for stage, kind in KINDS if stage in STAGES}
+    for path in recipes_folder().rglob("*.yaml"):
+        recipe = load_recipe(str(path))
+        if recipe.stage in STAGES:
+            assert set(recipe.data.kinds) <= stage_kinds
+    assert not stage_kinds & {"captioned", "contrast", "judged"}
+
+
+def test_half_of_the_contrast_groups_differ_in_the_noun_alone(drawn):
+    group, alike = samples.CONTRAST_GROUP, 0
+    for first in range(0, 24 * group, group):
+        drawn.clear()
+        for index in range(first, first + group):
+            samples.draw({"contrast": 1.0}, 5, index, 32)
+        shown = [spec.subjects[0].subject for spec in drawn if len(spec.subjects) == 1]
+        nouns, colours = {s.noun for s in shown}, {s.recoloured or s.look.colour_name for s in shown}
+        if colours == {shown[0].recoloured}:
+            alike += 1
+            assert len(nouns) == len(shown) == group
+            assert len({spec.scene for spec in drawn} - {"studio"}) <= 1
+    assert 6 <= alike <= 18
+
+
+def test_judges_are_trained_on_individuals_of_their_own(drawn):
+    for index in range(300):
+        drawn.clear()
+        sample = samples.draw({"judged": 1.0}, 5, index, 64)
+        for spec in all_specs(sample, drawn):
+            assert all(placed.subject.identity >= FIRST_JUDGE_IDENTITY for placed in spec.subjects)
+    assert FIRST_JUDGE_IDENTITY >= 2 * FIRST_NEW_IDENTITY  # beyond the individuals of evaluation
+
+
+def test_the_three_lists_of_nouns_are_apart():
+    assert len(NOUNS) == len(SEEN_NOUNS) + len(BASE_ONLY_NOUNS) + len(UNSEEN_NOUNS)
+    assert len(SEEN_NOUNS) >= 48
+
+
+def test_about_one_combination_in_twelve_is_held_out():
+    held_out = [is_held_out_combination(n, c, s) for n in NOUNS for c in SCENES for s in STYLES if c != "studio"]
+    assert 0.06 < np.mean(held_out) < 0.11
+    rng = np.random.default_rng(0)
+    assert all(is_held_out(draw_spec(rng, list(NOUNS), held_out=True)) for _ in range(20))
+
+
+@pytest.mark.parametrize("kind", sorted(samples.SAMPLERS))
+def test_the_same_index_is_the_same_sample(kind):
+    for index in (0, 7, 1 << 41):
+        one, other = (samples.draw({kind: 1.0}, 3, index, 32) for _ in range(2))
+        assert (one.fragments, one.caption, one.spec, one.before) == (
+            other.fragments,
+            other.caption,
+            other.spec,
+            other.before,
+        )
+        assert [image.tobytes() for image in one.images] == [image.tobytes() for image in other.images]
+
+
+def test_other_indices_and_seeds_are_other_samples(drawn):
+    specs = {samples.draw({"caption": 1.0}, seed, index, 64).spec for seed in range(3) for index in range(40)}
+    assert len(specs) == 120
+
+
+def test_a_pool_shows_its_pictures_again_in_other_words(drawn):
+    first = [samples.draw({"compositional": 1.0}, 0, index, 64, pool=16) for index in range(16)]
+    again = [samples.draw({"compositional": 1.0}, 0, index + 16, 64, pool=16) for index in range(16)]
+    assert [sample.spec for sample in first] == [sample.spec for sample in again]
+    assert [sample.fragments for sample in first] != [sample.fragments for sample in again]
+
+
+def test_a_caption_says_what_the_picture_shows():
+    rng = np.random.default_rng(1)
+    for number in range(200):
+        spec = draw_spec(rng, list(SEEN_NOUNS), num_subjects=1 + number % 2, accessory=0.5)
+        caption = text.caption(spec, rng, colours=1.0)
+        for placed in spec.subjects:
+            look = placed.subject.look
+            assert f"{look.colour_name} {placed.subject.noun}" in caption
+            assert look.second_name is None or f"with {look.second_name} {look.pattern}" in caption
+            assert placed.subject.accessory is None or placed.subject.accessory in caption
+        assert spec.scene in (None, "studio") or SCENES[spec.scene] in caption
+        assert STYLES[spec.style] in caption
+        if len(spec.subjects) == 2 and "on the left" in caption:
+            left, right = (placed.subject.noun for placed in spec.subjects)
+            assert caption.index(left) <= caption.rindex(right)
+            assert spec.subjects[0].x < spec.subjects[1].x
+
+
+@pytest.mark.parametrize("kind", ["interleaved", "compositional"])
+def test_words_beside_pictures_of_a_subject_never_name_its_colour(kind, drawn):
+    for index in range(400):
+        sample = samples.draw({kind: 1.0}, 2, index, 64)
+        assert not NAMES_COLOUR.search(words_of(sample)), words_of(sample)
+
+
+@pytest.mark.parametrize("kind", ["pair", "interleaved", "compositional", "edit", "caption", "text"])
+def test_fragments_hold_as_many_places_as_there_are_pictures(kind, drawn):
+    for index in range(200):
+        sample = samples.draw({kind: 1.0}, 4, index, 64)
+        assert sample.fragments.count(None) == len(sample.images)
+        assert all(piece for piece in sample.fragments if piece is not None)
+
+
+def test_entity_text_is_dropped_in_half_of_the_captions_for_all_entities_at_once(drawn):
+    kept = []
+    for index in range(600):
+        sample = samples.draw({"compositional": 1.0}, 6, index, 64)
+        said = words_of(sample)
+        named = [re.search(rf"\b{placed.subject.noun}\b", said) is not None for placed in sample.spec.subjects]
+        assert len(set(named)) == 1, said
+        kept.append(named[0])
+    assert 0.42 < np.mean(kept) < 0.58
+
+
+@pytest.mark.parametrize("kind", ["compositional", "edit", "caption", "text"])
+def test_the_shares_of_compositional_samples_are_a_half_where_nothing_is_said(kind):
+    for index in range(20):
+        plain = samples.draw({kind: 1.0}, 5, index, 32)
+        said = samples.draw({kind: 1.0}, 5, index, 32, drop_entity_text=0.5, keep_background=0.5)
+        assert plain.fragments == said.fragments and plain.spec == said.spec
+        assert [image.tobytes() for image in plain.images] == [image.tobytes() for image in said.images]
+
+
+def test_a_recipe_says_how_many_captions_drop_their_nouns_and_how_many_references_keep_their_background():
+    recipe = load_recipe("ablations/data-default")
+
+    def drawn(**shares):
+        data = recipe.data.model_copy(update={"kinds": {"compositional": 1.0}, **shares})
+        return [draw_sample(recipe.model_copy(update={"data": data}), index) for index in range(30)]
+
+    def named(sample):
+        words = "".join(part or "" for part in sample.fragments).lower()
+        return all(placed.subject.noun in words for placed in sample.spec.subjects)
+
+    def cut_out(sample):
+        return all(np.asarray(image)[0, 0].min() == 255 for image in sample.images)
+
+    usual = drawn()
+    assert 0 < sum(map(named, usual)) < 30
+    assert 0 < sum(map(cut_out, usual)) < 30
+    assert all(map(named, drawn(drop_entity_text=0.0)))
+    assert not any(map(named, drawn(drop_entity_text=1.0)))
+    assert all(map(cut_out, drawn(keep_background=0.0)))
+    assert sum(map(cut_out, drawn(keep_background=1.0))) < sum(map(cut_out, usual))
+    # What is to be made stays the same, so that the ablations differ in the prompt alone.
+    assert [sample.spec for sample in drawn(drop_entity_text=1.0, keep_background=0.0)] == [one.spec for one in usual]
+
+
+def test_an_edit_changes_one_thing_and_says_which(drawn):
+    kinds = set()
+    for index in range(600):
+        sample = samples.draw({"edit": 1.0}, 3, index, 64)
+        before, after = sample.before, sample.spec
+        (old,), (new,) = before.subjects, after.subjects
+        changes = {
+            "scene": (before.scene, after.scene),
+            "style": (before.style, after.style),
+            "accessory": (old.subject.accessory, new.subject.accessory),
+            "colour": (old.subject.recoloured, new.subject.recoloured),
+        }
+        changed = [name for name, (one, other) in changes.items() if one != other]
+        assert len(changed) == 1
+        assert (old.subject.noun, old.subject.identity) == (new.subject.noun, new.subject.identity)
+        assert (old.x, old.y, old.side, old.tilt, old.flip) == (new.x, new.y, new.side, new.tilt, new.flip)
+        assert before.variant == after.variant
+        asked = sample.fragments[-1]
+        word = {"scene": SCENES.get(after.scene, ""), "colour": new.subject.recoloured}
+        word |= {"style": (STYLES[after.style].split() or [""])[-1], "accessory": new.subject.accessory}
+        assert word[changed[0]].lower() in asked.lower()  # people type capitals as they like
+        kinds.add(changed[0])
+    assert kinds == {"scene", "style", "accessory", "colour"}
+
+
+def test_recolouring_keeps_shape_pattern_and_second_colour():
+    subject = Subject("cat", 3)
+    other = next(name for name in COLOURS if name not in (subject.look.colour_name, subject.look.second_name))
+    look, new = subject.look, Subject("cat", 3, None, other).look
+    assert new.colour_name == other != look.colour_name
+    assert (look.stretch, look.pattern_seed) == (new.stretch, new.pattern_seed)
+
+
+@pytest.mark.parametrize("scene", sorted(SCENES))
+def test_masks_and_boxes_are_where_the_subject_is(scene):
+    rng = np.random.default_rng(4)
+    subjects = [Subject("cat", 12), Subject("rocket", 5)]
+    spec = Spec(place(subjects, rng), scene, "photo", 9)
+    rendered, empty = render(spec), render(Spec((), scene, "photo", 9))
+    changed = np.abs(pixels(rendered.picture) - pixels(empty.picture)).max(-1) > 2
+    covered = np.max([pixels(mask) for mask in rendered.masks], axis=0)
+    assert (changed & (covered == 0)).mean() < 0.12  # the dark rim alone
+    assert changed[covered == 255].mean() > 0.85  # white on white apart
+    for mask, (left, top, right, bottom) in zip(rendered.masks, rendered.boxes, strict=True):
+        rows, columns = np.nonzero(pixels(mask) > 40)
+        assert (left, top, right, bottom) == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    assert rendered.boxes[0][0] + rendered.boxes[0][2] < rendered.boxes[1][0] + rendered.boxes[1][2]
+
+
+def test_a_crop_shows_the_subject_with_its_background_or_on_white():
+    placed = Placed(Subject("cat", 12), x=0.5, y=0.5, side=0.6, tilt=0.0, flip=False)
+    rendered = render(Spec((placed,), "forest", "photo", 1))
+    bare, whole = (crop(rendered, 0, 48, keep_background=keep) for keep in (False, True))
+    assert bare.size == whole.size == (48, 48)
+    assert (pixels(bare)[0, 0] == 255).all()
+    assert not (pixels(whole)[0, 0] == 255).all()
+    middle = np.s_[20:28, 20:28]
+    assert np.abs(pixels(bare)[middle] - pixels(whole)[middle]).mean() < 12  # the same subject in both
+
+
+def test_a_reference_shows_the_same_individual_without_its_accessory():
+    subject = Subject("dog", 77, "hat")
+    shown = samples.reference(subject, np.random.default_rng(0), 64, keep_background=False)
+    with_hat = render(Spec((Placed(subject, 0.5, 0.5, 0.8, 0.0, False),), "studio")).picture
+    bare = Subject("dog", 77)
+    without = render(Spec((Placed(bare, 0.5, 0.5, 0.8, 0.0, False),), "studio")).picture
+    assert with_hat.tobytes() != without.tobytes()
+    assert bare.look == subject.look
+    assert shown.size == (64, 64)
+
+
+def test_individuals_of_a_noun_differ():
+    looks = {Subject("cat", identity).look for identity in range(200)}
+    assert len(looks) == 200
+    assert len({look.colour_name for look in looks}) == len(COLOURS)
+
+
+@pytest.mark.parametrize("style", sorted(STYLES))
+def test_every_style_keeps_the_size_and_changes_the_picture(style):
+    placed = Placed(Subject("cat", 12), x=0.5, y=0.5, side=0.7, tilt=0.0, flip=False)
+    plain, painted = (render(Spec((placed,), "beach", name, 1)).picture for name in ("photo", style))
+    assert painted.size == plain.size
+    assert painted.mode == "RGB"
+    assert (painted.tobytes() == plain.tobytes()) == (style == "photo")
+
+
+@pytest.mark.parametrize("accessory", sorted(ACCESSORIES))
+def test_an_accessory_is_seen(accessory):
+    bare, worn = (Placed(Subject("cat", 12, name), 0.5, 0.54, 0.7, 0.0, False) for name in (None, accessory))
+    one, other = (pixels(render(Spec((placed,), "studio")).picture) for placed in (bare, worn))
+    assert (np.abs(one - other).max(-1) > 30).mean() > 0.02
+
+
+@pytest.mark.parametrize("name", sorted(examples.EXAMPLES))
+def test_the_example_pictures_are_individuals_nobody_trained_on(name):
+    (placed,) = examples.example_spec(name).subjects
+    assert FIRST_NEW_IDENTITY <= placed.subject.identity < 2 * FIRST_NEW_IDENTITY
+    with Image.open(recipes_folder() / "nano" / name) as shipped:
+        assert shipped.convert("RGB").tobytes() == examples.example_picture(name).tobytes(), (
+            "the world has changed: run python -m kgcli.world.examples recipes/nano"
+        )
