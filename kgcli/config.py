@@ -29,6 +29,7 @@ class Strict(BaseModel):
 Size = Annotated[int, Field(ge=1, le=2**20)]  # no part of any model is larger
 Seed = Annotated[int, Field(ge=0, lt=2**22)]  # each step's own seed is made of it by a shift of 40 bits
 Rate = Annotated[float, Field(ge=0, lt=1)]
+DecoderName = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^\x00]*$")]  # as long as one file name
 FolderName = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
 
 
@@ -114,9 +115,11 @@ class ModelConfig(Strict):
     mllm: MLLMConfig = MLLMConfig()
     aligner: AlignerConfig = AlignerConfig()
     special_ids: SpecialIds = SpecialIds()
-    decoder: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"  # folder inside the model folder, path or Hub id
     max_subjects: int | None = None  # images that it was trained to combine in one; more get a note
     image_fit: Literal["pad", "crop", "stretch"] = "pad"  # how an image becomes square where its tag does not say
+    decoder: DecoderName = (
+        "stable-diffusion-v1-5/stable-diffusion-v1-5"  # folder inside the model folder, path or Hub id
+    )
     max_images: int = Field(default=16, ge=0, le=2**20)  # images in one prompt
     generation: GenerationDefaults = GenerationDefaults()
 
