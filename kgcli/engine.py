@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL import Image
 
-    from kgcli.config import Recipe
+    from kgcli.config import Recipe, SamplingConfig
+    from kgcli.inference.denoise import StepCallback
     from kgcli.inference.model import Model
-    from kgcli.inference.pipeline import StepCallback
-    from kgcli.inference.request import Request, Settings
+    from kgcli.inference.request import Request
     from kgcli.weights.folder import ModelFolder
 
 
@@ -24,7 +24,7 @@ def load(model: str | ModelFolder | None = None, **options: Any) -> Model:
 
     Example:
         >>> model = load(device="cpu")
-        >>> model.generate("a cat in the snow", seed=0, num_steps=2)[0].size
+        >>> model.generate("a cat in the snow", seed=0, num_inference_steps=2)[0].size
         (64, 64)
     """
     from kgcli.inference.model import load as load_model
@@ -42,13 +42,13 @@ def generate(
 
 
 def edit(
-    model: Model, image: str, instruction: str, *, seed: int | None = None, settings: Settings | None = None
+    model: Model, image: str, instruction: str, *, seed: int | None = None, sampling: SamplingConfig | None = None
 ) -> Image.Image:
     """Carry out an instruction on an image: `generate` with a prompt that begins with the image."""
     from kgcli.inference.request import edit_prompt, make_request, random_seed
 
     seed = random_seed() if seed is None else seed
-    request = make_request(model.folder, edit_prompt(image, instruction), seed=seed, settings=settings)
+    request = make_request(model.folder, edit_prompt(image, instruction), seed=seed, sampling=sampling)
     return next(generate(model, [request]))[1]
 
 

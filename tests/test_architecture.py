@@ -28,7 +28,7 @@ RANK = {folder: rank for rank, folders in enumerate(LAYERS) for folder in folder
 STRANGERS = {("model", "data"), ("data", "model"), ("world", "config"), ("config", "runtime"), ("files", "world")}
 # Strings may name code to import in the registries of commands, of stages and of baselines alone.
 REGISTRIES = {"cli/app.py", "training/stages/__init__.py", "evaluation/baselines/table.py"}
-MOST_MODULES = 17  # of a folder
+MOST_MODULES = 16  # of a folder
 MOST_IN_ROOT = 8
 LONGEST_CHAIN = 99
 HEAVY = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "safetensors", "einops")
@@ -189,6 +189,4 @@ def test_failures_are_not_swallowed(name):
     for node in ast.walk(ast.parse(FILES[name].read_text("utf-8"))):
         if isinstance(node, ast.ExceptHandler):
             caught = ast.unparse(node.type) if node.type else ""
-            if name == "cli/app.py" and caught == "BaseException":  # the one place where all of them end
-                continue
             assert caught not in ("", "Exception", "BaseException"), f"{name}:{node.lineno}"

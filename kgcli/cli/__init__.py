@@ -51,12 +51,17 @@ def help_text() -> str:
 
 def main(args: list[str] | None = None) -> None:
     """Run `kg`; turn every failure into one line and an exit code."""
+    own_process = args is None
     args = sys.argv[1:] if args is None else args
     if args and args not in (["--help"], ["--version"]):
-        from kgcli.cli.app import run, unwind_on_kill
+        import kgcli.runtime as runtime
+        from kgcli.cli.app import Ending, app, unwind_on_kill
 
+        runtime.own_process = own_process
         unwind_on_kill()
-        raise SystemExit(run(args))
+        with Ending() as end:
+            end.code = app(args, prog_name="kg", standalone_mode=False) or 0
+        raise SystemExit(end.code)
     try:
         sys.stdout.write(f"kg {__version__}\n" if args == ["--version"] else help_text())
         sys.stdout.flush()

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from kgcli.config import SamplingConfig
 from kgcli.data.images import read_picture
 from kgcli.data.prompt import ImageRef, Prompt
 from kgcli.errors import ImageError, IncompatibleError, MissingError, PromptError
@@ -19,6 +20,7 @@ from kgcli.inference.metadata import read_metadata
 from kgcli.weights.folder import ModelFolder, hash_files, is_hub_id
 from kgcli.weights.shipped import find_adapter, find_picture
 
+SAMPLED_BY = ("steps", "guidance_scale", "scheduler", "width", "height")  # in every record; older ones have no more
 _log = logging.getLogger(__name__)
 
 
@@ -49,11 +51,6 @@ class _Record(BaseModel):
     prompt: str
     negative_prompt: str
     seed: int
-    steps: int
-    guidance_scale: float
-    scheduler: str
-    width: int
-    height: int
     images: list[_Input]
     model: _Input
     decoder: _Input
@@ -64,9 +61,11 @@ class _Record(BaseModel):
 
 @dataclass(frozen=True)
 class Replay:
-    """What to draw again, by the names of a batch line, and in which precision."""
+    """What to generate again: the prompt and seed by the names of a batch line, how it is sampled, and in which
+    precision."""
 
     line: dict[str, Any]
+    sampling: SamplingConfig
     dtype: str
     quantize: str
     adapters: Adapters
@@ -92,9 +91,13 @@ def read_replay(
         IncompatibleError: it was drawn by another model.
     """
     try:
-        record = _Record.model_validate(read_metadata(source))
+        metadata = read_metadata(source)
+        record = _Record.model_validate(metadata)
+        sampled = {name: metadata[name] for name in SAMPLED_BY}
+        sampled["guidance_rescale"] = metadata.get("guidance_rescale")
+        sampling = SamplingConfig.model_validate(sampled, strict=True)
         prompt = Prompt.parse(record.prompt)
-    except (ValidationError, PromptError) as error:
+    except (ValidationError, PromptError, KeyError) as error:
         reason = f"{error.errors()[0]['loc']}" if isinstance(error, ValidationError) else str(error)
         raise MissingError(f"the kgcli metadata of {source} are damaged ({reason})") from None
     if len(prompt.images) != len(record.images):
@@ -105,7 +108,8 @@ def read_replay(
     line = record.model_dump(exclude={"images", "model", "decoder", "dtype", "quantize", "adapters"})
     line["negative_prompt"] = Prompt(parts=(record.negative_prompt,)).format() if record.negative_prompt else None
     adapters = _find_adapters(source, record, images, controlnet_models, map_models) if with_adapters else Adapters()
-    return Replay({**line, "prompt": Prompt(parts=parts).format()}, record.dtype, record.quantize, adapters)
+    line["prompt"] = Prompt(parts=parts).format()
+    return Replay(line, sampling, record.dtype, record.quantize, adapters)
 
 
 def _check_model(source: Path, record: _Record, model: ModelFolder, chosen: bool) -> None:
