@@ -37,8 +37,8 @@ def generate(
     """Make pictures of a prompt with pictures in it.
 
     An image tag stands anywhere, any number of times: <image:cat.png>, <image:cat.png|weight=0.8,fit=crop>,
-    or <image:-1> for the first --image. A plain < is written \\<. Pictures that are not square are padded with
-    white (fit=pad, the default) or cut (fit=crop).
+    or <image:-1> for the first --image. A plain < is written \\<. An image that is not square is padded with
+    white (fit=pad), cut (fit=crop) or squeezed (fit=stretch); the model says which is the default, mostly pad.
     """
     set_up_logs(quiet=flags.quiet, verbose=flags.verbose, offline=flags.offline)
     plan = plan_prompt(prompt, flags)

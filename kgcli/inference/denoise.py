@@ -24,6 +24,7 @@ from torch import Tensor
 from kgcli.config import SamplingConfig
 from kgcli.errors import IncompatibleError, UsageError
 from kgcli.model.diffusion import Diffusion, Steer
+from kgcli.model.finite import finite_images
 
 MAX_BATCH = 16  # images denoised at once; a longer batch goes in pieces
 TILED_PIXELS = 1024 * 1024  # of one image; a VAE decodes a larger one in tiles
@@ -134,7 +135,7 @@ def denoise(
         negative = None if not guided or negative_BSd is None else negative_BSd[rows].to(device, dtype)
         noise = [torch.randn(shape, generator=one, device=one.device) for one in generators[rows]]
         sd.scheduler = make_scheduler(sampling.scheduler, decoder.scheduler_config)
-        with _memory_spared(decoder.vae, width * height, len(noise)):
+        with _memory_spared(decoder.vae, width * height, len(noise)), finite_images(decoder.vae):
             images += sd(
                 prompt_embeds=embeds_BSd[rows].to(dtype=dtype),
                 negative_prompt_embeds=negative,

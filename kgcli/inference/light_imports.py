@@ -39,7 +39,8 @@ def _left_out() -> Iterator[None]:
     """Answer imports of `UNUSED` as if they were not installed, and those of `TYPES` with empty classes."""
     finder = _EmptyClasses()
     sys.meta_path.insert(0, finder)
-    sys.modules.update(dict.fromkeys(UNUSED))  # None stands for a module that cannot be imported
+    for name in UNUSED:
+        sys.modules[name] = None  # type: ignore[assignment]  # stands for a module that cannot be imported
     try:
         yield
     finally:

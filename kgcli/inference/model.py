@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from kgcli.config import read_sampling
 from kgcli.inference.adapters import Adapters, read_adapters
 from kgcli.inference.denoise import StepCallback, denoise, seeded
 from kgcli.inference.pipeline import KosmosGPipeline
-from kgcli.inference.request import Request, edit_prompt, make_request, random_seed
+from kgcli.inference.request import Request, check_seed, edit_prompt, make_request, random_seed
 from kgcli.runtime import check_quantize, choose_device, choose_dtype, choose_offload, memory_errors
 from kgcli.weights.folder import ModelFolder, open_model
 from kgcli.weights.safetensors import DTYPES
@@ -81,20 +82,17 @@ class Model:
             controlnet_models=controlnet_models,
             map_models=map_models,
         )
-        first = random_seed() if seed is None else seed
-        checked = read_sampling(sampling)
-        requests = [
-            make_request(
-                self.folder,
-                prompt,
-                images=images,
-                negative_prompt=negative_prompt,
-                seed=first + offset,
-                sampling=checked,
-                adapters=adapters,
-            )
-            for offset in range(num_images)
-        ]
+        first = make_request(
+            self.folder,
+            prompt,
+            images=images,
+            negative_prompt=negative_prompt,
+            seed=random_seed() if seed is None else seed,
+            sampling=read_sampling(sampling),
+            adapters=adapters,
+        )
+        check_seed(first.seed + max(num_images, 1) - 1)
+        requests = [replace(first, seed=first.seed + offset) for offset in range(num_images)]
         return [image for _, image in generate(self, requests)]
 
     def edit(self, image: str, instruction: str, **options: Any) -> list[Image.Image]:

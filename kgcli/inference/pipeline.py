@@ -26,6 +26,7 @@ from kgcli.inference.inputs import PictureLike, PromptLike, read_negatives, read
 from kgcli.model.diffusion import Diffusion
 from kgcli.model.kosmosg import KosmosG
 from kgcli.runtime import check_quantize
+from kgcli.weights.decoder import load_decoder
 from kgcli.weights.folder import ModelFolder, open_model
 from kgcli.weights.load import load_kosmosg
 
@@ -70,7 +71,7 @@ class KosmosGPipeline:
                 None if model is None else str(model), None if decoder is None else str(decoder), local_files_only
             )
         kosmosg = load_kosmosg(model.path, device=device, dtype=torch_dtype, quantize=quantize)
-        diffusion = Diffusion.load(
+        diffusion = load_decoder(
             model.decoder,
             dtype=torch_dtype,
             local_files_only=local_files_only,
