@@ -226,7 +226,7 @@ def test_parts_that_are_lent_in_turn_read_the_same(tiny_model, pipeline):
 
 
 def test_large_pictures_are_decoded_in_tiles(pipeline, monkeypatch):
-    monkeypatch.setattr("kgcli.inference.pipeline.TILED_PIXELS", 16 * 16)
+    monkeypatch.setattr("kgcli.inference.denoise.TILED_PIXELS", 16 * 16)
     tiled = []
     vae, decode = pipeline.decoder.vae, pipeline.decoder.vae.tiled_decode
     monkeypatch.setattr(vae, "tiled_decode", lambda *args, **options: tiled.append(1) or decode(*args, **options))
