@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from kgcli.config import Recipe
 from kgcli.data.images import to_vae_pixels, to_vision_pixels
-from kgcli.data.prompt import encode
+from kgcli.data.prompt import encode, pad_sequences
 from kgcli.data.sources.world import Sample, draw
 from kgcli.data.tokenizer import Tokenizer
 from kgcli.world.spec import Spec, render
@@ -46,7 +45,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        moved = {name: value.to(device, non_blocking=True) for name, value in self.fields().items()}
+        moved: dict[str, Any] = {name: value.to(device, non_blocking=True) for name, value in self.fields().items()}
         return dataclasses.replace(self, **moved)
 
     def fields(self) -> dict[str, Tensor]:
@@ -70,7 +69,7 @@ class Collator:
     eos: bool = False  # end sequences in </s>, for language modelling
 
     def __call__(self, samples: list[Sample], indices: list[int]) -> Batch:
-        fields: dict[str, Tensor] = {}
+        fields: dict[str, Any] = {}
         if "tokens" in self.needs:
             fields |= self._tokens(samples)
         if "images" in self.needs:
@@ -100,10 +99,8 @@ class Collator:
     def _tokens(self, samples: list[Sample]) -> dict[str, Tensor]:
         assert self.tokenizer is not None
         rows = [encode(sample.fragments, self.tokenizer, self.num_slots, eos=self.eos) for sample in samples]
-        pad = self.tokenizer.special_ids.pad
-        tokens = pad_sequence([torch.tensor(row.token_ids) for row in rows], batch_first=True, padding_value=pad)
-        slots = pad_sequence([torch.tensor(row.image_mask) for row in rows], batch_first=True)
-        return {"tokens": tokens, "token_mask": tokens != pad, "image_mask": slots}
+        tokens, token_mask, image_mask = pad_sequences(rows, self.tokenizer.special_ids.pad)
+        return {"tokens": tokens, "token_mask": token_mask, "image_mask": image_mask}
 
 
 def draw_sample(recipe: Recipe, index: int) -> Sample:

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from kgcli.config import SamplingConfig
 from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.baselines.base import Method, MethodOptions
 from kgcli.evaluation.baselines.table import make, source_facts
@@ -80,7 +81,7 @@ class Suite:
     """What sets one benchmark apart: its plan, and how the paper drew."""
 
     plan: Callable[[Bench, Mapping[str, Any]], Plan]
-    drawing: Mapping[str, Any]  # fields of MethodOptions where the user says nothing
+    drawing: SamplingConfig  # where the user says nothing
 
 
 def run_benchmark(bench: Bench) -> RunFolder:
@@ -110,9 +111,7 @@ def run_benchmark(bench: Bench) -> RunFolder:
 def suite_options(bench: Bench) -> MethodOptions:
     """The options of a method, with the suite's drawing where the user said nothing."""
     drawing = SUITES[bench.suite].drawing
-    return dataclasses.replace(
-        bench.options, **{name: value for name, value in drawing.items() if getattr(bench.options, name) is None}
-    )
+    return dataclasses.replace(bench.options, sampling=bench.options.sampling.over(drawing))
 
 
 def method_facts(method: Method, name: str) -> dict[str, Any]:
