@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -161,18 +161,45 @@ def read_model_config_file(path: Path) -> ModelConfig:
 # ---------------------------------------------------------------- a training run
 
 
-class DataConfig(Strict):
-    """Which samples a run sees, and how many at a time."""
+class SourceConfig(Strict):
+    """One source of a run's data, and its weight beside the others."""
 
-    kinds: dict[str, float]  # kind of sample -> weight in the mixture
+    kind: Literal["captions", "images", "prompts", "world"]
+    path: str = ""  # file or folder; in a recipe file relative to that file, in an override to the working directory
+    weight: float = Field(default=1.0, gt=0)  # samples of this source per sample of a source of weight 1
+    kinds: dict[str, float] = {}  # of kind world: kind of sample -> weight
+
+    @model_validator(mode="after")
+    def _complete(self) -> SourceConfig:
+        if self.kind == "world" and (self.path or not self.kinds):
+            raise ValueError("a source of kind world has kinds and no path")
+        if self.kind != "world" and (self.kinds or not self.path):
+            raise ValueError(f"a source of kind {self.kind} has a path and no kinds")
+        return self
+
+
+class DataConfig(Strict):
+    """Which samples a run sees, and how many at a time. Either `kinds`, the nano world alone, or `sources`."""
+
+    kinds: dict[str, float] = {}  # kind of world sample -> weight in the mixture
+    sources: tuple[SourceConfig, ...] = ()
     batch_size: int = Field(ge=1)  # samples per step over all processes
     seed: int = 0
-    drop_entity_text: float = Field(default=0.5, ge=0, le=1)  # share of compositional captions without entities' nouns
-    keep_background: float = Field(default=0.5, ge=0, le=1)  # share of their reference pictures that show the scene
-    pool: int | None = Field(default=None, ge=1)  # pictures, with cached VAE moments; None draws new ones
-    keep: bool = False  # keep whole samples of the pool in memory, words included: saves drawing them again
-    bucket: int = Field(default=1, ge=1)  # steps that are drawn together and dealt out by length: saves padding
-    num_workers: int = Field(default=1, ge=0)  # processes that render ahead; each keeps its own
+    # Of world samples: fractions of compositional captions without their entities' nouns, and of reference images that
+    # show the scene; and how many images there are, with cached VAE moments (None draws new ones).
+    drop_entity_text: float = Field(default=0.5, ge=0, le=1)
+    keep_background: float = Field(default=0.5, ge=0, le=1)
+    pool: int | None = Field(default=None, ge=1)
+    keep: bool = False  # keep whole samples of a pool or file in memory, words included: saves making them again
+    bucket: int = Field(default=1, ge=1)  # steps that are read together and dealt out by length: saves padding
+    num_workers: int = Field(default=1, ge=0)  # processes that read ahead; each keeps its own
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> DataConfig:
+        named = self.sources or "kinds" in self.model_fields_set
+        if not named or (self.sources and self.kinds):
+            raise ValueError("give either kinds (of the nano world) or sources, one of both")
+        return self
 
 
 class OptimConfig(Strict):
@@ -211,7 +238,7 @@ class Recipe(Strict):
     save_every: int = Field(default=1000, ge=1)  # steps
     sample_every: int = Field(default=1000, ge=1)  # steps
     keep_checkpoints: int = Field(default=2, ge=1)
-    image_size: int = 64  # pixels of the pictures a world sample shows
+    image_size: int = 64  # pixels of targets, and of the images in world samples
     model: ModelConfig = ModelConfig()
     parts: dict[str, dict[str, Any]] = {}  # library configurations of the parts a base stage builds
     options: dict[str, float] = {}  # the stage's own numbers, named in its docstring
@@ -233,6 +260,7 @@ def load_recipe(name: str, overrides: list[str] | None = None, stage: str | None
         raise ConfigError(f"{path} is not a recipe: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} is not a recipe: it holds no keys")
+    _anchor_sources(values, path.parent)
     for override in overrides or []:
         _set(values, override)
     try:
@@ -268,6 +296,15 @@ def find_recipe(name: str) -> Path:
     )
 
 
+def _anchor_sources(values: dict[str, Any], folder: Path) -> None:
+    """Make the relative paths of data.sources, as a recipe file has them, absolute; faults are for the check."""
+    data = values.get("data")
+    sources = data.get("sources") if isinstance(data, dict) else None
+    for source in sources if isinstance(sources, list) else []:
+        if isinstance(source, dict) and source.get("path") and isinstance(source["path"], str):
+            source["path"] = str(folder.absolute() / source["path"])
+
+
 def _set(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
@@ -287,14 +324,21 @@ def _set(values: dict[str, Any], override: str) -> None:
         values[last] = value
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first fault of a configuration in one line, with the nearest key where one is unknown."""
+def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
+    """Return the first fault of a configuration in one line, with the nearest key where one is unknown.
+
+    Args:
+        prefix: of the keys, as in "options."
+    """
     first = error.errors()[0]
-    where = ".".join(str(step) for step in first["loc"])
+    where = prefix + ".".join(str(step) for step in first["loc"])
     if first["type"] != "extra_forbidden":
         return f"{where or 'recipe'}: {first['msg'].removeprefix('Value error, ')}"
     for step in first["loc"][:-1]:
+        if isinstance(step, int):  # of a tuple, whose models are all alike
+            continue
         inner = model.model_fields[str(step)].annotation
+        inner = next(iter(get_args(inner)), inner)
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             model = inner
     near = difflib.get_close_matches(str(first["loc"][-1]), list(model.model_fields), 1, 0.5)

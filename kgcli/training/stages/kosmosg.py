@@ -1,16 +1,8 @@
-"""What each training stage builds, trains, minimises, shows and hands on: where data meets model.
-
-A stage is one class and an entry of `stages_table.STAGES`; all of them run through `train.train`. The three here are
-the paper's; those of `stages_base` make the nano base they start from.
-"""
+"""The paper's three stages: pretrain, align, instruct."""
 
 from __future__ import annotations
 
-import difflib
-import shutil
-from abc import abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,14 +11,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from kgcli.config import AlignerConfig, ModelConfig, Recipe, explain, read_model_config
-from kgcli.data.batch import Batch, Collator, Pool
+from kgcli.config import AlignerConfig, ModelConfig, Strict, explain, read_model_config
+from kgcli.data.batch import Batch, Collator
+from kgcli.data.pool import Pool
 from kgcli.data.tokenizer import Tokenizer
-from kgcli.errors import ConfigError, MissingError
+from kgcli.errors import ConfigError
 from kgcli.model.diffusion import Diffusion
 from kgcli.model.kosmosg import KosmosG
 from kgcli.model.randomness import StepRandom
 from kgcli.training.preview import preview_pictures
+from kgcli.training.stages.base import Setup, Stage, copy_folder
 from kgcli.weights.load import load_kosmosg, save_kosmosg
 from kgcli.weights.names import vision_from_transformers
 from kgcli.weights.safetensors import assign_weights
@@ -36,73 +30,17 @@ TOKENIZER = "tokenizer"  # folders inside a model folder
 DECODER = "decoder"
 
 
-class Stage(nn.Module):
-    """A trainable whole: its modules, its loss, its preview and its result."""
+class ReaderOptions(Strict):
+    """vision_blocks: how many of the vision tower's last blocks train; the published model trains one. All of them
+    means the whole tower."""
 
-    needs: ClassVar[frozenset[str]]  # fields of Batch
-    trains: tuple[str, ...]  # prefixes of parameter names; all else is frozen
-    options: ClassVar[frozenset[str]] = frozenset()  # names of the recipe's own numbers
-    uses_pool: ClassVar[bool] = False
+    vision_blocks: int = 1
 
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__()
-        self.recipe = recipe
-        for name in recipe.options.keys() - self.options:
-            near = difflib.get_close_matches(name, self.options, 1, 0.5)
-            raise ConfigError(f"unknown key options.{name}" + (f"; did you mean {near[0]}?" if near else ""))
 
-    @abstractmethod
-    def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
-        """Named losses, each a mean over the batch; their sum is minimised."""
+class InstructOptions(ReaderOptions):
+    """subject: extra weight of the error inside subjects, where the data have masks."""
 
-    @abstractmethod
-    def collator(self, pool: Pool | None) -> Collator:
-        """What turns samples into this stage's batches."""
-
-    @abstractmethod
-    def export(self, folder: Path) -> None:
-        """Write the result that the next stage or the user loads."""
-
-    def preview(self, batch: Batch, generator: torch.Generator) -> Tensor | None:
-        """Pictures in [0, 1], (N, 3, X, Y), that show how far the stage is; None where there is nothing to see."""
-        return None
-
-    def heavy_parts(self) -> list[nn.Module]:
-        """The modules worth compiling."""
-        return []
-
-    def freeze(self) -> None:
-        """Let only the parameters under `trains` train."""
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name.startswith(self.trains))
-
-    def option(self, name: str, default: float) -> float:
-        """One of the recipe's own numbers."""
-        assert name in self.options, name
-        return self.recipe.options.get(name, default)
-
-    def part(self, name: str) -> dict[str, Any]:
-        """The library configuration of a part that the stage builds.
-
-        Raises:
-            ConfigError: the recipe does not have it.
-        """
-        if name not in self.recipe.parts:
-            raise ConfigError(f"stage {self.recipe.stage} needs parts.{name}: the configuration of its {name}")
-        return self.recipe.parts[name]
-
-    def source(self, part: str) -> Path:
-        """The folder that `part` starts from.
-
-        Raises:
-            ConfigError, MissingError: the recipe does not name it, or it is not there.
-        """
-        if part not in self.recipe.init_from:
-            raise ConfigError(f"stage {self.recipe.stage} needs init_from.{part}: the folder its {part} starts from")
-        folder = Path(self.recipe.init_from[part])
-        if not folder.is_dir():
-            raise MissingError(f"init_from.{part}: there is no folder {folder}; run the stage that makes it first")
-        return folder
+    subject: float = 0.0
 
 
 class KosmosGStage(Stage):
@@ -117,22 +55,18 @@ class KosmosGStage(Stage):
         Raises:
             ConfigError: a key or a value is none of AlignerNet's.
         """
-        if "aligner" not in self.recipe.parts:
+        if "aligner" not in self.setup.parts:
             return None
-        sizes = read_model_config(folder).aligner.model_dump() | self.recipe.parts["aligner"]
+        sizes = read_model_config(folder).aligner.model_dump() | self.setup.parts["aligner"]
         try:
             return AlignerConfig.model_validate(sizes)
         except ValidationError as error:
             raise ConfigError(f"parts.aligner: {explain(error, AlignerConfig)}") from None
 
-    def trained_reader(self) -> tuple[str, ...]:
-        """What pretrain and instruct train of the reader: MLLM, resampler and the last blocks of the vision tower.
-
-        Option: vision_blocks (how many blocks; the published model trains one, as do the defaults; all of them means
-        the whole tower).
-        """
+    def trained_reader(self, vision_blocks: int) -> tuple[str, ...]:
+        """Return what pretrain and instruct train: MLLM, resampler and the last blocks of the vision tower."""
         last = len(self.model.vision.blocks)
-        first = last - int(self.option("vision_blocks", 1))
+        first = last - vision_blocks
         if first <= 0:
             return ("model.mllm.", "model.resampler.", "model.vision.")
         blocks = tuple(f"model.vision.blocks.{number}." for number in range(first, last))
@@ -142,16 +76,17 @@ class KosmosGStage(Stage):
         cfg = self.model.cfg
         return Collator(
             self.needs,
-            self.recipe.image_size,
+            self.setup.image_size,
             cfg.vision.image_size,
             num_slots=cfg.resampler.num_queries,
             tokenizer=self.tokenizer,
             pool=pool,
+            max_tokens=cfg.mllm.max_positions,
         )
 
     def export(self, folder: Path) -> None:
         save_kosmosg(self.model, folder)
-        copy_folder(self.source("model") / TOKENIZER, folder / TOKENIZER)
+        copy_folder(self.setup.source("model") / TOKENIZER, folder / TOKENIZER)
 
 
 class PretrainStage(KosmosGStage):
@@ -161,17 +96,19 @@ class PretrainStage(KosmosGStage):
     """
 
     needs = frozenset({"tokens", "images"})
-    options = frozenset({"vision_blocks"})
+    Options = ReaderOptions
+    options: ReaderOptions
+    use = "read"
 
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__(recipe)
-        self.tokenizer = Tokenizer.load(self.source("clip") / "sentencepiece")
-        sizes = recipe.model.mllm.model_copy(update={"vocab_size": self.tokenizer.vocab_size})
-        cfg = recipe.model.model_copy(update={"mllm": sizes, "special_ids": self.tokenizer.special_ids})
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.tokenizer = Tokenizer.load(self.setup.source("clip") / "sentencepiece")
+        sizes = setup.model.mllm.model_copy(update={"vocab_size": self.tokenizer.vocab_size})
+        cfg = setup.model.model_copy(update={"mllm": sizes, "special_ids": self.tokenizer.special_ids})
         self.model = KosmosG(ModelConfig.model_validate(cfg.model_dump()), with_aligner_decoder=True)
-        tower = vision_from_transformers(load_file(self.source("clip") / "clip/model.safetensors"))
-        assign_weights(self.model.vision, tower, source=str(self.source("clip")))
-        self.trains = self.trained_reader()
+        tower = vision_from_transformers(load_file(self.setup.source("clip") / "clip/model.safetensors"))
+        assign_weights(self.model.vision, tower, source=str(self.setup.source("clip")))
+        self.trains = self.trained_reader(self.options.vision_blocks)
 
     def collator(self, pool: Pool | None) -> Collator:
         collator = super().collator(pool)
@@ -190,7 +127,7 @@ class PretrainStage(KosmosGStage):
 
     def export(self, folder: Path) -> None:
         save_kosmosg(self.model, folder)
-        copy_folder(self.source("clip") / "sentencepiece", folder / TOKENIZER)
+        copy_folder(self.setup.source("clip") / "sentencepiece", folder / TOKENIZER)
 
 
 class AlignStage(KosmosGStage):
@@ -203,13 +140,13 @@ class AlignStage(KosmosGStage):
     needs = frozenset({"tokens", "clip_tokens"})
     trains = ("model.aligner.",)
 
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__(recipe)
-        folder = self.source("model")
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        folder = self.setup.source("model")
         self.tokenizer = Tokenizer.load(folder / TOKENIZER)
         self.model = load_kosmosg(folder, with_aligner_decoder=True, aligner=self.other_aligner(folder))
-        self.clip_tokenizer = CLIPTokenizer.from_pretrained(self.source("text") / "tokenizer")
-        self.text = CLIPTextModel.from_pretrained(self.source("text") / "text_encoder")
+        self.clip_tokenizer = CLIPTokenizer.from_pretrained(self.setup.source("text") / "tokenizer")
+        self.text = CLIPTextModel.from_pretrained(self.setup.source("text") / "text_encoder")
 
     def collator(self, pool: Pool | None) -> Collator:
         collator = super().collator(pool)
@@ -238,18 +175,19 @@ class InstructStage(KosmosGStage):
     """
 
     needs = frozenset({"tokens", "images", "moments"})
-    options = frozenset({"vision_blocks", "subject"})
+    Options = InstructOptions
+    options: InstructOptions
     uses_pool = True
 
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__(recipe)
-        folder = self.source("model")
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        folder = self.setup.source("model")
         self.tokenizer = Tokenizer.load(folder / TOKENIZER)
         self.model = load_kosmosg(folder, aligner=self.other_aligner(folder))
-        self.diffusion = Diffusion.load(self.source(DECODER))
+        self.diffusion = Diffusion.load(self.setup.source(DECODER))
         self.diffusion.check_conditioning(self.model.cfg.aligner.width)
         self.diffusion.to(memory_format=torch.channels_last)
-        self.trains = (*self.trained_reader(), "model.aligner.encoder.")
+        self.trains = (*self.trained_reader(self.options.vision_blocks), "model.aligner.encoder.")
 
     def heavy_parts(self) -> list[nn.Module]:
         return [self.diffusion.unet]
@@ -262,7 +200,7 @@ class InstructStage(KosmosGStage):
         conditioning_BSd = torch.where((draws_B < DROP_CONDITION)[:, None, None], null_1Sd, conditioning_BSd)
         mean_BCHW, logvar_BCHW = batch.moments.chunk(2, dim=1)
         latents_BCHW = self.diffusion.sample_latents(mean_BCHW, logvar_BCHW, random=random)
-        weight_BHW = 1.0 + self.option("subject", 0.0) * batch.subject
+        weight_BHW = 1.0 + self.options.subject * batch.subject
         loss = self.diffusion.noise_loss(latents_BCHW, conditioning_BSd, random=random, weight_BHW=weight_BHW)
         return {"diffusion": loss}
 
@@ -274,14 +212,8 @@ class InstructStage(KosmosGStage):
 
     def export(self, folder: Path) -> None:
         super().export(folder)
-        copy_folder(self.source(DECODER), folder / DECODER)
+        copy_folder(self.setup.source(DECODER), folder / DECODER)
 
     def _encode(self, batch: Batch) -> Tensor:
         assert batch.tokens is not None and batch.token_mask is not None and batch.image_mask is not None
         return self.model.encode(batch.tokens, batch.token_mask, batch.image_mask, batch.images)
-
-
-def copy_folder(source: Path, target: Path) -> None:
-    """Copy a part of a model into another, replacing what was there."""
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(source, target)
