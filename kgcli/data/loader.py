@@ -15,7 +15,7 @@ from kgcli.data.sample import Sample
 from kgcli.data.sources.base import Source
 from kgcli.errors import ConfigError, KgError
 
-EVALUATION_STEP = 1 << 40  # samples from here on are never trained on
+EVALUATION_STEP = 1 << 40  # samples from here on are never trained on, but for those of files: their rows come again
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 

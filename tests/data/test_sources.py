@@ -288,7 +288,7 @@ def test_faults_of_prompts_name_file_line_and_column(line, message, column, tmp_
     [
         ("{batch_size: 4}", "data: give either kinds"),
         ("{batch_size: 4, kinds: {text: 1}, sources: [{kind: captions, path: a}]}", "data: give either kinds"),
-        ("{batch_size: 4, sources: [{kind: captions, pth: a}]}", r"unknown key data\.sources\.0\.pth; did you mean path"),
+        ("{batch_size: 4, sources: [{kind: captions, pth: a}]}", r"data\.sources\.0\.pth; did you mean path"),
         ("{batch_size: 4, sources: [{kind: captions}]}", r"data\.sources\.0: a source of kind captions has a path"),
         ("{batch_size: 4, sources: [{kind: world, path: a}]}", r"data\.sources\.0: a source of kind world has kinds"),
         ("{batch_size: 4, sources: [{kind: captions, path: a, weight: 0}]}", r"data\.sources\.0\.weight"),

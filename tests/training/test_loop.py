@@ -247,9 +247,7 @@ def test_processes_share_each_step_between_them(chain):
     recipe = smoke(chain, "vae")
     source, collator = open_source(recipe.data, 64, "generate"), Collator(frozenset({"targets"}), 64, 0)
     alone = Batches(source, collator, batch_size=4)[3].targets
-    first, second = (
-        Batches(source, collator, batch_size=4, rank=rank, num_ranks=2)[3].targets for rank in range(2)
-    )
+    first, second = (Batches(source, collator, batch_size=4, rank=rank, num_ranks=2)[3].targets for rank in range(2))
     assert torch.equal(alone[0::2], first)
     assert torch.equal(alone[1::2], second)
 
@@ -358,12 +356,12 @@ def test_values_are_read_from_the_device_once_a_row_and_not_at_every_step(chain,
 
         return call
 
-    metrics = Metrics(run.recipe, 0, {})
+    metrics, batches = Metrics(run.recipe, 0, {}), list(run.batches(None, 0))
     with metrics, monkeypatch.context() as patch:
         patch.setattr(Metrics, "_read", noting)
         for name in ("__float__", "item", "tolist"):
             patch.setattr(torch.Tensor, name, watched(name))
-        for values in run.trainer.steps(run.batches(None, 0), run.losses):
+        for values in run.trainer.steps(batches, run.losses):
             rows.append(values)
             metrics.add(run.trainer.step, values)
     assert reading[::2] == [3, 6, 7]

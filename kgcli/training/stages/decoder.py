@@ -195,6 +195,9 @@ class ClipStage(Stage):
             for part in ("tokenizer", "sentencepiece"):
                 copy_folder(self.setup.source("clip") / part, folder / part)
             return
+        # It remembers how this process called it last, and where workers make the batches that is never.
+        self.tokenizer.backend_tokenizer.no_truncation()
+        self.tokenizer.backend_tokenizer.no_padding()
         self.tokenizer.save_pretrained(folder / "tokenizer")
         train_sentencepiece(self._captions(), self.options.sentencepiece_vocab, folder / "sentencepiece")
 
