@@ -243,15 +243,20 @@ def prompts(tmp_path, *lines):
 
 
 def test_prompts_are_our_grammar_with_paths_relative_to_the_file(tmp_path):
-    source = opened(
-        prompts(tmp_path, {"prompt": "a <image:a.png> on <image:sub/b.png|fit=crop> \\< 3", "target": "sub/b.png"})
-    )
+    line = {"prompt": "a <image:a.png> on <image:sub/b.png|fit=crop> \\< 3", "target": "sub/b.png"}
+    source = opened(prompts(tmp_path, line))
     sample = source.sample(0)
     assert sample.fragments == ("a ", None, " on ", None, " < 3")
-    assert [image.size for image in sample.images] == [(20, 20), (20, 12)]  # padded as in use, or left to be cropped
+    assert [image.size for image in sample.images] == [(20, 12), (12, 12)]  # left to the model, or as the tag says
     assert red(sample.render(64).image) == 2
     assert source.gives == {"fragments", "target"}
     assert sample.caption == ""
+
+
+@pytest.mark.parametrize(("fit", "size"), [("pad", (20, 20)), ("stretch", (12, 12)), ("crop", (12, 12))])
+def test_a_tag_says_how_its_image_becomes_square(fit, size, tmp_path):
+    source = opened(prompts(tmp_path, {"prompt": f"a <image:a.png|fit={fit}>"}))
+    assert source.read(0).images[0].size == size
 
 
 def test_prompts_of_text_alone_have_a_caption_and_targets_may_lack(tmp_path):

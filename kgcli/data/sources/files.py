@@ -73,12 +73,12 @@ class FileSource:
         found = self.rows[row]
         target = None if found.target is None else partial(_open_target, found)
         if found.prompt is not None:
-            squares = tuple(
-                _open(found, path) if ref.fit == "crop" else pad_to_square(_open(found, path))
+            shown = tuple(
+                _square(_open(found, path), ref.fit)
                 for ref, path in zip(found.prompt.images, found.images, strict=True)
             )
-            words = "" if squares else found.text
-            return Sample(tuple(found.prompt.fragments), squares, words, target, found.origin)
+            words = "" if shown else found.text
+            return Sample(tuple(found.prompt.fragments), shown, words, target, found.origin)
         if found.target is None or self.use == "generate":
             fragments = (found.caption,) if found.caption else ()
             return Sample(fragments, (), found.caption, target, found.origin)
@@ -181,6 +181,17 @@ def _find(line: Line, folder: Path, name: str) -> Path:
 def _open_target(row: Row, size: int) -> Target:
     assert row.target is not None
     return Target(_open(row, row.target))
+
+
+def _square(image: Image.Image, fit: str) -> Image.Image:
+    """Make an image square as its tag says; without a word in the tag that is left to the model."""
+    if fit == "pad":
+        return pad_to_square(image)
+    side = min(image.size)
+    if fit == "crop":
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        return image.crop((left, top, left + side, top + side))
+    return image.resize((side, side), Image.Resampling.BICUBIC) if fit == "stretch" else image
 
 
 def _open(row: Row, path: Path) -> Image.Image:

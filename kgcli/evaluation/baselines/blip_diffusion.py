@@ -26,7 +26,8 @@ from kgcli.evaluation.baselines.words import split_subject
 from kgcli.evaluation.run.folder import Item
 from kgcli.inference.pipeline import seeded
 from kgcli.runtime import choose_device, memory_errors
-from kgcli.weights.folder import check_diffusers_part, hash_files, is_hub_id
+from kgcli.weights.folder import check_diffusers_part, hash_files
+from kgcli.weights.hub import is_hub_id
 
 REPOSITORY = "Salesforce/blipdiffusion"
 PARTS = ("qformer", "text_encoder", "unet", "vae")

@@ -24,10 +24,12 @@ from kgcli.errors import IncompatibleError, MissingError, UsageError
 from kgcli.evaluation.baselines.base import MethodOptions
 from kgcli.inference.pipeline import seeded
 from kgcli.inference.schedulers import make_scheduler
-from kgcli.model.diffusion import Diffusion
+from kgcli.model.finite import finite_images
 from kgcli.model.randomness import StepRandom
-from kgcli.runtime import choose_device, is_offline
-from kgcli.weights.folder import RENAMED_REPOSITORIES, check_diffusers_part, hash_files, is_hub_id
+from kgcli.runtime import choose_device
+from kgcli.weights.decoder import load_decoder
+from kgcli.weights.folder import RENAMED_REPOSITORIES, check_diffusers_part, hash_files
+from kgcli.weights.hub import HubError, is_hub_id, snapshot
 from kgcli.weights.shipped import DEFAULT_MODEL
 
 PARTS = ("unet", "vae", "text_encoder")
@@ -119,19 +121,10 @@ def fetch(repository: str, files: Sequence[str] | None, offline: bool) -> Path:
 
     Raises: MissingError.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    offline = is_offline(offline)
     try:
-        return Path(
-            snapshot_download(repository, local_files_only=offline, allow_patterns=list(files) if files else None)
-        )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        why = "it is not in the local cache and --offline is set" if offline else str(error).split("\n")[0]
-        raise MissingError(
-            f"there is no folder {repository}, and nothing of that name could be fetched: {why}"
-        ) from None
+        return snapshot(repository, files=files, offline=offline)
+    except HubError as error:
+        raise MissingError(f"there is no folder {repository}, and it could not be fetched: {error}") from None
 
 
 class TextDecoder:
@@ -140,7 +133,7 @@ class TextDecoder:
     def __init__(self, folder: DecoderFolder, options: MethodOptions) -> None:
         self.device = torch.device(choose_device(options.device))
         self.dtype = read_dtype(options.dtype)
-        self.diffusion = Diffusion.load(folder.path, local_files_only=True).to(self.device)
+        self.diffusion = load_decoder(folder.path, local_files_only=True).to(self.device)
         try:
             self.tokenizer = CLIPTokenizer.from_pretrained(folder.path / "tokenizer", local_files_only=True)
         except (OSError, ValueError) as error:
@@ -213,7 +206,7 @@ class TextDecoder:
         side = drawing.size // self.diffusion.pixels_per_latent
         generators = seeded(seeds)
         noise = [torch.randn(unet.config.in_channels, side, side, generator=g) for g in generators]
-        with self.computing():
+        with self.computing(), finite_images(self.diffusion.vae):
             result = self.pipeline(
                 prompt_embeds=self.encode(captions),
                 negative_prompt_embeds=self.encode([drawing.negative_prompt] * len(captions)),

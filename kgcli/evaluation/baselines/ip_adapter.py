@@ -20,7 +20,8 @@ from kgcli.evaluation.baselines.decoder import TextDecoder, fetch, find_decoder,
 from kgcli.evaluation.baselines.settings import check_range, read_settings
 from kgcli.evaluation.run.folder import Item
 from kgcli.runtime import memory_errors
-from kgcli.weights.folder import check_diffusers_part, check_single_file, hash_files, is_hub_id
+from kgcli.weights.folder import check_diffusers_part, check_single_file, hash_files
+from kgcli.weights.hub import is_hub_id
 
 REPOSITORY = "h94/IP-Adapter"
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"

@@ -14,6 +14,7 @@ from kgcli.data.images import to_vae_pixels
 from kgcli.data.prompt import ImageRef, Prompt
 from kgcli.evaluation.benchmarks.skills import SIZE, Case, other_subject
 from kgcli.inference.pipeline import seeded
+from kgcli.model.finite import finite_images
 from kgcli.world.spec import render
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ def through_vae(model: Model, pictures: Sequence[Image.Image]) -> list[Image.Ima
     for start in range(0, len(pictures), BATCH):
         pixels = np.stack([to_vae_pixels(picture, SIZE) for picture in pictures[start : start + BATCH]])
         mean, _ = decoder.moments(torch.from_numpy(pixels).to(model.pipeline.device))
-        decoded = decoder.decode(mean * decoder.vae.config.scaling_factor)
+        with finite_images(decoder.vae):
+            decoded = decoder.decode(mean * decoder.vae.config.scaling_factor)
         values = (decoded * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         rebuilt += [Image.fromarray(value) for value in values]
     return rebuilt

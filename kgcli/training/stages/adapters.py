@@ -26,9 +26,10 @@ from kgcli.data.pool import Pool
 from kgcli.data.sample import Sample
 from kgcli.errors import ConfigError
 from kgcli.inference.control_maps import make_map
-from kgcli.model.diffusion import Diffusion, Steer
+from kgcli.model.diffusion import Steer
 from kgcli.training.stages.base import Setup
 from kgcli.training.stages.decoder import NUM_PREVIEW, CaptionedStage
+from kgcli.weights.decoder import load_decoder
 
 DECODER = "decoder"  # of init_from
 
@@ -64,7 +65,7 @@ class AdapterStage(CaptionedStage):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.load_text(self.setup.source(DECODER))
-        self.diffusion = Diffusion.load(self.setup.source(DECODER), local_files_only=True)
+        self.diffusion = load_decoder(self.setup.source(DECODER), local_files_only=True)
 
 
 class ControlNetStage(AdapterStage):

@@ -5,10 +5,9 @@ A stage is one class and an entry of the registry; all of them run through `kgcl
 
 from __future__ import annotations
 
-import shutil
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,11 +20,9 @@ from kgcli.data.batch import Batch, Collator
 from kgcli.data.pool import Pool
 from kgcli.data.sample import Sample
 from kgcli.data.sources.base import Use
-from kgcli.errors import ConfigError, MissingError
+from kgcli.errors import ConfigError
 from kgcli.model.randomness import StepRandom
-from kgcli.weights.shipped import DEFAULT_MODEL
-
-SHIPPED = "nano"  # in init_from: the model that ships
+from kgcli.training.stages.start import find_start
 
 
 @dataclass(frozen=True)
@@ -40,6 +37,7 @@ class Setup:
     image_size: int  # pixels of targets
     seed: int
     texts: Callable[[int, int], list[str]]  # (number, seed) -> sentences of the data, for tokenizers
+    found: dict[str, Path] = field(default_factory=dict)  # part -> its folder: the Hub is asked once, not days later
 
     def part(self, name: str) -> dict[str, Any]:
         """Return the library configuration of a part that the stage builds.
@@ -51,16 +49,16 @@ class Setup:
         return self.parts[name]
 
     def source(self, part: str) -> Path:
-        """Return the folder that `part` starts from.
+        """Return the folder that `part` starts from: a path, the name of a shipped or pulled model, or of some parts a
+        Hub id.
 
         Raises: ConfigError, MissingError: the recipe does not name it, or it is not there.
         """
         if part not in self.init_from:
             raise ConfigError(f"stage {self.stage} needs init_from.{part}: the folder its {part} starts from")
-        folder = find_start(self.init_from[part])
-        if not folder.is_dir():
-            raise MissingError(f"init_from.{part}: there is no folder {folder}; run the stage that makes it first")
-        return folder
+        if part not in self.found:
+            self.found[part] = find_start(part, self.init_from[part])
+        return self.found[part]
 
 
 class Stage(nn.Module):
@@ -109,15 +107,3 @@ class Stage(nn.Module):
         """Let only the parameters under `trains` train."""
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name.startswith(self.trains))
-
-
-def find_start(name: str) -> Path:
-    """Return the folder of a name: a path, or `nano` and what is below it, in the model that ships."""
-    first, *rest = Path(name).parts or ("",)
-    return DEFAULT_MODEL.joinpath(*rest) if first == SHIPPED and not Path(name).exists() else Path(name)
-
-
-def copy_folder(source: Path, target: Path) -> None:
-    """Copy a part of a model into another, replacing what was there."""
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(source, target)

@@ -24,7 +24,9 @@ from kgcli.data.tokenizer import train_sentencepiece
 from kgcli.model.diffusion import Diffusion, Steer
 from kgcli.model.randomness import StepRandom
 from kgcli.training.preview import preview_pictures
-from kgcli.training.stages.base import Setup, Stage, copy_folder
+from kgcli.training.stages.base import Setup, Stage
+from kgcli.training.stages.start import copy_folder
+from kgcli.weights.decoder import load_decoder
 from kgcli.weights.safetensors import assign_weights
 
 NUM_PREVIEW = 32  # pictures of a sample grid
@@ -275,7 +277,7 @@ class UnetStage(CaptionedStage):
         self.load_text(self.setup.source("clip"))
         unet = UNet2DConditionModel.from_config(self.setup.part("unet"))
         if "unet" in setup.init_from:
-            start = Diffusion.load(self.setup.source("unet"), local_files_only=True).unet
+            start = load_decoder(self.setup.source("unet"), local_files_only=True).unet
             assign_weights(unet, start.state_dict(), source=str(self.setup.source("unet")))
         vae = AutoencoderKL.from_pretrained(self.setup.source("vae") / "vae")
         self.diffusion = Diffusion(unet, vae, self.setup.part("scheduler"))

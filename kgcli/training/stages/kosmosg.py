@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from kgcli.config import AlignerConfig, ModelConfig, Strict, explain, read_model_config
+from kgcli.config import ALIGNER, AlignerConfig, ModelConfig, Strict, explain, read_model_config
 from kgcli.data.batch import Batch, Collator
 from kgcli.data.pool import Pool
 from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import ConfigError
-from kgcli.model.diffusion import Diffusion
 from kgcli.model.kosmosg import KosmosG
 from kgcli.model.randomness import StepRandom
 from kgcli.training.preview import preview_pictures
-from kgcli.training.stages.base import Setup, Stage, copy_folder
-from kgcli.weights.load import load_kosmosg, save_kosmosg
-from kgcli.weights.names import vision_from_transformers
+from kgcli.training.stages.base import Setup, Stage
+from kgcli.training.stages.start import copy_folder, copy_tokenizer, is_on_hub
+from kgcli.weights.decoder import load_decoder
+from kgcli.weights.load import has_aligner, load_kosmosg, load_tower, save_kosmosg
 from kgcli.weights.safetensors import assign_weights
 
 DROP_CONDITION = 0.1  # share of rows whose conditioning becomes the null one. Source: the published instruct stage
 TOKENIZER = "tokenizer"  # folders inside a model folder
 DECODER = "decoder"
+
+_log = logging.getLogger(__name__)
 
 
 class ReaderOptions(Strict):
@@ -78,6 +80,7 @@ class KosmosGStage(Stage):
             self.needs,
             self.setup.image_size,
             cfg.vision.image_size,
+            vision_fit="stretch" if cfg.image_fit == "stretch" else "crop",  # the published model trains on crops
             num_slots=cfg.resampler.num_queries,
             tokenizer=self.tokenizer,
             pool=pool,
@@ -102,13 +105,26 @@ class PretrainStage(KosmosGStage):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self.tokenizer = Tokenizer.load(self.setup.source("clip") / "sentencepiece")
+        self.tokenizer = Tokenizer.load(self.tokenizer_folder())
         sizes = setup.model.mllm.model_copy(update={"vocab_size": self.tokenizer.vocab_size})
         cfg = setup.model.model_copy(update={"mllm": sizes, "special_ids": self.tokenizer.special_ids})
         self.model = KosmosG(ModelConfig.model_validate(cfg.model_dump()), with_aligner_decoder=True)
-        tower = vision_from_transformers(load_file(self.setup.source("clip") / "clip/model.safetensors"))
+        tower = load_tower(self.setup.source("clip"), cfg.vision)
         assign_weights(self.model.vision, tower, source=str(self.setup.source("clip")))
         self.trains = self.trained_reader(self.options.vision_blocks)
+
+    def tokenizer_folder(self) -> Path:
+        """The folder of the SentencePiece model: `init_from.tokenizer`, or beside the CLIP of `kg base clip`."""
+        if "tokenizer" in self.setup.init_from:
+            return self.setup.source("tokenizer")
+        folder = self.setup.source("clip") / "sentencepiece"
+        if not folder.is_dir():
+            raise ConfigError(
+                f"init_from.clip: {self.setup.init_from['clip']} has no tokenizer for the MLLM; name one in "
+                "init_from.tokenizer: a folder with a SentencePiece model, or a Hub id such as "
+                "microsoft/kosmos-2-patch14-224"
+            )
+        return folder
 
     def collator(self, pool: Pool | None) -> Collator:
         collator = super().collator(pool)
@@ -127,7 +143,7 @@ class PretrainStage(KosmosGStage):
 
     def export(self, folder: Path) -> None:
         save_kosmosg(self.model, folder)
-        copy_folder(self.setup.source("clip") / "sentencepiece", folder / TOKENIZER)
+        copy_tokenizer(self.tokenizer_folder(), folder / TOKENIZER)
 
 
 class AlignStage(KosmosGStage):
@@ -144,7 +160,10 @@ class AlignStage(KosmosGStage):
         super().__init__(setup)
         folder = self.setup.source("model")
         self.tokenizer = Tokenizer.load(folder / TOKENIZER)
-        self.model = load_kosmosg(folder, with_aligner_decoder=True, aligner=self.other_aligner(folder))
+        fresh = () if has_aligner(folder) else (ALIGNER,)
+        if fresh:
+            _log.warning("%s has no AlignerNet, as the result of stage 1: it starts fresh", folder)
+        self.model = load_kosmosg(folder, with_aligner_decoder=True, fresh=fresh, aligner=self.other_aligner(folder))
         self.clip_tokenizer = CLIPTokenizer.from_pretrained(self.setup.source("text") / "tokenizer")
         self.text = CLIPTextModel.from_pretrained(self.setup.source("text") / "text_encoder")
 
@@ -184,10 +203,15 @@ class InstructStage(KosmosGStage):
         folder = self.setup.source("model")
         self.tokenizer = Tokenizer.load(folder / TOKENIZER)
         self.model = load_kosmosg(folder, aligner=self.other_aligner(folder))
-        self.diffusion = Diffusion.load(self.setup.source(DECODER))
+        self.diffusion = load_decoder(self.setup.source(DECODER))
         self.diffusion.check_conditioning(self.model.cfg.aligner.width)
         self.diffusion.to(memory_format=torch.channels_last)
         self.trains = (*self.trained_reader(self.options.vision_blocks), "model.aligner.encoder.")
+
+    def collator(self, pool: Pool | None) -> Collator:
+        collator = super().collator(pool)
+        collator.vision_fit = self.model.cfg.image_fit  # images of prompts become square as they do in use
+        return collator
 
     def heavy_parts(self) -> list[nn.Module]:
         return [self.diffusion.unet]
@@ -211,8 +235,13 @@ class InstructStage(KosmosGStage):
         return preview_pictures(self.diffusion, wanted_BSd, null_1Sd, generator, guidance_scale=defaults.guidance_scale)
 
     def export(self, folder: Path) -> None:
+        """Write the model with the decoder that it was trained for: its folder, or the Hub id that named it."""
+        named = self.setup.init_from[DECODER]
+        is_folder = not is_on_hub(named)
+        self.model.cfg = self.model.cfg.model_copy(update={"decoder": DECODER if is_folder else named})
         super().export(folder)
-        copy_folder(self.setup.source(DECODER), folder / DECODER)
+        if is_folder:
+            copy_folder(self.setup.source(DECODER), folder / DECODER)
 
     def _encode(self, batch: Batch) -> Tensor:
         assert batch.tokens is not None and batch.token_mask is not None and batch.image_mask is not None
