@@ -32,6 +32,11 @@ BASE = {
 }
 
 
+def stage_names() -> list[str]:
+    """Return the names of all stages that a command trains."""
+    return [*PAPER, *BASE]
+
+
 def _command(stage: str) -> Callable[..., None]:
     """Return the command that trains a stage."""
 

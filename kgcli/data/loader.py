@@ -16,7 +16,6 @@ from kgcli.data.sources.base import Source
 from kgcli.errors import ConfigError, KgError
 
 EVALUATION_STEP = 1 << 40  # samples from here on are never trained on, but for those of files: their rows come again
-STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class Batches(Dataset[Batch]):
@@ -119,7 +118,14 @@ def load_batches(batches: Batches, first: int, num_steps: int, num_workers: int)
         yield batch
 
 
+def stop_signals() -> list[int]:
+    """Return the signals that end a process, a terminal's hang-up among them unless nohup has it ignored."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    found = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    return [number for number in found if signal.getsignal(number) is not signal.SIG_IGN]
+
+
 def _leave_signals_to_parent(worker: int) -> None:
     """A terminal sends Ctrl-C to all processes; the loop still needs its loaders to finish the step."""
-    for number in STOP_SIGNALS:
+    for number in stop_signals():
         signal.signal(number, signal.SIG_IGN)

@@ -11,6 +11,7 @@ from kgcli.data.loader import Batches
 if TYPE_CHECKING:
     from kgcli.training.loop import Run
 
+MAX_SHOWN = 64  # samples that a dry run renders
 PAPER_STAGES = ("pretrain", "align", "instruct")  # commands of their own; the others are below `kg base`
 
 
@@ -28,13 +29,24 @@ def describe(run: Run) -> str:
     memory = 4 * (total + (copies - 1) * trained)
     disk = 4 * trained * copies * recipe.keep_checkpoints
     lines.append(f"  memory without activations {memory / 2**20:.0f} MiB, checkpoints on disk {disk / 2**20:.0f} MiB")
-    collator = run.stage.collator(None)
-    collator.needs = collator.needs - {"moments"}  # which a run encodes first
-    batch = Batches(run.source, collator, batch_size=recipe.data.batch_size)[0]
-    lines.append("  one batch: " + ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.fields().items()))
+    lines.append("  " + _describe_batch(run))
     command = recipe.stage if recipe.stage in PAPER_STAGES else f"base {recipe.stage}"
     lines.append(f"  start with: kg {command} RECIPE, or accelerate launch -m kgcli {command} RECIPE")
     return "\n".join(lines)
+
+
+def _describe_batch(run: Run) -> str:
+    """Return what a batch holds, from its first samples: a large one is reckoned and never rendered."""
+    data = run.recipe.data
+    size = min(data.batch_size, MAX_SHOWN)
+    bucket = data.bucket if size == data.batch_size else 1
+    collator = run.stage.collator(None)
+    collator.needs = collator.needs - {"moments"}  # which a run encodes first
+    fields = Batches(run.source, collator, batch_size=size, bucket=bucket, seed=data.seed)[0].fields()
+    num_bytes = sum(value.numel() * value.element_size() for value in fields.values()) * data.batch_size / size
+    shown = "one batch" if size == data.batch_size else f"{size} of the samples of one batch"
+    shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in fields.items())
+    return f"{shown}: {shapes}; a whole one takes {num_bytes / 2**20:.0f} MiB"
 
 
 def _parts(stage: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from kgcli.data.pool import Pool, PoolImages, collate_pool
 from kgcli.data.sources.base import Source
 from kgcli.errors import ConfigError, KgError
+from kgcli.files import write_whole
 from kgcli.model.diffusion import Diffusion
 from kgcli.training.logging import say
 
@@ -54,7 +55,7 @@ def make_pool(
         if _read(folder) != made_of:
             with torch.no_grad(), accelerator.autocast():
                 _fill(folder, images, diffusion, accelerator.device, num_workers)
-            (folder / MADE_OF).write_text(json.dumps(made_of, indent=2) + "\n", "utf-8")
+            write_whole(folder / MADE_OF, json.dumps(made_of, indent=2) + "\n")
     accelerator.wait_for_everyone()
     return Pool(folder)
 

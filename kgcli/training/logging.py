@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import save_image
 
 from kgcli.config import Recipe, dump_recipe
+from kgcli.files import make_folder, write_whole
 
 log = logging.getLogger("kgcli.training.loop")
 
@@ -35,10 +36,11 @@ class Metrics:
         self.sums: dict[str, float] = dict(row["sums"])  # of the row under way, which a checkpoint may cut in two
         self.num_summed: int = row["num_summed"]
         self.waiting: list[dict[str, Tensor | float]] = []  # steps whose values are still on the device
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "recipe.yaml").write_text(dump_recipe(recipe), "utf-8")
-        (self.folder / "env.json").write_text(json.dumps(environment(), indent=2) + "\n", "utf-8")
+        make_folder(self.folder)
+        write_whole(self.folder / "recipe.yaml", dump_recipe(recipe))
+        write_whole(self.folder / "env.json", json.dumps(environment(), indent=2) + "\n")
         self._forget_after(step)
+        _hide_host(self.folder / "tensorboard")
         self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
         self._start_clocks()
 
@@ -48,6 +50,7 @@ class Metrics:
     def __exit__(self, *_: object) -> None:
         """Flush TensorBoard."""
         self.board.close()
+        _hide_host(self.folder / "tensorboard")
 
     def add(self, step: int, values: dict[str, Tensor | float]) -> None:
         """Take in one step; write the mean of the last `log_every`.
@@ -107,7 +110,15 @@ class Metrics:
             return
         rows = [row for row in self.file.read_text("utf-8").splitlines() if row.endswith("}")]
         kept = [row for row in rows if json.loads(row)["step"] <= step]
-        self.file.write_text("".join(row + "\n" for row in kept), "utf-8")
+        write_whole(self.file, "".join(row + "\n" for row in kept))
+
+
+def _hide_host(folder: Path) -> None:
+    """Take the name of this machine out of the names of TensorBoard's files, which people share."""
+    for path in folder.glob("events.out.tfevents.*"):
+        seconds, _, rest = path.name.removeprefix("events.out.tfevents.").partition(".")
+        _, *numbers = rest.rsplit(".", 2)  # a host name may have dots
+        path.rename(folder / ".".join(["events.out.tfevents", seconds, "kgcli", *numbers]))
 
 
 def environment() -> dict[str, str]:

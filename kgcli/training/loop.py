@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,14 @@ from kgcli.data.loader import EVALUATION_STEP, Batches, load_batches
 from kgcli.data.pool import Pool
 from kgcli.data.sample import Sample
 from kgcli.data.sources import open_source
-from kgcli.errors import ConfigError
+from kgcli.errors import ConfigError, MissingError
+from kgcli.files import locked, remove_leftovers, whole_folder
 from kgcli.model.diffusion import Diffusion
 from kgcli.model.randomness import StepRandom
 from kgcli.training import checkpoint
 from kgcli.training.latent_cache import make_pool
 from kgcli.training.logging import Metrics, say
+from kgcli.training.resume import recipe_changes
 from kgcli.training.signals import stop_on_signals
 from kgcli.training.stages import find_stage, make_stage
 from kgcli.training.trainer import Trainer
@@ -61,6 +62,7 @@ class Run:
             ema_decay=recipe.ema_decay,
             accelerator=self.accelerator,
         )
+        self.metrics: Metrics | None = None  # of the main process, once it trains
 
     @property
     def device(self) -> torch.device:
@@ -126,8 +128,9 @@ class Run:
         self.stage.train()
         return images
 
-    def save(self, more: dict[str, Any]) -> Path:
+    def save(self) -> Path:
         """Write a checkpoint of the step reached."""
+        more = self.metrics.state() if self.metrics is not None else {}
         return self.trainer.save(self.folder, dump_recipe(self.recipe), self.recipe.keep_checkpoints, more)
 
     def resume(self, folder: Path) -> dict[str, Any]:
@@ -136,14 +139,11 @@ class Run:
 
     def export(self) -> Path:
         """Write the result; return its folder."""
-        partial, final = self.folder / ".final.partial", self.folder / "final"
-        shutil.rmtree(partial, ignore_errors=True)
         self.stage.eval()
-        with self.trainer.averaged(), torch.no_grad():
+        final = self.folder / "final"
+        with whole_folder(final, overwrite=True) as partial, self.trainer.averaged(), torch.no_grad():
             self.stage.calibrate(self._calibration_sample)
             self.stage.export(partial)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
         return final
 
     @functools.cached_property
@@ -176,27 +176,60 @@ def train(recipe: Recipe, resume: str = "auto", dry_run: bool = False) -> str:
         from kgcli.training.dry_run import describe
 
         return describe(run)
-    found = checkpoint.find(run.folder, resume)
-    state = run.resume(found) if found is not None else {}
     trainer = run.trainer
-    say(f"run folder {run.folder}: " + (f"resuming from step {trainer.step}" if found else "starting anew"))
     with contextlib.ExitStack() as stack:
-        metrics = None
         if run.accelerator.is_main_process:
-            metrics = stack.enter_context(Metrics(recipe, trainer.step, state))
+            stack.enter_context(locked(run.folder))
+            _tidy(run.folder, resume)
+        run.accelerator.wait_for_everyone()
+        state = _resume(run, resume)
+        say(f"run folder {run.folder}: " + (f"resuming from step {trainer.step}" if state else "starting anew"))
+        if run.accelerator.is_main_process:
+            run.metrics = stack.enter_context(Metrics(recipe, trainer.step, state))
         pool = run.pool()
         stopped = stack.enter_context(stop_on_signals())
         stack.enter_context(_attention(run.device))
         _start(run)
         for values in trainer.steps(run.batches(pool, trainer.step), run.losses):
-            if metrics is not None:
-                _record(run, values, pool, metrics, bool(stopped))
+            _record(run, values, pool, bool(stopped))
             if stopped:
                 say(f"stopped by signal {stopped[0]}; step {trainer.step} is saved")
                 raise KeyboardInterrupt
-    if run.accelerator.is_main_process:
-        run.export()
+        if run.accelerator.is_main_process:
+            run.export()
     return f"{run.folder / 'final'}"
+
+
+def _tidy(folder: Path, resume: str) -> None:
+    """Remove what a killed process left half-written; put an earlier run aside where one is begun anew."""
+    remove_leftovers(folder)
+    remove_leftovers(folder / checkpoint.FOLDER)
+    if resume == "none" and (place := checkpoint.retire(folder)) is not None:
+        say(f"starting anew: what the earlier run left is in {place}")
+
+
+def _resume(run: Run, resume: str) -> dict[str, Any]:
+    """Go on from the checkpoint asked for, or the newest whole one before it where that is damaged; return its state.
+
+    Raises: MissingError where all are damaged, or the one that was named; IncompatibleError for another recipe's.
+    """
+    found = checkpoint.find(run.folder, resume)
+    if found is None:
+        return {}
+    older = [] if resume not in ("auto", "true") else checkpoint.list_steps(run.folder)[:-1]
+    while True:
+        try:
+            content = checkpoint.load(found)
+            break
+        except MissingError as error:
+            if not older:
+                raise
+            say(f"{error}: going on from {older[-1].name}")
+            found = older.pop()
+    for change in recipe_changes(found / "recipe.yaml", run.recipe):
+        say(f"the recipe is not that of {found.name}: {change}")
+    run.trainer.restore(found, *content)
+    return content[2]
 
 
 def _start(run: Run) -> None:
@@ -206,15 +239,17 @@ def _start(run: Run) -> None:
     run.module.train()
 
 
-def _record(run: Run, values: dict[str, Tensor | float], pool: Pool | None, metrics: Metrics, stopping: bool) -> None:
-    """Log a step; show a preview and save where these are due."""
-    recipe, step = run.recipe, run.trainer.step
+def _record(run: Run, values: dict[str, Tensor | float], pool: Pool | None, stopping: bool) -> None:
+    """Log a step; show a preview and save where these are due. The main process alone does."""
+    recipe, step, metrics = run.recipe, run.trainer.step, run.metrics
+    if metrics is None:
+        return
     last = step == recipe.steps
     metrics.add(step, values)
     if step % recipe.sample_every == 0 or last:
         metrics.show(step, run.preview(pool))
     if step % recipe.save_every == 0 or last or stopping:
-        run.save(metrics.state())
+        run.save()
 
 
 def _attention(device: torch.device) -> contextlib.AbstractContextManager[object]:

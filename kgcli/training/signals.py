@@ -6,13 +6,12 @@ import contextlib
 import signal
 from collections.abc import Iterator
 
-from kgcli.data.loader import STOP_SIGNALS
+from kgcli.data.loader import stop_signals
 
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[list[int]]:
-    """Collect the first SIGINT, SIGTERM or SIGHUP (a dropped ssh), so that the step under way is finished and saved; a
-    second one ends at once."""
+    """Collect the first signal that ends a process: the step under way is finished and saved; a second ends at once."""
     stopped: list[int] = []
 
     def note(number: int, frame: object) -> None:
@@ -21,7 +20,7 @@ def stop_on_signals() -> Iterator[list[int]]:
         stopped.append(number)
 
     try:
-        old = {number: signal.signal(number, note) for number in STOP_SIGNALS}
+        old = {number: signal.signal(number, note) for number in stop_signals()}
     except ValueError:  # not the main thread: signals go elsewhere
         old = {}
     try:

@@ -113,6 +113,14 @@ class Trainer:
         Raises: MissingError for a damaged one, IncompatibleError for one of other parameters.
         """
         step, weights, state = checkpoint.load(folder)
+        self.restore(folder, step, weights, state)
+        return state
+
+    def restore(self, folder: Path, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Go on from the content of a checkpoint; its folder is for messages.
+
+        Raises: IncompatibleError for one of other parameters.
+        """
         shapes = {name: parameter.shape for name, parameter in self.trained.items()}
         if {name: tensor.shape for name, tensor in weights.items()} != shapes:
             raise IncompatibleError(
@@ -122,11 +130,13 @@ class Trainer:
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 parameter.copy_(weights[name])
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise IncompatibleError(f"the optimizer of checkpoint {folder} does not fit this recipe: {error}") from None
         if self.ema is not None and "ema" in state:
             self.ema.load_state_dict(state["ema"])
         self.step = step
-        return state
 
 
 def _make_ema(parameters: Iterable[nn.Parameter], decay: float) -> Any:

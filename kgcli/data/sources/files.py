@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from kgcli.data.entries import data_files
 from kgcli.data.images import open_image, pad_to_square
 from kgcli.data.prompt import Prompt
 from kgcli.data.sample import Sample, Target
@@ -155,7 +156,7 @@ def _image_rows(path: Path) -> list[Row]:
 
 def _folder_rows(folder: Path) -> list[Row]:
     """Images of a folder and those below, each with its caption in a .txt file of its name, or all without."""
-    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    images = list(data_files(folder, suffixes=IMAGE_SUFFIXES, recursive=True))
     if not images:
         raise MissingError(f"data.sources: {folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
     lacking = [path for path in images if not path.with_suffix(".txt").is_file()]

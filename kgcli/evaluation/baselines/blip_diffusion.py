@@ -76,7 +76,7 @@ class BlipDiffusion:
                 shown, rest = split_subject(item)
                 result = self._pipeline(
                     [rest],
-                    open_image(data / item.inputs[0]),
+                    open_image(data / item.inputs[0], srgb=False),
                     [item.class_noun or shown],
                     [shown],
                     neg_prompt=self.options.negative_prompt,

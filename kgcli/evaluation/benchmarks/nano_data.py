@@ -31,6 +31,7 @@ from kgcli.evaluation.benchmarks.nano import (
     photo_specs,
     subjects,
 )
+from kgcli.evaluation.extractors.weight_files import user_cache
 from kgcli.evaluation.run.folder import sha256
 from kgcli.world.spec import render
 
@@ -55,6 +56,11 @@ class NanoData:
     def masks(self) -> Path:
         """The folder of the masks, laid out as that of the photos."""
         return self.folder / MASKS
+
+
+def cached_folder(suite: str) -> Path:
+    """Return the folder of a nano suite's images in the user's cache."""
+    return user_cache() / f"{suite}-{VERSION}"
 
 
 def dreambench_data(folder: Path) -> NanoData:

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from kgcli.errors import UsageError
+from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.baselines.base import Method, MethodOptions
 from kgcli.evaluation.baselines.table import make, source_facts
 from kgcli.evaluation.benchmarks import coco, dreambench
@@ -22,8 +22,7 @@ from kgcli.evaluation.benchmarks import nano as nano_suites
 from kgcli.evaluation.benchmarks.coco import PUBLISHED, choose_captions, coco_plan
 from kgcli.evaluation.benchmarks.dreambench import DreamBenchAsk, multi_plan, single_plan
 from kgcli.evaluation.benchmarks.dreambench_data import HOW_TO_GET, open_dreambench
-from kgcli.evaluation.benchmarks.nano_data import coco_data, dreambench_data
-from kgcli.evaluation.extractors.weight_files import user_cache
+from kgcli.evaluation.benchmarks.nano_data import cached_folder, coco_data, dreambench_data
 from kgcli.evaluation.run.folder import PLAN, Plan, RunFolder
 from kgcli.evaluation.run.foreign import find_pictures, foreign_plan, take_pictures
 from kgcli.evaluation.run.generate import POLL_SECONDS, draw_run, environment_shard, finish, wait_for_pictures
@@ -91,8 +90,8 @@ def run_benchmark(bench: Bench) -> RunFolder:
     shard = environment_shard() if bench.engine == "local" else (0, 1)
     ready: Ready | None
     if bench.only == "score" and bench.images is None:
-        run = _with_data(RunFolder.open(bench.out), bench.data)
-        ready = get_ready(run.plan.suite, Path(run.plan.data) if run.plan.data else None, bench.scoring)
+        run = _open_to_score(bench)
+        ready = get_ready(run.plan.suite, bench.data, bench.scoring)
     else:
         ready = None if bench.only == "draw" else get_ready(bench.suite, bench.data, bench.scoring)
         run = _draw(bench, shard, ready)
@@ -149,11 +148,21 @@ def _draw(bench: Bench, shard: tuple[int, int], ready: Ready | None) -> RunFolde
     return run
 
 
-def _with_data(run: RunFolder, data: Path | None) -> RunFolder:
-    """The run with its inputs in another folder, where one is named."""
-    if data is None:
-        return run
-    return RunFolder(run.path, dataclasses.replace(run.plan, data=str(data.expanduser().resolve())))
+def _open_to_score(bench: Bench) -> RunFolder:
+    """The run with its inputs in the folder that the user names, or the cache: a plan never says where to read.
+
+    Raises: UsageError, MissingError.
+    """
+    run = RunFolder.open(bench.out)
+    if run.plan.suite not in SUITES:
+        raise MissingError(f"{bench.out / PLAN} is of a suite {run.plan.suite!r} that this version does not know")
+    data: Path | None
+    if run.plan.suite.startswith("nano-"):
+        data = _nano_folder(bench, run.plan.suite)
+    else:
+        data = _given_data(bench) if run.plan.suite != "coco" else bench.data
+    where = "" if data is None else str(data.expanduser().resolve())
+    return RunFolder(run.path, dataclasses.replace(run.plan, data=where))
 
 
 def _start(out: Path, plan: Plan, shard: tuple[int, int]) -> RunFolder:
@@ -201,7 +210,7 @@ def _nano_coco(bench: Bench, method: Mapping[str, Any]) -> Plan:
 
 def _nano_folder(bench: Bench, suite: str) -> Path:
     """Where the pictures of a nano suite are, or are made: a folder given, or one in the user's cache."""
-    return (bench.data or user_cache() / f"{suite}-{nano_suites.VERSION}").expanduser().resolve()
+    return (bench.data or cached_folder(suite)).expanduser().resolve()
 
 
 def _given_data(bench: Bench) -> Path:

@@ -17,11 +17,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kgcli.errors import MissingError, UsageError
+from kgcli.files import check_inside
 from kgcli.inference.output import write_bytes
+from kgcli.reading import MAX_JSON_BYTES, PathBelow, parse_record, read_text
 
+T = TypeVar("T")
 PLAN, MANIFEST, SCORES = "plan.json", "manifest.jsonl", "scores.json"
 
 
@@ -33,14 +36,14 @@ class Item:
     bits. `inputs` name pictures below the data folder, in the order of the `<image>` marks of `input_text`.
     """
 
-    path: str  # of the picture, below the run folder
+    path: PathBelow  # of the picture, below the run folder
     unit: str
-    subject: str  # the cluster of the intervals
+    subject: PathBelow  # the cluster of the intervals
     prompt: int
     image: int
     input_text: str  # what the method reads, "<image>" where a picture belongs
     scored_text: str  # what CLIP-T and other text scores compare with
-    inputs: tuple[str, ...]
+    inputs: tuple[PathBelow, ...]
     seed: int
     class_noun: str = ""
     category: str = ""  # of the subject: object, live
@@ -54,19 +57,26 @@ class Plan:
     suite: str  # dreambench, coco; nano-dreambench, nano-coco
     protocol: dict[str, Any]
     method: dict[str, Any]  # name, settings, weights' hashes
-    data: str  # the folder the inputs are in
     items: tuple[Item, ...]
+    data: str = ""  # the folder the inputs are in, as this process knows it: never in the file, never read from it
 
     def to_json(self) -> str:
         """The plan as the bytes of its file."""
-        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
+        fields = dataclasses.asdict(self)
+        del fields["data"]
+        return json.dumps(fields, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Plan:
-        """The plan of a file's text. Raises: ValueError, TypeError, KeyError, AttributeError where it is none."""
-        fields = json.loads(text)
-        items = tuple(Item(**{**item, "inputs": tuple(item["inputs"])}) for item in fields.pop("items"))
-        return cls(items=items, **fields)
+    def from_json(cls, text: str, name: str = PLAN) -> Plan:
+        """The plan of a file's text; where its inputs are is for the caller to say. Raises: MissingError."""
+        return dataclasses.replace(parse_record(text, cls, name=name), data="")
+
+    def fact(self, name: str, kind: type[T]) -> T:
+        """One value of the protocol. Raises: MissingError where it is not there or of another type."""
+        value = self.protocol.get(name)
+        if not isinstance(value, kind):
+            raise MissingError(f"the {PLAN} of this run is damaged: protocol.{name} is {value!r}")
+        return value
 
     def units(self) -> list[list[Item]]:
         """The items in the batches they are drawn in, in order."""
@@ -90,7 +100,7 @@ class RunFolder:
         Raises: UsageError where the folder holds another plan or other files, or cannot be made.
         """
         text = plan.to_json()
-        plan = Plan.from_json(text)  # as it will be read again: lists for tuples
+        plan = dataclasses.replace(Plan.from_json(text), data=plan.data)  # as it will be read again: lists for tuples
         if (path / PLAN).is_file():
             held = cls.open(path)
             if dataclasses.replace(held.plan, data=plan.data) != plan:
@@ -109,12 +119,11 @@ class RunFolder:
     @classmethod
     def open(cls, path: Path) -> RunFolder:
         """A folder that holds a run. Raises: MissingError."""
-        try:
-            return cls(path, Plan.from_json((path / PLAN).read_text("utf-8")))
-        except OSError:
-            raise MissingError(f"{path} holds no run: there is no {PLAN} in it") from None
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise MissingError(f"{path / PLAN} is damaged ({error})") from None
+        if not (path / PLAN).is_file():
+            raise MissingError(f"{path} holds no run: there is no {PLAN} in it")
+        plan = Plan.from_json(read_text(path / PLAN, max_bytes=MAX_JSON_BYTES), str(path / PLAN))
+        check_inside(path, (item.path for item in plan.items))
+        return cls(path, plan)
 
     def missing(self) -> list[Item]:
         """The items without a picture, in order."""

@@ -69,10 +69,10 @@ def add_judges(scores: Scores, items: Sequence[Item], folder: Path, judges: Judg
         note: what readers of the scores must know
     """
     judge = NanoJudge(items, scores.suite, judges)
-    values = judge.values([open_image(folder / item.path) for item in items])
+    values = judge.values([open_image(folder / item.path, srgb=False) for item in items])
     figures = judge.figures(values)
     if scores.suite != COCO:
-        inputs = judge.values([open_image(Path(scores.data) / item.inputs[0]) for item in items])
+        inputs = judge.values([open_image(Path(scores.data) / item.inputs[0], srgb=False) for item in items])
         figures += judge.figures(inputs, row=COPY_INPUT)
     found = dict(zip((item.path for item in items), values, strict=True))
     names = {figure.measure for figure in figures}

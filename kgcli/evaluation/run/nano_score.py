@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kgcli.errors import MissingError
-from kgcli.evaluation.benchmarks.nano import COCO, NUM_CAPTIONS
+from kgcli.evaluation.benchmarks.nano import COCO, NUM_CAPTIONS, NUM_REAL
 from kgcli.evaluation.benchmarks.nano_data import NanoData, coco_data, dreambench_data
 from kgcli.evaluation.benchmarks.nano_skills import SHIPPED_JUDGES
 from kgcli.evaluation.extractors.base import Extractors, PictureExtractor
@@ -60,7 +60,7 @@ def _dreambench(run: RunFolder, cache: Path, both: Extractors, progress: Progres
 
 
 def _coco(run: RunFolder, cache: Path, both: Extractors, progress: Progress | None) -> Scores:
-    data = coco_data(Path(run.plan.data), int(run.plan.protocol["num_real"]))
+    data = coco_data(Path(run.plan.data), _num_real(run))
     _check(data, run)
     photos = [data.folder / photo for photo in data.photos[""]]
     real = RealPictures(files=photos, cache=cache, num_reference=NUM_CAPTIONS)
@@ -74,6 +74,14 @@ def _coco(run: RunFolder, cache: Path, both: Extractors, progress: Progress | No
     return dataclasses.replace(scores, figures=figures)
 
 
+def _num_real(run: RunFolder) -> int:
+    """The size of the run's real set, which is rendered where it is not there yet. Raises: MissingError."""
+    num = run.plan.fact("num_real", int)
+    if not 2 <= num <= NUM_REAL:
+        raise MissingError(f"the plan of {run.path} is damaged: protocol.num_real is {num}; it must be 2 to {NUM_REAL}")
+    return num
+
+
 def _with_interval(
     figure: Figure, run: RunFolder, photos: Sequence[Path], extractor: PictureExtractor, cache: Path
 ) -> Figure:
@@ -84,5 +92,5 @@ def _with_interval(
 
 def _check(data: NanoData, run: RunFolder) -> None:
     """Pillow of another version may render other pictures. Raises: MissingError."""
-    if data.sha256 != run.plan.protocol["data_sha256"]:
+    if data.sha256 != run.plan.fact("data_sha256", str):
         raise MissingError(f"the pictures in {data.folder} are no longer those of the run {run.path}; put them back")
