@@ -54,3 +54,11 @@ class PartialBatchError(KgError):
     """Some items of a batch failed; the others are written."""
 
     exit_code = 6
+
+
+class OutputError(KgError):
+    """A file or folder cannot be written where it should go."""
+
+
+class BusyError(KgError):
+    """Another process is at work in the same folder."""

@@ -15,7 +15,7 @@ FILES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.r
 # its own row; `model` and `data` are strangers. Types for annotations alone count as imports too.
 LAYERS = [
     ("version", "errors"),
-    ("files", "config", "runtime", "world"),
+    ("files", "reading", "config", "runtime", "world"),
     ("model", "data"),
     ("weights",),
     ("inference",),
@@ -34,7 +34,7 @@ LONGEST_CHAIN = 99
 HEAVY = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "safetensors", "einops")
 # Runs before torch loads: all checks of prompts, images, settings, folders and recipes.
 LIGHT = (
-    *("errors", "version", "config", "runtime", "files", "world", "engine", "cli"),
+    *("errors", "version", "config", "runtime", "files", "reading", "world", "engine", "cli"),
     *("data.prompt", "data.tokenizer", "data.images", "weights.folder", "weights.shipped"),
     *(f"inference.{name}" for name in ("adapters", "inputs", "metadata", "output", "replay", "request")),
 )

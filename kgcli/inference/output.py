@@ -13,17 +13,13 @@ from pathlib import Path
 from PIL import Image
 
 from kgcli.data.prompt import Prompt
-from kgcli.errors import KgError, UsageError
+from kgcli.errors import OutputError, UsageError
 from kgcli.inference.metadata import FORMATS, Metadata, encode_picture, sidecar
 from kgcli.inference.request import Request
 
 FIELDS = ("prompt", "seed", "index")
 DEFAULT_TEMPLATE = "{prompt}-{seed}.png"
 SLUG_LENGTH = 40  # characters
-
-
-class OutputError(KgError):
-    """A picture cannot be written where it should go."""
 
 
 @dataclass(frozen=True)
