@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 
 from kgcli.config import OFFLOADS, QUANTIZE
 from kgcli.errors import IncompatibleError, OutOfMemoryError, UsageError
@@ -130,6 +131,11 @@ def check_quantize(name: str, device: str = "auto") -> None:
 def is_offline(asked: bool = False) -> bool:
     """Return whether nothing may be fetched: it was asked for, or the Hub's own variable says so."""
     return asked or os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "True")
+
+
+def user_cache() -> Path:
+    """Return the folder where anything that can be made again is kept between runs: kgcli in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kgcli"
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:

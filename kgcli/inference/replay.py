@@ -16,7 +16,8 @@ from kgcli.data.prompt import ImageRef, Prompt
 from kgcli.errors import ImageError, IncompatibleError, MissingError, PromptError
 from kgcli.inference.adapters import Adapters, Control, Lora, Source, read_kinds
 from kgcli.inference.metadata import read_metadata
-from kgcli.weights.folder import ModelFolder, hash_files, is_hub_id
+from kgcli.weights.folder import ModelFolder, hash_files
+from kgcli.weights.hub import is_hub_id
 from kgcli.weights.shipped import find_adapter, find_picture
 
 _log = logging.getLogger(__name__)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 import struct
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +14,7 @@ from typing import Any
 from kgcli.config import CONFIG_NAME, ModelConfig, read_model_config
 from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import IncompatibleError, MissingError
-from kgcli.runtime import is_offline
+from kgcli.weights.hub import is_hub_id, snapshot
 from kgcli.weights.shipped import DEFAULT_MODEL, SD15_SIZES
 
 WEIGHTS_NAME = "model.safetensors"
@@ -140,22 +139,7 @@ def _find_model(model: str | None, offline: bool) -> Path:
         raise MissingError(f"{model} is a file; a model is a folder with {CONFIG_NAME} and {WEIGHTS_NAME}")
     if not is_hub_id(model):
         raise MissingError(f"there is no model folder {model}")
-    return _download(model, offline)
-
-
-def _download(repository: str, offline: bool) -> Path:
-    """The folder of a Hub repository, from the cache where it is there."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    offline = is_offline(offline)
-    try:
-        return Path(snapshot_download(repository, local_files_only=offline))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        why = "it is not in the local cache and --offline is set" if offline else str(error).split("\n")[0]
-        raise MissingError(
-            f"there is no model folder {repository}, and no such model could be fetched: {why}"
-        ) from None
+    return snapshot(model, offline=offline)
 
 
 def _find_decoder(folder: Path, decoder: str, width: int) -> str:
@@ -234,11 +218,6 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
         raise MissingError(f"{folder} has no {name}; a diffusers folder has one") from None
     except ValueError:
         raise MissingError(f"{folder / name} is damaged (no JSON); fetch or copy it again") from None
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a name can be that of a Hub repository."""
-    return re.fullmatch(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", name) is not None
 
 
 def hash_files(paths: list[Path]) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from kgcli.evaluation.run.folder import Item
+from kgcli.evaluation.plan import Item
 
 
 @dataclass(frozen=True, kw_only=True)

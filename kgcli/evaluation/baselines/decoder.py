@@ -26,8 +26,9 @@ from kgcli.inference.pipeline import seeded
 from kgcli.inference.schedulers import make_scheduler
 from kgcli.model.diffusion import Diffusion
 from kgcli.model.randomness import StepRandom
-from kgcli.runtime import choose_device, is_offline
-from kgcli.weights.folder import RENAMED_REPOSITORIES, check_diffusers_part, hash_files, is_hub_id
+from kgcli.runtime import choose_device
+from kgcli.weights.folder import RENAMED_REPOSITORIES, check_diffusers_part, hash_files
+from kgcli.weights.hub import is_hub_id, snapshot
 from kgcli.weights.shipped import DEFAULT_MODEL
 
 PARTS = ("unet", "vae", "text_encoder")
@@ -91,7 +92,7 @@ def find_decoder(location: str | None, offline: bool) -> DecoderFolder:
     if not path.is_dir():
         if location is None or not is_hub_id(location):
             raise MissingError(f"there is no decoder folder {path}")
-        path = fetch(RENAMED_REPOSITORIES.get(location, location), DECODER_FILES, offline)
+        path = snapshot(RENAMED_REPOSITORIES.get(location, location), files=DECODER_FILES, offline=offline)
     configs = {part: check_diffusers_part(path, part) for part in PARTS}
     width, blocks = configs["unet"].get("cross_attention_dim"), configs["vae"].get("block_out_channels")
     latent_size = configs["unet"].get("sample_size")
@@ -112,26 +113,6 @@ DECODER_FILES = (
     "text_encoder/model.safetensors",
     *(f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae")),
 )
-
-
-def fetch(repository: str, files: Sequence[str] | None, offline: bool) -> Path:
-    """The folder of a Hub repository, from the cache where it is there; `files` are patterns of those needed.
-
-    Raises: MissingError.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    offline = is_offline(offline)
-    try:
-        return Path(
-            snapshot_download(repository, local_files_only=offline, allow_patterns=list(files) if files else None)
-        )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        why = "it is not in the local cache and --offline is set" if offline else str(error).split("\n")[0]
-        raise MissingError(
-            f"there is no folder {repository}, and nothing of that name could be fetched: {why}"
-        ) from None
 
 
 class TextDecoder:

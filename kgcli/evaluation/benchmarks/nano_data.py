@@ -31,7 +31,7 @@ from kgcli.evaluation.benchmarks.nano import (
     photo_specs,
     subjects,
 )
-from kgcli.evaluation.run.folder import sha256
+from kgcli.files import sha256
 from kgcli.world.spec import render
 
 INDEX = "data.json"

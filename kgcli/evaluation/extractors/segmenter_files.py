@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 from kgcli.errors import IncompatibleError, MissingError
-from kgcli.evaluation.extractors.weight_files import Weights, hash_of
-from kgcli.runtime import is_offline
-from kgcli.weights.folder import is_hub_id
+from kgcli.evaluation.extractors.weight_files import Weights
+from kgcli.files import sha256
+from kgcli.weights.hub import HubError, is_hub_id, snapshot
 
 DEFAULT = "default"  # the word for this one:
 REPOSITORY = "CIDAS/clipseg-rd64-refined"
@@ -43,7 +43,7 @@ def find_segmenter(name: str, *, offline: bool = False) -> Weights:
     found = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
     if found is None:
         raise MissingError(f"the segmenter {folder} has no {' or '.join(WEIGHTS)}; copy the whole repository again")
-    return Weights(found, hash_of(found))
+    return Weights(found, sha256(found))
 
 
 def _kind_of(folder: Path) -> str:
@@ -60,22 +60,15 @@ def _of_hub(repository: str, offline: bool) -> Path:
     """The folder of a Hub repository, from the cache where it is there; of the weights one file is fetched."""
     if not is_hub_id(repository):
         raise MissingError(f"there is no segmenter folder {repository}")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    offline = is_offline(offline)
     settings = [file for choices in SETTINGS for files in choices for file in files]
     try:
         for weights in WEIGHTS:
-            folder = Path(snapshot_download(repository, local_files_only=offline, allow_patterns=[*settings, weights]))
+            folder = snapshot(repository, files=[*settings, weights], offline=offline)
             if (folder / weights).is_file():
                 break
         return folder
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        why = "not in the local cache, and nothing is fetched offline"
-        if not offline:
-            why = f"could not be fetched ({str(error).splitlines()[0]})"
+    except HubError as error:
         raise MissingError(
-            f"the segmenter {repository} is no folder and {why}: copy "
+            f"the segmenter {repository} is no folder, and {error}: copy "
             f"https://huggingface.co/{repository} into a folder and give --segmenter FOLDER, or run once online"
         ) from None

@@ -11,8 +11,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kgcli.errors import MissingError, UsageError
-from kgcli.evaluation.metrics.clusters import paired, subject_means
-from kgcli.evaluation.run.folder import PLAN, SCORES, RunFolder
+from kgcli.evaluation.metrics.intervals import paired, subject_means
+from kgcli.evaluation.plan import PLAN, SCORES
+from kgcli.evaluation.report.tables import aligned
+from kgcli.evaluation.run.folder import RunFolder
 from kgcli.evaluation.scores import Figure, Measure, PictureScore, Scores
 
 DIFFERENCES_NAMED = 3  # keys in the message of a refusal
@@ -209,7 +211,7 @@ def _figure_lines(comparison: Comparison) -> list[str]:
     rows = [["measure [95 % interval]", *figures]]
     for measure in shown:
         rows.append([_title(measure), *(_cell(found.get(measure.name)) for found in figures.values())])
-    return _aligned(rows)
+    return [aligned(rows)]
 
 
 def _difference_lines(comparison: Comparison) -> list[str]:
@@ -224,7 +226,7 @@ def _difference_lines(comparison: Comparison) -> list[str]:
         return ["no measure has values for single pictures that the runs have in common: no paired differences"]
     first = comparison.runs[0].name
     heading = f"differences from {first}, paired on subjects (* both intervals leave out 0)"
-    return [heading, *_aligned(rows)]
+    return [heading, aligned(rows)]
 
 
 def _title(measure: Measure) -> str:
@@ -240,8 +242,3 @@ def _cell(figure: Figure | None) -> str:
 
 def _interval(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"[{low:.4f}, {high:.4f}]"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

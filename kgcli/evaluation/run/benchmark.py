@@ -20,15 +20,16 @@ from kgcli.evaluation.baselines.table import make, source_facts
 from kgcli.evaluation.benchmarks import coco, dreambench
 from kgcli.evaluation.benchmarks import nano as nano_suites
 from kgcli.evaluation.benchmarks.coco import PUBLISHED, choose_captions, coco_plan
-from kgcli.evaluation.benchmarks.dreambench import DreamBenchAsk, multi_plan, single_plan
+from kgcli.evaluation.benchmarks.dreambench import multi_plan, single_plan
 from kgcli.evaluation.benchmarks.dreambench_data import HOW_TO_GET, open_dreambench
 from kgcli.evaluation.benchmarks.nano_data import coco_data, dreambench_data
-from kgcli.evaluation.extractors.weight_files import user_cache
-from kgcli.evaluation.run.folder import PLAN, Plan, RunFolder
+from kgcli.evaluation.plan import PLAN, DreamBenchOptions, Plan
+from kgcli.evaluation.run.folder import RunFolder
 from kgcli.evaluation.run.foreign import find_pictures, foreign_plan, take_pictures
 from kgcli.evaluation.run.generate import POLL_SECONDS, draw_run, environment_shard, finish, wait_for_pictures
 from kgcli.evaluation.run.ray_engine import check_ray, draw_with_ray
-from kgcli.evaluation.run.suites import Ready, Scoring, check_texts, get_ready, score_run
+from kgcli.evaluation.run.scoring import Ready, Scoring, check_texts, get_ready, score_run
+from kgcli.runtime import user_cache
 from kgcli.version import __version__
 
 STEPS = ("draw", "score")
@@ -51,7 +52,7 @@ class Bench:
     engine: str = "local"
     num_workers: int = 1
     scoring: Scoring = Scoring()
-    ask: DreamBenchAsk = DreamBenchAsk()
+    ask: DreamBenchOptions = DreamBenchOptions()
     captions: str = PUBLISHED
     num: int | None = None  # captions
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kgcli.errors import MissingError, UsageError
-from kgcli.inference.output import write_bytes
+from kgcli.files import write_whole
 
 PLAN, MANIFEST, SCORES = "plan.json", "manifest.jsonl", "scores.json"
 
@@ -103,7 +103,7 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"the folder {path} cannot be made: {error.strerror}; choose another") from None
-        write_bytes(path / PLAN, text.encode())
+        write_whole(path / PLAN, text.encode())
         return cls(path, plan)
 
     @classmethod
@@ -124,7 +124,7 @@ class RunFolder:
         """One picture, whole or not at all."""
         target = self.path / item.path
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(target, content)
+        write_whole(target, content)
 
     def write_manifest(self) -> None:
         """The manifest of a run whose pictures are all there. Raises: MissingError that counts those which are not."""
@@ -136,7 +136,7 @@ class RunFolder:
             json.dumps({**dataclasses.asdict(item), "sha256": sha256(self.path / item.path), **shared})
             for item in self.plan.items
         ]
-        write_bytes(self.path / MANIFEST, ("\n".join(lines) + "\n").encode())
+        write_whole(self.path / MANIFEST, ("\n".join(lines) + "\n").encode())
 
 
 def sha256(path: Path) -> str:

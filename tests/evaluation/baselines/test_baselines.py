@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from kgcli.evaluation.baselines.blip_diffusion import BlipDiffusion
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_model import make_diffusion
@@ -13,13 +14,12 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVi
 from kgcli.errors import IncompatibleError, MissingError, UsageError
 from kgcli.evaluation.baselines import per_subject
 from kgcli.evaluation.baselines.base import MethodOptions
-from kgcli.evaluation.baselines.blip_diffusion import BlipDiffusion
 from kgcli.evaluation.baselines.decoder import find_decoder
 from kgcli.evaluation.baselines.dreambooth import LORA_WEIGHTS, DreamBooth
 from kgcli.evaluation.baselines.ip_adapter import IpAdapter
 from kgcli.evaluation.baselines.textual_inversion import TOKEN, WEIGHTS, TextualInversion, word_of
 from kgcli.evaluation.baselines.words import name_subject, reference_names, split_subject
-from kgcli.evaluation.run.folder import Item
+from kgcli.evaluation.plan import Item
 from kgcli.training.stages.decoder import clip_tokenizer
 
 QUICK = {

@@ -20,7 +20,7 @@ from kgcli.evaluation.metrics.distribution import DistributionExtractor
 from kgcli.evaluation.metrics.frechet import Moments, Reference
 from kgcli.evaluation.report.compare import Run, check_comparable
 from kgcli.evaluation.run.score import RealPictures, score_distribution, score_subjects
-from kgcli.evaluation.run.suites import Scoring, get_ready
+from kgcli.evaluation.run.scoring import Scoring, get_ready
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from random_inception import write_random_inception
 from subject_run import SUBJECTS, Colours, build_run, draw
 
 from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.extractors.base import Extractors
 from kgcli.evaluation.extractors.inception import NETWORKS, PRESETS, InceptionExtractor
 from kgcli.evaluation.extractors.published import ClipExtractor, DinoExtractor
-from kgcli.evaluation.extractors.random_inception import write_random_inception
 from kgcli.evaluation.metrics.distribution import DistributionExtractor
 from kgcli.evaluation.metrics.frechet import Moments, Reference
 from kgcli.evaluation.metrics.subjects import SubjectPhotos

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kgcli.evaluation.metrics.clusters import cluster_mean
+from kgcli.evaluation.metrics.intervals import cluster_mean
 from kgcli.evaluation.report.compare import Key, cluster_means, values_of
 from kgcli.evaluation.report.page.markup import Html, tag
 from kgcli.evaluation.report.page.tables import Figures, interval, number
