@@ -14,7 +14,6 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from kgcli.config import OFFLOADS, QUANTIZE
 from kgcli.errors import IncompatibleError, OutOfMemoryError, UsageError
 from kgcli.version import __version__
 
@@ -77,6 +76,8 @@ def choose_offload(name: str, device: str) -> str:
 
     Raises: UsageError.
     """
+    from kgcli.config import OFFLOADS
+
     if name not in OFFLOADS:
         raise UsageError(f"--offload is {name}; it must be one of {', '.join(OFFLOADS)}")
     if name != "none" and not device.startswith("cuda"):
@@ -112,6 +113,8 @@ def check_quantize(name: str, device: str = "auto") -> None:
         UsageError: there is no such kind, or the library is not installed.
         IncompatibleError: the device cannot compute with it.
     """
+    from kgcli.config import QUANTIZE
+
     if name not in QUANTIZE:
         raise UsageError(f"--quantize is {name}; it must be one of {', '.join(QUANTIZE)}")
     if name == "none":

@@ -31,7 +31,7 @@ class BenchFlags:
         str,
         _flag(
             "--method",
-            help="Who draws: kosmosg, sd, copy-input, textual-inversion, dreambooth, blip-diffusion, ip-adapter, "
+            help="Who draws: kosmosg, sd, copy-input, textual-inversion, dreambooth, ip-adapter, "
             "package.module:Class or file.py:Class.",
         ),
     ] = "kosmosg"

@@ -15,14 +15,7 @@ from pathlib import Path
 
 from kgcli.data.images import Picture, read_picture
 from kgcli.errors import ImageError, IncompatibleError, MissingError, UsageError
-from kgcli.weights.folder import (
-    ModelFolder,
-    check_diffusers_part,
-    check_single_file,
-    check_width,
-    hash_files,
-    is_hub_id,
-)
+from kgcli.weights.folder import ModelFolder, check_diffusers_part, check_single_file, check_width, hash_files
 from kgcli.weights.shipped import find_adapter, find_picture
 
 MAX_LORA_SCALE = 10.0  # either way: below 0 a LoRA takes away what it would add
@@ -218,6 +211,8 @@ def _find_source(location: str, flag: str) -> Source:
         if not weights:
             raise MissingError(f"{flag}: {folder} holds no weights (a .safetensors file)")
         return Source(location=str(folder), name=folder.resolve().name, sha256=hash_files(weights))
+    from kgcli.weights.hub import is_hub_id
+
     if not is_hub_id(location):
         raise MissingError(f"{flag}: there is no folder {location}")
     return Source(location=location, name=location)

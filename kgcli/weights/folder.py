@@ -14,7 +14,6 @@ from typing import Any
 from kgcli.config import CONFIG_NAME, ModelConfig, read_model_config
 from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import IncompatibleError, MissingError
-from kgcli.weights.hub import is_hub_id, snapshot
 from kgcli.weights.shipped import DEFAULT_MODEL, SD15_SIZES
 
 WEIGHTS_NAME = "model.safetensors"
@@ -137,6 +136,8 @@ def _find_model(model: str | None, offline: bool) -> Path:
         return path
     if path.exists():
         raise MissingError(f"{model} is a file; a model is a folder with {CONFIG_NAME} and {WEIGHTS_NAME}")
+    from kgcli.weights.hub import is_hub_id, snapshot
+
     if not is_hub_id(model):
         raise MissingError(f"there is no model folder {model}")
     return snapshot(model, offline=offline)
@@ -162,6 +163,8 @@ def _find_decoder(folder: Path, decoder: str, width: int) -> str:
     if decoder in RENAMED_REPOSITORIES:
         _log.warning("%s has moved: using %s", decoder, RENAMED_REPOSITORIES[decoder])
         return RENAMED_REPOSITORIES[decoder]
+    from kgcli.weights.hub import is_hub_id
+
     if not is_hub_id(decoder):
         raise MissingError(f"there is no decoder {decoder}, neither in {folder} nor as a folder or file of its own")
     return decoder

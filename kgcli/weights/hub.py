@@ -126,6 +126,16 @@ def ask(repository: str, file: str, *, revision: str | None = None) -> Stated:
     return Stated(url, found.commit_hash, found.etag, found.size)
 
 
+def has_file(repository: str, file: str, revision: str | None = None, *, offline: bool = False) -> bool:
+    """Tell whether a repository has a file that can be had: in the local cache, or on the Hub."""
+    if _cached(repository, file, revision) is not None:
+        return True
+    try:
+        return not is_offline(offline) and bool(ask(repository, file, revision=revision))
+    except HubError:
+        return False
+
+
 def sha256_of(path: Path) -> str:
     """Hash a file."""
     with path.open("rb") as file:

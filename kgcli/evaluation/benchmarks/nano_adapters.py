@@ -26,7 +26,6 @@ from kgcli.evaluation.metrics.exact import StyleScale, edge_f1
 from kgcli.evaluation.metrics.intervals import estimate
 from kgcli.evaluation.metrics.recognition import SHIPPED, SIZE, Recognition
 from kgcli.evaluation.plan import Item, Plan
-from kgcli.evaluation.report.grid import write_rows
 from kgcli.evaluation.report.skills import ALL, Layout, Report, Row
 from kgcli.inference.adapters import Adapters, Control, Lora, Source, find_controlnet, read_lora
 from kgcli.inference.control_maps import make_map
@@ -228,6 +227,8 @@ def _rows(section: str, found: Mapping[str, Images], plan: Plan, recognise: Reco
 
 def _write_grid(plan: Plan, answers: Mapping[str, Mapping[str, Images]], path: Path) -> None:
     """Rows of images: prompt, map, with and without ControlNet; with LoRA, and true render in the style."""
+    from kgcli.evaluation.report.grid import write_rows
+
     controlled, styled = answers["controlnet"], answers["lora"]
     rows = [
         [case_of(item).images[0] for item in plan.items],

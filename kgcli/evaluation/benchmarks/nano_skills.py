@@ -18,14 +18,10 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from kgcli.evaluation.baselines.base import Method, MethodOptions
-from kgcli.evaluation.baselines.copy_input import CopyInput
-from kgcli.evaluation.baselines.kosmosg import KosmosG
-from kgcli.evaluation.baselines.sd import StableDiffusion, has_text_encoder
 from kgcli.evaluation.baselines.world import Other, Reconstruction, Truth
 from kgcli.evaluation.benchmarks.skills import TASKS, Case, case_of, skills_plan, write_inputs
 from kgcli.evaluation.metrics.recognition import SHIPPED, Recognition
 from kgcli.evaluation.plan import Item, Plan
-from kgcli.evaluation.report.grid import write_cases
 from kgcli.evaluation.report.skills import Report, Row, summarise
 from kgcli.evaluation.scores import picture_score
 
@@ -71,6 +67,8 @@ def evaluate(
         write_inputs(plan)
         rows = measure(columns_of(model, before), plan, chosen, keep=answers)
     if grid is not None:
+        from kgcli.evaluation.report.grid import write_cases
+
         write_cases(_in_turns(answers), grid)
     facts = {
         "protocol": PROTOCOL,
@@ -89,6 +87,10 @@ def evaluate(
 
 def columns_of(model: Model, before: Model | None = None) -> Columns:
     """Return the methods that are measured, and on which tasks."""
+    from kgcli.evaluation.baselines.copy_input import CopyInput
+    from kgcli.evaluation.baselines.kosmosg import KosmosG
+    from kgcli.evaluation.baselines.sd import StableDiffusion, has_text_encoder
+
     options, all_tasks = MethodOptions(), tuple(TASKS)
     truth = Truth(options)
     columns: dict[str, tuple[Method, Sequence[str]]] = {"model": (KosmosG.of(model), all_tasks)}

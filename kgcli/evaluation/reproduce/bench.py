@@ -24,7 +24,6 @@ from kgcli.evaluation.run.nano_score import score_nano
 from kgcli.evaluation.scores import Scores
 from kgcli.files import write_whole
 from kgcli.runtime import choose_device
-from kgcli.training.loop import train
 
 
 class NanoBench:
@@ -64,6 +63,8 @@ class NanoBench:
 
 def run(ask: Reproduction, weights: Path | None = None) -> str:
     """Reproduce a table; returns it as Markdown. Raises: KgError."""
+    from kgcli.training.loop import train
+
     choose_device(ask.device)  # before anything is trained, as are the extractors
     bench = NanoBench.open(ask.out / "data", weights)
     return write_table(ask, reproduce(ask, train, bench))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from kgcli.evaluation.report.tables import CSV, MARKDOWN, PICTURES_CSV, pictures
 from kgcli.evaluation.run.real_set import chosen, real_set
 from kgcli.evaluation.scores import Figure, Measure, PictureScore, Scores, figures_of
 from kgcli.files import write_whole
-from kgcli.version import __version__
+from kgcli.runtime import versions
 
 PACKAGES = (
     *("clean-fid", "numpy", "open_clip_torch", "pillow", "scipy"),
@@ -190,12 +189,12 @@ def _scores(
     pictures: tuple[PictureScore, ...],
     notes: Sequence[str],
 ) -> Scores:
-    versions = {"kgcli": __version__, **{name: metadata.version(name) for name in PACKAGES}}
+    found = versions(PACKAGES)
     return Scores(
         suite=plan.suite,
         protocol={**plan.protocol, "num_pictures": len({item.path for item in plan.items}), "scoring": dict(scoring)},
         method=plan.method,
-        versions=versions,
+        versions={name: version for name, version in found.items() if name != "python"},
         data=plan.data,
         measures=measures,
         figures=figures,

@@ -10,14 +10,13 @@ from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.benchmarks.coco import HOW_TO_GET
 from kgcli.evaluation.benchmarks.dreambench_data import SUBJECTS, input_photo, open_dreambench
 from kgcli.evaluation.extractors.segmenter_files import find_segmenter
-from kgcli.evaluation.extractors.weight_files import Weights, resolve_all
+from kgcli.evaluation.extractors.weight_files import resolve_all
 from kgcli.evaluation.plan import Item, Plan
 from kgcli.evaluation.run.folder import RunFolder
 from kgcli.evaluation.run.generate import Progress
 from kgcli.evaluation.run.scoring import Ready, Scoring
 
 if TYPE_CHECKING:
-    from kgcli.evaluation.extractors.base import PictureExtractor
     from kgcli.evaluation.metrics.subjects import Masks
 
 REAL = "val2014"  # folder of COCO
@@ -54,7 +53,8 @@ def _of_photo(item: Item, photo: str) -> Item:
 def score_published_subjects(run: RunFolder, ready: Ready, device: str, progress: Progress) -> None:
     """Score a run of DreamBench, of one subject in each prompt or several."""
     from kgcli.evaluation.extractors.base import Extractors
-    from kgcli.evaluation.extractors.published import ClipExtractor, DinoExtractor
+    from kgcli.evaluation.extractors.dino import DINO, SIMILARITY, DinoExtractor
+    from kgcli.evaluation.extractors.published import ClipExtractor
     from kgcli.evaluation.metrics.subjects import SubjectPhotos
     from kgcli.evaluation.run.score import score_subjects
 
@@ -63,19 +63,13 @@ def score_published_subjects(run: RunFolder, ready: Ready, device: str, progress
         raise MissingError(f"the photos in {data.folder} are no longer those of this run; put them back")
     references = {name: SubjectPhotos(photos, input_photo(name)) for name, photos in data.photos.items()}
     extractors = Extractors(
-        dino=DinoExtractor(ready.weights["dino"], device),
+        dino=DinoExtractor(DINO, ready.weights["dino"], device),
         clip=ClipExtractor(ready.weights["clip"], device),
-        dinov2=_dinov2(ready.weights["dinov2"], device) if "dinov2" in ready.weights else None,
+        dinov2=DinoExtractor(SIMILARITY, ready.weights["dinov2"], device) if "dinov2" in ready.weights else None,
     )
     plan = each_subject(run.plan)
     masks = _masks(run.path, plan, data.folder, ready, device)
     score_subjects(run.path, plan, references, extractors, masks=masks, progress=progress.add)
-
-
-def _dinov2(weights: Weights, device: str) -> PictureExtractor:
-    from kgcli.evaluation.extractors.dinov2 import SIMILARITY, Dinov2Extractor
-
-    return Dinov2Extractor(SIMILARITY, weights, device)
 
 
 def _masks(folder: Path, plan: Plan, data: Path, ready: Ready, device: str) -> Masks | None:
@@ -109,9 +103,9 @@ def score_coco(run: RunFolder, ready: Ready, device: str, cache: Path, progress:
         real, fake = (InceptionExtractor(network, to_bytes) for to_bytes in (asked.real, asked.fake))
         presets.append(DistributionExtractor(name, real, fake))
     if "fd-dinov2" in also:
-        from kgcli.evaluation.extractors.dinov2 import DISTANCE, Dinov2Extractor
+        from kgcli.evaluation.extractors.dino import DISTANCE, DinoExtractor
 
-        looks = Dinov2Extractor(DISTANCE, ready.weights["dinov2-large"], device)
+        looks = DinoExtractor(DISTANCE, ready.weights["dinov2-large"], device)
         presets.append(DistributionExtractor("dinov2", looks, looks, frechet="FD", kernel="KD"))
     score_distribution(
         run.path,

@@ -5,14 +5,13 @@ import shutil
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from kgcli.evaluation.baselines.blip_diffusion import BlipDiffusion
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_model import make_diffusion
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from kgcli.errors import IncompatibleError, MissingError, UsageError
-from kgcli.evaluation.baselines import per_subject
+from kgcli.evaluation.baselines import per_subject, table
 from kgcli.evaluation.baselines.base import MethodOptions
 from kgcli.evaluation.baselines.decoder import find_decoder
 from kgcli.evaluation.baselines.dreambooth import LORA_WEIGHTS, DreamBooth
@@ -349,6 +348,6 @@ def _contiguous(weights):
     return [(name, tensor[:, :8].contiguous() if "_ip" in name else tensor) for name, tensor in weights.items()]
 
 
-def test_blip_diffusion_says_why_it_cannot_run_here():
-    with pytest.raises(IncompatibleError, match="do not work with transformers"):
-        BlipDiffusion(MethodOptions())
+def test_blip_diffusion_is_gone_and_says_why():
+    with pytest.raises(UsageError, match="do not work with transformers 5.*--images"):
+        table.make("blip-diffusion", MethodOptions())

@@ -10,8 +10,9 @@ from subject_run import SUBJECTS, Colours, build_run, draw
 
 from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.extractors.base import Extractors
+from kgcli.evaluation.extractors.dino import DINO, DinoExtractor
 from kgcli.evaluation.extractors.inception import NETWORKS, PRESETS, InceptionExtractor
-from kgcli.evaluation.extractors.published import ClipExtractor, DinoExtractor
+from kgcli.evaluation.extractors.published import ClipExtractor
 from kgcli.evaluation.metrics.distribution import DistributionExtractor
 from kgcli.evaluation.metrics.frechet import Moments, Reference
 from kgcli.evaluation.metrics.subjects import SubjectPhotos
@@ -239,7 +240,7 @@ def test_a_set_of_one_is_no_distribution(tmp_path):
 def test_the_full_size_networks_score_a_run(tmp_path):
     """DINO, CLIP and Inception of the true architectures, weights that know nothing: all presets, resumed, equal."""
     plan, references = build_run(tmp_path, images=1)
-    extractors = Extractors(DinoExtractor.random_weights(), ClipExtractor.random_weights())
+    extractors = Extractors(DinoExtractor.random_weights(DINO), ClipExtractor.random_weights())
     scores = score_subjects(tmp_path / "run", plan, references, extractors, out=tmp_path / "subjects")
     assert scores.find("dino_input", "copy-input").value == pytest.approx(1)
     assert 0 < scores.find("dino_all").value < 1 and len(scores.notes) == 2

@@ -7,9 +7,10 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
+from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
-from kgcli.evaluation.report.page.markup import Html, tag
+from kgcli.evaluation.report.page.templates import html
 
 SIDES = ((400, 256), (1500, 176))  # up to so many pictures: longest side in pixels
 SMALLEST_SIDE = 128
@@ -29,15 +30,15 @@ class Thumbnails:
     side: int
     num_missing: int = 0
 
-    def image(self, path: Path, alt: str) -> Html:
+    def image(self, path: Path, alt: str) -> Markup:
         """An <img> that holds the picture, or a box that says it is not there."""
         try:
             content, size = _encode(path, self.side)
         except (OSError, UnidentifiedImageError):
             self.num_missing += 1
-            return tag("span", "no picture", class_="absent", role="img", aria_label=f"missing: {alt}")
+            return html("absent", alt=alt)
         source = "data:image/webp;base64," + base64.b64encode(content).decode()
-        return tag("img", src=source, alt=alt, width=size[0], height=size[1])
+        return html("image", source=source, alt=alt, width=size[0], height=size[1])
 
 
 def _encode(path: Path, side: int) -> tuple[bytes, tuple[int, int]]:
