@@ -26,7 +26,8 @@ from kgcli.evaluation.metrics.exact import StyleScale, edge_f1
 from kgcli.evaluation.metrics.intervals import estimate
 from kgcli.evaluation.metrics.recognition import SHIPPED, SIZE, Recognition
 from kgcli.evaluation.plan import Item, Plan
-from kgcli.evaluation.report.skills import ALL, Layout, Report, Row
+from kgcli.evaluation.report.skills import Layout, Report, Row
+from kgcli.evaluation.scores import ALL
 from kgcli.inference.adapters import Adapters, Control, Lora, Source, find_controlnet, read_lora
 from kgcli.inference.control_maps import make_map
 from kgcli.world.scenes import stylize
@@ -114,17 +115,19 @@ def columns_of(model: Model, source: Source, style: Lora) -> dict[str, dict[str,
     """Return the methods that are measured, by adapter and column."""
     options = MethodOptions()
     truth, styled, plain = Truth(options), StyledTruth(options), KosmosG.of(model)
+    steered, painted = Steered.of(model), Styled.of(model)
+    steered.source, painted.lora = source, style
     return {
         "controlnet": {
             "without": plain,
-            "with": Steered.by(model, source),
+            "with": steered,
             "true": truth,
             "vae": Reconstruction(truth, model),
             "floor": Other(options),
         },
         "lora": {
             "without": plain,
-            "with": Styled.by(model, style),
+            "with": painted,
             "true": styled,
             "vae": Reconstruction(styled, model),
             "floor": truth,
@@ -144,13 +147,6 @@ def answer_all(plan: Plan, columns: Mapping[str, Mapping[str, Method]]) -> dict[
 class Steered(KosmosG):
     """A model with a ControlNet, along the edges of the true renders."""
 
-    @classmethod
-    def by(cls, model: Model, source: Source) -> Steered:
-        """The model with this ControlNet."""
-        method = cls.of(model)
-        method.source = source
-        return method
-
     source: Source
 
     def draw(self, items: Sequence[Item], data: Path, folder: Path) -> Images:
@@ -167,13 +163,6 @@ class Steered(KosmosG):
 
 class Styled(KosmosG):
     """A model with a LoRA on its decoder."""
-
-    @classmethod
-    def by(cls, model: Model, lora: Lora) -> Styled:
-        """The model with this LoRA."""
-        method = cls.of(model)
-        method.lora = lora
-        return method
 
     lora: Lora
 

@@ -28,7 +28,7 @@ SUITE = "nano-skills"
 UNIT = 16  # cases generated at once
 MARK = "<image>"
 EDIT_KINDS = ("scene", "accessory", "colour", "style")
-MEASURES = {
+SKILL_MEASURES = {
     "noun": "right noun, of 58",
     "noun_probability": "probability of the noun",
     "picked": "subject picked, of 20",

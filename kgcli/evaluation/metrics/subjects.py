@@ -22,7 +22,7 @@ from kgcli.evaluation.scores import Measure, PictureScore, picture_score
 COPIED = 0.95  # DINO similarity to the input above which a picture counts as a copy
 COPY_INPUT, ORACLE = "copy-input", "oracle"
 REFERENCES = {"input": "the input", "all": "all photos", "others": "the other photos"}
-MEASURES = (
+SUBJECT_MEASURES = (
     *(
         Measure(name=f"dino_{key}", title=f"DINO to {words}", primary=key == "input")
         for key, words in REFERENCES.items()

@@ -24,7 +24,7 @@ Key = tuple[str, int, int, str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class ScoredRun:
     """A scored run under the name it is shown by."""
 
     name: str
@@ -58,7 +58,7 @@ class Difference:
 class Comparison:
     """Runs of one protocol, the first of which is what the others are compared with."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[ScoredRun, ...]
     measures: tuple[Measure, ...]
     differences: tuple[Difference, ...]
 
@@ -91,19 +91,19 @@ class Comparison:
         return "\n".join([*_figure_lines(self), "", *_difference_lines(self)])
 
 
-def open_runs(paths: Sequence[Path]) -> tuple[Run, ...]:
+def open_runs(paths: Sequence[Path]) -> tuple[ScoredRun, ...]:
     """Scored runs, named by their folders. Raises: MissingError, and UsageError where protocols differ."""
     runs = []
     for path, name in zip(paths, _names(paths), strict=True):
         _check_scored(path)
         folder = path if path.is_dir() else path.parent
-        runs.append(Run(name=name, folder=folder, scores=Scores.read(path)))
+        runs.append(ScoredRun(name=name, folder=folder, scores=Scores.read(path)))
     for run in runs[1:]:
         check_comparable(runs[0], run)
     return tuple(runs)
 
 
-def check_comparable(first: Run, other: Run) -> None:
+def check_comparable(first: ScoredRun, other: ScoredRun) -> None:
     """See that two runs have one suite, protocol and set of pictures. Raises: UsageError that names what differs."""
     if first.scores.suite != other.scores.suite:
         differing = [f"suite {first.scores.suite} against {other.scores.suite}"]
@@ -123,7 +123,7 @@ def check_comparable(first: Run, other: Run) -> None:
         )
 
 
-def compare(runs: Sequence[Run]) -> Comparison:
+def compare(runs: Sequence[ScoredRun]) -> Comparison:
     """The measures of runs of one protocol and their differences from the first."""
     differences = []
     for measure in runs[0].scores.measures:
@@ -164,7 +164,7 @@ def _key(one: PictureScore) -> Key:
     return one.subject, one.prompt, one.image, PurePosixPath(one.path).with_suffix("").as_posix()
 
 
-def _difference(measure: str, first: Scores, run: Run) -> Difference | None:
+def _difference(measure: str, first: Scores, run: ScoredRun) -> Difference | None:
     """None where no picture has this measure in both, as for FID."""
     before, after = values_of(measure, first.pictures), values_of(measure, run.scores.pictures)
     both = before.keys() & after.keys()

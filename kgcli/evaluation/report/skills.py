@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kgcli.evaluation.benchmarks.skills import EDIT_KINDS, MEASURES, TASKS
+from kgcli.evaluation.benchmarks.skills import EDIT_KINDS, SKILL_MEASURES, TASKS
 from kgcli.evaluation.metrics.intervals import Estimate, estimate
 from kgcli.evaluation.report.tables import sections
 from kgcli.evaluation.scores import ALL, PictureScore
@@ -31,7 +31,7 @@ class Layout:
 
 SKILLS = Layout(
     titles={name: task.title for name, task in TASKS.items()},
-    measures=MEASURES,
+    measures=SKILL_MEASURES,
     columns=("model", "before", "base", "true", "vae", "other", "copy"),
     measured=("model", "before", "base"),
     notes=(
@@ -117,7 +117,7 @@ def summarise(task: str, column: str, scored: Sequence[PictureScore]) -> list[Ro
     rows = []
     for kind in (ALL, *(EDIT_KINDS if task == "edit" else ())):
         chosen = [one.values for one in scored if kind in (ALL, one.kind)]
-        for measure in MEASURES:
+        for measure in SKILL_MEASURES:
             values = [one[measure] for one in chosen if measure in one]
             if values:
                 rows.append(Row(task, kind, measure, column, estimate(values)))

@@ -110,7 +110,7 @@ class RowResult:
 
 
 Train = Callable[[Recipe], object]
-Measure = Callable[[Job], Scores]
+MeasureRow = Callable[[Job], Scores]
 
 
 def trainings(ask: Reproduction) -> list[Recipe]:
@@ -131,7 +131,7 @@ def jobs(ask: Reproduction) -> list[Job]:
     return [_job(ask, row, seed) for row in ask.chosen for seed in range(ask.num_seeds)]
 
 
-def reproduce(ask: Reproduction, train: Train, measure: Measure) -> list[RowResult]:
+def reproduce(ask: Reproduction, train: Train, measure: MeasureRow) -> list[RowResult]:
     """Train what is missing, measure every row; what was done before is not done again."""
     for recipe in trainings(ask):
         train(recipe)

@@ -12,68 +12,12 @@ was shared out over processes, leaves the same bytes as one that was not.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kgcli.errors import MissingError, UsageError
-from kgcli.files import write_whole
-
-PLAN, MANIFEST, SCORES = "plan.json", "manifest.jsonl", "scores.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Item:
-    """One picture that is asked for.
-
-    Items of one `unit` are drawn in one batch, whoever draws them: a batch of another make-up may differ in the last
-    bits. `inputs` name pictures below the data folder, in the order of the `<image>` marks of `input_text`.
-    """
-
-    path: str  # of the picture, below the run folder
-    unit: str
-    subject: str  # the cluster of the intervals
-    prompt: int
-    image: int
-    input_text: str  # what the method reads, "<image>" where a picture belongs
-    scored_text: str  # what CLIP-T and other text scores compare with
-    inputs: tuple[str, ...]
-    seed: int
-    class_noun: str = ""
-    category: str = ""  # of the subject: object, live
-    kind: str = ""  # of the prompt: context, accessory, attribute
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """All that a run asks for. Runs are comparable where `protocol` is equal."""
-
-    suite: str  # dreambench, coco; nano-dreambench, nano-coco
-    protocol: dict[str, Any]
-    method: dict[str, Any]  # name, settings, weights' hashes
-    data: str  # the folder the inputs are in
-    items: tuple[Item, ...]
-
-    def to_json(self) -> str:
-        """The plan as the bytes of its file."""
-        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Plan:
-        """The plan of a file's text. Raises: ValueError, TypeError, KeyError, AttributeError where it is none."""
-        fields = json.loads(text)
-        items = tuple(Item(**{**item, "inputs": tuple(item["inputs"])}) for item in fields.pop("items"))
-        return cls(items=items, **fields)
-
-    def units(self) -> list[list[Item]]:
-        """The items in the batches they are drawn in, in order."""
-        batches: dict[str, list[Item]] = {}
-        for item in self.items:
-            batches.setdefault(item.unit, []).append(item)
-        return list(batches.values())
+from kgcli.evaluation.plan import MANIFEST, PLAN, Item, Plan
+from kgcli.files import sha256, write_whole
 
 
 class RunFolder:
@@ -94,7 +38,7 @@ class RunFolder:
         if (path / PLAN).is_file():
             held = cls.open(path)
             if dataclasses.replace(held.plan, data=plan.data) != plan:
-                raise UsageError(f"{path} holds another run ({_difference(held.plan, plan)}); choose another folder")
+                raise UsageError(f"{path} holds another run ({held.plan.difference(plan)}); choose another folder")
             return cls(path, plan)
         # A process that was killed in its first moments leaves the beginnings of a plan.
         if path.exists() and (not path.is_dir() or any(not one.name.startswith(f".{PLAN}.") for one in path.iterdir())):
@@ -137,21 +81,3 @@ class RunFolder:
             for item in self.plan.items
         ]
         write_whole(self.path / MANIFEST, ("\n".join(lines) + "\n").encode())
-
-
-def sha256(path: Path) -> str:
-    """The hash of a file's bytes, in hex."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _difference(one: Plan, other: Plan) -> str:
-    """The first thing two plans differ in, in words."""
-    for part in ("suite", "protocol", "method"):
-        a, b = getattr(one, part), getattr(other, part)
-        if a == b:
-            continue
-        if isinstance(a, str):
-            return f"{part} {a}, not {b}"
-        names: Sequence[str] = sorted(name for name in {*a, *b} if a.get(name) != b.get(name))
-        return ", ".join(f"{name} {a.get(name)}, not {b.get(name)}" for name in names[:3])
-    return "other items"

@@ -25,17 +25,16 @@ from kgcli.evaluation.metrics.subjects import (
     COPY_INPUT,
     DINOV2,
     MASKED,
-    MEASURES,
     ORACLE,
+    SUBJECT_MEASURES,
     Masks,
     SubjectPhotos,
     SubjectScorer,
-    picture_score,
 )
 from kgcli.evaluation.plan import Item, Plan, fingerprint
 from kgcli.evaluation.report.tables import CSV, MARKDOWN, PICTURES_CSV, pictures_to_csv, to_csv, to_markdown
 from kgcli.evaluation.run.real_set import chosen, real_set
-from kgcli.evaluation.scores import Figure, Measure, PictureScore, Scores, figures_of
+from kgcli.evaluation.scores import Figure, Measure, PictureScore, Scores, figures_of, picture_score
 from kgcli.files import write_whole
 from kgcli.runtime import versions
 
@@ -80,7 +79,7 @@ def score_subjects(
     _check_pictures(folder, plan.items)
     scorer = SubjectScorer(plan.items, data or Path(plan.data), references, FeatureCache(out / FOLDER, progress))
     found = scorer(folder, extractors, masks)
-    measures = MEASURES
+    measures = SUBJECT_MEASURES
     photos = fingerprint(hashes([file for _, file in scorer.photo_files()]))
     scoring = {"dino": extractors.dino.facts(), "clip": extractors.clip.facts(), "photos_sha256": photos}
     if masks is not None:

@@ -18,7 +18,7 @@ from kgcli.evaluation.extractors.dino import DISTANCE, SIMILARITY, DinoExtractor
 from kgcli.evaluation.extractors.weight_files import TABLE, Weights
 from kgcli.evaluation.metrics.distribution import DistributionExtractor
 from kgcli.evaluation.metrics.frechet import Moments, Reference
-from kgcli.evaluation.report.compare import Run, check_comparable
+from kgcli.evaluation.report.compare import ScoredRun, check_comparable
 from kgcli.evaluation.run.score import RealPictures, score_distribution, score_subjects
 from kgcli.evaluation.run.scoring import Scoring, get_ready
 
@@ -181,7 +181,7 @@ def test_subjects_have_three_more_measures_and_another_protocol(tmp_path, extrac
     assert scores.find("dinov2_all", "oracle").num_pictures == 9
     without = score_subjects(tmp_path / "run", plan, references, bare, out=tmp_path / "b")
     assert "dinov2_input" not in without.pictures[0].values
-    one, two = (Run(name=name, folder=tmp_path, scores=of) for name, of in (("a", scores), ("b", without)))
+    one, two = (ScoredRun(name=name, folder=tmp_path, scores=of) for name, of in (("a", scores), ("b", without)))
     with pytest.raises(UsageError, match=r"scoring\.dinov2\.\w+ .* against absent"):
         check_comparable(one, two)
 
@@ -212,7 +212,7 @@ def test_sets_have_a_frechet_distance_of_raw_features(tmp_path):
     seen = raw.num_seen
     assert score_distribution(tmp_path / "run", plan, real, presets) == scores and raw.num_seen == seen
     alone = score_distribution(tmp_path / "run", plan, real, presets[:1], out=tmp_path / "alone")
-    one, two = (Run(name=name, folder=tmp_path, scores=of) for name, of in (("a", scores), ("b", alone)))
+    one, two = (ScoredRun(name=name, folder=tmp_path, scores=of) for name, of in (("a", scores), ("b", alone)))
     with pytest.raises(UsageError, match=r"scoring\.dinov2\.fake.* against absent"):
         check_comparable(one, two)
 

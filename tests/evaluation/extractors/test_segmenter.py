@@ -22,7 +22,7 @@ from kgcli.evaluation.extractors.segmenter import ClipSegmenter
 from kgcli.evaluation.extractors.segmenter_files import REPOSITORY, find_segmenter
 from kgcli.evaluation.extractors.weight_files import TABLE
 from kgcli.evaluation.plan import DreamBenchOptions
-from kgcli.evaluation.report.compare import Run, check_comparable
+from kgcli.evaluation.report.compare import ScoredRun, check_comparable
 from kgcli.evaluation.run.masks import masks_from_segmenter
 from kgcli.evaluation.run.score import score_subjects
 from kgcli.evaluation.run.scoring import Scoring, get_ready
@@ -172,12 +172,12 @@ def test_runs_with_other_masks_are_not_compared(tmp_path, segmenter):
     bare = score_subjects(
         tmp_path / "run", plan, references, Extractors(Colours("dino"), Colours("clip")), out=tmp_path / "c"
     )
-    first = Run(name="a", folder=tmp_path, scores=one)
+    first = ScoredRun(name="a", folder=tmp_path, scores=one)
     with pytest.raises(UsageError, match=r"scoring\.masks\.weights_sha256"):
-        check_comparable(first, Run(name="b", folder=tmp_path, scores=two))
+        check_comparable(first, ScoredRun(name="b", folder=tmp_path, scores=two))
     with pytest.raises(UsageError, match=r"scoring\.masks.* against absent"):
-        check_comparable(first, Run(name="c", folder=tmp_path, scores=bare))
-    check_comparable(first, Run(name="d", folder=tmp_path, scores=Scores.read(tmp_path / "a")))
+        check_comparable(first, ScoredRun(name="c", folder=tmp_path, scores=bare))
+    check_comparable(first, ScoredRun(name="d", folder=tmp_path, scores=Scores.read(tmp_path / "a")))
 
 
 def test_each_subject_of_a_picture_is_sought_by_its_own_noun(tmp_path):

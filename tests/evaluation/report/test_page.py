@@ -17,7 +17,7 @@ from markupsafe import Markup
 from PIL import Image
 from scored_run import MEASURES, SUBJECTS, make_caption_run, make_subject_run, rewrite
 
-from kgcli.evaluation.report.compare import Run, open_runs
+from kgcli.evaluation.report.compare import ScoredRun, open_runs
 from kgcli.evaluation.report.page import NANO, build_page
 from kgcli.evaluation.report.page.cases import NUM_EXTREMES, choose
 from kgcli.evaluation.report.page.tables import Figures, number
@@ -193,7 +193,9 @@ def test_captions_are_no_subjects(folder, pages):
     scores = open_runs([folder / "captions"])[0].scores
     own = tuple(dataclasses.replace(one, subject=f"{number:06d}") for number, one in enumerate(scores.pictures))
     for pictures in (scores.pictures, own):
-        run = Run(name="captions", folder=folder / "captions", scores=dataclasses.replace(scores, pictures=pictures))
+        run = ScoredRun(
+            name="captions", folder=folder / "captions", scores=dataclasses.replace(scores, pictures=pictures)
+        )
         page = build_page([run])
         assert 'id="subjects"' not in page and "Pictures 1 to 24" in page
         assert "A caption &lt;b&gt;number&lt;/b&gt; 7 &amp; more" in page

@@ -16,7 +16,7 @@ from kgcli.evaluation.extractors.published import ClipExtractor
 from kgcli.evaluation.metrics.distribution import DistributionExtractor
 from kgcli.evaluation.metrics.frechet import Moments, Reference
 from kgcli.evaluation.metrics.subjects import SubjectPhotos
-from kgcli.evaluation.report.compare import Run, check_comparable
+from kgcli.evaluation.report.compare import ScoredRun, check_comparable
 from kgcli.evaluation.run.masks import masks_from_files, masks_from_segmenter, on_white
 from kgcli.evaluation.run.score import RealPictures, score_distribution, score_subjects
 from kgcli.evaluation.scores import Scores
@@ -157,7 +157,7 @@ def test_masks_take_the_background_away(tmp_path, extractors):
     with pytest.raises(UsageError, match="empty"):
         on_white(Image.new("RGB", (4, 4)), Image.new("L", (4, 4)), "x")
     with pytest.raises(UsageError, match="different protocols"):
-        check_comparable(*(Run(name="a", folder=tmp_path, scores=scores) for scores in (from_files, segmented)))
+        check_comparable(*(ScoredRun(name="a", folder=tmp_path, scores=scores) for scores in (from_files, segmented)))
 
 
 class Dark:

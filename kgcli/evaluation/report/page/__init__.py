@@ -8,7 +8,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from kgcli.evaluation.report.compare import Run, compare, flatten
+from kgcli.evaluation.report.compare import ScoredRun, compare, flatten
 from kgcli.evaluation.report.page.cases import MAX_PICTURES, Cases, choose
 from kgcli.evaluation.report.page.gallery import captioned, extremes, galleries, subject_id
 from kgcli.evaluation.report.page.plots import histogram, subject_plot
@@ -30,7 +30,7 @@ NANO = (
 )
 
 
-def build_page(runs: Sequence[Run], pictures: Sequence[Path] = (), limit: int = MAX_PICTURES) -> str:
+def build_page(runs: Sequence[ScoredRun], pictures: Sequence[Path] = (), limit: int = MAX_PICTURES) -> str:
     """The page of runs of one protocol.
 
     `pictures` are the folders their pictures are below, by default the runs' own; `limit` is how many it shows.

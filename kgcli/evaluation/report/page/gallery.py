@@ -9,7 +9,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from kgcli.evaluation.report.page.cases import Case, Cases
+from kgcli.evaluation.report.page.cases import Cases, ShownCase
 from kgcli.evaluation.report.page.tables import TIMES, Figures, number
 from kgcli.evaluation.report.page.templates import html
 from kgcli.evaluation.report.page.thumbnails import Thumbnails
@@ -31,7 +31,7 @@ def captioned(figures: Figures) -> list[Measure]:
 
 def galleries(figures: Figures, cases: Cases, thumbnails: Thumbnails) -> list[Markup]:
     """One closed box for each subject; its pictures are not decoded before it is opened."""
-    held: dict[int, list[Case]] = {}
+    held: dict[int, list[ShownCase]] = {}
     for case in cases.shown:
         held.setdefault(case.subject, []).append(case)
     alone = len(cases.subjects) == 1
@@ -57,14 +57,14 @@ def extremes(figures: Figures, cases: Cases, thumbnails: Thumbnails, measures: I
 
 
 def _gallery(
-    figures: Figures, place: int, name: str, cases: Sequence[Case], thumbnails: Thumbnails, alone: bool
+    figures: Figures, place: int, name: str, cases: Sequence[ShownCase], thumbnails: Thumbnails, alone: bool
 ) -> Markup:
     inputs = next((case.inputs for case in cases if case.inputs), ())
     kinds = sorted({case.score.category for case in cases} - {""})
     ordered = sorted(
         cases, key=lambda case: (case.score.prompt, case.score.subject, case.score.inputs, case.run, case.score.image)
     )
-    by_inputs: dict[tuple[Path, ...], list[Case]] = {}
+    by_inputs: dict[tuple[Path, ...], list[ShownCase]] = {}
     for case in ordered:
         by_inputs.setdefault(case.inputs, []).append(case)
     return html(
@@ -91,7 +91,7 @@ def _means(figures: Figures, name: str) -> list[tuple[int, str]]:
     return parts
 
 
-def _group(figures: Figures, inputs: Sequence[Path], cases: Sequence[Case], thumbnails: Thumbnails) -> Markup:
+def _group(figures: Figures, inputs: Sequence[Path], cases: Sequence[ShownCase], thumbnails: Thumbnails) -> Markup:
     prompts = Markup("").join(_prompt(figures, list(some), thumbnails) for _, some in groupby(cases, key=_asked))
     return html(
         "group",
@@ -102,11 +102,11 @@ def _group(figures: Figures, inputs: Sequence[Path], cases: Sequence[Case], thum
     )
 
 
-def _asked(case: Case) -> tuple[str, int]:
+def _asked(case: ShownCase) -> tuple[str, int]:
     return case.score.subject, case.score.prompt
 
 
-def _prompt(figures: Figures, cases: Sequence[Case], thumbnails: Thumbnails) -> Markup:
+def _prompt(figures: Figures, cases: Sequence[ShownCase], thumbnails: Thumbnails) -> Markup:
     first, several = cases[0], len(figures.runs) > 1
     rows = [
         (
@@ -125,7 +125,7 @@ def _prompt(figures: Figures, cases: Sequence[Case], thumbnails: Thumbnails) -> 
     )
 
 
-def _case(figures: Figures, case: Case, thumbnails: Thumbnails) -> Markup:
+def _case(figures: Figures, case: ShownCase, thumbnails: Thumbnails) -> Markup:
     values = case.score.values
     shown = [_short(figures, values[one.name], one) for one in captioned(figures) if one.name in values]
     numbers = ",".join(
@@ -146,7 +146,7 @@ def _short(figures: Figures, value: float, measure: Measure) -> str:
     return re.sub(r"^(\W?)0\.", r"\1.", number(value, figures.decimals(measure.name)))
 
 
-def _link(figures: Figures, case: Case, measure: Measure, thumbnails: Thumbnails) -> dict[str, str]:
+def _link(figures: Figures, case: ShownCase, measure: Measure, thumbnails: Thumbnails) -> dict[str, str]:
     return {
         "id": case.id,
         "text": case.score.scored_text,

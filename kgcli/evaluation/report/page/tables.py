@@ -8,7 +8,7 @@ from functools import cached_property
 
 from markupsafe import Markup
 
-from kgcli.evaluation.report.compare import Comparison, Run
+from kgcli.evaluation.report.compare import Comparison, ScoredRun
 from kgcli.evaluation.report.page.cases import has_subjects
 from kgcli.evaluation.report.page.templates import html
 from kgcli.evaluation.scores import ALL, Figure, Measure
@@ -25,7 +25,7 @@ ROWS = {
 class Figures:
     """The figures of all runs, found by run, measure, row and group."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[ScoredRun, ...]
 
     @property
     def measures(self) -> tuple[Measure, ...]:
