@@ -6,6 +6,7 @@ Model sizes (`ModelConfig`) hold for nano and full size alike; the two differ by
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,6 +109,8 @@ class ModelConfig(Strict):
     special_ids: SpecialIds = SpecialIds()
     decoder: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"  # folder inside the model folder, path or Hub id
     max_images: int = 16  # images in one prompt
+    max_subjects: int | None = None  # images that it was trained to combine in one; more get a note
+    image_fit: Literal["pad", "crop", "stretch"] = "pad"  # how an image becomes square where its tag does not say
     generation: GenerationDefaults = GenerationDefaults()
 
     @model_validator(mode="after")
@@ -128,6 +131,7 @@ class ModelConfig(Strict):
 
 
 CONFIG_NAME = "config.json"  # of a model folder
+ALIGNER = "aligner."  # the names of AlignerNet's weights begin so
 OFFLOADS = ("none", "model", "sequential")  # how weights are kept out of an accelerator's memory
 QUANTIZE = ("none", "8bit", "4bit")  # how the MLLM's linear layers are held
 
@@ -156,6 +160,18 @@ def read_model_config_file(path: Path) -> ModelConfig:
             raise MissingError(f"{path} is damaged ({first['msg']}); fetch or copy it again") from None
         where = ".".join(str(part) for part in first["loc"])
         raise IncompatibleError(f"{path} is of another version: {where or 'model'}: {first['msg']}") from None
+
+
+def check_aligner(names: Iterable[str], folder: Path) -> None:
+    """See that there is an AlignerNet among the weights of a folder.
+
+    Raises: IncompatibleError.
+    """
+    if not any(name.startswith(ALIGNER) for name in names):
+        raise IncompatibleError(
+            f"{folder} is the result of stage 1: it has no AlignerNet yet. `kg align` makes one (init_from.model), "
+            "and `kg instruct` after it a model that generates"
+        )
 
 
 # ---------------------------------------------------------------- a training run

@@ -44,6 +44,10 @@ class IncompatibleError(KgError):
     exit_code = 4
 
 
+class NotFiniteError(KgError):
+    """A generated image holds NaN or infinity."""
+
+
 class OutOfMemoryError(KgError):
     """The device's memory did not suffice; the message names the flag to try."""
 

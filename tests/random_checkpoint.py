@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -56,19 +57,28 @@ def config_of(scale: int = 1, num_layers: int = 24) -> ModelConfig:
     return ModelConfig.model_validate(values)
 
 
-def write_random(path: Path, cfg: ModelConfig, stage: str = INSTRUCT, *, legacy: bool = False) -> int:
-    """Write a file of a stage in half precision; returns its size in bytes.
+def write_random(
+    path: Path,
+    cfg: ModelConfig,
+    stage: str = INSTRUCT,
+    *,
+    legacy: bool = False,
+    dtype: torch.dtype = torch.float16,
+    frozen: Mapping[str, torch.Size] | None = None,
+) -> int:
+    """Write a file of a stage; returns its size in bytes. `frozen` are further weights, as of the decoder.
 
     All weights are views of one repeated random block, each with a storage of its own, so that each is written whole.
     """
     shapes = {name: tensor.shape for name, tensor in to_published(expected_weights(cfg, stage)).items()}
-    draws = torch.randn(BLOCK, generator=torch.Generator().manual_seed(0)).half()
+    shapes |= frozen or {}
+    draws = torch.randn(BLOCK, generator=torch.Generator().manual_seed(0)).to(dtype)
     block = draws.repeat(math.ceil(max(map(math.prod, shapes.values())) / BLOCK))
     buffer = memoryview(block.numpy())
     state: dict[str, Tensor] = {}
     for name, shape in shapes.items():
-        state[name] = torch.frombuffer(buffer, dtype=torch.float16, count=shape.numel()).view(shape)
-    state |= published_buffers(cfg.mllm.width // cfg.mllm.num_heads, torch.float16)
+        state[name] = torch.frombuffer(buffer, dtype=dtype, count=shape.numel()).view(shape)
+    state |= published_buffers(cfg.mllm.width // cfg.mllm.num_heads, dtype)
     torch.save(checkpoint_content(state, cfg), path, _use_new_zipfile_serialization=not legacy)
     return path.stat().st_size
 

@@ -19,7 +19,7 @@ from kgcli.world.examples import EXAMPLES
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-README = (ROOT / "README.md").read_text("utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHIPPED_MEGABYTES = 40
 PACKAGES = {
     "PIL": "pillow",
@@ -108,12 +108,14 @@ def test_the_default_model_ships_and_is_small():
     assert size <= SHIPPED_MEGABYTES * 10**6
 
 
-def test_what_the_readme_names_is_there():
-    for command in re.findall(r"\bkg ([a-z]+)\b", README):
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_what_a_page_names_is_there(page):
+    text = page.read_text("utf-8")
+    for command in re.findall(r"\bkg ([a-z]+)\b", text):
         assert command in COMMANDS, command
-    for name in re.findall(r"\b(?:nano|smoke)/[\w/]+\b(?!\.)", README):
+    for name in re.findall(r"\b(?:nano|smoke)/[\w/]+\b(?!\.)", text):
         assert find_shipped(name) or (PACKAGE / name).exists() or (PACKAGE / name).parent.exists(), name
-    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", README):
-        assert (ROOT / link).exists(), link
-    for snippet in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
-        compile(snippet, "README.md", "exec")
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+        assert (page.parent / link).exists(), link
+    for snippet in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        compile(snippet, page.name, "exec")

@@ -26,7 +26,7 @@ COMMANDS = {
     "instruct": ("train:instruct_app", "Stage 3: learn to draw what a prompt with pictures says."),
     "base": ("train:base_app", "Train what the nano model starts from, or its adapters."),
     "convert": ("convert:app", "Make a model folder of a published checkpoint, or the way back."),
-    "models": ("models:app", "Show how large a model's parts are."),
+    "models": ("models:app", "List, fetch and verify published weights; show the sizes of a model."),
     "eval": ("evaluate:app", "Measure a model."),
     "reproduce": ("reproduce:app", "Make the paper's tables at nano size: train, draw, score, compare."),
     "ls": ("recipes:ls_app", "List the shipped recipes and example pictures."),
@@ -34,6 +34,7 @@ COMMANDS = {
     "cat": ("recipes:cat_app", "Print a shipped recipe."),
     "validate": ("recipes:validate_app", "Check recipes without running them."),
 }
+LISTS = (["models", "ls"], ["models", "ls", "--json"])
 
 
 def help_text() -> str:
@@ -52,19 +53,28 @@ def help_text() -> str:
 def main(args: list[str] | None = None) -> None:
     """Run `kg`; turn every failure into one line and an exit code."""
     args = sys.argv[1:] if args is None else args
-    if args and args not in (["--help"], ["--version"]):
+    if args and args not in (["--help"], ["--version"], *LISTS):
         from kgcli.cli.app import run, unwind_on_kill
 
         unwind_on_kill()
         raise SystemExit(run(args))
     try:
-        sys.stdout.write(f"kg {__version__}\n" if args == ["--version"] else help_text())
+        sys.stdout.write(_answer(args))
         sys.stdout.flush()
     except BrokenPipeError:
         from kgcli.cli.app import close_stdout
 
         close_stdout()
         raise SystemExit(1) from None
+
+
+def _answer(args: list[str]) -> str:
+    """What needs no typer, the import of which takes most of the time that these may take."""
+    if args in LISTS:
+        from kgcli.weights.catalogue import sources_text
+
+        return sources_text(as_json="--json" in args)
+    return f"kg {__version__}\n" if args == ["--version"] else help_text()
 
 
 def __getattr__(name: str) -> Any:

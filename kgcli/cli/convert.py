@@ -9,7 +9,9 @@ import typer
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
-Given = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Published file, or model folder.")]
+Given = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="Published file, transformers folder of Kosmos-2, or model folder.")
+]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Model folder to write, or file.")]
 To = Annotated[str, typer.Option("--to", help="folder (ours), or published (a file for the published code).")]
 Dictionary = Annotated[Path | None, typer.Option("--dict", help="The checkpoint's dict.txt.")]
@@ -36,7 +38,9 @@ def convert(
     shard_size: ShardSize = 1.0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make a model folder of a published KOSMOS-G checkpoint of any stage; nothing in the file is ever run.
+    """Make a model folder of a published KOSMOS-G checkpoint of any stage, or of Kosmos-2, which is stage 1.
+
+    Nothing in the file is ever run.
 
     With --to published, CHECKPOINT is a model folder and OUT the file to write.
     """

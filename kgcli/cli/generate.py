@@ -22,8 +22,8 @@ def generate(
     """Make pictures of a prompt with pictures in it.
 
     An image tag stands anywhere, any number of times: <image:cat.png>, <image:cat.png|weight=0.8,fit=crop>,
-    or <image:-1> for the first --image. A plain < is written \\<. Pictures that are not square are padded with
-    white (fit=pad, the default) or cut (fit=crop).
+    or <image:-1> for the first --image. A plain < is written \\<. An image that is not square is padded with
+    white (fit=pad), cut (fit=crop) or squeezed (fit=stretch); the model says which is the default, mostly pad.
     """
     from kgcli.cli import draw
 

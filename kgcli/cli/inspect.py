@@ -41,7 +41,7 @@ def _describe_picture(path: Path) -> dict[str, Any]:
 def _describe_model(path: Path) -> dict[str, Any]:
     from kgcli.weights.folder import open_model
 
-    model = open_model(str(path))
+    model = open_model(str(path), with_aligner=False)
     return {"model": str(path), "sha256": model.sha256, "decoder": model.decoder, **model.cfg.model_dump(mode="json")}
 
 

@@ -60,7 +60,9 @@ class DrawFlags:
         list[str] | None,
         _flag("--map-model", metavar="KIND=FOLDER_OR_ID", help="What makes depth and seg maps (transformers)."),
     ] = None
-    model: Annotated[Text, _flag("--model", help="Model folder or Hub id; default: the small model shipped.")] = None
+    model: Annotated[
+        Text, _flag("--model", help="Model folder, Hub id or pulled name; default: the small model shipped.")
+    ] = None
     decoder: Annotated[
         Text, _flag("--decoder", help="Another image decoder: diffusers folder, Hub id or .safetensors.")
     ] = None

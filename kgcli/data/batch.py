@@ -63,6 +63,7 @@ class Collator:
     needs: frozenset[str]
     image_size: int  # pixels, of targets
     vision_size: int  # pixels, of what the vision tower reads
+    vision_fit: str = "crop"  # how those become square
     num_slots: int = 0
     tokenizer: Tokenizer | None = None
     clip_tokenizer: Any = None
@@ -74,7 +75,8 @@ class Collator:
         if "tokens" in self.needs:
             fields |= self._tokens(samples)
         if "images" in self.needs:
-            images = [to_vision_pixels(image, self.vision_size) for sample in samples for image in sample.images]
+            given = [image for sample in samples for image in sample.images]
+            images = [to_vision_pixels(image, self.vision_size, self.vision_fit) for image in given]
             empty = np.zeros((0, 3, self.vision_size, self.vision_size), np.float32)
             fields["images"] = torch.from_numpy(np.stack(images) if images else empty)
         if "clip_tokens" in self.needs:

@@ -1,7 +1,7 @@
 """Safe opening of untrusted picture files, and the two transforms: vision tower and VAE. No torch.
 
 A picture that is not square is cropped about its centre by the transforms (as the published model does);
-`pad_to_square` keeps all of it instead.
+`pad_to_square` keeps all of it instead, and the fit "stretch" changes its proportions (as Kosmos-2 does).
 """
 
 from __future__ import annotations
@@ -133,13 +133,18 @@ def pad_to_square(image: Image.Image) -> Image.Image:
     return square
 
 
-def to_vision_pixels(image: Image.Image, size: int) -> NDArray[np.float32]:
-    """Pixels for the vision tower: bicubic, centre crop, CLIP normalisation.
+def to_vision_pixels(image: Image.Image, size: int, fit: str = "crop") -> NDArray[np.float32]:
+    """Pixels for the vision tower: bicubic, made square by `fit` (crop, pad or stretch), CLIP normalisation.
 
     Shapes:
         returns: (3, size, size)
     """
-    return _normalise(_resize_and_crop(image, size, Image.Resampling.BICUBIC), CLIP_MEAN, CLIP_STD)
+    if fit == "stretch":
+        square = image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
+    else:
+        whole = pad_to_square(image) if fit == "pad" else image
+        square = _resize_and_crop(whole, size, Image.Resampling.BICUBIC)
+    return _normalise(square, CLIP_MEAN, CLIP_STD)
 
 
 def to_vae_pixels(image: Image.Image, size: int) -> NDArray[np.float32]:

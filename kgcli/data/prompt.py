@@ -19,7 +19,7 @@ from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import PromptError
 
 MAX_WEIGHT = 2.0
-FITS = ("pad", "crop")
+FITS = ("pad", "crop", "stretch")
 PLANNED_OPTIONS = ("mask",)  # part of the grammar, without an effect in this version: refused
 _OPEN = "<image:"
 # What looks like a tag but is none: `<i>` of the published code, `<img:..>`, `<lora:..>`.
@@ -33,8 +33,8 @@ class ImageRef:
 
     path: str = ""
     slot: int | None = None  # from 1; then there is no path
-    weight: float = 1.0  # factor of the image's embeddings, 0 to 2
-    fit: str = ""  # how a picture that is not square becomes one: "pad" or "crop"; "" leaves it to the caller
+    weight: float = 1.0  # from 0 (as if it were not there) by 1 (as it is) to 2 (it alone, without the words)
+    fit: str = ""  # how a picture that is not square becomes one: one of FITS; "" leaves it to the model
     column: int = field(default=1, compare=False)  # of the tag's `<`, from 1
 
     @property
@@ -263,7 +263,7 @@ class _Parser:
             raise self.error(f"option `{name}` needs a value: {name}={_OPTIONS[name]}", at)
         if name == "fit":
             if value not in FITS:
-                raise self.error(f"fit is `{value}`; it must be {' or '.join(FITS)}", at)
+                raise self.error(f"fit is `{value}`; it must be {', '.join(FITS[:-1])} or {FITS[-1]}", at)
             return {"fit": value}
         weight = _to_number(value)
         if not 0 <= weight <= MAX_WEIGHT:  # also refuses NaN

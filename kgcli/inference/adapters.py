@@ -1,6 +1,6 @@
 """LoRA files and ControlNets as a user names them, checked before torch loads. No torch.
 
-style.safetensors:0.7            a LoRA file (kohya or diffusers names), and how strongly it acts
+style.safetensors:0.7            a LoRA (a file, or a folder of diffusers or peft), and how strongly it acts
 canny=photo.jpg:0.8              a ControlNet's kind, the photo its map is made of, and how strongly it acts
 openpose=@pose.png               a ready map, for any kind
 """
@@ -10,18 +10,26 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kgcli.data.images import Picture, read_picture
-from kgcli.errors import ImageError, IncompatibleError, MissingError, UsageError
-from kgcli.weights.folder import ModelFolder, check_diffusers_part, check_single_file, check_width, hash_files
+from kgcli.errors import ImageError, MissingError, UsageError
+from kgcli.weights.folder import (
+    ModelFolder,
+    check_diffusers_part,
+    check_single_file,
+    check_width,
+    hash_files,
+)
+from kgcli.weights.hub import is_hub_id
+from kgcli.weights.lora_header import LoraHeader, lora_file, lora_files, read_lora_header
+from kgcli.weights.safetensors_hash import hash_tensors
 from kgcli.weights.shipped import find_adapter, find_picture
 
 MAX_LORA_SCALE = 10.0  # either way: below 0 a LoRA takes away what it would add
 MAX_CONTROL_SCALE = 2.0
 SD15_WIDTH = 768  # of what Stable Diffusion v1 attends to
-LORA_NAME = "pytorch_lora_weights.safetensors"  # in a folder that diffusers wrote
 MADE_MAPS = ("canny", "scribble", "softedge", "depth", "seg")
 MAP_MODELS = {"depth": "Intel/dpt-large", "seg": "openmmlab/upernet-convnext-small"}  # on the Hub
 CONTROLNETS = {  # for Stable Diffusion v1.5, on the Hub
@@ -56,6 +64,8 @@ class Lora:
 
     source: Source
     scale: float = 1.0
+    autov3: str = ""  # the web UI's and Civitai's hash: sha256 of the tensors alone
+    header: LoraHeader = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +102,9 @@ def read_adapters(
     """
     found = tuple(read_lora(text) for text in loras)
     for lora in found:
+        lora.header.check_width(model.cfg.aligner.width)
+        if shapes := model.unet_shapes():
+            lora.header.place(shapes)
         if [other.source.sha256 for other in found].count(lora.source.sha256) > 1:
             raise UsageError(f"--lora {lora.source.name} is given twice; add up its scales")
     networks = read_kinds(controlnet_models, "--controlnet-model")
@@ -105,20 +118,28 @@ def read_adapters(
 
 
 def read_lora(text: str) -> Lora:
-    """`FILE[:SCALE]`.
+    """`FILE[:SCALE]`, a folder of diffusers or peft too.
 
-    Raises: UsageError, MissingError.
+    Raises: UsageError, MissingError, IncompatibleError.
     """
     location, scale = _split_scale(text, "--lora", -MAX_LORA_SCALE, MAX_LORA_SCALE)
     path = Path(location).expanduser()
-    path = path / LORA_NAME if path.is_dir() else path
     if not path.exists():
         path = find_adapter(location) or path
-    if not path.is_file():
+    if not path.exists():
         raise MissingError(f"there is no LoRA file {path}")
-    if not any("lora" in name for name in check_single_file(path)):
-        raise IncompatibleError(f"{path} is no LoRA file: none of its weights is called so")
-    return Lora(source=Source(location=str(path), name=path.name, sha256=hash_files([path])), scale=scale)
+    return open_lora(path, scale)
+
+
+def open_lora(path: Path, scale: float) -> Lora:
+    """A LoRA of a file, or of a folder that diffusers or peft wrote, its header checked.
+
+    Raises: MissingError; IncompatibleError for a kind that cannot be applied.
+    """
+    file = lora_file(path)
+    header = read_lora_header(file, check_single_file(file))
+    source = Source(location=str(file), name=file.name, sha256=hash_files(lora_files(file)))
+    return Lora(source=source, scale=scale, autov3=hash_tensors(file), header=header)
 
 
 def read_kinds(texts: Iterable[str], flag: str) -> dict[str, str]:
@@ -211,8 +232,6 @@ def _find_source(location: str, flag: str) -> Source:
         if not weights:
             raise MissingError(f"{flag}: {folder} holds no weights (a .safetensors file)")
         return Source(location=str(folder), name=folder.resolve().name, sha256=hash_files(weights))
-    from kgcli.weights.hub import is_hub_id
-
     if not is_hub_id(location):
         raise MissingError(f"{flag}: there is no folder {location}")
     return Source(location=location, name=location)

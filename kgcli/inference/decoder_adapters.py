@@ -1,4 +1,4 @@
-"""LoRA files and ControlNets on the decoder of a pipeline, by diffusers' and peft's own classes.
+"""LoRA files and ControlNets on the decoder of a pipeline.
 
 A ControlNet steers through a hook of the U-Net, so that the pipeline that draws is the same with and without one, with
 all it can do (guidance rescale too, which diffusers' ControlNet pipeline does not know).
@@ -8,8 +8,6 @@ Shape letters: B rows of the U-Net's batch, X Y picture height and width.
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -20,16 +18,14 @@ from PIL import Image
 from torch import Tensor
 
 from kgcli.errors import IncompatibleError, MissingError
-from kgcli.inference.adapters import Adapters, Control, Lora, Source
+from kgcli.inference.adapters import Adapters, Control, Source
 from kgcli.inference.control_maps import fit_to, make_map
+from kgcli.inference.loras import Loras
 from kgcli.inference.pipeline import KosmosGPipeline
 
 if TYPE_CHECKING:  # loaded when a ControlNet is asked for
     from diffusers.models.controlnets.controlnet import ControlNetModel
     from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
-
-UNET_PREFIX = "unet."
-_log = logging.getLogger(__name__)
 
 
 class Attachments:
@@ -38,7 +34,7 @@ class Attachments:
     def __init__(self, pipeline: KosmosGPipeline, *, local_files_only: bool = False) -> None:
         self.pipeline = pipeline
         self.local_files_only = local_files_only
-        self._loras: set[str] = set()  # adapter names on the U-Net
+        self._loras = Loras(pipeline.sd)
         self._networks: dict[Source, ControlNetModel] = {}
         self._maps: dict[tuple[object, ...], Image.Image] = {}
 
@@ -48,7 +44,7 @@ class Attachments:
 
         Raises: MissingError, IncompatibleError.
         """
-        self._set_loras(adapters.loras)
+        self._loras.put_on(adapters.loras)
         if not adapters.controls:
             yield
             return
@@ -78,19 +74,6 @@ class Attachments:
                 else make_map(control.kind, picture, maker, local_files_only=self.local_files_only)
             )
         return self._maps[key]
-
-    def _set_loras(self, loras: Sequence[Lora]) -> None:
-        unet: Any = self.pipeline.decoder.unet
-        if not loras:
-            if self._loras:
-                unet.disable_lora()
-            return
-        for lora in loras:
-            if (name := _adapter_name(lora)) not in self._loras:
-                load_lora(self.pipeline.sd, lora, name)
-                self._loras.add(name)
-        unet.enable_lora()
-        unet.set_adapters([_adapter_name(lora) for lora in loras], [lora.scale for lora in loras])
 
     def _network(self, source: Source) -> ControlNetModel:
         if source not in self._networks:
@@ -124,37 +107,6 @@ class _Steering:
             "down_block_additional_residuals": down,
             "mid_block_additional_residual": middle,
         }
-
-
-def load_lora(sd: Any, lora: Lora, name: str) -> None:
-    """Put a LoRA file's U-Net part on a diffusers pipeline; a text encoder's part has nothing to act on.
-
-    Raises: MissingError, IncompatibleError.
-    """
-    path = lora.source.location
-    try:
-        weights, alphas = sd.lora_state_dict(path, unet_config=sd.unet.config, use_safetensors=True)
-        if any("lora" not in key for key in weights):
-            raise ValueError("some of its weights are no LoRA's")
-        # Older files of diffusers name the U-Net's own layers without a prefix.
-        bare = not any(key.startswith((UNET_PREFIX, "text_encoder")) for key in weights)
-        for_unet = {f"{UNET_PREFIX if bare else ''}{key}": weight for key, weight in weights.items()}
-        for_unet = {key: weight for key, weight in for_unet.items() if key.startswith(UNET_PREFIX)}
-        if not for_unet:
-            raise ValueError("it changes the text encoder alone, in whose place the model speaks")
-        if len(for_unet) < len(weights):
-            _log.warning(
-                "%s also changes the text encoder, in whose place the model speaks: left out", lora.source.name
-            )
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several at once are meant
-            # Of a file that does not fit and is taken off again; each picture says which ones act on it.
-            warnings.filterwarnings("ignore", "Adapter .* was active which is now deleted")
-            sd.load_lora_into_unet(for_unet, network_alphas=alphas, unet=sd.unet, adapter_name=name, _pipeline=sd)
-    except OSError as error:
-        raise MissingError(f"the LoRA file {path} cannot be read: {_first_line(error)}") from None
-    except (ValueError, KeyError, RuntimeError) as error:
-        raise IncompatibleError(f"the LoRA file {path} does not fit this decoder: {_first_line(error)}") from None
 
 
 def load_controlnet(location: str, dtype: torch.dtype, local_files_only: bool = False) -> ControlNetModel:
@@ -192,11 +144,6 @@ def check_controlnet(network: ControlNetModel, pipeline: KosmosGPipeline, name: 
             f"the ControlNet {name} is for another decoder: it reads maps {factor} times as wide as the latents, here "
             f"they are {pipeline.decoder.pixels_per_latent} times as wide"
         )
-
-
-def _adapter_name(lora: Lora) -> str:
-    # Of its content: torch takes no dots in a name, and two files may share one.
-    return f"lora_{lora.source.sha256[:16]}"
 
 
 def _to_tensor(picture: Image.Image, pipeline: KosmosGPipeline) -> Tensor:

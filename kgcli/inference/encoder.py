@@ -15,10 +15,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from kgcli.config import OFFLOADS
-from kgcli.data.images import pad_to_square, to_vision_pixels
+from kgcli.data.images import to_vision_pixels
 from kgcli.data.prompt import Prompt, check_length, encode
 from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import UsageError
+from kgcli.inference.image_weights import weighted_terms
 from kgcli.model.kosmosg import KosmosG, place_images
 from kgcli.weights.quantize import move
 
@@ -77,7 +78,7 @@ class PromptEncoder:
         rows = {key: row for row, key in enumerate(dict.fromkeys(keys))}
         first = [keys.index(key) for key in rows]
         with self._lent(self.model, when="model"):
-            found_BSd = self._encode(
+            found_BSd = self._encode_weighted(
                 [prompts[i] for i in first], [pictures[i] for i in first], [hashes[i] for i in first]
             )
         return found_BSd[[rows[key] for key in keys]]
@@ -89,6 +90,33 @@ class PromptEncoder:
                 # One by one, so that what is kept never depends on the batch it came in.
                 self._negatives[prompt.parts] = self.encode([prompt], [[]])
         return torch.cat([self._negatives[prompt.parts] for prompt in prompts])
+
+    def _encode_weighted(
+        self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Image.Image]], hashes: Sequence[Sequence[str]]
+    ) -> Tensor:
+        """Conditionings of prompts whose images have weights: all as they are at once, then the others one by one."""
+        weighted = [row for row, prompt in enumerate(prompts) if any(ref.weight != 1 for ref in prompt.images)]
+        if not weighted:
+            return self._encode(prompts, pictures, hashes)
+        self._tokens(prompts)  # for its checks
+        plain = [row for row in range(len(prompts)) if row not in weighted]
+        rows = {row: self._mean(prompts[row], pictures[row], hashes[row]) for row in weighted}
+        if plain:
+            found_BSd = self._encode(
+                [prompts[row] for row in plain], [pictures[row] for row in plain], [hashes[row] for row in plain]
+            )
+            rows |= dict(zip(plain, found_BSd.split(1), strict=True))
+        return torch.cat([rows[row] for row in range(len(prompts))])
+
+    def _mean(self, prompt: Prompt, pictures: Sequence[Image.Image], hashes: Sequence[str]) -> Tensor:
+        """The mean that a prompt with weights stands for, (1, S, d)."""
+        terms = weighted_terms(prompt)
+        found = [
+            self._encode([term.prompt], [[pictures[i] for i in term.images]], [[hashes[i] for i in term.images]])
+            for term in terms
+        ]
+        shares_N1 = torch.tensor([[term.share] for term in terms], device=found[0].device)
+        return (shares_N1[..., None] * torch.cat(found).float()).sum(dim=0, keepdim=True).to(self.dtype)
 
     def _encode(
         self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Image.Image]], hashes: Sequence[Sequence[str]]
@@ -122,28 +150,25 @@ class PromptEncoder:
     def _see(
         self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Image.Image]], hashes: Sequence[Sequence[str]]
     ) -> Tensor:
-        """What the MLLM reads of each image, (N, Q, D), times its weight; an image is known by its content."""
+        """What the MLLM reads of each image, (N, Q, D); an image is known by its content."""
         refs = [ref for prompt in prompts for ref in prompt.images]
-        # Not `fit` itself: where the caller leaves it open, pictures are padded.
         keys = [
-            (digest, ref.fit == "crop")
+            (digest, ref.fit or self.model.cfg.image_fit)
             for ref, digest in zip(refs, (one for group in hashes for one in group), strict=True)
         ]
         given = dict(zip(keys, (picture for group in pictures for picture in group), strict=True))
         found = {key: self._images[key] for key in given if key in self._images}
         for key, picture in given.items():
             if key not in found:
-                found[key] = self._images[key] = self._look(picture, crop=key[1])
-        weights_N11 = found[keys[0]].new_tensor([ref.weight for ref in refs])[:, None, None]
-        return torch.cat([found[key] for key in keys]) * weights_N11
+                found[key] = self._images[key] = self._look(picture, fit=key[1])
+        return torch.cat([found[key] for key in keys])
 
-    def _look(self, picture: Image.Image, crop: bool) -> Tensor:
+    def _look(self, picture: Image.Image, fit: str) -> Tensor:
         """What vision tower and resampler make of a picture, (1, Q, D).
 
         One by one: in a batch sums run in another order, and what is kept must not depend on its first neighbours.
         """
-        square = picture if crop else pad_to_square(picture)
-        pixels = torch.from_numpy(to_vision_pixels(square, self.model.cfg.vision.image_size))
+        pixels = torch.from_numpy(to_vision_pixels(picture, self.model.cfg.vision.image_size, fit))
         with self._lent(self.model.vision, self.model.resampler, when="sequential"):
             return self.model.resampler(self.model.vision(pixels[None].to(self.device, self.dtype)))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import platform
+import re
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +23,7 @@ from kgcli.data.prompt import Prompt
 from kgcli.errors import ImageError, MissingError
 from kgcli.inference.adapters import Adapters, Source
 from kgcli.inference.request import Request, portable_prompt
+from kgcli.inference.user_comment import decode_comment, encode_comment
 from kgcli.version import __version__
 from kgcli.weights.folder import ModelFolder
 
@@ -38,7 +40,6 @@ A1111_SAMPLERS = {
     "unipc": "UniPC",
     "lcm": "LCM",
 }
-_UNICODE = b"UNICODE\0"  # EXIF's mark of the encoding of a UserComment
 
 Metadata = dict[str, Any]
 
@@ -72,7 +73,7 @@ def to_parameters(metadata: Mapping[str, Any]) -> str:
     """The `parameters` text that A1111, Civitai and others read."""
     adapters = metadata["adapters"]
     loras = [adapter for adapter in adapters if adapter["type"] == "lora"]
-    named = "".join(f" <lora:{Path(lora['name']).stem}:{lora['scale']:g}>" for lora in loras)
+    named = "".join(f" <lora:{_tag_name(lora)}:{lora['scale']:g}>" for lora in loras)
     lines = [_plain_prompt(metadata["prompt"]) + named]
     if metadata["negative_prompt"]:
         lines.append(f"Negative prompt: {metadata['negative_prompt']}")
@@ -86,13 +87,13 @@ def to_parameters(metadata: Mapping[str, Any]) -> str:
         "Model": metadata["model"]["name"],
         **_hash_field(loras),
         **{
-            f"ControlNet {index}": f'"Module: {control["kind"]}, Model: {control["model"]["name"]}, '
-            f'Weight: {control["scale"]:g}"'
+            f"ControlNet {index}": f"Module: {control['kind']}, Model: {control['model']['name']}, "
+            f"Weight: {control['scale']:g}"
             for index, control in enumerate(adapter for adapter in adapters if adapter["type"] == "controlnet")
         },
         "Version": f"kgcli {metadata['kgcli']}",
     }
-    return "\n".join([*lines, ", ".join(f"{name}: {value}" for name, value in fields.items())])
+    return "\n".join([*lines, ", ".join(f"{name}: {_quoted(str(value))}" for name, value in fields.items())])
 
 
 def encode_picture(image: Image.Image, suffix: str, metadata: Metadata | None) -> bytes:
@@ -144,8 +145,7 @@ def read_parameters(path: Path) -> str | None:
     info = _read_info(path)
     if PARAMETERS in info:
         return str(info[PARAMETERS])
-    comment = info.get("UserComment", b"")
-    return comment[len(_UNICODE) :].decode("utf-16-be", "replace") if comment.startswith(_UNICODE) else None
+    return decode_comment(info.get("UserComment", b""))
 
 
 def _read_info(path: Path) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def _read_info(path: Path) -> dict[str, Any]:
                 comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
                 return {
                     **{str(name): value for name, value in image.info.items()},
-                    "UserComment": bytes(comment) if isinstance(comment, bytes) else b"",
+                    "UserComment": comment.encode() if isinstance(comment, str) else bytes(comment),
                 }
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         raise ImageError(f"{path} is no picture that can be read, or is damaged") from None
@@ -169,7 +169,7 @@ def _read_info(path: Path) -> dict[str, Any]:
 
 def _user_comment(text: str) -> Image.Exif:
     exif = Image.Exif()
-    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = _UNICODE + text.encode("utf-16-be")
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = encode_comment(text)
     return exif
 
 
@@ -181,7 +181,10 @@ def _plain_prompt(prompt: str) -> str:
 def _describe_adapters(adapters: Adapters) -> list[Metadata]:
     """LoRA files and ControlNets, by base names and hashes."""
     return [
-        *({"type": "lora", **_describe_source(lora.source), "scale": lora.scale} for lora in adapters.loras),
+        *(
+            {"type": "lora", **_describe_source(lora.source), "autov3": lora.autov3, "scale": lora.scale}
+            for lora in adapters.loras
+        ),
         *(
             {
                 "type": "controlnet",
@@ -202,9 +205,19 @@ def _describe_source(source: Source) -> Metadata:
 
 
 def _hash_field(loras: list[Metadata]) -> dict[str, str]:
-    """The web UI's field of LoRA hashes, where there are any."""
-    hashes = ", ".join(f"{Path(lora['name']).stem}: {lora['sha256'][:12]}" for lora in loras)
-    return {"Lora hashes": f'"{hashes}"'} if loras else {}
+    """The web UI's field of LoRA hashes (AutoV3), where there are any."""
+    hashes = ", ".join(f"{_tag_name(lora)}: {lora['autov3'][:12]}" for lora in loras)
+    return {"Lora hashes": hashes} if loras else {}
+
+
+def _tag_name(lora: Metadata) -> str:
+    """A LoRA's name as the web UI writes it: without the signs that would end it there."""
+    return re.sub(r"[,:<>]|[\r\n]+", "", Path(lora["name"]).stem)
+
+
+def _quoted(value: str) -> str:
+    """A value of the settings, quoted as the web UI does where it would end too early."""
+    return json.dumps(value, ensure_ascii=False) if re.search(r'[,:"\n\r]', value) else value
 
 
 def _package_versions() -> dict[str, str]:

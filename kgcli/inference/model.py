@@ -14,7 +14,7 @@ from kgcli.errors import UsageError
 from kgcli.inference.adapters import read_adapters
 from kgcli.inference.decoder_adapters import Attachments
 from kgcli.inference.pipeline import KosmosGPipeline, StepCallback, seeded
-from kgcli.inference.request import Request, Settings, edit_prompt, make_request, random_seed
+from kgcli.inference.request import Request, Settings, check_seed, edit_prompt, make_request, random_seed
 from kgcli.runtime import check_quantize, choose_device, choose_dtype, choose_offload, memory_errors
 from kgcli.weights.folder import ModelFolder, open_model
 from kgcli.weights.safetensors import DTYPES
@@ -59,20 +59,17 @@ class Model:
             controlnet_models=controlnet_models,
             map_models=map_models,
         )
-        first = random_seed() if seed is None else seed
-        checked = _settings(settings)
-        requests = [
-            make_request(
-                self.folder,
-                prompt,
-                images=images,
-                negative_prompt=negative_prompt,
-                seed=first + offset,
-                settings=checked,
-                adapters=adapters,
-            )
-            for offset in range(num_images)
-        ]
+        first = make_request(
+            self.folder,
+            prompt,
+            images=images,
+            negative_prompt=negative_prompt,
+            seed=random_seed() if seed is None else seed,
+            settings=_settings(settings),
+            adapters=adapters,
+        )
+        check_seed(first.seed + max(num_images, 1) - 1)
+        requests = [replace(first, seed=first.seed + offset) for offset in range(num_images)]
         return [image for _, image in generate(self, requests)]
 
     def edit(self, image: str, instruction: str, **options: Any) -> list[Image.Image]:

@@ -27,8 +27,10 @@ from kgcli.inference.encoder import PromptEncoder
 from kgcli.inference.inputs import PictureLike, PromptLike, read_negatives, read_prompts
 from kgcli.inference.schedulers import make_scheduler
 from kgcli.model.diffusion import Diffusion
+from kgcli.model.finite import finite_images
 from kgcli.model.kosmosg import KosmosG
 from kgcli.runtime import check_quantize
+from kgcli.weights.decoder import load_decoder
 from kgcli.weights.folder import ModelFolder, open_model
 from kgcli.weights.load import load_kosmosg
 
@@ -75,7 +77,7 @@ class KosmosGPipeline:
                 None if model is None else str(model), None if decoder is None else str(decoder), local_files_only
             )
         kosmosg = load_kosmosg(model.path, device=device, dtype=torch_dtype, quantize=quantize)
-        diffusion = Diffusion.load(
+        diffusion = load_decoder(
             model.decoder,
             dtype=torch_dtype,
             local_files_only=local_files_only,
@@ -262,7 +264,8 @@ class KosmosGPipeline:
         dtype, side = self.sd.unet.dtype, self.sd.vae_scale_factor
         shape = (self.sd.unet.config.in_channels, options["height"] // side, options["width"] // side)
         noise = [torch.randn(shape, generator=generator, device=generator.device) for generator in generators]
-        with _memory_spared(self.decoder.vae, options["height"] * options["width"], len(embeds)):
+        vae, num_pixels = self.decoder.vae, options["height"] * options["width"]
+        with _memory_spared(vae, num_pixels, len(embeds)), finite_images(vae):
             result = self.sd(
                 prompt_embeds=embeds.to(self.device, dtype),
                 negative_prompt_embeds=None if negative is None else negative.to(self.device, dtype),

@@ -14,10 +14,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from kgcli.data.images import read_picture
 from kgcli.data.prompt import ImageRef, Prompt
 from kgcli.errors import ImageError, IncompatibleError, MissingError, PromptError
-from kgcli.inference.adapters import Adapters, Control, Lora, Source, read_kinds
+from kgcli.inference.adapters import Adapters, Control, Lora, Source, open_lora, read_kinds
 from kgcli.inference.metadata import read_metadata
 from kgcli.weights.folder import ModelFolder, hash_files
 from kgcli.weights.hub import is_hub_id
+from kgcli.weights.lora_header import lora_file, lora_files
 from kgcli.weights.shipped import find_adapter, find_picture
 
 _log = logging.getLogger(__name__)
@@ -159,8 +160,8 @@ def _find_lora(source: Path, wanted: _Adapter) -> Lora:
     """A LoRA whose file has the bytes of the one that was used."""
     name = Path(wanted.name).name
     for path in filter(None, (source.parent / name, Path(name), find_adapter(name))):
-        if path.is_file() and hash_files([path]) == wanted.sha256:
-            return Lora(source=Source(location=str(path), name=name, sha256=wanted.sha256), scale=wanted.scale)
+        if path.exists() and hash_files(lora_files(lora_file(path))) == wanted.sha256:
+            return open_lora(path, wanted.scale)
     raise MissingError(
         f"the LoRA {name} (sha256 {wanted.sha256[:10]}) of {source} is not beside it nor here; give all it used with "
         "--lora FILE:SCALE, or move it here"

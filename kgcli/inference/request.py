@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import secrets
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ MAX_SIDE = 4096  # pixels
 MAX_STEPS = 1000  # the length of the training schedule
 MAX_GUIDANCE = 100.0
 MAX_SEED = 2**63 - 1
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +92,7 @@ def make_request(
     check_seed(seed)
     prompt = Prompt.parse(text).fill_slots(images)
     check_fits(prompt, model)
+    _note_many_subjects(prompt, model)
     return Request(
         prompt=prompt,
         pictures=open_pictures(prompt),
@@ -112,6 +116,16 @@ def check_fits(prompt: Prompt, model: ModelFolder) -> None:
     """
     sequence = encode(prompt.fragments, model.tokenizer, model.cfg.resampler.num_queries)
     check_length(prompt, sequence, max_images=model.cfg.max_images, max_tokens=model.cfg.mllm.max_positions)
+
+
+def _note_many_subjects(prompt: Prompt, model: ModelFolder) -> None:
+    """Say that a prompt has more images than the model was trained to combine: it may drop some."""
+    num, most = sum(ref.weight > 0 for ref in prompt.images), model.cfg.max_subjects
+    if most is not None and num > most:
+        _log.warning(
+            "the prompt has %d images, the model %s was trained to combine at most %d: it may leave out the others",
+            num, model.name, most,
+        )  # fmt: skip
 
 
 def check_negative(text: str, model: ModelFolder) -> str:

@@ -9,22 +9,15 @@ Source: latent diffusion (arXiv:2112.10752).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from diffusers.loaders.single_file_utils import SingleFileComponentError
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from kgcli.errors import IncompatibleError, MissingError
+from kgcli.errors import IncompatibleError
 from kgcli.model.randomness import StepRandom
 
-WEIGHTS_STEM = "diffusion_pytorch_model"
-HALF_VARIANT = "fp16"  # what diffusers calls weights stored in half precision
-HALF_DTYPES = (torch.float16, torch.bfloat16)
-Part = TypeVar("Part", UNet2DConditionModel, AutoencoderKL)
 # Noisy latents, timesteps and conditioning to further arguments of the U-Net: what a ControlNet says of them.
 Steer = Callable[[Tensor, Tensor, Tensor], Mapping[str, Any]]
 
@@ -42,37 +35,6 @@ class Diffusion(nn.Module):
         # Training adds noise by this schedule whichever sampler the directory names.
         self.noise_scheduler = DDPMScheduler.from_config(self.scheduler_config)
         self.requires_grad_(False).eval()
-
-    @classmethod
-    def load(
-        cls,
-        source: Path | str,
-        *,
-        dtype: torch.dtype = torch.float32,
-        local_files_only: bool = False,
-        variant: str | None = None,
-        sizes: Path | str | None = None,
-    ) -> Diffusion:
-        """The decoder of a diffusers folder, a Hub id or one .safetensors file.
-
-        A file holds weights alone, under the names of any program that reads Stable Diffusion: `sizes` is a diffusers
-        folder whose config.json files say what they belong to. Without `variant`, half precision files are taken
-        where half precision is asked for, or where there are no others.
-
-        Raises:
-            MissingError: the folder or a file is not there or is damaged.
-            IncompatibleError: the weights do not fit the sizes stored beside them.
-        """
-        if isinstance(source, Path) and not source.exists():
-            raise MissingError(f"there is no decoder folder {source}")
-        if Path(source).is_file():
-            assert sizes is not None, "a single file needs a folder of sizes"
-            unet = _load_from_file(UNet2DConditionModel, source, "unet", dtype, sizes)
-            vae = _load_from_file(AutoencoderKL, source, "vae", dtype, sizes)
-            return cls(unet, vae, _load_scheduler_config(sizes, local_files_only=True))
-        unet = _load_part(UNet2DConditionModel, source, "unet", dtype, local_files_only, variant)
-        vae = _load_part(AutoencoderKL, source, "vae", dtype, local_files_only, variant)
-        return cls(unet, vae, _load_scheduler_config(source, local_files_only))
 
     @property
     def pixels_per_latent(self) -> int:
@@ -186,73 +148,3 @@ class Diffusion(nn.Module):
 def _normal_like(tensor: Tensor, random: StepRandom | None) -> Tensor:
     assert random is not None, "give random, or the noise itself"
     return random.normal(*tensor.shape[1:]).to(tensor)
-
-
-def _load_part(
-    kind: type[Part], source: Path | str, name: str, dtype: torch.dtype, local_files_only: bool, variant: str | None
-) -> Part:
-    variants = _variants(source, name, dtype, variant)
-    for attempt, candidate in enumerate(variants, start=1):
-        try:
-            part, report = kind.from_pretrained(
-                str(source),
-                subfolder=name,
-                torch_dtype=dtype,
-                variant=candidate,
-                use_safetensors=True,
-                output_loading_info=True,
-                local_files_only=local_files_only,
-            )
-            break
-        except OSError as error:
-            if attempt < len(variants):
-                continue
-            raise MissingError(f"the decoder's {name} is not in {source} or is damaged: {_first_line(error)}") from None
-        except ValueError as error:
-            raise IncompatibleError(f"the decoder's {name} in {source} cannot be used: {_first_line(error)}") from None
-    for fault in ("missing_keys", "unexpected_keys"):
-        if report[fault]:
-            listed = f"{len(report[fault])} {fault.replace('_keys', '')} weight(s), such as {sorted(report[fault])[0]}"
-            raise IncompatibleError(f"the decoder's {name} in {source} does not fit its config.json: {listed}")
-    return part
-
-
-def _load_from_file(kind: type[Part], source: Path | str, name: str, dtype: torch.dtype, sizes: Path | str) -> Part:
-    """One part of a file with all of them, by diffusers' own knowledge of other programs' names."""
-    try:
-        return kind.from_single_file(
-            str(source), config=str(sizes), subfolder=name, torch_dtype=dtype, local_files_only=True
-        )
-    except (OSError, SafetensorError) as error:
-        raise MissingError(f"the decoder's {name} is not in {source} or is damaged: {_first_line(error)}") from None
-    except NotImplementedError:  # torch's word for a weight that no file gave a value
-        raise IncompatibleError(
-            f"the decoder's {name} in {source} does not fit the sizes of {sizes}: weights are missing"
-        ) from None
-    except (SingleFileComponentError, ValueError, KeyError, IndexError, RuntimeError) as error:
-        raise IncompatibleError(f"the decoder's {name} in {source} cannot be used: {_first_line(error)}") from None
-
-
-def _variants(source: Path | str, name: str, dtype: torch.dtype, variant: str | None) -> tuple[str | None, ...]:
-    """The file variants to try in turn. A local folder is looked at; of a Hub id any may be absent."""
-    if variant is not None:
-        return (variant,)
-    if not Path(source).is_dir():
-        return (HALF_VARIANT, None) if dtype in HALF_DTYPES else (None, HALF_VARIANT)
-    folder = Path(source) / name
-    only_half = any(folder.glob(f"{WEIGHTS_STEM}.{HALF_VARIANT}*.safetensors")) and not (
-        any(folder.glob(f"{WEIGHTS_STEM}.safetensors")) or any(folder.glob(f"{WEIGHTS_STEM}-*.safetensors"))
-    )
-    return (HALF_VARIANT if only_half else None,)
-
-
-def _load_scheduler_config(source: Path | str, local_files_only: bool) -> dict[str, Any]:
-    try:
-        # Any scheduler class reads the file of any other.
-        return dict(DDPMScheduler.load_config(str(source), subfolder="scheduler", local_files_only=local_files_only))
-    except OSError as error:
-        raise MissingError(f"the decoder's scheduler is not in {source} or is damaged: {_first_line(error)}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

@@ -11,7 +11,7 @@ SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SD15_LICENCE = "CreativeML OpenRAIL-M"
 
 _CARD = """---
-license: mit
+license: {license_id}
 library_name: kgcli
 pipeline_tag: text-to-image
 tags: [kosmos-g, text-to-image, image-to-image, subject-driven-generation]
@@ -26,7 +26,7 @@ KOSMOS-G ([arXiv:2310.02992](https://arxiv.org/abs/2310.02992)) as a model folde
 
 | part | files | licence |
 |---|---|---|
-| language model, resampler, AlignerNet: KOSMOS-G, code and weights | `model*.safetensors`, `tokenizer/` | MIT |
+| {parts} | `model*.safetensors`, `tokenizer/` | {licence} |
 | vision tower: CLIP ViT-L/14, its last block trained further | `model*.safetensors` | MIT |
 | image decoder, not part of this folder: {decoder} | | {decoder_licence} |
 
@@ -36,11 +36,27 @@ captions of the web, with the biases those have.
 _USE = """
     kg generate "a cat <image:cat.png> in Minecraft" --model {name} -o out.png
 """
+_USE_STAGE_1 = """
+It has no AlignerNet yet and cannot generate: align it, then train it to generate.
+
+    kg align RECIPE init_from.model={name}
+"""
 
 
-def model_card(name: str, source: str, stage: str, *, num_parameters: int, dtypes: Iterable[str], decoder: str) -> str:
-    """The text of a model card; `source` is the name of the file the weights were in."""
+def model_card(
+    name: str,
+    source: str,
+    stage: str,
+    *,
+    num_parameters: int,
+    dtypes: Iterable[str],
+    decoder: str,
+    has_aligner: bool = True,
+    licence: str = "MIT",
+) -> str:
+    """The text of a model card; `source` is the name of the file the weights were in, `licence` that of its weights."""
     is_known = decoder == SD15
+    parts = "language model, resampler, AlignerNet" if has_aligner else "language model, resampler"
     return _CARD.format(
         name=name,
         version=__version__,
@@ -48,7 +64,10 @@ def model_card(name: str, source: str, stage: str, *, num_parameters: int, dtype
         stage=stage,
         num_parameters=num_parameters,
         dtypes=", ".join(sorted(dtypes)),
-        use=_USE.format(name=name),
+        use=(_USE if has_aligner else _USE_STAGE_1).format(name=name),
+        parts=f"{parts}: KOSMOS-G, code and weights" if has_aligner else parts,
+        licence=licence,
+        license_id="mit" if licence == "MIT" else "other",
         # A folder's path is its owner's business.
         decoder=f"`{decoder}`" if decoder.count("/") == 1 and not decoder.startswith("/") else "a folder of its own",
         decoder_licence=SD15_LICENCE if is_known else "see there",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,8 +18,10 @@ from kgcli.errors import IncompatibleError, KgError, MissingError, UsageError
 from kgcli.weights import names
 from kgcli.weights.card import CARD_NAME, model_card
 from kgcli.weights.fairseq import checkpoint_content
-from kgcli.weights.folder import RENAMED_REPOSITORIES, TOKENIZER_NAME, WEIGHTS_NAME
-from kgcli.weights.published import NUM_NAMED, Source, expected_weights, open_source, stage_of
+from kgcli.weights.folder import RENAMED_REPOSITORIES, TOKENIZER_NAME, WEIGHTS_NAME, check_target
+from kgcli.weights.kosmos2 import open_kosmos2
+from kgcli.weights.published import NUM_NAMED, PRETRAIN, Source, expected_weights, open_source, stage_of
+from kgcli.weights.record import write_record
 from kgcli.weights.safetensors import DTYPES, check_weights, read_weights, write_shards
 
 SHORT_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -37,6 +39,10 @@ def open_checked(
     Raises: as `open_source`; UsageError about `out`.
     """
     check_target(out, [checkpoint], overwrite=overwrite)
+    if (checkpoint / CONFIG_NAME).is_file():
+        if clip is not None or config is not None:
+            raise UsageError(f"{checkpoint} is a folder with everything in it; leave out --clip and --config")
+        return open_kosmos2(checkpoint)
     return open_source(checkpoint, clip=clip, cfg=None if config is None else read_model_config_file(config))
 
 
@@ -50,12 +56,17 @@ def to_folder(
     dtype: str | None = None,
     overwrite: bool = False,
     shard_size: int = SHARD_SIZE,
+    origin: Mapping[str, str] | None = None,
 ) -> int:
     """Write a model folder of a checkpoint; returns the number of weight files.
+
+    `origin` is noted in the folder's record: the repository, revision and sha256 of the checkpoint, where known.
 
     Raises: UsageError, MissingError, IncompatibleError; KgError where it cannot be written.
     """
     target = find_dtype(dtype)
+    sentencepiece = sentencepiece or source.sentencepiece
+    origin = {"file": source.path.name, "stage": source.stage} | dict(origin or {})
     kinds = {name: target or kind for name, kind in source.dtypes.items()}
     num_bytes = {name: source.shapes[name].numel() * kind.itemsize for name, kind in kinds.items()}
     cfg = source.cfg.model_copy(
@@ -71,13 +82,16 @@ def to_folder(
         (partial / CONFIG_NAME).write_text(cfg.model_dump_json(indent=2) + "\n", "utf-8")
         card = model_card(
             out.name,
-            source.path.name,
+            "/".join(origin[key] for key in ("repository", "file") if key in origin),
             source.stage,
             num_parameters=sum(shape.numel() for shape in source.shapes.values()),
             dtypes={str(kind).removeprefix("torch.") for kind in kinds.values()},
             decoder=cfg.decoder,
+            has_aligner=source.stage != PRETRAIN,
+            licence=origin.get("licence", "MIT"),
         )
         (partial / CARD_NAME).write_text(card, "utf-8")
+        write_record(partial, origin)
     if sentencepiece is None:
         _log.warning("%s has no tokenizer, so it cannot draw yet; --dict and --spm give it the published one", out)
     return num_files
@@ -120,25 +134,6 @@ def find_dtype(name: str | None) -> torch.dtype | None:
     if name is not None and name not in known:
         raise UsageError(f"--dtype is {name}; it must be one of {', '.join(known)}")
     return None if name is None else known[name]
-
-
-def check_target(out: Path, inputs: list[Path], *, overwrite: bool) -> Path:
-    """See that a folder may be written; returns its whole path.
-
-    Raises: UsageError where something is there that must not be lost.
-    """
-    out = out.expanduser().absolute()
-    if out.is_file():
-        raise UsageError(f"{out} is a file; a model is a folder")
-    if not out.is_dir() or not any(out.iterdir()):
-        return out
-    if not overwrite:
-        raise UsageError(f"{out} is there already; give --overwrite or another name")
-    if not (out / CONFIG_NAME).is_file():
-        raise UsageError(f"{out} holds other things than a model, so --overwrite does not apply; give another name")
-    if any(path.resolve().is_relative_to(out.resolve()) for path in inputs):
-        raise UsageError(f"{out} holds the file it is made of; give another name")
-    return out
 
 
 def _special_ids(cfg: ModelConfig, dictionary: Path | None, sentencepiece: Path | None) -> SpecialIds:

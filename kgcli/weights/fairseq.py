@@ -71,7 +71,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         IncompatibleError: it asks for code to be run, or holds no weights.
     """
     if path.is_dir():
-        raise UsageError(f"{path} is a folder; give the checkpoint file in it")
+        raise UsageError(f"{path} is a folder; give the checkpoint file in it, or a transformers folder of Kosmos-2")
     if not path.is_file():
         raise MissingError(f"there is no checkpoint {path}")
     content = read_weights(path) if path.suffix == ".safetensors" else _unpickle(path)

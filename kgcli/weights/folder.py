@@ -11,10 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kgcli.config import CONFIG_NAME, ModelConfig, read_model_config
+from kgcli.config import CONFIG_NAME, ModelConfig, check_aligner, read_model_config
 from kgcli.data.tokenizer import Tokenizer
-from kgcli.errors import IncompatibleError, MissingError
+from kgcli.errors import IncompatibleError, MissingError, UsageError
+from kgcli.weights.catalogue import is_entry, local_model
+from kgcli.weights.hub import HubError, is_hub_id, snapshot
 from kgcli.weights.shipped import DEFAULT_MODEL, SD15_SIZES
+from kgcli.weights.single_file_header import check_inputs, check_single_decoder, scheduler_settings
 
 WEIGHTS_NAME = "model.safetensors"
 TOKENIZER_NAME = "tokenizer"
@@ -59,11 +62,25 @@ class ModelFolder:
             return None
         return _own_decoder(self.path, self.cfg.decoder) or SD15_SIZES
 
+    def unet_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the decoder's U-Net by diffusers' names, empty where they are not known before it is loaded.
+
+        Raises: MissingError for damaged files.
+        """
+        files = sorted((Path(self.decoder) / "unet").glob("*.safetensors"))
+        return {name: shape for file in files for name, shape in check_safetensors(file).items()}
+
 
 def open_model(
-    model: str | None = None, decoder: str | None = None, offline: bool = False, *, with_decoder: bool = True
+    model: str | None = None,
+    decoder: str | None = None,
+    offline: bool = False,
+    *,
+    with_decoder: bool = True,
+    with_aligner: bool = True,
 ) -> ModelFolder:
-    """Find a model (a folder, a Hub id, or None for the shipped one) and check its files, its decoder's among them.
+    """Find a model (a folder, the name of a pulled one, a Hub id, or None for the shipped one) and check its files,
+    its decoder's among them. With `with_aligner` False the result of stage 1 will do.
 
     Raises:
         MissingError: something is not there or damaged.
@@ -71,7 +88,9 @@ def open_model(
     """
     path = _find_model(model, offline)
     cfg = read_model_config(path)
-    check_weight_files(path, WEIGHTS_NAME)
+    shapes = weight_shapes(path, WEIGHTS_NAME)
+    if with_aligner:
+        check_aligner(shapes, path)
     tokenizer = Tokenizer.load(path / TOKENIZER_NAME)
     if tokenizer.vocab_size != cfg.mllm.vocab_size or tokenizer.special_ids != cfg.special_ids:
         raise IncompatibleError(
@@ -83,21 +102,22 @@ def open_model(
     return ModelFolder(path=path, name=name, cfg=cfg, decoder=found, tokenizer=tokenizer)
 
 
-def check_weight_files(folder: Path, name: str) -> None:
-    """See that a safetensors file, or every shard its index lists, is there and whole.
+def weight_shapes(folder: Path, name: str) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor in a safetensors file or the shards its index lists, all seen to be whole.
 
     Raises: MissingError.
     """
     index = folder / f"{name}.index.json"
     if (folder / name).is_file() or not index.is_file():
-        check_safetensors(folder / name)
-        return
+        return check_safetensors(folder / name)
     try:
         shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError):
         raise MissingError(f"{index} is damaged; fetch or copy it again") from None
+    shapes: dict[str, tuple[int, ...]] = {}
     for shard in shards:
-        check_safetensors(folder / Path(str(shard)).name)
+        shapes |= check_safetensors(folder / Path(str(shard)).name)
+    return shapes
 
 
 def check_safetensors(path: Path) -> dict[str, tuple[int, ...]]:
@@ -134,13 +154,18 @@ def _find_model(model: str | None, offline: bool) -> Path:
     path = Path(model).expanduser()
     if path.is_dir():
         return path
+    if (pulled := local_model(model)) is not None:
+        return pulled
+    if is_entry(model):
+        raise MissingError(f"{model} is not on this machine yet: `kg models pull {model}` fetches it")
     if path.exists():
         raise MissingError(f"{model} is a file; a model is a folder with {CONFIG_NAME} and {WEIGHTS_NAME}")
-    from kgcli.weights.hub import is_hub_id, snapshot
-
     if not is_hub_id(model):
         raise MissingError(f"there is no model folder {model}")
-    return snapshot(model, offline=offline)
+    try:
+        return snapshot(model, offline=offline)
+    except HubError as error:
+        raise MissingError(f"there is no model folder {model}, and no such model could be fetched: {error}") from None
 
 
 def _find_decoder(folder: Path, decoder: str, width: int) -> str:
@@ -154,17 +179,18 @@ def _find_decoder(folder: Path, decoder: str, width: int) -> str:
         check_diffusers_part(found, "vae")
         _read_json(found, "scheduler/scheduler_config.json")
         check_width(str(found), config.get("cross_attention_dim"), width)
+        check_inputs(str(found), config.get("in_channels"))
         return str(found)
     if found.is_file():
         shapes = check_single_file(found)
         # All cross-attention of these U-Nets reads the same vectors.
         check_width(str(found), next((s[1] for name, s in shapes.items() if name.endswith(_READS_TEXT)), None), width)
+        check_single_decoder(found, shapes)
+        scheduler_settings(found)
         return str(found)
     if decoder in RENAMED_REPOSITORIES:
         _log.warning("%s has moved: using %s", decoder, RENAMED_REPOSITORIES[decoder])
         return RENAMED_REPOSITORIES[decoder]
-    from kgcli.weights.hub import is_hub_id
-
     if not is_hub_id(decoder):
         raise MissingError(f"there is no decoder {decoder}, neither in {folder} nor as a folder or file of its own")
     return decoder
@@ -201,7 +227,7 @@ def check_single_file(path: Path) -> dict[str, tuple[int, ...]]:
 
     Raises: MissingError, also for other formats: those can run programs when they are read.
     """
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         raise MissingError(f"{path} is no .safetensors file; others are not read, convert it first")
     return check_safetensors(path)
 
@@ -221,6 +247,25 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
         raise MissingError(f"{folder} has no {name}; a diffusers folder has one") from None
     except ValueError:
         raise MissingError(f"{folder / name} is damaged (no JSON); fetch or copy it again") from None
+
+
+def check_target(out: Path, inputs: list[Path], *, overwrite: bool) -> Path:
+    """Return the whole path of a model folder that may be written.
+
+    Raises: UsageError where something is there that must not be lost.
+    """
+    out = out.expanduser().absolute()
+    if out.is_file():
+        raise UsageError(f"{out} is a file; a model is a folder")
+    if not out.is_dir() or not any(out.iterdir()):
+        return out
+    if not overwrite:
+        raise UsageError(f"{out} is there already; give --overwrite or another name")
+    if not (out / CONFIG_NAME).is_file():
+        raise UsageError(f"{out} holds other things than a model, so --overwrite does not apply; give another name")
+    if any(path.resolve().is_relative_to(out.resolve()) for path in inputs):
+        raise UsageError(f"{out} holds the file it is made of; give another name")
+    return out
 
 
 def hash_files(paths: list[Path]) -> str:

@@ -1,4 +1,4 @@
-"""A KOSMOS-G read from a model folder, whole or quantised, and written to one."""
+"""A KOSMOS-G read from a model folder, whole or quantised, and written to one; the vision tower of a CLIP folder."""
 
 from __future__ import annotations
 
@@ -9,15 +9,31 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kgcli.config import CONFIG_NAME, AlignerConfig, ModelConfig, read_model_config
-from kgcli.errors import UsageError
+from kgcli.config import (
+    ALIGNER,
+    CONFIG_NAME,
+    AlignerConfig,
+    ModelConfig,
+    VisionConfig,
+    check_aligner,
+    read_model_config,
+)
+from kgcli.errors import IncompatibleError, MissingError, UsageError
+from kgcli.model.aligner import AlignerNet
 from kgcli.model.kosmosg import KosmosG
 from kgcli.runtime import check_quantize
 from kgcli.weights.folder import WEIGHTS_NAME
+from kgcli.weights.names import vision_from_transformers
 from kgcli.weights.quantize import quantize_linears
-from kgcli.weights.safetensors import assign_weights, check_weights, iter_weights, read_weights, write_weights
+from kgcli.weights.safetensors import (
+    assign_weights,
+    check_weights,
+    iter_weights,
+    read_weights,
+    stored_names,
+    write_weights,
+)
 
-ALIGNER = "aligner."
 ALIGNER_DECODER = "aligner.decoder."  # serves the alignment stage only; dropped where it is not asked for
 
 
@@ -60,11 +76,16 @@ def load_kosmosg(
         cfg = cfg.model_copy(update={"aligner": aligner})
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith(ALIGNER)}
         fresh = (*fresh, ALIGNER)
-    # Without fresh parts nothing needs memory until its weights arrive.
-    with torch.device(device if fresh else "meta"):
+    if not fresh:
+        check_aligner(weights, folder)
+    # Nothing but a fresh part needs memory before its weights arrive.
+    with torch.device("meta"):
         model = KosmosG(cfg, with_aligner_decoder=with_aligner_decoder)
     if fresh:
-        model = model.to(dtype)
+        assert all(prefix.startswith(ALIGNER) for prefix in fresh), "no other part is ever made anew"
+        with torch.device(device):
+            aligner_net = AlignerNet(cfg.aligner, cfg.mllm.width, with_decoder=with_aligner_decoder)
+        model.aligner = aligner_net.to(dtype)
     assign_weights(model, weights, source=str(folder), fresh=fresh)
     return model.eval()
 
@@ -84,6 +105,36 @@ def save_kosmosg(model: KosmosG, folder: Path | str, *, dtype: torch.dtype | Non
     os.replace(partial, folder / CONFIG_NAME)
 
 
+def has_aligner(folder: Path) -> bool:
+    """Tell whether a model folder holds an AlignerNet; the result of stage 1 does not. Raises: MissingError."""
+    return any(name.startswith(ALIGNER) for name in stored_names(folder / WEIGHTS_NAME))
+
+
+def load_tower(folder: Path, cfg: VisionConfig) -> dict[str, Tensor]:
+    """Return the vision tower (names as in `VisionTower`) of a CLIP that transformers saved, or `kg base clip`.
+
+    Raises: MissingError; IncompatibleError where the same weights would compute something else with `cfg`.
+    """
+    from transformers import CLIPVisionConfig
+
+    clip = next((place for place in (folder / "clip", folder) if (place / CONFIG_NAME).is_file()), None)
+    if clip is None:
+        raise MissingError(f"{folder} holds no CLIP: there is no {CONFIG_NAME} in it, nor in a folder clip")
+    found = CLIPVisionConfig.from_pretrained(clip, local_files_only=True)
+    settings = {
+        "image_size": (found.image_size, cfg.image_size),
+        "patch_size": (found.patch_size, cfg.patch_size),
+        "width": (found.hidden_size, cfg.width),
+        "num_heads": (found.num_attention_heads, cfg.num_heads),
+        "num_layers": (found.num_hidden_layers, cfg.num_layers),
+        "activation": (found.hidden_act, cfg.activation),
+    }
+    wrong = [f"{name} is {theirs}, not {ours}" for name, (theirs, ours) in settings.items() if theirs != ours]
+    if wrong:
+        raise IncompatibleError(f"the CLIP of {clip}: {', '.join(wrong)}; set model.vision to what it has")
+    return vision_from_transformers(read_weights(clip / WEIGHTS_NAME))
+
+
 def _load_quantized(folder: Path, cfg: ModelConfig, device: torch.device, dtype: torch.dtype, quantize: str) -> KosmosG:
     """Load the model with an MLLM in few bits, weight by weight: it is never whole in full precision."""
     with torch.device("meta"):
@@ -91,6 +142,7 @@ def _load_quantized(folder: Path, cfg: ModelConfig, device: torch.device, dtype:
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     found: dict[str, torch.Size] = {}
     weights = quantize_linears(model, _noting_shapes(_encoder_weights(folder, dtype), found), quantize, device)
+    check_aligner(found, folder)
     check_weights(shapes, found, source=str(folder))
     model.load_state_dict(weights, strict=False, assign=True)
     model.quantize = quantize

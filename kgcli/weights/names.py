@@ -6,7 +6,7 @@ The only file that knows foreign names. Tensors are passed on, never copied.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -78,6 +78,8 @@ OUTPUT_PROJECTION = "gpt_model.decoder.output_projection.weight"  # the embeddin
 FLOAT_TENSOR = "gpt_model.decoder.embed_positions._float_tensor"  # uninitialised memory
 ROTARY_SCALE = "gpt_model.decoder.self_attn_sope.scale"  # a constant of rotary positions that are never applied
 VISION = "img_model."
+KOSMOS2_ROWS = 65_037  # the words of Kosmos-2: ours, in the same order, and after them 1,030 for places in an image
+NUM_ROWS = 64_007
 UNET = "diffusion_unet.unet."
 VAE = "vae.vae."
 DROPPED = (
@@ -105,8 +107,19 @@ def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def counting_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What of a published state dict counts, under its published names, with fused attention split."""
-    return {name: tensor for name, tensor in _split_attention(state).items() if not is_dropped(name)}
+    """What of a published state dict counts, under its published names, with fused attention split.
+
+    Of Kosmos-2's words those that KOSMOS-G has are kept.
+    """
+    counting = {name: tensor for name, tensor in _split_attention(state).items() if not is_dropped(name)}
+    if is_of_kosmos2(state):
+        counting |= {name: counting[name][:NUM_ROWS] for name in (EMBEDDING, OUTPUT_PROJECTION) if name in counting}
+    return counting
+
+
+def is_of_kosmos2(state: Mapping[str, Tensor]) -> bool:
+    """Tell whether a published state dict has the vocabulary of Kosmos-2."""
+    return EMBEDDING in state and state[EMBEDDING].dim() == 2 and len(state[EMBEDDING]) == KOSMOS2_ROWS
 
 
 def renamed(counting: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -117,17 +130,25 @@ def renamed(counting: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def our_name(published: str) -> str | None:
     """Our name of a published weight, or None where KOSMOS-G has no such part."""
-    rule = next((rule for rule in RULES if published.startswith(rule.published)), None)
-    return None if rule is None else rule.ours + _translate(published.removeprefix(rule.published), rule.parts)
+    return name_by(RULES, published)
+
+
+def name_by(rules: Iterable[Rule], foreign: str) -> str | None:
+    """Our name of a weight, by the first rule that matches its foreign name; None where none does."""
+    rule = next((rule for rule in rules if foreign.startswith(rule.published)), None)
+    return None if rule is None else rule.ours + _translate(foreign.removeprefix(rule.published), rule.parts)
+
+
+def foreign_name(rules: Iterable[Rule], ours: str) -> str:
+    """The way back of `name_by`, for a weight that the rules cover."""
+    rule = next(rule for rule in rules if ours.startswith(rule.ours))
+    parts = {ours: foreign for foreign, ours in rule.parts.items()}
+    return rule.published + _translate(ours.removeprefix(rule.ours), parts)
 
 
 def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our state dict under the published names, with the tied output map and without the dropped buffers."""
-    published = {}
-    for name, tensor in state.items():
-        rule = next(rule for rule in RULES if name.startswith(rule.ours))
-        parts = {ours: published for published, ours in rule.parts.items()}
-        published[rule.published + _translate(name.removeprefix(rule.ours), parts)] = tensor
+    published = {foreign_name(RULES, name): tensor for name, tensor in state.items()}
     if EMBEDDING in published:
         published[OUTPUT_PROJECTION] = published[EMBEDDING]
     return published

@@ -32,6 +32,7 @@ class Source:
     dtypes: Mapping[str, torch.dtype]
     num_weights: int
     num_dropped: int
+    sentencepiece: Path | None = None  # a tokenizer's model that lies beside the weights
 
     def read(self) -> dict[str, Tensor]:
         """All weights under our names, mapped anew where the format allows: letting them go frees their pages."""
@@ -64,7 +65,7 @@ def check_source(
     tower = _tower_for(counting, path, clip)
     ours = convert.renamed(counting) | tower
     stage = stage_of(ours)
-    cfg = cfg or infer_config({name: tensor.shape for name, tensor in ours.items()}, _head_width(checkpoint))
+    cfg = cfg or _find_config(checkpoint, ours, path)
     expected = expected_weights(cfg, stage)
     check_weights(
         _shapes(convert.to_published(expected)),
@@ -98,6 +99,19 @@ def expected_weights(cfg: ModelConfig, stage: str) -> dict[str, Tensor]:
     """What the result of a stage holds, by our names, on the meta device."""
     absent: dict[str, tuple[str, ...]] = {PRETRAIN: ("aligner.",), ALIGN: (), INSTRUCT: ("aligner.decoder.",)}
     return {name: tensor for name, tensor in meta_state(cfg).items() if not name.startswith(absent[stage])}
+
+
+def _find_config(checkpoint: Checkpoint, ours: Mapping[str, Tensor], path: Path) -> ModelConfig:
+    """The sizes that the weights have; those of Kosmos-2 bring its way of making images square."""
+    rows = len(checkpoint.weights.get(convert.EMBEDDING, ()))
+    if rows > convert.NUM_ROWS and not convert.is_of_kosmos2(checkpoint.weights):
+        raise IncompatibleError(
+            f"{path} has {rows:,} words; KOSMOS-G has {convert.NUM_ROWS:,} and Kosmos-2 {convert.KOSMOS2_ROWS:,}. "
+            "Where the file is of a model of your own, give its config.json (--config)"
+        )
+    cfg = infer_config(_shapes(ours), _head_width(checkpoint))
+    fit = {"image_fit": "stretch"} if convert.is_of_kosmos2(checkpoint.weights) else {}
+    return cfg.model_copy(update=fit)
 
 
 def _tower_for(counting: Mapping[str, Tensor], path: Path, clip: Path | None) -> dict[str, Tensor]:

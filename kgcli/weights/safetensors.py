@@ -49,6 +49,18 @@ def iter_weights(
             raise MissingError(f"{shard} is damaged ({error}); fetch or copy it again") from None
 
 
+def stored_names(path: Path) -> set[str]:
+    """The names in a weight file or its shards; no tensor is read. Raises: MissingError."""
+    names: set[str] = set()
+    for shard in _shards(path):
+        try:
+            with safe_open(shard, framework="pt") as file:
+                names.update(file.keys())
+        except (SafetensorError, OSError) as error:
+            raise MissingError(f"{shard} is damaged ({error}); fetch or copy it again") from None
+    return names
+
+
 def assign_weights(
     module: nn.Module, weights: Mapping[str, Tensor], *, source: str, fresh: tuple[str, ...] = ()
 ) -> None:

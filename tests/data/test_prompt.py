@@ -12,9 +12,9 @@ from kgcli.errors import PromptError
 
 CHARACTERS = st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 PATHS = st.text(CHARACTERS, min_size=1, max_size=20)
-REFS = st.builds(ImageRef, path=PATHS, weight=st.floats(0, 2), fit=st.sampled_from(["", "pad", "crop"])) | st.builds(
-    ImageRef, slot=st.integers(1, 99), weight=st.just(1.0)
-)
+REFS = st.builds(
+    ImageRef, path=PATHS, weight=st.floats(0, 2), fit=st.sampled_from(["", "pad", "crop", "stretch"])
+) | st.builds(ImageRef, slot=st.integers(1, 99), weight=st.just(1.0))
 TEXTS = st.text(CHARACTERS, min_size=1, max_size=20)
 
 
@@ -104,7 +104,7 @@ def test_options_are_read_by_name():
         ("<image:cat.png|weight>", 16, "needs a value"),
         ("<image:cat.png|weight=9>", 16, "from 0 to 2"),
         ("<image:cat.png|weight=nan>", 16, "from 0 to 2"),
-        ("<image:cat.png|fit=stretch>", 16, "pad or crop"),
+        ("<image:cat.png|fit=zoom>", 16, "pad, crop or stretch"),
         ("<image:cat.png|weight=1,weight=1>", 25, "twice"),
         ("<image:-0>", 8, "-1"),
         ("a <i> b", 3, "write <image:PATH>"),

@@ -15,7 +15,7 @@ from kgcli import KosmosGPipeline
 from kgcli.errors import IncompatibleError, MissingError
 from kgcli.inference.conditioning import FORMAT, read_conditioning
 
-README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text("utf-8")
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_other_files_are_refused(tmp_path):
 
 def test_the_node_of_the_readme_gives_comfyui_its_conditioning(encoded):
     """ComfyUI's CONDITIONING is a list of [tensor (1, tokens, width), options]."""
-    (node,) = re.findall(r"```python\n(# ComfyUI.*?)```", README, re.DOTALL)
+    (node,) = re.findall(r"```python\n(# ComfyUI.*?)```", PAGE, re.DOTALL)
     names: dict[str, object] = {}
     exec(compile(node, "node", "exec"), names)
     (kind,) = names["NODE_CLASS_MAPPINGS"].values()

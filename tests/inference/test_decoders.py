@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from kgcli import engine
 from kgcli.errors import IncompatibleError
 from kgcli.inference.metadata import read_metadata
-from kgcli.model.diffusion import Diffusion
+from kgcli.weights.decoder import load_decoder
 from kgcli.weights.folder import open_model
 from kgcli.weights.shipped import DEFAULT_MODEL, SD15_SIZES
 
@@ -26,7 +26,7 @@ quiet_hub = pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argu
 def single_file(tiny_model, tmp_path):
     """The tiny decoder as one file, a text encoder's weight in it as in any checkpoint."""
     path = tmp_path / "tiny.safetensors"
-    write_single_file(Diffusion.load(tiny_model / "decoder"), path, **{"cond_stage_model.x": torch.ones(1)})
+    write_single_file(load_decoder(tiny_model / "decoder"), path, **{"cond_stage_model.x": torch.ones(1)})
     return path
 
 
@@ -49,8 +49,8 @@ def hub(tiny_model, tmp_path, monkeypatch):
 
 
 def test_a_single_file_is_the_folder_it_was_made_of(single_file, tiny_model):
-    whole = Diffusion.load(tiny_model / "decoder")
-    loaded = Diffusion.load(single_file, sizes=tiny_model / "decoder")
+    whole = load_decoder(tiny_model / "decoder")
+    loaded = load_decoder(single_file, sizes=tiny_model / "decoder")
     assert loaded.scheduler_config == whole.scheduler_config
     for name, tensor in whole.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
@@ -72,12 +72,12 @@ def test_a_file_without_a_part_or_of_other_sizes_is_named(single_file, tiny_mode
     weights = load_file(single_file)
     save_file({k: v for k, v in weights.items() if "middle_block" not in k}, tmp_path / "cut.safetensors")
     with pytest.raises(IncompatibleError, match="decoder's unet .*weights are missing"):
-        Diffusion.load(tmp_path / "cut.safetensors", sizes=tiny_model / "decoder")
+        load_decoder(tmp_path / "cut.safetensors", sizes=tiny_model / "decoder")
     save_file({k: v for k, v in weights.items() if "first_stage" not in k}, tmp_path / "no_vae.safetensors")
     with pytest.raises(IncompatibleError, match="decoder's vae"):
-        Diffusion.load(tmp_path / "no_vae.safetensors", sizes=tiny_model / "decoder")
+        load_decoder(tmp_path / "no_vae.safetensors", sizes=tiny_model / "decoder")
     with pytest.raises(IncompatibleError, match="decoder's unet"):
-        Diffusion.load(single_file, sizes=DEFAULT_MODEL / "decoder")
+        load_decoder(single_file, sizes=DEFAULT_MODEL / "decoder")
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_hub_ids_come_from_the_cache_and_old_ones_are_followed(hub, tiny_model, 
             model = engine.load(
                 str(tiny_model), decoder="runwayml/stable-diffusion-v1-5", device="cpu", dtype=dtype, offline=True
             )
-        assert model.pipeline.decoder.unet.dtype == engine.DTYPES[dtype]
+        assert model.pipeline.decoder.unet.dtype == getattr(torch, dtype)
     assert "has moved: using stable-diffusion-v1-5/stable-diffusion-v1-5" in caplog.text
     assert model.folder.decoder_sha256 == ""
     assert model.generate("a cat", seed=0)[0].size == (16, 16)

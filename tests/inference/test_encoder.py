@@ -33,14 +33,6 @@ def embeds_of(pipeline, text, *images, negative=""):
     return pipeline.encode_prompt([Prompt.parse(text)], [list(images)], [negative])
 
 
-def test_a_weight_scales_its_own_image_only(pipeline):
-    plain, one, zero = (
-        embeds_of(pipeline, f"a <image:x{option}>", RED)[0] for option in ("", "|weight=1", "|weight=0")
-    )
-    assert torch.equal(plain, one) and not torch.equal(plain, zero)
-    assert torch.equal(zero, embeds_of(pipeline, "a <image:y|weight=0>", BLUE)[0])
-
-
 def test_fit_says_how_a_picture_becomes_square(pipeline):
     padded, plain, cropped = (embeds_of(pipeline, f"<image:x{o}>", BLUE)[0] for o in ("|fit=pad", "", "|fit=crop"))
     assert torch.equal(padded, plain) and not torch.equal(padded, cropped)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from kgcli.inference.metadata import read_metadata, read_parameters, to_parameters
 
@@ -107,3 +108,52 @@ def test_damaged_metadata_are_an_error(kg, tiny_model, tmp_path, text):
     Image.new("RGB", (8, 8)).save(tmp_path / "odd.png", pnginfo=chunks)
     done = kg("generate", "--from", "odd.png", "--model", tiny_model)
     assert done.code == 3 and "damaged" in done.err
+
+
+# ---------------------------------------------------------------- the web UI's text, as the web UI reads it
+
+PAIR = re.compile(r'\s*([\w ]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+SIGNS = ["plain", "my model, Seed: 99", 'say "hi"', "two\nlines", "v1: final", "with>sign", "\u732b", "dot.ted.v1"]
+
+
+def settings_of(metadata):
+    """The prompt and the settings of the last line, as the web UI takes them apart."""
+    *lines, last = to_parameters(metadata).split("\n")
+    values = {key: json.loads(value) if value[:1] == '"' else value for key, value in PAIR.findall(last)}
+    return "\n".join(lines), values
+
+
+@pytest.fixture
+def metadata(drawn):
+    return read_metadata(drawn) | {"negative_prompt": ""}
+
+
+@pytest.mark.parametrize("name", SIGNS)
+def test_names_of_models_are_quoted_where_they_would_end_too_early(metadata, name):
+    metadata["model"]["name"] = name
+    prompt, values = settings_of(metadata)
+    assert prompt == "a <image:cat.png> in Minecraft"
+    assert (values["Model"], values["Seed"]) == (name, "42") and values["Version"].startswith("kgcli ")
+
+
+@pytest.mark.parametrize("name", SIGNS)
+def test_names_of_loras_are_those_of_the_web_ui(metadata, name):
+    lora = {"type": "lora", "name": f"{name}.safetensors", "sha256": "a" * 64, "autov3": "b" * 64, "scale": 0.7}
+    metadata["adapters"] = [lora, {**lora, "name": "other.safetensors", "autov3": "c" * 64}]
+    prompt, values = settings_of(metadata)
+    tags = re.findall(r"<(\w+):([^>]+)>", prompt)[1:]
+    mentioned = re.sub(r"[,:>\n]", "", name)  # as the web UI cleans a name
+    assert tags == [("lora", f"{mentioned}:0.7"), ("lora", "other:0.7")]
+    assert dict(pair.split(": ") for pair in values["Lora hashes"].split(", ")) == {
+        mentioned: "b" * 12,
+        "other": "c" * 12,
+    }
+    assert values["Seed"] == "42"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-be", "utf-16-le", "utf-8"])
+def test_comments_of_other_programs_are_read(tmp_path, encoding):
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"UNICODE\0" + "a \u732b\nSteps: 5".encode(encoding)
+    Image.new("RGB", (8, 8)).save(tmp_path / "other.jpg", exif=exif)
+    assert read_parameters(tmp_path / "other.jpg") == "a \u732b\nSteps: 5"

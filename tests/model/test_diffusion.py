@@ -5,8 +5,8 @@ import torch
 from tiny_model import CONFIG, make_diffusion
 
 from kgcli.errors import IncompatibleError, MissingError
-from kgcli.model.diffusion import Diffusion
 from kgcli.model.randomness import StepRandom
+from kgcli.weights.decoder import load_decoder
 
 
 def draw(batch=2, seed=0):
@@ -93,7 +93,7 @@ def test_cached_moments_give_the_latents_of_their_picture(diffusion):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_diffusers_folder_loads_as_what_was_saved(diffusion, folder, dtype):
-    loaded = Diffusion.load(folder, dtype=dtype)
+    loaded = load_decoder(folder, dtype=dtype)
     assert loaded.unet.dtype == loaded.vae.dtype == dtype
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     if dtype == torch.float32:
@@ -107,7 +107,7 @@ def test_a_diffusers_folder_loads_as_what_was_saved(diffusion, folder, dtype):
 def test_weights_stored_in_half_precision_alone_are_found(diffusion, folder):
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     diffusion.unet.save_pretrained(folder / "unet", variant="fp16")
-    assert Diffusion.load(folder).unet.dtype == torch.float32
+    assert load_decoder(folder).unet.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -126,20 +126,20 @@ def test_a_missing_or_damaged_file_is_one_clear_error(folder, name, fault):
     content = path.read_bytes()
     path.unlink() if fault == "absent" else path.write_bytes(content[: len(content) // 2])
     with pytest.raises(MissingError, match=f"the decoder's {name.partition('/')[0]}") as caught:
-        Diffusion.load(folder, local_files_only=True)
+        load_decoder(folder, local_files_only=True)
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(MissingError, match="there is no decoder folder"):
-        Diffusion.load(tmp_path / "absent")
+        load_decoder(tmp_path / "absent")
 
 
 def test_weights_of_another_size_are_refused(folder):
     config = folder / "vae" / "config.json"
     config.write_text(config.read_text().replace('"latent_channels": 4', '"latent_channels": 8'))
     with pytest.raises(IncompatibleError, match="the decoder's vae"):
-        Diffusion.load(folder)
+        load_decoder(folder)
 
 
 def test_conditioning_of_another_width_is_refused(diffusion):

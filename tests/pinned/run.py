@@ -6,16 +6,17 @@ A change of layout or words must leave them as they are; a change of numbers is 
     python tests/pinned/run.py --exact FILE     compare bit for bit with a file recorded on the same machine
     python tests/pinned/run.py --record FILE    write the numbers of this tree
 
-Everything goes through the command, in a process each, on one thread.
+Everything goes through the command, in one process (imports take longer than the work) and on one thread.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import io
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -60,13 +61,14 @@ CLOSE = 2e-3  # relative: what another processor's order of summation may change
 
 
 def kg(*args: str, cwd: Path = ROOT) -> str:
-    """Run the command in a process of its own and return its standard output."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    env["PYTHONPATH"] = str(ROOT)
-    done = subprocess.run([sys.executable, "-m", "kgcli", *args], cwd=cwd, env=env, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"kg {' '.join(args)}\n{done.stderr}")
-    return done.stdout
+    """Run the command in this process and return its standard output."""
+    from kgcli.cli.app import run
+
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(io.StringIO()) as out:
+        code = run(list(args))
+    if code:
+        raise SystemExit(f"kg {' '.join(args)}: exit code {code}")
+    return out.getvalue()
 
 
 def losses(work: Path) -> dict[str, Any]:
@@ -176,6 +178,8 @@ def main() -> None:
     parser.add_argument("--exact", type=Path)
     parser.add_argument("groups", nargs="*", help="losses images conditioning scores; default: all")
     args = parser.parse_args()
+    os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="")  # before torch is imported
+    sys.path.insert(0, str(ROOT))
     found = measure(args.groups)
     if args.record:
         args.record.write_text(json.dumps(found, indent=1) + "\n", "utf-8")

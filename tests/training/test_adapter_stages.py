@@ -27,14 +27,15 @@ from kgcli.evaluation.metrics.exact import StyleScale, edge_f1
 from kgcli.evaluation.metrics.intervals import estimate
 from kgcli.evaluation.metrics.recognition import SIZE
 from kgcli.evaluation.report.skills import Row
-from kgcli.inference.adapters import LORA_NAME, find_controlnet, read_lora
+from kgcli.inference.adapters import find_controlnet, read_lora
 from kgcli.inference.control_maps import make_map
 from kgcli.inference.metadata import read_metadata
-from kgcli.model.diffusion import Diffusion
 from kgcli.training import loop as training
 from kgcli.training.latent_cache import make_pool
 from kgcli.training.stages.adapters import Steering, make_controlnet
 from kgcli.training.stages.decoder import clip_tokenizer
+from kgcli.weights.decoder import load_decoder
+from kgcli.weights.lora_header import LORA_NAME
 from kgcli.weights.ship import ship
 from kgcli.weights.shipped import ADAPTERS, find_adapter
 from kgcli.world.scenes import stylize
@@ -114,7 +115,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(decoder, runs, stage, tmp_pa
 
 
 def test_a_controlnet_starts_as_diffusers_own_copy_and_says_nothing(decoder):
-    unet = Diffusion.load(decoder).unet
+    unet = load_decoder(decoder).unet
     # Of the heads of an added embedding `from_unet` knows only its own default.
     plain = UNet2DConditionModel.from_config(
         {**unet.config, "addition_embed_type": None, "addition_embed_type_num_heads": 64}
@@ -138,7 +139,7 @@ def test_a_controlnet_starts_as_diffusers_own_copy_and_says_nothing(decoder):
 
 def test_rows_of_several_conditionings_take_the_maps_in_turn(decoder):
     torch.manual_seed(0)
-    network = make_controlnet(Diffusion.load(decoder).unet, {})
+    network = make_controlnet(load_decoder(decoder).unet, {})
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     maps = torch.rand(2, 3, 64, 64)
@@ -162,7 +163,7 @@ def test_results_load_in_diffusers_own_classes(decoder, runs):
     assert network.config.conditioning_embedding_out_channels == [16, 32, 64]
     assert any(weight.abs().max() > 0 for weight in network.controlnet_down_blocks.parameters())
     pipeline = StableDiffusionPipeline(
-        **{part: getattr(Diffusion.load(decoder), part) for part in ("unet", "vae")},
+        **{part: getattr(load_decoder(decoder), part) for part in ("unet", "vae")},
         scheduler=DDIMScheduler.from_pretrained(decoder / "scheduler"),
         **dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor")),
     )

@@ -19,6 +19,7 @@ from kgcli.weights.load import load_kosmosg
 from kgcli.weights.published import ALIGN, INSTRUCT
 from kgcli.weights.safetensors import read_weights
 
+MANIFESTS = Path(__file__).parents[1] / "parity" / "fixtures"
 MEMORY_RATIO = 1.2  # of the file's size
 SMALL = {"scale": 4, "num_layers": 4}
 
@@ -205,3 +206,15 @@ def test_a_full_size_file_converts_in_little_memory(tmp_path):
     peak, _, printed = load_measured(tmp_path / "model")
     assert printed.split() == ["1887837696"]
     assert peak <= MEMORY_RATIO * size
+
+
+@pytest.mark.slow
+def test_a_full_size_file_in_fp32_converts_in_half_the_memory_it_has_bytes(tmp_path):
+    decoder = json.loads((MANIFESTS / "official_keys_sd15_expected.json").read_text("utf-8"))
+    frozen = {name: torch.Size(shape) for name, shape in decoder.items()}
+    size = write_random(tmp_path / "published.pt", config_of(), dtype=torch.float32, frozen=frozen)
+    assert size > 11.8e9
+    peak, seconds, printed = run_measured("convert", tmp_path / "published.pt", tmp_path / "model")
+    print(f"{size / 1e9:.2f} GB: peak {peak / size:.2f} x file, {seconds:.0f} s")
+    assert "final (instruction tuning)" in printed
+    assert peak < size / 2

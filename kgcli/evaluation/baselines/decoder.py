@@ -24,9 +24,10 @@ from kgcli.errors import IncompatibleError, MissingError, UsageError
 from kgcli.evaluation.baselines.base import MethodOptions
 from kgcli.inference.pipeline import seeded
 from kgcli.inference.schedulers import make_scheduler
-from kgcli.model.diffusion import Diffusion
+from kgcli.model.finite import finite_images
 from kgcli.model.randomness import StepRandom
 from kgcli.runtime import choose_device
+from kgcli.weights.decoder import load_decoder
 from kgcli.weights.folder import RENAMED_REPOSITORIES, check_diffusers_part, hash_files
 from kgcli.weights.hub import is_hub_id, snapshot
 from kgcli.weights.shipped import DEFAULT_MODEL
@@ -121,7 +122,7 @@ class TextDecoder:
     def __init__(self, folder: DecoderFolder, options: MethodOptions) -> None:
         self.device = torch.device(choose_device(options.device))
         self.dtype = read_dtype(options.dtype)
-        self.diffusion = Diffusion.load(folder.path, local_files_only=True).to(self.device)
+        self.diffusion = load_decoder(folder.path, local_files_only=True).to(self.device)
         try:
             self.tokenizer = CLIPTokenizer.from_pretrained(folder.path / "tokenizer", local_files_only=True)
         except (OSError, ValueError) as error:
@@ -194,7 +195,7 @@ class TextDecoder:
         side = drawing.size // self.diffusion.pixels_per_latent
         generators = seeded(seeds)
         noise = [torch.randn(unet.config.in_channels, side, side, generator=g) for g in generators]
-        with self.computing():
+        with self.computing(), finite_images(self.diffusion.vae):
             result = self.pipeline(
                 prompt_embeds=self.encode(captions),
                 negative_prompt_embeds=self.encode([drawing.negative_prompt] * len(captions)),

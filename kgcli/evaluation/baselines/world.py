@@ -84,9 +84,12 @@ class Reconstruction:
         """One batch."""
         import torch
 
+        from kgcli.model.finite import finite_images
+
         pipeline = self.model.pipeline
         pixels = np.stack([to_vae_pixels(image, SIZE) for image in self.method.draw(items, data, folder)])
         mean, _ = pipeline.decoder.moments(torch.from_numpy(pixels).to(pipeline.device))
-        decoded = pipeline.decoder.decode(mean * pipeline.decoder.vae.config.scaling_factor)
+        with finite_images(pipeline.decoder.vae):
+            decoded = pipeline.decoder.decode(mean * pipeline.decoder.vae.config.scaling_factor)
         values = (decoded * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         return [Image.fromarray(value) for value in values]

@@ -65,6 +65,7 @@ class Use:
     architecture: str  # timm's
     transform: Callable[[], Callable[[Image.Image], Tensor]]
     words: str  # the transform
+    title: str = ""  # of the network, for people
     unit: bool = True  # whether rows are of length 1
     token: str = "class token after the norm"
     adapt: Callable[[dict[str, Tensor], VisionTransformer], dict[str, Tensor]] = lambda state, model: state
@@ -94,6 +95,7 @@ def _of_dinov2(state: dict[str, Tensor], model: VisionTransformer) -> dict[str, 
 DINO = Use(
     name="dino",
     architecture="vit_small_patch16_224.dino",
+    title="DINO ViT-S/16",
     transform=dino_transform,
     words="PIL bicubic 256, centre 224, ImageNet mean and std",
 )
@@ -126,7 +128,9 @@ class DinoExtractor:
             state = torch.load(weights.path, map_location="cpu", weights_only=True)
             model.load_state_dict(use.adapt(state, model))
         except (RuntimeError, pickle.UnpicklingError, KeyError, TypeError, EOFError, AttributeError) as error:
-            raise IncompatibleError(f"{weights.path} holds no {use.architecture} ({first_line(error)})") from None
+            raise IncompatibleError(
+                f"{weights.path} holds no {use.title or use.architecture} ({first_line(error)})"
+            ) from None
         self._take(use, model, weights.sha256, device)
 
     @classmethod

@@ -42,7 +42,7 @@ class NanoDino:
 
     def __init__(self, folder: Path = SHIPPED / DINO_FOLDER) -> None:
         self._folder = folder
-        self._config, self._sha256 = _identify(folder)
+        self._config, self._sha256 = _identify(folder, DINO_FOLDER)
 
     def facts(self) -> dict[str, Any]:
         """Architecture, transform and weights."""
@@ -74,7 +74,7 @@ class NanoClip:
 
     def __init__(self, folder: Path = SHIPPED / CLIP_FOLDER) -> None:
         self._folder = folder
-        self._config, self._sha256 = _identify(folder)
+        self._config, self._sha256 = _identify(folder, CLIP_FOLDER)
 
     def facts(self) -> dict[str, Any]:
         """Architecture, transform and weights."""
@@ -146,10 +146,9 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _identify(folder: Path) -> tuple[dict[str, Any], str]:
+def _identify(folder: Path, stage: str) -> tuple[dict[str, Any], str]:
     """The sizes of a network and the hash of its weights. Raises: MissingError."""
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
-        stage = folder.name
         raise MissingError(f"there is no {stage} in {folder}; train it with `kg base {stage} nano/{stage}`")
     return json.loads((folder / CONFIG).read_text("utf-8")), sha256(folder / WEIGHTS)
 

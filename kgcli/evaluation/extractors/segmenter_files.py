@@ -69,6 +69,6 @@ def _of_hub(repository: str, offline: bool) -> Path:
         return folder
     except HubError as error:
         raise MissingError(
-            f"the segmenter {repository} is no folder, and {error}: copy "
+            f"the segmenter {repository} is no folder and could not be fetched ({error}): copy "
             f"https://huggingface.co/{repository} into a folder and give --segmenter FOLDER, or run once online"
         ) from None

@@ -26,9 +26,10 @@ from kgcli.data.batch import Batch, Collator, Pool
 from kgcli.data.sources.world import Sample
 from kgcli.errors import ConfigError
 from kgcli.inference.control_maps import make_map
-from kgcli.model.diffusion import Diffusion, Steer
+from kgcli.model.diffusion import Steer
 from kgcli.training.stages.decoder import NUM_PREVIEW, CaptionedStage
 from kgcli.training.stages.kosmosg import DECODER
+from kgcli.weights.decoder import load_decoder
 from kgcli.world.spec import render
 
 # What a ControlNet's map is drawn at each scale with, from the picture's to the latents' of a VAE of factor 4.
@@ -66,7 +67,7 @@ class AdapterStage(CaptionedStage):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
         self.load_text(self.source(DECODER))
-        self.diffusion = Diffusion.load(self.source(DECODER), local_files_only=True)
+        self.diffusion = load_decoder(self.source(DECODER), local_files_only=True)
 
 
 class ControlNetStage(AdapterStage):

@@ -24,6 +24,7 @@ from kgcli.model.diffusion import Diffusion, Steer
 from kgcli.model.randomness import StepRandom
 from kgcli.training.preview import preview_pictures
 from kgcli.training.stages.kosmosg import Stage, copy_folder
+from kgcli.weights.decoder import load_decoder
 from kgcli.weights.safetensors import assign_weights
 
 NUM_PREVIEW = 32  # pictures of a sample grid
@@ -254,7 +255,7 @@ class UnetStage(CaptionedStage):
         self.load_text(self.source("clip"))
         unet = UNet2DConditionModel.from_config(self.part("unet"))
         if "unet" in recipe.init_from:
-            start = Diffusion.load(self.source("unet"), local_files_only=True).unet
+            start = load_decoder(self.source("unet"), local_files_only=True).unet
             assign_weights(unet, start.state_dict(), source=str(self.source("unet")))
         vae = AutoencoderKL.from_pretrained(self.source("vae") / "vae")
         self.diffusion = Diffusion(unet, vae, self.part("scheduler"))

@@ -7,6 +7,7 @@ the paper's; those of `stages_base` make the nano base they start from.
 from __future__ import annotations
 
 import difflib
+import logging
 import shutil
 from abc import abstractmethod
 from pathlib import Path
@@ -15,25 +16,38 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from kgcli.config import AlignerConfig, ModelConfig, Recipe, explain, read_model_config
+from kgcli.config import ALIGNER, AlignerConfig, ModelConfig, Recipe, explain, read_model_config
 from kgcli.data.batch import Batch, Collator, Pool
-from kgcli.data.tokenizer import Tokenizer
+from kgcli.data.tokenizer import DICTIONARY_NAME, MODEL_NAMES, Tokenizer
 from kgcli.errors import ConfigError, MissingError
-from kgcli.model.diffusion import Diffusion
 from kgcli.model.kosmosg import KosmosG
 from kgcli.model.randomness import StepRandom
 from kgcli.training.preview import preview_pictures
-from kgcli.weights.load import load_kosmosg, save_kosmosg
-from kgcli.weights.names import vision_from_transformers
+from kgcli.weights.catalogue import is_entry, local_model
+from kgcli.weights.decoder import load_decoder
+from kgcli.weights.hub import HubError, is_hub_id, snapshot
+from kgcli.weights.load import has_aligner, load_kosmosg, load_tower, save_kosmosg
 from kgcli.weights.safetensors import assign_weights
 
 DROP_CONDITION = 0.1  # share of rows whose conditioning becomes the null one. Source: the published instruct stage
 TOKENIZER = "tokenizer"  # folders inside a model folder
 DECODER = "decoder"
+HUB_FILES = {  # part -> what is read of a Hub repository that it starts from
+    "clip": ("config.json", "model*.safetensors", "model.safetensors.index.json"),
+    "tokenizer": ("sentencepiece.model", "sentencepiece.bpe.model", "dict.txt"),
+    "text": ("tokenizer/*", "text_encoder/config.json", "text_encoder/model.safetensors"),
+    "decoder": (
+        "*.json",
+        "*/*.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+    ),
+}
+
+_log = logging.getLogger(__name__)
 
 
 class Stage(nn.Module):
@@ -47,6 +61,7 @@ class Stage(nn.Module):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self.recipe = recipe
+        self._sources: dict[str, Path] = {}  # what was found is asked of the Hub once, not again days later
         for name in recipe.options.keys() - self.options:
             near = difflib.get_close_matches(name, self.options, 1, 0.5)
             raise ConfigError(f"unknown key options.{name}" + (f"; did you mean {near[0]}?" if near else ""))
@@ -92,17 +107,31 @@ class Stage(nn.Module):
         return self.recipe.parts[name]
 
     def source(self, part: str) -> Path:
-        """The folder that `part` starts from.
+        """The folder that `part` starts from: a path, the name of a pulled model, or of some parts a Hub id.
 
         Raises:
             ConfigError, MissingError: the recipe does not name it, or it is not there.
         """
         if part not in self.recipe.init_from:
             raise ConfigError(f"stage {self.recipe.stage} needs init_from.{part}: the folder its {part} starts from")
-        folder = Path(self.recipe.init_from[part])
-        if not folder.is_dir():
-            raise MissingError(f"init_from.{part}: there is no folder {folder}; run the stage that makes it first")
-        return folder
+        if part not in self._sources:
+            self._sources[part] = self._find_source(part, self.recipe.init_from[part])
+        return self._sources[part]
+
+    def _find_source(self, part: str, named: str) -> Path:
+        if Path(named).is_dir():
+            return Path(named)
+        if (pulled := local_model(named)) is not None:
+            return pulled
+        if is_entry(named):
+            raise MissingError(f"init_from.{part}: {named} is not on this machine; `kg models pull {named}` fetches it")
+        missing = f"init_from.{part}: there is no folder {named}; run the stage that makes it first"
+        if part not in HUB_FILES or not is_hub_id(named):
+            raise MissingError(missing)
+        try:
+            return snapshot(named, files=HUB_FILES[part])
+        except HubError as error:
+            raise MissingError(f"{missing} ({error})") from None
 
 
 class KosmosGStage(Stage):
@@ -144,6 +173,7 @@ class KosmosGStage(Stage):
             self.needs,
             self.recipe.image_size,
             cfg.vision.image_size,
+            vision_fit="stretch" if cfg.image_fit == "stretch" else "crop",  # the published model trains on crops
             num_slots=cfg.resampler.num_queries,
             tokenizer=self.tokenizer,
             pool=pool,
@@ -165,13 +195,26 @@ class PretrainStage(KosmosGStage):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
-        self.tokenizer = Tokenizer.load(self.source("clip") / "sentencepiece")
+        self.tokenizer = Tokenizer.load(self.tokenizer_folder())
         sizes = recipe.model.mllm.model_copy(update={"vocab_size": self.tokenizer.vocab_size})
         cfg = recipe.model.model_copy(update={"mllm": sizes, "special_ids": self.tokenizer.special_ids})
         self.model = KosmosG(ModelConfig.model_validate(cfg.model_dump()), with_aligner_decoder=True)
-        tower = vision_from_transformers(load_file(self.source("clip") / "clip/model.safetensors"))
+        tower = load_tower(self.source("clip"), cfg.vision)
         assign_weights(self.model.vision, tower, source=str(self.source("clip")))
         self.trains = self.trained_reader()
+
+    def tokenizer_folder(self) -> Path:
+        """The folder of the SentencePiece model: `init_from.tokenizer`, or beside the CLIP of `kg base clip`."""
+        if "tokenizer" in self.recipe.init_from:
+            return self.source("tokenizer")
+        folder = self.source("clip") / "sentencepiece"
+        if not folder.is_dir():
+            raise ConfigError(
+                f"init_from.clip: {self.recipe.init_from['clip']} has no tokenizer for the MLLM; name one in "
+                "init_from.tokenizer: a folder with a SentencePiece model, or a Hub id such as "
+                "microsoft/kosmos-2-patch14-224"
+            )
+        return folder
 
     def collator(self, pool: Pool | None) -> Collator:
         collator = super().collator(pool)
@@ -190,7 +233,7 @@ class PretrainStage(KosmosGStage):
 
     def export(self, folder: Path) -> None:
         save_kosmosg(self.model, folder)
-        copy_folder(self.source("clip") / "sentencepiece", folder / TOKENIZER)
+        copy_tokenizer(self.tokenizer_folder(), folder / TOKENIZER)
 
 
 class AlignStage(KosmosGStage):
@@ -207,7 +250,10 @@ class AlignStage(KosmosGStage):
         super().__init__(recipe)
         folder = self.source("model")
         self.tokenizer = Tokenizer.load(folder / TOKENIZER)
-        self.model = load_kosmosg(folder, with_aligner_decoder=True, aligner=self.other_aligner(folder))
+        fresh = () if has_aligner(folder) else (ALIGNER,)
+        if fresh:
+            _log.warning("%s has no AlignerNet, as the result of stage 1: it starts fresh", folder)
+        self.model = load_kosmosg(folder, with_aligner_decoder=True, fresh=fresh, aligner=self.other_aligner(folder))
         self.clip_tokenizer = CLIPTokenizer.from_pretrained(self.source("text") / "tokenizer")
         self.text = CLIPTextModel.from_pretrained(self.source("text") / "text_encoder")
 
@@ -246,7 +292,7 @@ class InstructStage(KosmosGStage):
         folder = self.source("model")
         self.tokenizer = Tokenizer.load(folder / TOKENIZER)
         self.model = load_kosmosg(folder, aligner=self.other_aligner(folder))
-        self.diffusion = Diffusion.load(self.source(DECODER))
+        self.diffusion = load_decoder(self.source(DECODER))
         self.diffusion.check_conditioning(self.model.cfg.aligner.width)
         self.diffusion.to(memory_format=torch.channels_last)
         self.trains = (*self.trained_reader(), "model.aligner.encoder.")
@@ -273,8 +319,13 @@ class InstructStage(KosmosGStage):
         return preview_pictures(self.diffusion, wanted_BSd, null_1Sd, generator, guidance_scale=defaults.guidance_scale)
 
     def export(self, folder: Path) -> None:
+        """Write the model with the decoder that it was trained for: its folder, or the Hub id that named it."""
+        named = self.recipe.init_from[DECODER]
+        is_folder = Path(named).is_dir()
+        self.model.cfg = self.model.cfg.model_copy(update={"decoder": DECODER if is_folder else named})
         super().export(folder)
-        copy_folder(self.source(DECODER), folder / DECODER)
+        if is_folder:
+            copy_folder(self.source(DECODER), folder / DECODER)
 
     def _encode(self, batch: Batch) -> Tensor:
         assert batch.tokens is not None and batch.token_mask is not None and batch.image_mask is not None
@@ -285,3 +336,11 @@ def copy_folder(source: Path, target: Path) -> None:
     """Copy a part of a model into another, replacing what was there."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy the files of a SentencePiece tokenizer; the folder may hold other things, as a Hub repository does."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in (*MODEL_NAMES, DICTIONARY_NAME):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)

@@ -1,0 +1,82 @@
+"""A decoder in one .safetensors file, before its weights are read: what it holds, what it was trained to predict.
+
+Such a file holds a U-Net and a VAE in the names of latent diffusion, often a text encoder too, which KOSMOS-G replaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kgcli.errors import IncompatibleError, MissingError
+
+UNET = "model.diffusion_model."
+VAE = "first_stage_model."
+MARKERS = ("v_pred", "ztsnr", "scaled_fp8")  # tensors without a layer, of the whole file or of its U-Net
+_FIRST_LAYER = f"{UNET}input_blocks.0.0.weight"
+_OTHER_INPUTS = {
+    9: "an inpainting checkpoint",
+    8: "an image-editing checkpoint (InstructPix2Pix)",
+    5: "a depth checkpoint",
+}
+_PREDICTIONS = {
+    **dict.fromkeys(("epsilon", "eps"), "epsilon"),
+    **dict.fromkeys(("v", "v_prediction", "v-prediction", "vpred"), "v_prediction"),
+    **dict.fromkeys(("sample", "x0"), "sample"),
+}
+_PREDICTION_KEY = "modelspec.prediction_type"
+
+
+def check_single_decoder(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a file that cannot be a decoder of this family.
+
+    Raises: IncompatibleError.
+    """
+    check_inputs(str(path), shapes[_FIRST_LAYER][1] if len(shapes.get(_FIRST_LAYER, ())) == 4 else None)
+    if any(name.startswith("edm_") for name in shapes):
+        raise IncompatibleError(f"{path} was trained with the noise schedule of EDM, which is not supported")
+    for part, prefix in (("unet", UNET), ("vae", VAE)):
+        if not any(name.startswith(prefix) for name in shapes):
+            first = f" (the first tensor is {min(shapes)[:60]})" if shapes else ""
+            raise IncompatibleError(
+                f"the decoder's {part} is not in {path}: none of its {len(shapes)} tensors begins with {prefix}"
+                f"{first}; give a checkpoint with both, or a diffusers folder"
+            )
+
+
+def check_inputs(source: str, num_channels: object) -> None:
+    """Refuse a U-Net that reads more than latents; None is not known yet.
+
+    Raises: IncompatibleError.
+    """
+    if isinstance(num_channels, int) and num_channels in _OTHER_INPUTS:
+        raise IncompatibleError(
+            f"{source} is {_OTHER_INPUTS[num_channels]}: its U-Net reads {num_channels} channels, which a prompt alone "
+            "does not give; use the text-to-image checkpoint it was made from"
+        )
+
+
+def scheduler_settings(path: Path) -> dict[str, Any]:
+    """Return the scheduler settings that a file's markers and header name, by diffusers' names.
+
+    Raises: MissingError; IncompatibleError for a prediction type that is not supported.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), "np") as file:
+            names, header = set(file.keys()), file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise MissingError(f"{path} is damaged ({error}); fetch or copy it again") from None
+    found: dict[str, Any] = {}
+    if said := header.get(_PREDICTION_KEY):
+        if said.lower() not in _PREDICTIONS:
+            raise IncompatibleError(f"{path} says {_PREDICTION_KEY} {said[:40]!r}; supported are epsilon, v and sample")
+        found["prediction_type"] = _PREDICTIONS[said.lower()]
+    if {"v_pred", f"{UNET}v_pred"} & names:
+        found["prediction_type"] = "v_prediction"
+    if {"ztsnr", f"{UNET}ztsnr"} & names:
+        # The first step must be pure noise, or the schedule's last betas are never met. Source: arXiv:2305.08891
+        found |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return found
