@@ -22,7 +22,6 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from kgcli.data.images import open_image, to_vae_pixels
 from kgcli.errors import IncompatibleError, MissingError, UsageError
 from kgcli.evaluation.baselines.base import MethodOptions
-from kgcli.inference.pipeline import seeded
 from kgcli.inference.schedulers import make_scheduler
 from kgcli.model.finite import finite_images
 from kgcli.model.randomness import StepRandom
@@ -191,6 +190,8 @@ class TextDecoder:
         return pictures
 
     def _draw_batch(self, captions: Sequence[str], seeds: Sequence[int], more: Mapping[str, Any]) -> list[Image.Image]:
+        from kgcli.inference.pipeline import seeded
+
         drawing, unet = self.drawing, self.diffusion.unet
         side = drawing.size // self.diffusion.pixels_per_latent
         generators = seeded(seeds)
