@@ -8,21 +8,29 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kgcli.errors import ConfigError, IncompatibleError, MissingError
+from kgcli.reading import parse_yaml, read_json, read_yaml
 
 
 class Strict(BaseModel):
     """Base of all configurations: frozen, unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 # ---------------------------------------------------------------- the model
+
+
+Size = Annotated[int, Field(ge=1, le=2**20)]  # no part of any model is larger
+Seed = Annotated[int, Field(ge=0, lt=2**22)]  # each step's own seed is made of it by a shift of 40 bits
+Rate = Annotated[float, Field(ge=0, lt=1)]
+DecoderName = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^\x00]*$")]  # as long as one file name
+FolderName = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
 
 
 class SpecialIds(Strict):
@@ -43,33 +51,33 @@ class SpecialIds(Strict):
 class VisionConfig(Strict):
     """The CLIP vision tower. Defaults: ViT-L/14."""
 
-    image_size: int = 224  # pixels, square
-    patch_size: int = 14  # pixels
-    width: int = 1024
-    num_heads: int = 16
-    num_layers: int = 24
-    mlp_ratio: float = 4.0
+    image_size: Size = 224  # pixels, square
+    patch_size: Size = 14  # pixels
+    width: Size = 1024
+    num_heads: Size = 16
+    num_layers: Size = 24
+    mlp_ratio: float = Field(default=4.0, gt=0, le=64)
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
 
 
 class ResamplerConfig(Strict):
     """Attentive pooling of one image to a fixed number of tokens."""
 
-    num_queries: int = 64  # also the slots one image takes in a sequence
-    num_heads: int = 32
-    dropout: float = 0.1
+    num_queries: Size = 64  # also the slots one image takes in a sequence
+    num_heads: Size = 32
+    dropout: Rate = 0.1
 
 
 class MLLMConfig(Strict):
     """The Magneto causal decoder. Defaults: the published 1.3 B model."""
 
-    vocab_size: int = 64007
-    width: int = 2048
-    num_layers: int = 24
-    num_heads: int = 32
-    ffn_width: int = 8192
-    max_positions: int = 2048  # tokens, checked at the edge only
-    dropout: float = 0.1
+    vocab_size: Size = 64007
+    width: Size = 2048
+    num_layers: Size = 24
+    num_heads: Size = 32
+    ffn_width: Size = 8192
+    max_positions: Size = 2048  # tokens, checked at the edge only
+    dropout: Rate = 0.1
 
 
 class AlignerConfig(Strict):
@@ -80,12 +88,12 @@ class AlignerConfig(Strict):
     """
 
     kind: Literal["full", "decoder", "linear"] = "full"
-    width: int = 768  # the width of the decoder's text embedding
-    num_heads: int = 12
-    ffn_width: int = 3072
-    num_layers: int = 12
-    num_queries: int = 77  # the length of the decoder's text embedding
-    max_positions: int = 32768  # rows of each learned position table
+    width: Size = 768  # the width of the decoder's text embedding
+    num_heads: Size = 12
+    ffn_width: Size = 3072
+    num_layers: Size = 12
+    num_queries: Size = 77  # the length of the decoder's text embedding
+    max_positions: Size = 32768  # rows of each learned position table
 
 
 class GenerationDefaults(Strict):
@@ -107,10 +115,12 @@ class ModelConfig(Strict):
     mllm: MLLMConfig = MLLMConfig()
     aligner: AlignerConfig = AlignerConfig()
     special_ids: SpecialIds = SpecialIds()
-    decoder: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"  # folder inside the model folder, path or Hub id
-    max_images: int = 16  # images in one prompt
     max_subjects: int | None = None  # images that it was trained to combine in one; more get a note
     image_fit: Literal["pad", "crop", "stretch"] = "pad"  # how an image becomes square where its tag does not say
+    decoder: DecoderName = (
+        "stable-diffusion-v1-5/stable-diffusion-v1-5"  # folder inside the model folder, path or Hub id
+    )
+    max_images: int = Field(default=16, ge=0, le=2**20)  # images in one prompt
     generation: GenerationDefaults = GenerationDefaults()
 
     @model_validator(mode="after")
@@ -132,6 +142,7 @@ class ModelConfig(Strict):
 
 CONFIG_NAME = "config.json"  # of a model folder
 ALIGNER = "aligner."  # the names of AlignerNet's weights begin so
+MAX_CONFIG_BYTES = 2**20
 OFFLOADS = ("none", "model", "sequential")  # how weights are kept out of an accelerator's memory
 QUANTIZE = ("none", "8bit", "4bit")  # how the MLLM's linear layers are held
 
@@ -152,12 +163,11 @@ def read_model_config_file(path: Path) -> ModelConfig:
     """The sizes that a config.json states. Raises as `read_model_config`."""
     if not path.is_file():
         raise MissingError(f"there is no {path.name} in {path.parent}; a model folder has one")
+    values = read_json(path, max_bytes=MAX_CONFIG_BYTES)
     try:
-        return ModelConfig.model_validate_json(path.read_bytes())
+        return ModelConfig.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        if first["type"] == "json_invalid":
-            raise MissingError(f"{path} is damaged ({first['msg']}); fetch or copy it again") from None
         where = ".".join(str(part) for part in first["loc"])
         raise IncompatibleError(f"{path} is of another version: {where or 'model'}: {first['msg']}") from None
 
@@ -180,28 +190,28 @@ def check_aligner(names: Iterable[str], folder: Path) -> None:
 class DataConfig(Strict):
     """Which samples a run sees, and how many at a time."""
 
-    kinds: dict[str, float]  # kind of sample -> weight in the mixture
-    batch_size: int = Field(ge=1)  # samples per step over all processes
-    seed: int = 0
+    kinds: dict[str, Annotated[float, Field(ge=0)]] = Field(min_length=1)  # kind of sample -> weight in the mixture
+    batch_size: int = Field(ge=1, le=2**20)  # samples per step over all processes
+    seed: Seed = 0
     drop_entity_text: float = Field(default=0.5, ge=0, le=1)  # share of compositional captions without entities' nouns
     keep_background: float = Field(default=0.5, ge=0, le=1)  # share of their reference pictures that show the scene
-    pool: int | None = Field(default=None, ge=1)  # pictures, with cached VAE moments; None draws new ones
+    pool: int | None = Field(default=None, ge=1, le=10**8)  # pictures, with cached VAE moments; None draws new ones
     keep: bool = False  # keep whole samples of the pool in memory, words included: saves drawing them again
-    bucket: int = Field(default=1, ge=1)  # steps that are drawn together and dealt out by length: saves padding
-    num_workers: int = Field(default=1, ge=0)  # processes that render ahead; each keeps its own
+    bucket: int = Field(default=1, ge=1, le=10**4)  # steps drawn together and dealt out by length: saves padding
+    num_workers: int = Field(default=1, ge=0, le=256)  # processes that render ahead; each keeps its own
 
 
 class OptimConfig(Strict):
     """AdamW with linear warm-up. Defaults after the published runs."""
 
     lr: float = 1.0e-3  # peak, reached at the end of warm-up
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = 1.0e-6
-    weight_decay: float = 0.01
-    warmup_steps: int = 375
+    betas: tuple[Rate, Rate] = (0.9, 0.98)
+    eps: float = Field(default=1.0e-6, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup_steps: int = Field(default=375, ge=0)
     schedule: Literal["linear", "cosine", "constant"] = "linear"  # how the rate falls to 0 after warm-up
     decay_fraction: float = 1.0  # share of the steps over which it falls; before that it is constant
-    clip_norm: float = 2.0  # global L2 norm of the gradient
+    clip_norm: float = Field(default=2.0, gt=0)  # global L2 norm of the gradient
 
     @model_validator(mode="after")
     def _in_range(self) -> OptimConfig:
@@ -216,23 +226,29 @@ class Recipe(Strict):
     """Everything that makes one training run what it is; saved with every checkpoint."""
 
     stage: str
-    output_dir: str  # the run folder
-    init_from: dict[str, str] = {}  # part -> the folder it starts from
-    steps: int = Field(ge=1)  # optimizer steps
-    seed: int = 0
+    output_dir: FolderName  # the run folder
+    init_from: dict[str, FolderName] = {}  # part -> the folder it starts from
+    steps: int = Field(ge=1, le=10**9)  # optimizer steps
+    seed: Seed = 0
     precision: Literal["fp32", "bf16"] = "fp32"  # of the forward pass; weights stay fp32
     compile: bool = False  # torch.compile: a minute or two to start, then 1.2 to 1.4 times as fast
-    ema_decay: float | None = None  # of the exported weights' running mean; None exports the last ones
+    ema_decay: Rate | None = None  # of the exported weights' running mean; None exports the last ones
     log_every: int = Field(default=50, ge=1)  # steps
     save_every: int = Field(default=1000, ge=1)  # steps
     sample_every: int = Field(default=1000, ge=1)  # steps
     keep_checkpoints: int = Field(default=2, ge=1)
-    image_size: int = 64  # pixels of the pictures a world sample shows
+    image_size: int = Field(default=64, ge=8, le=2048)  # pixels of the pictures a world sample shows
     model: ModelConfig = ModelConfig()
     parts: dict[str, dict[str, Any]] = {}  # library configurations of the parts a base stage builds
     options: dict[str, float] = {}  # the stage's own numbers, named in its docstring
     data: DataConfig
     optim: OptimConfig = OptimConfig()
+
+    @model_validator(mode="after")
+    def _can_run(self) -> Recipe:
+        if not sum(self.data.kinds.values()) > 0:
+            raise ValueError("data.kinds gives every kind a weight of 0; one must be above 0")
+        return self
 
 
 def load_recipe(name: str, overrides: list[str] | None = None, stage: str | None = None) -> Recipe:
@@ -243,10 +259,7 @@ def load_recipe(name: str, overrides: list[str] | None = None, stage: str | None
         ConfigError: it is no YAML, has an unknown key or a wrong value, or is for another stage.
     """
     path = find_recipe(name)
-    try:
-        values = yaml.safe_load(path.read_text("utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not a recipe: {' '.join(str(error).split())}") from None
+    values = read_yaml(path, error=ConfigError) or {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path} is not a recipe: it holds no keys")
     for override in overrides or []:
@@ -293,10 +306,7 @@ def _set(values: dict[str, Any], override: str) -> None:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise ConfigError(f"{override!r}: {parent} has no keys below it")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"{override!r} is no override; its value is no YAML") from None
+    value = parse_yaml(text, name=f"{override[:80]!r} is no override: its value", error=ConfigError)
     try:
         values[last] = float(value) if isinstance(value, str) else value  # PyYAML reads 1e-3 as text
     except ValueError:
@@ -310,7 +320,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] != "extra_forbidden":
         return f"{where or 'recipe'}: {first['msg'].removeprefix('Value error, ')}"
     for step in first["loc"][:-1]:
-        inner = model.model_fields[str(step)].annotation
+        inner = model.model_fields[str(step)].annotation if str(step) in model.model_fields else None
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             model = inner
     near = difflib.get_close_matches(str(first["loc"][-1]), list(model.model_fields), 1, 0.5)

@@ -11,13 +11,13 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from kgcli.errors import BusyError, OutputError
+from kgcli.errors import BusyError, MissingError, OutputError
 
 PARTIAL = ".partial"  # ends every temporary name; such a name also begins with a dot
 _NAME_BYTES = 200  # of the target's name that a temporary name repeats; file systems take 255
@@ -63,6 +63,21 @@ def output_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(f"{printable(path)} cannot be written: {reason(error)}") from None
+
+
+def check_inside(folder: Path, names: Iterable[str]) -> None:
+    """See that no link leads from names below a folder out of it: a folder of a stranger shows only itself.
+
+    Raises: MissingError.
+    """
+    root = folder.resolve()
+    parents: dict[Path, bool] = {}
+    for name in names:
+        path = folder / name
+        if path.parent not in parents:
+            parents[path.parent] = path.parent.resolve().is_relative_to(root)
+        if not parents[path.parent] or (path.is_symlink() and not path.resolve().is_relative_to(root)):
+            raise MissingError(f"{printable(path)} is a link that leads out of {printable(folder)}; it is not followed")
 
 
 def sha256(path: Path) -> str:

@@ -11,10 +11,11 @@ import math
 import os
 import stat
 from collections.abc import Hashable
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, TypeVar
 
 import yaml
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from kgcli.errors import KgError, MissingError
 from kgcli.files import printable, reason
@@ -25,6 +26,18 @@ MAX_DEPTH = 32  # nested lists and mappings
 MAX_VALUES = 5_000_000  # in one JSON text
 MAX_YAML_VALUES = 20_000  # in one YAML text, each alias counted as all that it stands for
 MAX_INTEGER = 2**64  # no setting, size or seed is larger
+
+Record = TypeVar("Record")
+
+
+def _check_below(name: str) -> str:
+    path = PurePosixPath(name)
+    if not name.isprintable() or "\\" in name or path.is_absolute() or ".." in path.parts or not path.parts:
+        raise ValueError("must be a path below its folder, without .. or a root")
+    return name
+
+
+PathBelow = Annotated[str, AfterValidator(_check_below)]  # a field of a record: never a path of the file's own choice
 
 
 def read_bytes(path: Path, *, max_bytes: int, error: type[KgError] = MissingError) -> bytes:
@@ -79,6 +92,26 @@ def read_yaml(
     return parse_yaml(text, name=printable(path), max_depth=max_depth, error=error)
 
 
+def read_record(
+    path: Path, kind: type[Record], *, max_bytes: int = MAX_JSON_BYTES, error: type[KgError] = MissingError
+) -> Record:
+    """Return the JSON of a file as a dataclass or model whose types and limits it keeps. Raises: `error`."""
+    text = read_text(path, max_bytes=max_bytes, error=error)
+    return parse_record(text, kind, name=printable(path), error=error)
+
+
+def parse_record(text: str, kind: type[Record], *, name: str, error: type[KgError] = MissingError) -> Record:
+    """Return a JSON text as a dataclass or model; `name` is for messages. Raises: `error`."""
+    parse_json(text, name=name, error=error)  # for the limits
+    try:
+        return TypeAdapter(kind).validate_json(text, strict=True)
+    except ValidationError as fault:
+        first = fault.errors()[0]
+        where = ".".join(str(step) for step in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise error(f"{name} is damaged or of another version: {where or 'the whole'}: {_one_line(message)}") from None
+
+
 def parse_json(text: str | bytes, *, name: str, max_depth: int = MAX_DEPTH, error: type[KgError] = MissingError) -> Any:
     """Return the value of a JSON text; `name` is for messages. Raises: `error`."""
     try:
@@ -87,7 +120,7 @@ def parse_json(text: str | bytes, *, name: str, max_depth: int = MAX_DEPTH, erro
     except RecursionError:
         raise error(f"{name} is nested too deeply: the limit is {max_depth} levels") from None
     except ValueError as fault:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise error(f"{name} is not valid JSON: {_one_line(fault)}") from None
+        raise error(f"{name} is damaged, not valid JSON: {_one_line(fault)}") from None
     return value
 
 
@@ -185,5 +218,5 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"it holds the number {name}")
 
 
-def _one_line(fault: Exception) -> str:
+def _one_line(fault: Exception | str) -> str:
     return " ".join(str(fault).split())[:300]

@@ -45,6 +45,8 @@ def choose_device(name: str) -> str:
         index = torch.device(name).index or 0
     except RuntimeError:
         raise UsageError(f"--device is {name}; write {kind} or {kind}:0") from None
+    if index and kind != "cuda":
+        raise IncompatibleError(f"--device is {name}, but there is one {kind} alone; write --device {kind}")
     if not available[kind] or (kind == "cuda" and index >= torch.cuda.device_count()):
         raise IncompatibleError(f"--device is {name}, but there is no such device here; use --device cpu or auto")
     return name

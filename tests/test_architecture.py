@@ -15,7 +15,8 @@ FILES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.r
 # its own row; `model` and `data` are strangers. Types for annotations alone count as imports too.
 LAYERS = [
     ("version", "errors"),
-    ("files", "reading", "config", "runtime", "world"),
+    ("files", "reading"),
+    ("config", "runtime", "world"),
     ("model", "data"),
     ("weights",),
     ("inference",),
@@ -25,7 +26,7 @@ LAYERS = [
     ("cli",),
 ]
 RANK = {folder: rank for rank, folders in enumerate(LAYERS) for folder in folders}
-STRANGERS = {("model", "data"), ("data", "model"), ("world", "config"), ("config", "runtime"), ("files", "world")}
+STRANGERS = {("model", "data"), ("data", "model"), ("world", "config"), ("config", "runtime")}
 # Strings may name code to import in the registries of commands, of stages and of baselines alone.
 REGISTRIES = {"cli/app.py", "training/stages/__init__.py", "evaluation/baselines/table.py"}
 MOST_MODULES = 32  # of a folder

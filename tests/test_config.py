@@ -130,7 +130,7 @@ def test_what_is_no_recipe_is_one_clear_error(text, write):
 
 def test_bytes_that_are_no_text_are_no_recipe(tmp_path):
     (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="is not a recipe"):
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
         load_recipe(str(tmp_path / "a.yaml"))
 
 
@@ -146,7 +146,7 @@ def test_recipes_cannot_be_changed_in_place():
 
 
 def test_every_default_is_a_valid_value():
-    data = {"kinds": {}, "batch_size": 1}
+    data = {"kinds": {"text": 1.0}, "batch_size": 1}
     recipe = Recipe.model_validate({"stage": "x", "output_dir": "y", "steps": 1, "data": data})
     assert Recipe.model_validate(yaml.safe_load(dump_recipe(recipe))) == recipe
 

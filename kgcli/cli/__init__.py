@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,9 @@ def main(args: list[str] | None = None) -> None:
         from kgcli.cli.app import run, unwind_on_kill
 
         unwind_on_kill()
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # file names that are not UTF-8 go out as they came in
+                stream.reconfigure(errors="surrogateescape" if stream is sys.stdout else "backslashreplace")
         raise SystemExit(run(args))
     try:
         sys.stdout.write(_answer(args))

@@ -71,8 +71,10 @@ def close_stdout() -> None:
 
 
 def unwind_on_kill() -> None:
-    """Make `kill` raise, so that unfinished files are removed."""
+    """Make `kill`, and a terminal that is closed, raise, so that unfinished files are removed."""
     signal.signal(signal.SIGTERM, _leave)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
+        signal.signal(signal.SIGHUP, _leave)
 
 
 def _leave(signum: int, frame: object) -> None:

@@ -11,9 +11,9 @@ from kgcli.cli.failure import show
 from kgcli.cli.logs import set_up_logs
 from kgcli.cli.options import DrawFlags
 from kgcli.cli.plan import Plan, plan_prompt
-from kgcli.errors import PartialBatchError
+from kgcli.errors import OutputError, PartialBatchError
 from kgcli.inference.metadata import describe
-from kgcli.inference.output import OutputError, write_picture
+from kgcli.inference.output import write_picture
 
 
 def run(prompt: str | None, flags: DrawFlags) -> None:
@@ -50,7 +50,7 @@ def _draw(plan: Plan, flags: DrawFlags) -> None:
         for job, (request, image) in zip(plan.jobs, drawn, strict=True):
             metadata = describe(request, plan.model, model.device, model.dtype, plan.quantize)
             try:
-                write_picture(job.path, image, None if flags.no_metadata else metadata)
+                write_picture(job.path, image, None if flags.no_metadata else metadata, overwrite=job.overwrite)
             except OutputError as error:
                 if flags.batch is None:
                     raise

@@ -10,6 +10,7 @@ import unicodedata
 import typer
 
 from kgcli.errors import KgError
+from kgcli.files import printable, reason
 
 INTERRUPTED = 130
 PROMPT_WINDOW = 72  # columns of the prompt that are shown about a fault
@@ -36,6 +37,9 @@ def exit_code_of(error: BaseException) -> int:
     if isinstance(error, KgError):
         show(error)
         return error.exit_code
+    if isinstance(error, OSError) and error.errno is not None:  # a disk that is full or read-only, wherever it was met
+        _print_error(f"{printable(str(error.filename or 'a file'))} cannot be read or written: {reason(error)}")
+        return 1
     text = " ".join(str(error).split())
     _print_error(f"unexpected {type(error).__name__}{': ' if text else ''}{text[:500]} (KG_DEBUG=1 shows where)")
     return 1

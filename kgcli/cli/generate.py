@@ -31,7 +31,7 @@ def generate(
 
 
 @edit_app.command()
-@takes_draw_flags(without=("batch", "from_"))
+@takes_draw_flags(without=("batch", "from_", "allow_download"))
 def edit(
     image: Annotated[str, typer.Argument(help="The picture to edit.", show_default=False)],
     instruction: Annotated[str, typer.Argument(help="What to change, as in: add a hat.", show_default=False)],

@@ -79,6 +79,9 @@ class DrawFlags:
     ] = None
     batch: Annotated[Text, _flag("--batch", help="Prompts from a file, one a line (text or JSON); - is stdin.")] = None
     from_: Annotated[Text, _flag("--from", metavar="IMAGE", help="Draw again what this picture's metadata say.")] = None
+    allow_download: Annotated[
+        bool, _flag("--allow-download", help="Let the image of --from name Hub repositories to fetch.")
+    ] = False
     json: Annotated[bool, _flag("--json", help="One JSON object per picture on stdout.")] = False
     no_metadata: Annotated[bool, _flag("--no-metadata", help="Write nothing of the making into the picture.")] = False
     overwrite: Annotated[bool, _flag("--overwrite", help="Replace pictures that are there.")] = False

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +11,14 @@ from pydantic import ConfigDict, ValidationError
 
 from kgcli.cli.options import DrawFlags
 from kgcli.config import OFFLOADS, Strict
-from kgcli.errors import KgError, MissingError, UsageError
+from kgcli.data.textfiles import TABLES, read_entries
+from kgcli.errors import KgError, OutputError, UsageError
+from kgcli.files import printable
 from kgcli.inference.adapters import Adapters, read_adapters
-from kgcli.inference.metadata import sidecar
-from kgcli.inference.output import OutputError, OutputPlan, check_writable
+from kgcli.inference.metadata import is_ours, sidecar
+from kgcli.inference.output import OutputPlan, check_writable
 from kgcli.inference.replay import read_replay
-from kgcli.inference.request import Request, Settings, make_request, random_seed
+from kgcli.inference.request import Request, Settings, check_seed, make_request, random_seed
 from kgcli.runtime import check_quantize
 from kgcli.weights.folder import ModelFolder, open_model
 
@@ -34,6 +33,7 @@ class Job:
 
     request: Request
     path: Path
+    overwrite: bool = False
 
 
 @dataclass
@@ -75,10 +75,13 @@ def plan_prompt(prompt: str | None, flags: DrawFlags) -> Plan:
     sources = [prompt is not None, flags.batch is not None, flags.from_ is not None]
     if sum(sources) != 1:
         raise UsageError("give one of: a prompt, --batch FILE, --from IMAGE")
+    if flags.allow_download and flags.from_ is None:
+        raise UsageError("--allow-download is about what the image of --from names, which is not given; leave it out")
     if flags.overwrite and flags.skip_existing:
         raise UsageError("--overwrite and --skip-existing exclude each other")
     if flags.offload not in OFFLOADS:
         raise UsageError(f"--offload is {flags.offload}; it must be one of {', '.join(OFFLOADS)}")
+    _check_names(flags)
     check_quantize(flags.quantize or "none", flags.device)
     _settings(flags).check()
     plan = Plan(open_model(flags.model, flags.decoder, flags.offline), quantize=flags.quantize or "none")
@@ -88,6 +91,18 @@ def plan_prompt(prompt: str | None, flags: DrawFlags) -> Plan:
     if flags.batch is not None:
         return _plan_batch(plan, flags, flags.batch)
     return _add_jobs(plan, flags, _requests(plan, flags, Line(prompt=prompt or "", images=flags.images or [])))
+
+
+def _check_names(flags: DrawFlags) -> None:
+    """Refuse names that are no text before anything is generated: the metadata are to say them.
+
+    Raises: UsageError.
+    """
+    for name in ("images", "lora", "controlnet", "controlnet_model", "map_model", "model", "decoder", "from_"):
+        given = getattr(flags, name) or []
+        for value in [given] if isinstance(given, str) else given:
+            if any("\ud800" <= character <= "\udfff" for character in value):
+                raise UsageError(f"{printable(value)} is a file name that is not UTF-8; rename the file")
 
 
 def _plan_replay(plan: Plan, flags: DrawFlags, source: Path) -> Plan:
@@ -101,6 +116,7 @@ def _plan_replay(plan: Plan, flags: DrawFlags, source: Path) -> Plan:
         controlnet_models=flags.controlnet_model or [],
         map_models=flags.map_model or [],
         with_adapters=not given,
+        allow_download=flags.allow_download,
     )
     plan.dtype = replay.dtype
     if flags.quantize is None:
@@ -117,9 +133,9 @@ def _plan_batch(plan: Plan, flags: DrawFlags, source: str) -> Plan:
     if flags.images:
         raise UsageError('--image has no place in a batch: write "images": [...] in the line')
     found: list[tuple[str, Line, list[Request]]] = []
-    for label, text in _read_lines(source):
+    for label, entry in read_entries(source):
         try:
-            line = _read_line(text, as_json=source.endswith(".jsonl") or text.lstrip().startswith("{"))
+            line = _read_line(entry, from_table=Path(source).suffix.lower() in TABLES)
             # Thousands of opened pictures would not fit into memory.
             requests = [
                 replace(request, pictures=tuple(picture.without_pixels() for picture in request.pictures))
@@ -133,8 +149,8 @@ def _plan_batch(plan: Plan, flags: DrawFlags, source: str) -> Plan:
     shared = OutputPlan.parse(flags.out, total)
     index = 0
     for label, line, requests in found:
-        names = shared if line.out is None else OutputPlan.parse(line.out, len(requests))
         try:
+            names = shared if line.out is None else OutputPlan.parse(line.out, len(requests))
             for number, request in enumerate(requests, start=1):
                 index += line.out is None
                 _add_job(plan, flags, Job(request, names.path(request, index if line.out is None else number)))
@@ -157,15 +173,20 @@ def _add_job(plan: Plan, flags: DrawFlags, job: Job) -> None:
     """
     if job.path in plan.paths:
         raise UsageError(f"two pictures would be called {job.path}; write {{index}} or {{seed}} in --out")
-    if job.path.is_file() and flags.skip_existing:
+    beside = sidecar(job.path)
+    there = job.path.is_file()
+    # A run that was killed between an image and the file beside it left the former without the latter.
+    unfinished = there and beside is not None and not beside.exists() and not flags.no_metadata and is_ours(job.path)
+    if there and flags.skip_existing and not unfinished:
         _log.info("%s is there already", job.path)
         return
-    for path in (job.path, sidecar(job.path)):
-        if path is not None and path.is_file() and not flags.overwrite:
+    overwrite = flags.overwrite or (flags.skip_existing and unfinished)
+    for path in (job.path, beside):
+        if path is not None and path.is_file() and not overwrite:
             raise UsageError(f"{path} is there already; give --overwrite, --skip-existing or another --out")
     check_writable(job.path)
     plan.paths.add(job.path)
-    plan.jobs.append(job)
+    plan.jobs.append(replace(job, overwrite=overwrite))
 
 
 def _requests(plan: Plan, flags: DrawFlags, line: Line) -> list[Request]:
@@ -219,46 +240,32 @@ def _seeds(given: int | list[int] | None, num_images: int | None) -> list[int]:
     if num_images is not None and not 1 <= num_images <= MAX_PICTURES:
         raise UsageError(f"--num-images is {num_images}; it must be from 1 to {MAX_PICTURES}")
     seeds = [given] if isinstance(given, int) else list(given or [])
+    for seed in seeds:
+        check_seed(seed)
     if len(seeds) > 1:
         if num_images not in (None, len(seeds)):
             raise UsageError(f"{len(seeds)} seeds give {len(seeds)} pictures; leave --num-images {num_images} out")
         return seeds
     first = seeds[0] if seeds else random_seed()
+    check_seed(first + (num_images or 1) - 1)
     return [first + offset for offset in range(num_images or 1)]
 
 
-def _read_lines(source: str) -> Iterator[tuple[str, str]]:
-    """(`line 3`, its text) of each line that is not blank.
-
-    Raises: MissingError.
-    """
-    try:
-        data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
-        lines = data.decode("utf-8-sig").splitlines()
-    except OSError as error:
-        raise MissingError(f"the batch {source} cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise MissingError(f"the batch {source} is no UTF-8 text (byte {error.start})") from None
-    for number, text in enumerate(lines, start=1):
-        if text.strip():
-            yield f"line {number}", text
-
-
-def _read_line(text: str, as_json: bool) -> Line:
-    """A prompt, or a JSON object with the fields of `Line`.
+def _read_line(entry: Any, from_table: bool) -> Line:
+    """A prompt, or a JSON object or row of a table with the fields of `Line`.
 
     Raises: UsageError.
     """
-    if not as_json:
-        return Line(prompt=text)
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"no JSON: {error}") from None
-    if not isinstance(values, dict):
+    if isinstance(entry, KgError):
+        raise entry
+    if isinstance(entry, str):
+        return Line(prompt=entry)
+    if not isinstance(entry, dict):
         raise UsageError('no JSON object; write {"prompt": "..."}')
+    if from_table and "images" in entry:
+        entry = {**entry, "images": [entry["images"]]}
     try:
-        return Line(**values)
+        return Line.model_validate(entry, strict=not from_table)  # cells of a table are all text
     except ValidationError as error:
         first = error.errors()[0]
         raise UsageError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None

@@ -66,13 +66,12 @@ def validate(
 ) -> None:
     """Check recipes without running them."""
     from kgcli.cli.failure import show
-    from kgcli.config import load_recipe
     from kgcli.errors import KgError
 
     failures = []
     for name in names:
         try:
-            print(f"{name}: ok, {load_recipe(name).stage}")
+            print(f"{name}: ok, {_check(name)}")
         except KgError as error:
             failures.append(error)
             show(error)
@@ -80,3 +79,17 @@ def validate(
         raise typer.Exit(failures[0].exit_code)
     if failures:
         raise PartialBatchError(f"{len(failures)} of {len(names)} recipes are wrong")
+
+
+def _check(name: str) -> str:
+    """Return the stage of a recipe that can run. Raises: KgError."""
+    from kgcli.cli.train import stage_names
+    from kgcli.config import load_recipe
+    from kgcli.data.sources.world import check_kinds
+    from kgcli.errors import ConfigError
+
+    recipe = load_recipe(name)
+    if recipe.stage not in stage_names():
+        raise ConfigError(f"{name}: there is no stage {recipe.stage!r}; the stages are {', '.join(stage_names())}")
+    check_kinds(recipe.data.kinds)
+    return recipe.stage

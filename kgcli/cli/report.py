@@ -34,6 +34,10 @@ def report(
             "--images", help="Folder of the pictures, one for each run; default: the runs.", show_default=False
         ),
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Folder of the inputs, to show them; default: that of a nano suite."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
 ) -> None:
     """Write one HTML page: tables, plots, pictures and protocol of runs of one protocol."""
@@ -48,5 +52,14 @@ def report(
     check_writable(out)
     if out.exists() and not overwrite:
         raise UsageError(f"{out} is there already; give --overwrite or another --out")
-    write_bytes(out, build_page(opened, images or ()).encode())
+    page = build_page(opened, images or (), data=data or _cached_inputs(opened[0].scores.suite))
+    write_bytes(out, page.encode())
     typer.echo(str(out))
+
+
+def _cached_inputs(suite: str) -> Path | None:
+    """Return where the input images of a nano suite are, unless a run of another suite names itself so."""
+    from kgcli.evaluation.benchmarks.nano import COCO, DREAMBENCH
+    from kgcli.evaluation.benchmarks.nano_data import cached_folder
+
+    return cached_folder(suite) if suite in (COCO, DREAMBENCH) else None

@@ -96,6 +96,13 @@ def lora(recipe: RecipeName, overrides: Overrides = None, resume: Resume = "auto
     _train("lora", recipe, overrides, resume, dry_run)
 
 
+def stage_names() -> list[str]:
+    """Return the names of all stages that a command trains."""
+    apps = (pretrain_app, align_app, instruct_app, base_app)
+    commands = [command for app in apps for command in app.registered_commands]
+    return [command.name or command.callback.__name__ for command in commands if command.callback is not None]
+
+
 def _train(stage: str, recipe: str, overrides: list[str] | None, resume: str, dry_run: bool) -> None:
     from kgcli.config import load_recipe
 

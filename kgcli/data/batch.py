@@ -17,9 +17,8 @@ from torch.utils.data import Dataset
 from kgcli.config import Recipe
 from kgcli.data.images import to_vae_pixels, to_vision_pixels
 from kgcli.data.prompt import encode
-from kgcli.data.sources.world import SAMPLERS, Sample, draw
+from kgcli.data.sources.world import Sample, draw
 from kgcli.data.tokenizer import Tokenizer
-from kgcli.errors import ConfigError
 from kgcli.world.spec import Spec, render
 
 EVALUATION_STEP = 1 << 40  # batches from here on are never trained on
@@ -105,19 +104,6 @@ class Collator:
         tokens = pad_sequence([torch.tensor(row.token_ids) for row in rows], batch_first=True, padding_value=pad)
         slots = pad_sequence([torch.tensor(row.image_mask) for row in rows], batch_first=True)
         return {"tokens": tokens, "token_mask": tokens != pad, "image_mask": slots}
-
-
-def check_kinds(kinds: dict[str, float]) -> None:
-    """Whether a mixture can be drawn from.
-
-    Raises:
-        ConfigError: a kind does not exist or the weights are no shares.
-    """
-    for name in kinds:
-        if name not in SAMPLERS:
-            raise ConfigError(f"data.kinds: there is no kind of sample {name!r}; there are {', '.join(SAMPLERS)}")
-    if min(kinds.values(), default=0.0) < 0.0 or sum(kinds.values()) <= 0.0:
-        raise ConfigError(f"data.kinds: the weights {kinds} must be at least 0, and one of them above")
 
 
 def draw_sample(recipe: Recipe, index: int) -> Sample:

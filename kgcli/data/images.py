@@ -6,19 +6,23 @@ A picture that is not square is cropped about its centre by the transforms (as t
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import io
 import logging
+import os
 import struct
 import warnings
 import zlib
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from kgcli.data.colour import to_srgb
 from kgcli.errors import ImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # no EPS or PDF: those start other programs
@@ -26,12 +30,14 @@ MAX_PIXELS = 64_000_000  # width x height, checked before decoding; 192 MB as RG
 MAX_BYTES = 256 * 2**20  # of the file
 MAX_ASPECT = 50  # longer side / shorter side
 MAX_PADDED_SIDE = 4096  # pixels; a longer picture is made smaller before it is padded
+MAX_LISTED = 10_000  # names of a folder among which the nearest is looked for
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # Source: CLIP (arXiv:2103.00020)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 WHITE = (255, 255, 255)
 
 # What Pillow's decoders raise on damaged input.
-_DECODER_ERRORS = (
+DECODER_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, AttributeError, OverflowError),
     *(struct.error, zlib.error),
 )
@@ -65,25 +71,27 @@ class Picture:
         return replace(self, image=None)
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(path: str | Path, *, srgb: bool = True) -> Image.Image:
     """The picture of a file as upright RGB, transparency on white, first frame of an animation.
+
+    Colours are converted to sRGB where the file has a profile, unless `srgb` is off: published evaluations ignore it.
 
     Raises: ImageError where the file is missing, is no picture, is damaged or is too large.
     """
-    return read_picture(path).load()
+    return read_picture(path, srgb=srgb).load()
 
 
-def read_picture(path: str | Path) -> Picture:
+def read_picture(path: str | Path, *, srgb: bool = True) -> Picture:
     """`open_image` together with the file's base name and hash.
 
     Raises: ImageError, as `open_image`.
     """
     path = Path(path)
     data = _read_bytes(path)
-    return Picture(path, path.name, hashlib.sha256(data).hexdigest(), decode_image(data, name=str(path)))
+    return Picture(path, path.name, hashlib.sha256(data).hexdigest(), decode_image(data, str(path), srgb=srgb))
 
 
-def decode_image(data: bytes, name: str = "picture") -> Image.Image:
+def decode_image(data: bytes, name: str = "picture", *, srgb: bool = True) -> Image.Image:
     """The picture in the bytes of a file, as `open_image` gives it; `name` is for messages."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of what is checked here
@@ -93,19 +101,19 @@ def decode_image(data: bytes, name: str = "picture") -> Image.Image:
             raise ImageError(
                 f"{name} is too large: more than {MAX_PIXELS // 10**6} megapixels; make it smaller"
             ) from None
-        except _DECODER_ERRORS:
+        except DECODER_ERRORS:
             raise ImageError(f"{name} is not a picture that can be read ({', '.join(FORMATS)})") from None
         _check_size(image.size, name)  # before anything is decoded
         try:
-            if getattr(image, "n_frames", 1) > 1:
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a phone's depth map is no animation
                 _log.warning("%s is animated: its first frame is used", name)
                 image.seek(0)
-        except _DECODER_ERRORS as error:
+        except DECODER_ERRORS as error:
             raise ImageError(f"{name} is damaged or cut short: {_one_line(error)}") from None
-        return upright_rgb(image, name)
+        return upright_rgb(image, name, srgb=srgb)
 
 
-def upright_rgb(image: Image.Image, name: str = "the picture") -> Image.Image:
+def upright_rgb(image: Image.Image, name: str = "the picture", *, srgb: bool = True) -> Image.Image:
     """A picture that is open already as `open_image` would give it.
 
     Raises: ImageError where it is too large or cannot be decoded.
@@ -113,8 +121,12 @@ def upright_rgb(image: Image.Image, name: str = "the picture") -> Image.Image:
     _check_size(image.size, name)
     try:
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image), name)
-    except _DECODER_ERRORS as error:
+        profile = image.info.get("icc_profile")
+        image = ImageOps.exif_transpose(image)
+        if srgb and profile:
+            image = to_srgb(image, profile, name)
+        return _to_rgb(image, name)
+    except DECODER_ERRORS as error:
         if isinstance(error, ImageError):
             raise
         raise ImageError(f"{name} is damaged or cut short: {_one_line(error)}") from None
@@ -180,7 +192,7 @@ def _read_bytes(path: Path) -> bytes:
         if path.is_dir():
             raise ImageError(f"{path} is a folder, not a picture")
         if not path.exists():
-            raise ImageError(f"there is no picture {path}")
+            raise ImageError(f"there is no picture {path}{_suggestion(path)}")
         if not path.is_file():  # a pipe or device would block or never end
             raise ImageError(f"{path} is no regular file")
         num_bytes = path.stat().st_size
@@ -191,6 +203,17 @@ def _read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise ImageError(f"{path!s} cannot be opened: {_one_line(error)}") from None
+
+
+def _suggestion(path: Path) -> str:
+    """Return the nearest file name of the folder, as the end of a message."""
+    try:
+        names = [entry.name for entry in islice(os.scandir(path.parent), MAX_LISTED)]
+    except OSError:
+        return f"; there is no folder {path.parent}"
+    by_case = {name.lower(): name for name in names if Path(name).suffix.lower() in SUFFIXES}
+    near = difflib.get_close_matches(path.name.lower(), by_case, 1, 0.6)
+    return f"; did you mean {path.with_name(by_case[near[0]])}?" if near else ""
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:

@@ -17,13 +17,18 @@ from pathlib import PurePath
 
 from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import PromptError
+from kgcli.files import printable
 
 MAX_WEIGHT = 2.0
 FITS = ("pad", "crop", "stretch")
+MAX_CHARACTERS = 32_768  # of a prompt: models take 2,048 tokens of at most 16 characters
 PLANNED_OPTIONS = ("mask",)  # part of the grammar, without an effect in this version: refused
 _OPEN = "<image:"
 # What looks like a tag but is none: `<i>` of the published code, `<img:..>`, `<lora:..>`.
-_FOREIGN_TAG = re.compile(r"<\s*(?:(?:i|img|image)\b|[a-z][a-z0-9_]*(?=:))(?::[^<>\s]*)?", re.IGNORECASE)
+_FOREIGN_TAG = re.compile(r"<\s*((?:i|img|image)\b|[a-z][a-z0-9_]*(?=:))(:[^<>\s]*)?", re.IGNORECASE)
+# `<cat.png>`: the name of a file where a tag belongs.
+_FILE_TAG = re.compile(r"<\s*([^<>|\\:\n]{1,255}\.(?:png|jpe?g|webp|gif|bmp|tiff?|avif|heic))\s*>", re.IGNORECASE)
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _SLOT = re.compile(r"-\d+")
 
 
@@ -156,37 +161,55 @@ class _Parser:
     def __init__(self, text: str) -> None:
         self.text = text
         self.at = 0
+        if len(text) > MAX_CHARACTERS:
+            raise PromptError(f"the prompt has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read")
         for index, character in enumerate(text):
             if character == "\0" or "\ud800" <= character <= "\udfff":
                 raise self.error("this character is no text (a null character or broken UTF-8)", index)
 
     def error(self, message: str, index: int) -> PromptError:
         """A PromptError that points at an index."""
-        return PromptError(message, column=index + 1, prompt=self.text)
+        return PromptError(printable(message), column=index + 1, prompt=self.text)
 
     def parts(self) -> list[str | ImageRef]:
         """Texts and images in turn, no text empty."""
         parts: list[str | ImageRef] = []
-        words = ""
+        words: list[str] = []
         while self.at < len(self.text):
             if self.text.startswith(_OPEN, self.at):
                 if words:
-                    parts.append(words)
-                words = ""
+                    parts.append("".join(words))
+                words = []
                 parts.append(self.tag())
             else:
-                words += self.character()
-        return [*parts, words] if words else parts
+                words.append(self.character())
+        return [*parts, "".join(words)] if words else parts
 
     def character(self) -> str:
         """One character of plain text, its escape resolved."""
         if self.text[self.at] == "\\" and self.text[self.at + 1 : self.at + 2] in ("<", "\\"):
             self.at += 2
             return self.text[self.at - 1]
-        if self.text[self.at] == "<" and (match := _FOREIGN_TAG.match(self.text, self.at)):
-            raise self.error(f"`{match.group()}>` is no known tag: write <image:PATH>, or \\< for a plain <", self.at)
+        if self.text[self.at] == "<":
+            self.refuse_foreign_tag()
         self.at += 1
         return self.text[self.at - 1]
+
+    def refuse_foreign_tag(self) -> None:
+        """Say what to write in place of a tag of another program. Raises: PromptError."""
+        if match := _FILE_TAG.match(self.text, self.at):
+            raise self.error(f"`{match.group()}` is not a tag: write <image:{match.group(1)}>", self.at)
+        if not (match := _FOREIGN_TAG.match(self.text, self.at)):
+            return
+        kind, given = match.group(1).lower(), (match.group(2) or "").lstrip(":")
+        if kind in ("lora", "lyco", "hypernet"):
+            name, _, scale = given.partition(":")
+            advice = f"give --lora {name or 'FILE'}.safetensors" + (f":{scale}" if scale else "")
+        elif given.startswith("//"):
+            advice = "images are read from files, not from the web: fetch it and write <image:FILE>"
+        else:
+            advice = f"write <image:{given or 'PATH'}>"
+        raise self.error(f"`{match.group()}>` is not a tag of this program: {advice}, or \\< for a plain <", self.at)
 
     def tag(self) -> ImageRef:
         """`<image:PATH|options>`, from its `<`."""
@@ -205,6 +228,8 @@ class _Parser:
         """The path or slot that a tag names."""
         if not path:
             raise self.error("the image tag names no file: write <image:PATH>", path_at)
+        if _URL.match(path):
+            raise self.error("images are read from files, not from the web: fetch it, then name the file", path_at)
         if escaped or not _SLOT.fullmatch(path):
             return ImageRef(path=path, column=start + 1)
         if not path.isascii() or len(path) > 6 or int(path) == 0:
@@ -229,8 +254,8 @@ class _Parser:
                 raise self.error("this image tag is not closed before the next `<` (write \\< in a path)", start)
             raw.append((character, False))
             self.at += 1
-        while raw and raw[0][0] == " " and not raw[0][1]:
-            raw.pop(0)
+        first = next((at for at, one in enumerate(raw) if one != (" ", False)), len(raw))
+        del raw[:first]
         while raw and raw[-1][0] == " " and not raw[-1][1]:
             raw.pop()
         return "".join(character for character, _ in raw), bool(raw) and raw[0][1]

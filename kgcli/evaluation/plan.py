@@ -7,9 +7,12 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from kgcli.errors import UsageError
+from kgcli.errors import MissingError, UsageError
+from kgcli.reading import PathBelow, parse_record
+
+T = TypeVar("T")
 
 PLAN, MANIFEST, SCORES = "plan.json", "manifest.jsonl", "scores.json"
 NUM_IMAGES = 4  # for each prompt of DreamBench
@@ -24,14 +27,14 @@ class Item:
     bits. `inputs` name images below the data folder, in the order of the `<image>` marks of `input_text`.
     """
 
-    path: str  # of the image, below the run folder
+    path: PathBelow  # of the image, below the run folder
     unit: str
-    subject: str  # the cluster of the intervals
+    subject: PathBelow  # the cluster of the intervals
     prompt: int
     image: int
     input_text: str  # what the method reads, "<image>" where an image belongs
     scored_text: str  # what CLIP-T and other text scores compare with
-    inputs: tuple[str, ...]
+    inputs: tuple[PathBelow, ...]
     seed: int
     class_noun: str = ""
     category: str = ""  # of the subject: object, live
@@ -45,19 +48,26 @@ class Plan:
     suite: str  # dreambench, coco; nano-dreambench, nano-coco, nano-skills
     protocol: dict[str, Any]
     method: dict[str, Any]  # name, settings, weights' hashes
-    data: str  # the folder the inputs are in
     items: tuple[Item, ...]
+    data: str = ""  # the folder the inputs are in, as this process knows it: never in the file, never read from it
 
     def to_json(self) -> str:
         """The plan as the bytes of its file."""
-        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
+        fields = dataclasses.asdict(self)
+        del fields["data"]
+        return json.dumps(fields, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Plan:
-        """The plan of a file's text. Raises: ValueError, TypeError, KeyError, AttributeError where it is none."""
-        fields = json.loads(text)
-        items = tuple(Item(**{**item, "inputs": tuple(item["inputs"])}) for item in fields.pop("items"))
-        return cls(items=items, **fields)
+    def from_json(cls, text: str, name: str = PLAN) -> Plan:
+        """The plan of a file's text; where its inputs are is for the caller to say. Raises: MissingError."""
+        return dataclasses.replace(parse_record(text, cls, name=name), data="")
+
+    def fact(self, name: str, kind: type[T]) -> T:
+        """One value of the protocol. Raises: MissingError where it is not there or of another type."""
+        value = self.protocol.get(name)
+        if not isinstance(value, kind):
+            raise MissingError(f"the {PLAN} of this run is damaged: protocol.{name} is {value!r}")
+        return value
 
     def units(self) -> list[list[Item]]:
         """The items in the batches they are generated in, in order."""

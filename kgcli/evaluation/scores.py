@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +13,10 @@ from kgcli.errors import MissingError
 from kgcli.evaluation.metrics.intervals import cluster_mean, subject_means
 from kgcli.evaluation.plan import SCORES, Item
 from kgcli.files import write_whole
+from kgcli.reading import PathBelow, read_record
 
 ALL = "all"
+MAX_BYTES = 256 * 2**20  # of scores.json; 30,000 pictures with their numbers take 20 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +57,12 @@ class Figure:
 class PictureScore:
     """The numbers of one picture."""
 
-    path: str  # below the run folder, or the folder given by --images
+    path: PathBelow  # below the run folder, or the folder given by --images
     subject: str
     prompt: int
     image: int
     scored_text: str
-    inputs: tuple[str, ...]  # below the data folder
+    inputs: tuple[PathBelow, ...]  # below the data folder
     values: Mapping[str, float]  # measure -> number
     category: str = ""
     kind: str = ""
@@ -75,15 +76,17 @@ class Scores:
     protocol: Mapping[str, Any]  # of drawing and scoring: counts, settings, extractors with hashes
     method: Mapping[str, Any]  # its facts
     versions: Mapping[str, str]
-    data: str  # folder of the inputs
     measures: tuple[Measure, ...]
     figures: tuple[Figure, ...]
     pictures: tuple[PictureScore, ...]
     notes: tuple[str, ...] = field(default=())
+    data: str = ""  # folder of the inputs, as this process knows it: never in the file, never read from it
 
     def to_json(self) -> str:
         """The bytes of scores.json; equal scores, equal bytes."""
-        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+        fields = dataclasses.asdict(self)
+        del fields["data"]
+        return json.dumps(fields, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
     def find(self, measure: str, row: str = "method", group: str = ALL) -> Figure:
         """One figure. Raises: KeyError."""
@@ -91,14 +94,6 @@ class Scores:
             if (figure.measure, figure.row, figure.group) == (measure, row, group):
                 return figure
         raise KeyError((measure, row, group))
-
-    def _check_numbers(self) -> None:
-        numbers = [one.value for one in self.figures]
-        numbers += [value for picture in self.pictures for value in picture.values.values()]
-        numbers += [end for one in self.figures for end in one.bounds or ()]
-        for number in numbers:
-            if isinstance(number, str) or not math.isfinite(number):
-                raise ValueError(f"{number!r} in place of a number")
 
     def write(self, folder: Path) -> None:
         """Write scores.json into a folder, whole."""
@@ -108,21 +103,9 @@ class Scores:
     def read(cls, path: Path) -> Scores:
         """The scores of a run folder or of a file. Raises: MissingError."""
         file = path / SCORES if path.is_dir() else path
-        try:
-            fields = json.loads(file.read_text("utf-8"))
-            fields["measures"] = tuple(Measure(**one) for one in fields["measures"])
-            fields["figures"] = tuple(Figure(**one) for one in fields["figures"])
-            fields["pictures"] = tuple(
-                PictureScore(**{**one, "inputs": tuple(one["inputs"])}) for one in fields["pictures"]
-            )
-            fields["notes"] = tuple(fields["notes"])
-            scores = cls(**fields)
-            scores._check_numbers()
-            return scores
-        except OSError:
-            raise MissingError(f"there are no scores {file}; score the run first") from None
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise MissingError(f"{file} is damaged ({error})") from None
+        if not file.is_file():
+            raise MissingError(f"there are no scores {file}; score the run first")
+        return dataclasses.replace(read_record(file, cls, max_bytes=MAX_BYTES), data="")
 
 
 def figures_of(

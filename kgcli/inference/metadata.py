@@ -18,17 +18,20 @@ from typing import Any
 
 from PIL import ExifTags, Image, PngImagePlugin
 
-from kgcli.data.images import MAX_PIXELS
+from kgcli.data.images import DECODER_ERRORS, MAX_PIXELS
 from kgcli.data.prompt import Prompt
 from kgcli.errors import ImageError, MissingError
+from kgcli.files import printable
 from kgcli.inference.adapters import Adapters, Source
 from kgcli.inference.request import Request, portable_prompt
 from kgcli.inference.user_comment import decode_comment, encode_comment
+from kgcli.reading import parse_json, read_text
 from kgcli.version import __version__
 from kgcli.weights.folder import ModelFolder
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 QUALITY = 95  # of JPEG and WebP
+MAX_METADATA = 4 * 2**20  # bytes of a file beside an image
 CHUNK = "kgcli"
 PARAMETERS = "parameters"
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "bitsandbytes", "opencv-python-headless", "pillow")
@@ -120,6 +123,14 @@ def sidecar(path: Path) -> Path | None:
     return None if FORMATS.get(path.suffix.lower()) == "PNG" else path.with_name(f"{path.name}.json")
 
 
+def is_ours(path: Path) -> bool:
+    """Return whether an image's own text says that this program wrote it."""
+    try:
+        return "Version: kgcli " in (read_parameters(path) or "")
+    except ImageError:
+        return False
+
+
 def read_metadata(path: Path) -> Metadata:
     """The metadata of a picture this program wrote.
 
@@ -128,15 +139,12 @@ def read_metadata(path: Path) -> Metadata:
     chunk = _read_info(path).get(CHUNK)
     beside = sidecar(path)
     if chunk is None and beside is not None and beside.is_file():
-        chunk = beside.read_text("utf-8", errors="replace")
+        chunk = read_text(beside, max_bytes=MAX_METADATA)
     if chunk is None:
         raise MissingError(f"{path} holds no kgcli metadata: it was written by another program or with --no-metadata")
-    try:
-        metadata = json.loads(chunk)
-        if not isinstance(metadata, dict) or "prompt" not in metadata:
-            raise ValueError("no prompt in it")
-    except ValueError as error:
-        raise MissingError(f"the kgcli metadata of {path} are damaged ({error})") from None
+    metadata = parse_json(str(chunk), name=f"the kgcli metadata of {printable(path)}")
+    if not isinstance(metadata, dict) or "prompt" not in metadata:
+        raise MissingError(f"the kgcli metadata of {printable(path)} are damaged (no prompt in it)")
     return metadata
 
 
@@ -163,7 +171,7 @@ def _read_info(path: Path) -> dict[str, Any]:
                     **{str(name): value for name, value in image.info.items()},
                     "UserComment": comment.encode() if isinstance(comment, str) else bytes(comment),
                 }
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except (*DECODER_ERRORS, Image.DecompressionBombError):
         raise ImageError(f"{path} is no picture that can be read, or is damaged") from None
 
 

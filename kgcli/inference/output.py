@@ -14,6 +14,7 @@ from PIL import Image
 
 from kgcli.data.prompt import Prompt
 from kgcli.errors import OutputError, UsageError
+from kgcli.files import output_errors, printable, reason, write_whole
 from kgcli.inference.metadata import FORMATS, Metadata, encode_picture, sidecar
 from kgcli.inference.request import Request
 
@@ -36,7 +37,7 @@ class OutputPlan:
         """
         if out is None or out == "":
             return cls(Path(DEFAULT_TEMPLATE))
-        path = Path(out).expanduser()
+        path = _user_path(out)
         if path.is_dir() or out.endswith(("/", os.sep)):
             return cls(_literal(path) / DEFAULT_TEMPLATE)
         fields = _fields(out)
@@ -65,14 +66,12 @@ def check_writable(path: Path) -> None:
 
     Raises: OutputError.
     """
-    try:
+    with output_errors(path):
         if path.is_dir():
             raise OutputError(f"{path} is a folder; give a file name in it, or end it with a slash")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 def check_picture_file(path: Path) -> None:
@@ -85,16 +84,22 @@ def check_picture_file(path: Path) -> None:
     check_writable(path)
 
 
-def write_picture(path: Path, image: Image.Image, metadata: Metadata | None) -> None:
-    """Write a picture and, where its format needs one, the file beside it; never half of one.
+def write_picture(path: Path, image: Image.Image, metadata: Metadata | None, *, overwrite: bool = True) -> None:
+    """Write an image and, where its format needs one, the file beside it; never half of one.
+
+    Without `overwrite` a file that is there by now stays. With it, the file beside an older image goes first: at no
+    moment does one image lie beside the metadata of another.
 
     Raises: OutputError.
     """
     data = encode_picture(image, path.suffix, metadata)
     beside = sidecar(path)
+    if overwrite and beside is not None:
+        with output_errors(beside):
+            beside.unlink(missing_ok=True)
+    write_whole(path, data, overwrite=overwrite)
     if metadata is not None and beside is not None:
-        write_bytes(beside, (json.dumps(metadata, ensure_ascii=False, indent=2) + "\n").encode())
-    write_bytes(path, data)
+        write_whole(beside, json.dumps(metadata, ensure_ascii=False, indent=2) + "\n", overwrite=overwrite)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -102,14 +107,20 @@ def write_bytes(path: Path, data: bytes) -> None:
 
     Raises: OutputError.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    write_whole(path, data)
+
+
+def _user_path(text: str) -> Path:
+    """Return a path as the user wrote it, `~` expanded. Raises: UsageError."""
     try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: there is no such user
+        why = reason(error) if isinstance(error, OSError | ValueError) else "there is no such user"
+        raise UsageError(f"--out {printable(text)} cannot be a file: {why}") from None
+    if "\0" in text:
+        raise UsageError(f"--out {printable(text)} cannot be a file: it holds a null character")
+    return path
 
 
 def _fields(template: str) -> list[str]:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kgcli.data.images import read_picture
 from kgcli.data.prompt import ImageRef, Prompt
-from kgcli.errors import ImageError, IncompatibleError, MissingError, PromptError
+from kgcli.errors import ImageError, IncompatibleError, MissingError, PromptError, UsageError
 from kgcli.inference.adapters import Adapters, Control, Lora, Source, open_lora, read_kinds
 from kgcli.inference.metadata import read_metadata
 from kgcli.weights.folder import ModelFolder, hash_files
@@ -82,12 +82,14 @@ def read_replay(
     controlnet_models: Sequence[str] = (),
     map_models: Sequence[str] = (),
     with_adapters: bool = True,
+    allow_download: bool = False,
 ) -> Replay:
     """What drew a picture, its inputs found among `images`, beside it, in this folder or in the package.
 
     `chosen` says that the user chose the model, which then may differ from the picture's. `controlnet_models` and
     `map_models` (`KIND=FOLDER`) say where a ControlNet and what makes its maps lie now; without `with_adapters` none
-    of those are looked for.
+    of those are looked for. Hub ids in the metadata are taken up only with `allow_download`: an image of a stranger
+    does not choose what is fetched.
 
     Raises:
         MissingError: it holds no metadata, or an input picture is not found.
@@ -106,7 +108,9 @@ def read_replay(
     parts = tuple(replace(p, path=str(next(found))) if isinstance(p, ImageRef) else p for p in prompt.parts)
     line = record.model_dump(exclude={"images", "model", "decoder", "dtype", "quantize", "adapters"})
     line["negative_prompt"] = Prompt(parts=(record.negative_prompt,)).format() if record.negative_prompt else None
-    adapters = _find_adapters(source, record, images, controlnet_models, map_models) if with_adapters else Adapters()
+    adapters = Adapters()
+    if with_adapters:
+        adapters = _find_adapters(source, record, images, controlnet_models, map_models, allow_download)
     return Replay({**line, "prompt": Prompt(parts=parts).format()}, record.dtype, record.quantize, adapters)
 
 
@@ -142,7 +146,12 @@ def _find_input(source: Path, wanted: _Input, images: Sequence[str]) -> Path:
 
 
 def _find_adapters(
-    source: Path, record: _Record, images: Sequence[str], controlnet_models: Sequence[str], map_models: Sequence[str]
+    source: Path,
+    record: _Record,
+    images: Sequence[str],
+    controlnet_models: Sequence[str],
+    map_models: Sequence[str],
+    allow_download: bool,
 ) -> Adapters:
     """All that was put on the decoder."""
     networks = read_kinds(controlnet_models, "--controlnet-model")
@@ -151,7 +160,9 @@ def _find_adapters(
     return Adapters(
         loras=tuple(_find_lora(source, entry) for entry in entries if entry.type == "lora"),
         controls=tuple(
-            _find_control(source, entry, images, networks, makers) for entry in entries if entry.type == "controlnet"
+            _find_control(source, entry, images, networks, makers, allow_download)
+            for entry in entries
+            if entry.type == "controlnet"
         ),
     )
 
@@ -169,23 +180,36 @@ def _find_lora(source: Path, wanted: _Adapter) -> Lora:
 
 
 def _find_control(
-    source: Path, wanted: _Adapter, images: Sequence[str], networks: dict[str, str], makers: dict[str, str]
+    source: Path,
+    wanted: _Adapter,
+    images: Sequence[str],
+    networks: dict[str, str],
+    makers: dict[str, str],
+    allow_download: bool,
 ) -> Control:
     """A ControlNet with the picture it followed."""
     kind, maker = wanted.kind, wanted.map_model
     return Control(
         kind=kind,
-        source=_find_source(source, wanted.model, networks.get(kind), "--controlnet-model"),
+        source=_find_source(source, wanted.model, networks.get(kind), "--controlnet-model", allow_download),
         picture=read_picture(_find_input(source, wanted.image, images)),
         ready=wanted.ready,
-        maker=_find_source(source, maker, makers.get(kind), "--map-model") if maker else None,
+        maker=_find_source(source, maker, makers.get(kind), "--map-model", allow_download) if maker else None,
         scale=wanted.scale,
     )
 
 
-def _find_source(source: Path, wanted: _Input, given: str | None, flag: str) -> Source:
-    """A folder whose weights are those that were used, or the Hub id."""
+def _find_source(source: Path, wanted: _Input, given: str | None, flag: str, allow_download: bool) -> Source:
+    """A folder whose weights are those that were used, or the Hub id.
+
+    Raises: MissingError; UsageError where the Hub may not be asked.
+    """
     if not wanted.sha256 and given is None and is_hub_id(wanted.name):
+        if not allow_download:
+            raise UsageError(
+                f"the metadata of {source} name {wanted.name} on the Hub; --allow-download fetches what an image "
+                f"names, {flag} KIND=FOLDER_OR_ID gives your own"
+            )
         return Source(location=wanted.name, name=wanted.name)
     name = Path(wanted.name).name
     nearby = [source.parent / name, Path(name), find_adapter(name)]

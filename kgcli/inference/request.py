@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -22,6 +23,9 @@ MAX_SIDE = 4096  # pixels
 MAX_STEPS = 1000  # the length of the training schedule
 MAX_GUIDANCE = 100.0
 MAX_SEED = 2**63 - 1
+_IMAGE_LINK = re.compile(r"https?://\S{1,500}\.(?:png|jpe?g|webp|gif)\b", re.IGNORECASE)
+
+_log = logging.getLogger(__name__)
 
 _log = logging.getLogger(__name__)
 
@@ -93,6 +97,9 @@ def make_request(
     prompt = Prompt.parse(text).fill_slots(images)
     check_fits(prompt, model)
     _note_many_subjects(prompt, model)
+    for part in prompt.parts:
+        if isinstance(part, str) and (link := _IMAGE_LINK.search(part)):
+            _log.warning("%s is read as words; to show an image, fetch it and write <image:FILE>", link.group())
     return Request(
         prompt=prompt,
         pictures=open_pictures(prompt),

@@ -10,12 +10,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from kgcli.errors import MissingError, UsageError
+from kgcli.files import output_errors, whole_folder, write_whole
+from kgcli.reading import read_json
+from kgcli.weights.tensor_files import save_state, save_tensors
 
 FOLDER = "checkpoints"
+RETIRED = "retired"  # folder of what runs that were begun anew have put aside
 # What reading a file cut short raises, by where it was cut.
 UNREADABLE = (OSError, ValueError, TypeError, LookupError, EOFError, RuntimeError, SafetensorError, UnpicklingError)
 
@@ -26,15 +30,11 @@ def save(run: Path, step: int, weights: dict[str, Tensor], state: dict[str, Any]
     Those of later steps go: they belong to a run that was given up by starting anew or from an older checkpoint.
     """
     folder = run / FOLDER / f"step_{step:07d}"
-    partial = folder.with_name("." + folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial / "model.safetensors")
-    torch.save(state, partial / "state.pt")
-    (partial / "recipe.yaml").write_text(recipe, "utf-8")
-    (partial / "trainer.json").write_text(json.dumps({"step": step}) + "\n", "utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with whole_folder(folder, overwrite=True) as partial:
+        save_tensors(partial / "model.safetensors", weights)
+        save_state(partial / "state.pt", state)
+        write_whole(partial / "recipe.yaml", recipe)
+        write_whole(partial / "trainer.json", json.dumps({"step": step}) + "\n")
     steps = list_steps(run)
     last = steps.index(folder) + 1
     for other in [*steps[: max(0, last - keep)], *steps[last:]]:
@@ -49,14 +49,36 @@ def load(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
         MissingError: a file is not there or damaged.
     """
     try:
-        step = int(json.loads((folder / "trainer.json").read_text("utf-8"))["step"])
+        step = read_json(folder / "trainer.json")["step"]
+        if type(step) is not int or step < 0:
+            raise ValueError(f"step {step}")
         weights = load_file(folder / "model.safetensors")
         state = torch.load(folder / "state.pt", weights_only=True)
-    except UNREADABLE as error:
+        dict(state["optimizer"])
+    except (*UNREADABLE, MissingError) as error:
         raise MissingError(
             f"checkpoint {folder} is damaged ({type(error).__name__}); resume from another one"
         ) from error
     return step, weights, state
+
+
+def retire(run: Path) -> Path | None:
+    """Put all that an earlier run left in a folder into `retired/N`; returns that folder, None where nothing was.
+
+    A run that is begun anew and killed before its first checkpoint must not be resumed from the one before it.
+    """
+    if not list_steps(run):
+        return None
+    retired = run / RETIRED
+    with output_errors(retired):
+        retired.mkdir(exist_ok=True)
+        place = retired / str(1 + max((int(one.name) for one in retired.iterdir() if one.name.isdecimal()), default=0))
+        place.mkdir()
+        # The checkpoints last: until they have moved, the run can still be taken up.
+        names = [path.name for path in run.iterdir() if path.name not in (RETIRED, FOLDER) and path.name[0] != "."]
+        for name in (*(name for name in names if name != "pool"), FOLDER):
+            (run / name).rename(place / name)
+    return place
 
 
 def list_steps(run: Path) -> list[Path]:

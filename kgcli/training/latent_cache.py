@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from kgcli.data.batch import Pool, PoolPictures
 from kgcli.errors import ConfigError
+from kgcli.files import write_whole
 from kgcli.model.diffusion import Diffusion
 from kgcli.training.logging import say
 
@@ -40,7 +41,7 @@ def make_pool(run: Run) -> Pool:
         made_of = describe(run, diffusion, pictures)
         if _read(folder) != made_of:
             _fill(run, diffusion, pictures, folder)
-            (folder / MADE_OF).write_text(json.dumps(made_of, indent=2) + "\n", "utf-8")
+            write_whole(folder / MADE_OF, json.dumps(made_of, indent=2) + "\n")
     run.accelerator.wait_for_everyone()
     return Pool(folder)
 

@@ -7,6 +7,7 @@ import logging
 import platform
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +17,7 @@ from torchvision.utils import save_image
 
 from kgcli.config import dump_recipe
 from kgcli.data.batch import EVALUATION_STEP, Batches, Pool
+from kgcli.files import make_folder, write_whole
 
 if TYPE_CHECKING:
     from kgcli.training.loop import Run
@@ -31,10 +33,11 @@ class Metrics:
         self.every = run.recipe.log_every
         self.file = run.folder / "metrics.jsonl"
         self._start_clocks()
-        run.folder.mkdir(parents=True, exist_ok=True)
-        (run.folder / "recipe.yaml").write_text(dump_recipe(run.recipe), "utf-8")
-        (run.folder / "env.json").write_text(json.dumps(environment(), indent=2) + "\n", "utf-8")
+        make_folder(run.folder)
+        write_whole(run.folder / "recipe.yaml", dump_recipe(run.recipe))
+        write_whole(run.folder / "env.json", json.dumps(environment(), indent=2) + "\n")
         self._forget_after(run.step)
+        _hide_host(run.folder / "tensorboard")
         self.board = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.step)
 
     def add(self, step: int, values: dict[str, Tensor]) -> None:
@@ -79,6 +82,7 @@ class Metrics:
     def close(self) -> None:
         """Flush TensorBoard."""
         self.board.close()
+        _hide_host(self.run.folder / "tensorboard")
 
     def _start_clocks(self) -> None:
         self.num_timed, self.since, self.cpu_since = 0, time.monotonic(), time.process_time()
@@ -89,7 +93,15 @@ class Metrics:
             return
         rows = [row for row in self.file.read_text("utf-8").splitlines() if row.endswith("}")]
         kept = [row for row in rows if json.loads(row)["step"] <= step]
-        self.file.write_text("".join(row + "\n" for row in kept), "utf-8")
+        write_whole(self.file, "".join(row + "\n" for row in kept))
+
+
+def _hide_host(folder: Path) -> None:
+    """Take the name of this machine out of the names of TensorBoard's files, which people share."""
+    for path in folder.glob("events.out.tfevents.*"):
+        seconds, _, rest = path.name.removeprefix("events.out.tfevents.").partition(".")
+        _, *numbers = rest.rsplit(".", 2)  # a host name may have dots
+        path.rename(folder / ".".join(["events.out.tfevents", seconds, "kgcli", *numbers]))
 
 
 def environment() -> dict[str, str]:

@@ -7,7 +7,6 @@ loader or generator state and a resumed run repeats an uninterrupted one bit for
 from __future__ import annotations
 
 import contextlib
-import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,15 +20,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
 from kgcli.config import Recipe, dump_recipe
-from kgcli.data.batch import Batches, Pool, check_kinds
-from kgcli.errors import ConfigError, IncompatibleError
+from kgcli.data.batch import Batches, Pool
+from kgcli.data.sources.world import check_kinds
+from kgcli.errors import ConfigError, IncompatibleError, MissingError
+from kgcli.files import locked, remove_leftovers, whole_folder
 from kgcli.model.randomness import StepRandom
 from kgcli.training import checkpoint
 from kgcli.training.latent_cache import make_pool
 from kgcli.training.logging import Metrics, say
 from kgcli.training.optim import lr_at, make_optimizer
+from kgcli.training.resume import recipe_changes
 from kgcli.training.stages import STAGES
 from kgcli.training.stages.kosmosg import KosmosGStage, Stage
+
+MAX_SHOWN = 64  # samples that a dry run renders
 
 
 class Run:
@@ -97,9 +101,9 @@ class Run:
         keep = self.recipe.keep_checkpoints
         return checkpoint.save(self.folder, self.step, weights, state, dump_recipe(self.recipe), keep)
 
-    def resume(self, folder: Path) -> None:
-        """Go on from a checkpoint."""
-        self.step, weights, state = checkpoint.load(folder)
+    def resume(self, folder: Path, step: int, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Go on from the content of a checkpoint."""
+        self.step = step
         shapes = {name: p.shape for name, p in self.trained.items()}
         if {name: tensor.shape for name, tensor in weights.items()} != shapes:
             raise IncompatibleError(
@@ -109,7 +113,10 @@ class Run:
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 parameter.copy_(weights[name])
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise IncompatibleError(f"the optimizer of checkpoint {folder} does not fit this recipe: {error}") from None
         if self.ema is not None and "ema" in state:
             self.ema.load_state_dict(state["ema"])
         if "row" in state:
@@ -139,9 +146,20 @@ def train(recipe: Recipe, resume: str = "auto", dry_run: bool = False) -> str:
     run = Run(recipe)
     if dry_run:
         return describe(run)
-    found = checkpoint.find(run.folder, resume)
-    if found is not None:
-        run.resume(found)
+    main = run.accelerator.is_main_process
+    with locked(run.folder) if main else contextlib.nullcontext():
+        return _train(run, resume)
+
+
+def _train(run: Run, resume: str) -> str:
+    """Take a run up in its folder, which no other process writes to, and bring it to its end."""
+    if run.accelerator.is_main_process:
+        remove_leftovers(run.folder)
+        remove_leftovers(run.folder / checkpoint.FOLDER)
+        if resume == "none" and (place := checkpoint.retire(run.folder)) is not None:
+            say(f"starting anew: what the earlier run left is in {place}")
+    run.accelerator.wait_for_everyone()
+    found = _resume(run, resume)
     say(f"run folder {run.folder}: " + (f"resuming from step {run.step}" if found else "starting anew"))
     metrics = Metrics(run) if run.accelerator.is_main_process else None
     try:
@@ -154,6 +172,30 @@ def train(recipe: Recipe, resume: str = "auto", dry_run: bool = False) -> str:
     if run.accelerator.is_main_process:
         _export(run)
     return f"{run.folder / 'final'}"
+
+
+def _resume(run: Run, resume: str) -> Path | None:
+    """Go on from the checkpoint asked for, or the newest whole one before it where that is damaged.
+
+    Raises: MissingError where all are damaged, or the one that was named; IncompatibleError for another recipe's.
+    """
+    found = checkpoint.find(run.folder, resume)
+    if found is None:
+        return None
+    older = [] if resume not in ("auto", "true") else checkpoint.list_steps(run.folder)[:-1]
+    while True:
+        try:
+            content = checkpoint.load(found)
+            break
+        except MissingError as error:
+            if not older:
+                raise
+            say(f"{error}: going on from {older[-1].name}")
+            found = older.pop()
+    for change in recipe_changes(found / "recipe.yaml", run.recipe):
+        say(f"the recipe is not that of {found.name}: {change}")
+    run.resume(found, *content)
+    return found
 
 
 def describe(run: Run) -> str:
@@ -169,15 +211,24 @@ def describe(run: Run) -> str:
     memory = 4 * (total + (copies - 1) * trained)
     disk = 4 * trained * copies * run.recipe.keep_checkpoints
     lines.append(f"  memory without activations {memory / 2**20:.0f} MiB, checkpoints on disk {disk / 2**20:.0f} MiB")
-    batch = Batches(
-        run.recipe.model_copy(update={"data": run.recipe.data.model_copy(update={"pool": None})}),
-        _without_pool(run.stage),
-    )[0]
-    lines.append("  one batch: " + ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.fields().items()))
+    lines.append("  " + _describe_batch(run))
     stage = run.recipe.stage
     command = stage if isinstance(run.stage, KosmosGStage) else f"base {stage}"
     lines.append(f"  start with: kg {command} RECIPE, or accelerate launch -m kgcli {command} RECIPE")
     return "\n".join(lines)
+
+
+def _describe_batch(run: Run) -> str:
+    """Return what a batch holds, from its first samples: a large one is reckoned and never rendered."""
+    data = run.recipe.data
+    size = min(data.batch_size, MAX_SHOWN)
+    bucket = data.bucket if size == data.batch_size else 1
+    few = data.model_copy(update={"pool": None, "batch_size": size, "bucket": bucket})
+    fields = Batches(run.recipe.model_copy(update={"data": few}), _without_pool(run.stage))[0].fields()
+    num_bytes = sum(value.numel() * value.element_size() for value in fields.values()) * data.batch_size / size
+    shown = "one batch" if size == data.batch_size else f"{size} of the samples of one batch"
+    shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in fields.items())
+    return f"{shown}: {shapes}; a whole one takes {num_bytes / 2**20:.0f} MiB"
 
 
 def _loop(run: Run, pool: Pool | None, metrics: Metrics | None, stopped: list[int]) -> None:
@@ -224,13 +275,9 @@ def _step(run: Run, forward: nn.Module, batch: Any) -> dict[str, Tensor]:
 
 
 def _export(run: Run) -> None:
-    partial = run.folder / ".final.partial"
-    shutil.rmtree(partial, ignore_errors=True)
     run.stage.eval()
-    with run.averaged(), torch.no_grad():
+    with whole_folder(run.folder / "final", overwrite=True) as partial, run.averaged(), torch.no_grad():
         run.stage.export(partial)
-    shutil.rmtree(run.folder / "final", ignore_errors=True)
-    partial.rename(run.folder / "final")
 
 
 def _parts(stage: Stage) -> list[tuple[str, nn.Module]]:
@@ -249,7 +296,7 @@ def _without_pool(stage: Stage) -> Any:
 
 @contextlib.contextmanager
 def _stop_on_signals() -> Iterator[list[int]]:
-    """Collect the first SIGINT or SIGTERM: the step under way is finished and saved; a second one ends at once."""
+    """Collect the first signal that ends a process: the step under way is finished and saved; a second ends at once."""
     stopped: list[int] = []
 
     def note(number: int, frame: object) -> None:
@@ -258,7 +305,7 @@ def _stop_on_signals() -> Iterator[list[int]]:
         stopped.append(number)
 
     try:
-        old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        old = {number: signal.signal(number, note) for number in stop_signals()}
     except ValueError:  # not the main thread: signals go elsewhere
         old = {}
     try:
@@ -268,10 +315,17 @@ def _stop_on_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def stop_signals() -> list[int]:
+    """Return the signals that end a process, a terminal's hang-up among them unless nohup has it ignored."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    found = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    return [number for number in found if signal.getsignal(number) is not signal.SIG_IGN]
+
+
 def _leave_signals_to_parent(worker: int) -> None:
     """A terminal sends Ctrl-C to all processes; the loop still needs its loaders to finish the step."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in stop_signals():
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _attention(device: torch.device) -> contextlib.AbstractContextManager[object]:

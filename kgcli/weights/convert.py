@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
 from kgcli.config import CONFIG_NAME, ModelConfig, SpecialIds, read_model_config, read_model_config_file
 from kgcli.data.tokenizer import DICTIONARY_NAME, MODEL_NAMES, SPECIAL_ORDER, Tokenizer
-from kgcli.errors import IncompatibleError, KgError, MissingError, UsageError
+from kgcli.errors import IncompatibleError, MissingError, OutputError, UsageError
+from kgcli.files import PARTIAL, make_folder, whole_file, whole_folder
 from kgcli.weights import names
 from kgcli.weights.card import CARD_NAME, model_card
 from kgcli.weights.fairseq import checkpoint_content
@@ -23,10 +23,13 @@ from kgcli.weights.kosmos2 import open_kosmos2
 from kgcli.weights.published import NUM_NAMED, PRETRAIN, Source, expected_weights, open_source, stage_of
 from kgcli.weights.record import write_record
 from kgcli.weights.safetensors import DTYPES, check_weights, read_weights, write_shards
+from kgcli.weights.tensor_files import save_state
 
 SHORT_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 SHARD_SIZE = 10**9  # bytes; what a conversion holds in memory at a time
-READABLE = 0o644  # safetensors writes 600, which nobody else could read
+DECODER_NAME = "decoder"  # of a copied decoder, inside the model folder
+DECODER_PARTS = ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
+DECODER_SUFFIXES = (".json", ".txt", ".model", ".safetensors")
 
 _log = logging.getLogger(__name__)
 
@@ -67,18 +70,21 @@ def to_folder(
     target = find_dtype(dtype)
     sentencepiece = sentencepiece or source.sentencepiece
     origin = {"file": source.path.name, "stage": source.stage} | dict(origin or {})
+    named, own = _find_decoder(decoder or source.cfg.decoder)
     kinds = {name: target or kind for name, kind in source.dtypes.items()}
     num_bytes = {name: source.shapes[name].numel() * kind.itemsize for name, kind in kinds.items()}
     cfg = source.cfg.model_copy(
         update={
             "special_ids": _special_ids(source.cfg, dictionary, sentencepiece),
-            "decoder": _find_decoder(decoder or source.cfg.decoder),
+            "decoder": named,
         }
     )
     out = check_target(out, [source.path], overwrite=overwrite)
     with _whole_folder(out, sum(num_bytes.values())) as partial:
         num_files = write_shards(partial / WEIGHTS_NAME, num_bytes, source.read, shard_size=shard_size, dtype=target)
         _copy_tokenizer(partial / TOKENIZER_NAME, dictionary, sentencepiece)
+        if own is not None:
+            _copy_decoder(own, partial / named)
         (partial / CONFIG_NAME).write_text(cfg.model_dump_json(indent=2) + "\n", "utf-8")
         card = model_card(
             out.name,
@@ -113,15 +119,9 @@ def to_published(folder: Path, out: Path, *, dtype: str | None = None, overwrite
     check_weights(expected, found, source=str(folder), num_named=NUM_NAMED)
     state = names.to_published(weights)
     state |= names.published_buffers(cfg.mllm.width // cfg.mllm.num_heads, state[names.EMBEDDING].dtype)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(checkpoint_content(state, cfg), partial)
-        os.replace(partial, out)
-    except (OSError, RuntimeError) as error:
-        raise KgError(f"{out} cannot be written: {error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    make_folder(out.parent)
+    with whole_file(out, overwrite=overwrite) as partial:
+        save_state(partial, checkpoint_content(state, cfg))
     return stage
 
 
@@ -159,39 +159,42 @@ def _copy_tokenizer(folder: Path, dictionary: Path | None, sentencepiece: Path |
             shutil.copyfile(path, folder / name)
 
 
-def _find_decoder(decoder: str) -> str:
-    """What the model folder says of its decoder: a Hub id, or the whole path of a folder."""
-    if Path(decoder).expanduser().is_dir():
-        return str(Path(decoder).expanduser().absolute())
+def _find_decoder(decoder: str) -> tuple[str, Path | None]:
+    """Return what the model folder says of its decoder (a name inside it, or a Hub id), and the folder to copy.
+
+    No path of this machine goes into a folder that people share.
+
+    Raises: MissingError.
+    """
+    folder = Path(decoder).expanduser()
+    if folder.is_dir():
+        return DECODER_NAME, folder
     if decoder.startswith((".", "~", "/")) or decoder.count("/") != 1:
         raise MissingError(f"there is no decoder folder {decoder}; give a diffusers folder or a Hub id")
-    return RENAMED_REPOSITORIES.get(decoder, decoder)
+    return RENAMED_REPOSITORIES.get(decoder, decoder), None
+
+
+def _copy_decoder(source: Path, target: Path) -> None:
+    """Copy the parts of a diffusers folder that are read, as hard links where the file system has them."""
+    for path in sorted(source.glob("*.json")) + [
+        path for part in DECODER_PARTS for path in sorted((source / part).rglob("*")) if path.is_file()
+    ]:
+        if path.suffix in DECODER_SUFFIXES:
+            copy = target / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path.resolve(), copy)
+            except OSError:  # another disk, or no links
+                shutil.copyfile(path, copy)
 
 
 @contextmanager
 def _whole_folder(out: Path, num_bytes: int) -> Iterator[Path]:
-    """A folder under another name that takes the place of `out` once all is in it."""
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir(parents=True)
+    """Give a folder under another name that takes the place of `out` once all is in it. Raises: OutputError."""
+    for left in out.parent.glob(f".{out.name}.*{PARTIAL}"):
+        _log.warning("%s was left by a conversion that was killed, unless another is under way; remove it", left)
+    with whole_folder(out, overwrite=True) as partial:
         free = shutil.disk_usage(partial).free
         if free < num_bytes:
-            raise KgError(f"{out} needs {num_bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB are free there")
+            raise OutputError(f"{out} needs {num_bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB are free there")
         yield partial
-        for file in partial.rglob("*"):
-            file.chmod(READABLE if file.is_file() else file.stat().st_mode)
-        _exchange(partial, out)
-    except (OSError, SafetensorError) as error:
-        raise KgError(f"{out} cannot be written: {error}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _exchange(partial: Path, out: Path) -> None:
-    if out.is_dir():
-        old = out.with_name(f".{out.name}.{os.getpid()}.old")
-        out.rename(old)
-        partial.rename(out)
-        shutil.rmtree(old)
-    else:
-        partial.rename(out)

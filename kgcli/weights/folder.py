@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
+import math
 import struct
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kgcli.config import CONFIG_NAME, ModelConfig, check_aligner, read_model_config
+from kgcli.config import CONFIG_NAME, MAX_CONFIG_BYTES, ModelConfig, check_aligner, read_model_config
 from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import IncompatibleError, MissingError, UsageError
+from kgcli.reading import MAX_INTEGER, parse_json, read_json
 from kgcli.weights.catalogue import is_entry, local_model
 from kgcli.weights.hub import HubError, is_hub_id, snapshot
 from kgcli.weights.shipped import DEFAULT_MODEL, SD15_SIZES
@@ -23,6 +24,9 @@ WEIGHTS_NAME = "model.safetensors"
 TOKENIZER_NAME = "tokenizer"
 RENAMED_REPOSITORIES = {"runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
 _MAX_HEADER = 100_000_000  # bytes; the format's own limit
+# Of one number; kinds that are not listed are left to the library that reads them.
+_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16}
+_BITS |= {"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8}
 _READS_TEXT = "attn2.to_k.weight"  # (width, width of what is attended to), under diffusers' and all other names
 
 _log = logging.getLogger(__name__)
@@ -98,6 +102,8 @@ def open_model(
             "(or their special symbols differ); the folder mixes two models"
         )
     name = "nano" if model is None else Path(model).name or path.name
+    if with_decoder and decoder is None:
+        _check_named_decoder(path, cfg.decoder)
     found = _find_decoder(path, decoder or cfg.decoder, cfg.aligner.width) if with_decoder else cfg.decoder
     return ModelFolder(path=path, name=name, cfg=cfg, decoder=found, tokenizer=tokenizer)
 
@@ -111,7 +117,7 @@ def weight_shapes(folder: Path, name: str) -> dict[str, tuple[int, ...]]:
     if (folder / name).is_file() or not index.is_file():
         return check_safetensors(folder / name)
     try:
-        shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        shards = sorted(set(read_json(index)["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError):
         raise MissingError(f"{index} is damaged; fetch or copy it again") from None
     shapes: dict[str, tuple[int, ...]] = {}
@@ -135,15 +141,25 @@ def check_safetensors(path: Path) -> dict[str, tuple[int, ...]]:
             (header_size,) = struct.unpack("<Q", file.read(8))
             if header_size > min(size, _MAX_HEADER):
                 raise ValueError("its header is longer than the file")
-            header = json.loads(file.read(header_size))
+            header = parse_json(file.read(header_size), name="its header")
         header.pop("__metadata__", None)
-        ends = [entry["data_offsets"][1] for entry in header.values()]
-        expected = 8 + header_size + max(ends, default=0)
+        expected = 8 + header_size + max((_end_of(name, entry) for name, entry in header.items()), default=0)
         if size != expected:
             raise ValueError(f"it has {size} bytes, its header says {expected}")
         return {name: tuple(entry["shape"]) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, struct.error, MissingError) as error:
         raise MissingError(f"{path} is damaged ({error}); fetch or copy it again") from None
+
+
+def _end_of(name: str, entry: dict[str, Any]) -> int:
+    """Return where a tensor's bytes end, its place and shape seen to fit each other. Raises: ValueError."""
+    start, end = entry["data_offsets"]
+    shape, bits = entry["shape"], _BITS.get(entry["dtype"])
+    if not all(type(number) is int and 0 <= number <= MAX_INTEGER for number in (start, end, *shape)) or start > end:
+        raise ValueError(f"{name} has the shape {shape} and lies at {start} to {end}")
+    if bits is not None and (end - start) * 8 != math.prod(shape) * bits:
+        raise ValueError(f"{name} has the shape {shape} and {end - start} bytes")
+    return int(end)
 
 
 def _find_model(model: str | None, offline: bool) -> Path:
@@ -166,6 +182,24 @@ def _find_model(model: str | None, offline: bool) -> Path:
         return snapshot(model, offline=offline)
     except HubError as error:
         raise MissingError(f"there is no model folder {model}, and no such model could be fetched: {error}") from None
+
+
+def _check_named_decoder(folder: Path, decoder: str) -> None:
+    """See that the decoder which a model folder names lies in it or is Stable Diffusion v1.5.
+
+    A folder of a stranger chooses no path and no download: anything else is for the user to name.
+
+    Raises: UsageError.
+    """
+    inside = not Path(decoder).is_absolute() and ".." not in Path(decoder).parts and not decoder.startswith("~")
+    if {decoder, RENAMED_REPOSITORIES.get(decoder)} & set(RENAMED_REPOSITORIES.values()):
+        return
+    if inside and ((folder / decoder).is_dir() or not is_hub_id(decoder)):
+        return  # one that is not there is reported where it is looked for
+    raise UsageError(
+        f"the {CONFIG_NAME} of {folder} names a decoder that is not in the folder, {decoder}; if you trust it, give "
+        f"--decoder {decoder}"
+    )
 
 
 def _find_decoder(folder: Path, decoder: str, width: int) -> str:
@@ -239,14 +273,14 @@ def _own_decoder(folder: Path, decoder: str) -> Path | None:
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
-        values = json.loads((folder / name).read_text("utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError
-        return values
-    except OSError:
-        raise MissingError(f"{folder} has no {name}; a diffusers folder has one") from None
-    except ValueError:
-        raise MissingError(f"{folder / name} is damaged (no JSON); fetch or copy it again") from None
+        values = read_json(folder / name, max_bytes=MAX_CONFIG_BYTES)
+    except MissingError as error:
+        if not (folder / name).is_file():
+            raise MissingError(f"{folder} has no {name}; a diffusers folder has one") from None
+        raise MissingError(f"{error}; fetch or copy it again") from None
+    if not isinstance(values, dict):
+        raise MissingError(f"{folder / name} is damaged (no JSON object); fetch or copy it again")
+    return values
 
 
 def check_target(out: Path, inputs: list[Path], *, overwrite: bool) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from kgcli.config import (
     read_model_config,
 )
 from kgcli.errors import IncompatibleError, MissingError, UsageError
+from kgcli.files import make_folder, write_whole
 from kgcli.model.aligner import AlignerNet
 from kgcli.model.kosmosg import KosmosG
 from kgcli.runtime import check_quantize
@@ -98,11 +98,9 @@ def save_kosmosg(model: KosmosG, folder: Path | str, *, dtype: torch.dtype | Non
     if model.quantize != "none":
         raise UsageError(f"a model loaded in {model.quantize} cannot be saved; load it with quantize none")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_weights(folder / WEIGHTS_NAME, model.state_dict(), dtype=dtype)
-    partial = folder / f".{CONFIG_NAME}.{os.getpid()}.partial"
-    partial.write_text(model.cfg.model_dump_json(indent=2) + "\n", "utf-8")
-    os.replace(partial, folder / CONFIG_NAME)
+    write_whole(folder / CONFIG_NAME, model.cfg.model_dump_json(indent=2) + "\n")
 
 
 def has_aligner(folder: Path) -> bool:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kgcli.errors import IncompatibleError, MissingError
+from kgcli.files import whole_file, write_whole
+from kgcli.weights.tensor_files import save_tensors
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}  # as users name them
 NUM_NAMED = 3  # names that an error message lists of each kind
@@ -103,15 +103,11 @@ def check_weights(
 def write_weights(path: Path, weights: Mapping[str, Tensor], *, dtype: torch.dtype | None = None) -> None:
     """Write a safetensors file; `path` never holds a half-written one."""
     tensors = {
-        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
+        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None)
         for name, tensor in weights.items()
     }
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        save_file(tensors, partial, metadata={"format": "pt"})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as partial:
+        save_tensors(partial, tensors)
 
 
 def write_shards(
@@ -138,7 +134,7 @@ def write_shards(
         write_weights(shard, _select(read(), names), dtype=dtype)
         places |= dict.fromkeys(names, shard.name)
     index = {"metadata": {"total_size": sum(num_bytes.values())}, "weight_map": places}
-    path.with_name(f"{path.name}.index.json").write_text(json.dumps(index, indent=1) + "\n", "utf-8")
+    write_whole(path.with_name(f"{path.name}.index.json"), json.dumps(index, indent=1) + "\n")
     return len(groups)
 
 

@@ -49,11 +49,13 @@ def get_shipped(name: str) -> Path:
 
 
 def find_picture(path: str) -> str:
-    """The path itself, or where it is not there the shipped picture of that name."""
+    """The path itself, `~` expanded, or where it is not there the shipped picture of that name."""
     try:
         if Path(path).exists() or Path(path).is_absolute():
             return path
-    except (OSError, ValueError):  # too long, or a null byte: for the opener to report
+        if path.startswith("~"):
+            return str(Path(path).expanduser())
+    except (OSError, RuntimeError, ValueError):  # too long, no such user, or a null byte: for the opener to report
         return path
     shipped = find_shipped(path) if Path(path).suffix.lower() in PICTURE_SUFFIXES else None
     return path if shipped is None else str(shipped)

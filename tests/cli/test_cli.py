@@ -106,7 +106,7 @@ def test_wrong_usage_exits_2_before_torch(kg, tiny_model, cat, without_engine, a
         (["generate", "a <image:.>"], "is a folder"),
         (["generate", "a", "--model", "gone"], "no model folder gone"),
         (["generate", "a", "--model", "some/where", "--offline"], "not in the local cache"),
-        (["generate", "--batch", "gone.txt"], "cannot be read"),
+        (["generate", "--batch", "gone.txt"], "there is no file gone.txt"),
         (["generate", "--from", "cat.png"], "no kgcli metadata"),
         (["inspect", "cat.png"], "no kgcli metadata"),
         (["align", "nano/aling"], "nano/"),
@@ -240,7 +240,12 @@ def test_a_bad_line_of_a_batch_is_reported_and_the_rest_drawn(kg, tiny_model, ca
     done = kg("generate", "--batch", "batch.txt", "--model", tiny_model, "-o", "b.png", "-s", "7")
     assert done.code == 6
     assert done.lines == ["b-1.png", "mine-1.png", "mine-2.png"]
-    for words in ("line 2: column 3: there is no picture", "line 5: sede", "line 6: steps", "line 7: no JSON"):
+    for words in (
+        "line 2: column 3: there is no picture",
+        "line 5: sede",
+        "line 6: steps",
+        "line 7: the line is damaged",
+    ):
         assert words in done.err
     assert "4 of the batch's lines failed" in done.err
 

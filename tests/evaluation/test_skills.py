@@ -196,7 +196,7 @@ def test_items_say_all_that_a_method_needs(cases, plan):
         task: [case.words for case in drawn] for task, drawn in cases.items()
     }
     again = type(plan).from_json(plan.to_json())
-    assert again == dataclasses.replace(plan) and max(len(unit) for unit in again.units()) <= 16
+    assert again == dataclasses.replace(plan, data="") and max(len(unit) for unit in again.units()) <= 16
 
 
 # ---------------------------------------------------------------- scores

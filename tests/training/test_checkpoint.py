@@ -58,8 +58,8 @@ def test_the_same_step_is_replaced(tmp_path):
 def test_an_interrupted_write_leaves_no_checkpoint_and_the_older_ones_whole(tmp_path, monkeypatch):
     save(tmp_path, 10)
 
-    def half_a_file(_state, path):
-        path.write_bytes(b"half")
+    def half_a_file(_state, file):
+        file.write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoint.torch, "save", half_a_file)

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from kgcli import tensorfiles
 from kgcli.errors import IncompatibleError, MissingError
-from kgcli.weights import safetensors as weights
 from kgcli.weights.safetensors import assign_weights, read_weights, write_weights
 
 
@@ -34,7 +34,7 @@ def test_an_interrupted_write_leaves_the_file_as_it_was(tmp_path, monkeypatch):
         target.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(weights, "save_file", half_a_file)
+    monkeypatch.setattr(tensorfiles, "save_file", half_a_file)
     with pytest.raises(KeyboardInterrupt):
         write_weights(path, {"a": torch.ones(2)})
     assert torch.equal(read_weights(path)["a"], torch.zeros(2))

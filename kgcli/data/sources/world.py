@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
+from kgcli.errors import ConfigError
 from kgcli.world import text
 from kgcli.world.scenes import NUM_VARIANTS
 from kgcli.world.spec import Rendered, Spec, Subject, crop, draw_spec, draw_subject, is_held_out, place, render
@@ -303,3 +304,16 @@ SAMPLERS: dict[str, Callable[[Chance], Sample]] = {
 }
 
 __all__ = ["SAMPLERS", "Rendered", "Sample", "draw", "reference"]
+
+
+def check_kinds(kinds: dict[str, float]) -> None:
+    """See that a mixture can be sampled from.
+
+    Raises:
+        ConfigError: a kind does not exist or the weights are no shares.
+    """
+    for name in kinds:
+        if name not in SAMPLERS:
+            raise ConfigError(f"data.kinds: there is no kind of sample {name!r}; there are {', '.join(SAMPLERS)}")
+    if min(kinds.values(), default=0.0) < 0.0 or sum(kinds.values()) <= 0.0:
+        raise ConfigError(f"data.kinds: the weights {kinds} must be at least 0, and one of them above")

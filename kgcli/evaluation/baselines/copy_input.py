@@ -43,7 +43,7 @@ class CopyInput:
         return [self._copy(data / item.inputs[0]) for item in items]
 
     def _copy(self, path: Path) -> Image.Image:
-        picture = open_image(path)
+        picture = open_image(path, srgb=False)
         if self.size is not None:
             picture.thumbnail((self.size, self.size), Image.Resampling.BICUBIC)
         return picture

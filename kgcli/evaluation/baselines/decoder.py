@@ -164,7 +164,9 @@ class TextDecoder:
         """
         means, logvars = [], []
         for path in paths:
-            pixels = torch.from_numpy(to_vae_pixels(open_image(path), self.drawing.size))[None].to(self.device)
+            pixels = torch.from_numpy(to_vae_pixels(open_image(path, srgb=False), self.drawing.size))[None].to(
+                self.device
+            )
             for shown in (pixels, pixels.flip(-1)) if mirrored else (pixels,):
                 mean, logvar = self.diffusion.moments(shown)
                 means.append(mean)

@@ -79,7 +79,7 @@ class IpAdapter:
             for item in items:
                 if not item.inputs:
                     raise IncompatibleError(f"{item.path}: its prompt has no picture, which an IP-Adapter needs")
-                shown = [[open_image(data / name) for name in item.inputs]]
+                shown = [[open_image(data / name, srgb=False) for name in item.inputs]]
                 pictures += self.decoder.draw([item.scored_text], [item.seed], ip_adapter_image=shown)
         return pictures
 

@@ -84,7 +84,7 @@ class KosmosG:
         """One batch."""
         pipeline = self.loaded().pipeline
         prompts = [as_prompt(item.input_text) for item in items]
-        pictures = [[open_image(data / path) for path in item.inputs] for item in items]
+        pictures = [[open_image(data / path, srgb=False) for path in item.inputs] for item in items]
         return self.draw_embeds(*pipeline.encode_prompt(prompts, pictures, self.negative), items)
 
     def draw_embeds(self, embeds: Any, negative: Any, items: Sequence[Item]) -> list[Image.Image]:

@@ -2,25 +2,27 @@
 
     published   random.seed(0); random.sample(annotations, 30000), annotations in the order of the file
     one         the first caption of each picture; of these a sample in the same manner
-    FILE        a text file with one caption a line, or JSON lines with {"caption": ...}, all of them in order
+    FILE        one caption a line; or .jsonl, .json, .csv, .tsv with a field `caption`; all of them in order
 
 Source: COCO (arXiv:1405.0312), captions_val2014.json; the sample of the published evaluation of KOSMOS-G.
 """
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kgcli.errors import MissingError, UsageError
+from kgcli.data.textfiles import read_entries
+from kgcli.errors import KgError, MissingError, UsageError
 from kgcli.evaluation.plan import Item, Plan, derive_seed, fingerprint
 from kgcli.files import sha256
+from kgcli.reading import read_json
 
 NUM = 30_000
+MAX_BYTES = 256 * 2**20  # of a file of captions; those of COCO have 65 MB at most
 ANNOTATIONS = "annotations/captions_val2014.json"
 HOW_TO_GET = (
     "http://images.cocodataset.org/annotations/annotations_trainval2014.zip and "
@@ -114,7 +116,7 @@ def coco_plan(captions: Captions, seed: int, method: Mapping[str, Any], data: Pa
 
 def _read_annotations(path: Path) -> list[Caption]:
     try:
-        annotations = json.loads(path.read_text("utf-8"))["annotations"]
+        annotations = read_json(path, max_bytes=MAX_BYTES)["annotations"]
         return [Caption(_tidy(one["caption"]), str(one["image_id"])) for one in annotations]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MissingError(f"{path} holds no COCO captions ({error!r}); get them: {HOW_TO_GET}") from None
@@ -123,25 +125,26 @@ def _read_annotations(path: Path) -> list[Caption]:
 def _captions_of_file(path: Path, num: int | None) -> Captions:
     if not path.is_file():
         raise UsageError(f"--captions is {path}; it must be {', '.join(CHOICES)} or a file that is there")
-    try:
-        lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise UsageError(f"--captions {path} is no UTF-8 text ({error.reason}); save it as UTF-8") from None
-    chosen = [_caption_of_line(line, path, number) for number, line in enumerate(lines, start=1)]
+    if path.suffix.lower() == ".json" and isinstance(read_json(path, max_bytes=MAX_BYTES, error=UsageError), dict):
+        chosen = _read_annotations(path)
+    else:
+        entries = read_entries(str(path), error=UsageError)
+        chosen = [_caption_of(entry, f"{path}, {label}") for label, entry in entries]
     wanted = len(chosen) if num is None else num
     if not 1 <= wanted <= len(chosen):
         raise UsageError(f"{wanted} captions are asked for, {path} has {len(chosen)}")
     return Captions(tuple(chosen[:wanted]), {"choice": "file", "of": len(chosen), "file_sha256": sha256(path)})
 
 
-def _caption_of_line(line: str, path: Path, number: int) -> Caption:
-    if path.suffix != ".jsonl":
-        return Caption(_tidy(line))
-    try:
-        fields = json.loads(line)
-        return Caption(_tidy(fields["caption"]), str(fields.get("image_id", "")))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UsageError(f'{path}, caption {number}: write {{"caption": "..."}}') from None
+def _caption_of(entry: Any, where: str) -> Caption:
+    """Return the caption of a text, a JSON object or a row of a table. Raises: UsageError."""
+    if isinstance(entry, KgError):
+        raise UsageError(f"{where}: {entry}")
+    if isinstance(entry, str):
+        return Caption(_tidy(entry))
+    if isinstance(entry, dict) and isinstance(entry.get("caption"), str):
+        return Caption(_tidy(entry["caption"]), str(entry.get("image_id", "")))
+    raise UsageError(f'{where}: there is no caption; write {{"caption": "..."}}, or a column named caption')
 
 
 def _tidy(text: str) -> str:

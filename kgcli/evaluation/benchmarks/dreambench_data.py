@@ -13,6 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from kgcli.data.entries import data_files
 from kgcli.errors import MissingError
 from kgcli.files import sha256
 
@@ -136,7 +137,9 @@ def open_dreambench(folder: Path) -> DreamBenchData:
 
 
 def _photos_of(folder: Path, subject: str) -> tuple[str, ...]:
-    return tuple(sorted(f"{subject}/{path.name}" for path in (folder / subject).glob("*.jpg")))
+    if not (folder / subject).is_dir():
+        return ()
+    return tuple(f"{subject}/{path.name}" for path in data_files(folder / subject, suffixes=(".jpg",)))
 
 
 def _faults(folder: Path, photos: dict[str, tuple[str, ...]]) -> list[str]:

@@ -32,6 +32,7 @@ from kgcli.evaluation.benchmarks.nano import (
     subjects,
 )
 from kgcli.files import sha256
+from kgcli.runtime import user_cache
 from kgcli.world.spec import render
 
 INDEX = "data.json"
@@ -55,6 +56,11 @@ class NanoData:
     def masks(self) -> Path:
         """The folder of the masks, laid out as that of the photos."""
         return self.folder / MASKS
+
+
+def cached_folder(suite: str) -> Path:
+    """Return the folder of a nano suite's images in the user's cache."""
+    return user_cache() / f"{suite}-{VERSION}"
 
 
 def dreambench_data(folder: Path) -> NanoData:

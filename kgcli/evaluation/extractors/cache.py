@@ -69,7 +69,7 @@ class FeatureCache:
         kept = self._file(extractor, hashes(files, alteration))
         rows = _read(kept, len(files))
         if rows is None:
-            pictures = [open_image(file) for file in files]
+            pictures = [open_image(file, srgb=False) for file in files]
             if alteration is not None:
                 pictures = [alteration.apply(file, one) for file, one in zip(files, pictures, strict=True)]
             rows = np.asarray(extractor.pictures(pictures), np.float32)

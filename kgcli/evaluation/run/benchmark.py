@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kgcli.errors import UsageError
+from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.baselines.base import Method, MethodOptions
 from kgcli.evaluation.baselines.table import make, source_facts
 from kgcli.evaluation.plan import PLAN, DreamBenchOptions, Plan
 from kgcli.evaluation.run.folder import RunFolder
-from kgcli.evaluation.run.generate import POLL_SECONDS, draw_run, environment_shard, finish, wait_for_pictures
+from kgcli.evaluation.run.generate import LOCKS, POLL_SECONDS, draw_run, environment_shard, finish, wait_for_pictures
 from kgcli.evaluation.run.scoring import Ready, Scoring, check_texts, get_ready, score_run
-from kgcli.runtime import user_cache, versions
+from kgcli.files import locked
+from kgcli.runtime import versions
 
 if TYPE_CHECKING:
     from kgcli.evaluation.benchmarks.dreambench_data import DreamBenchData
@@ -86,8 +87,8 @@ def run_benchmark(bench: Bench) -> RunFolder:
     shard = environment_shard() if bench.engine == "local" else (0, 1)
     ready: Ready | None
     if bench.only == "score" and bench.images is None:
-        run = _with_data(RunFolder.open(bench.out), bench.data)
-        ready = get_ready(run.plan.suite, Path(run.plan.data) if run.plan.data else None, bench.scoring)
+        run = _open_to_score(bench)
+        ready = get_ready(run.plan.suite, bench.data, bench.scoring)
     else:
         ready = None if bench.only == "draw" else get_ready(bench.suite, bench.data, bench.scoring)
         run = _draw(bench, shard, ready)
@@ -97,7 +98,8 @@ def run_benchmark(bench: Bench) -> RunFolder:
         wait_for_pictures(run)
     finish(run)
     if ready is not None:
-        score_run(run, ready)
+        with locked(run.path / LOCKS, name="score"):
+            score_run(run, ready)
     return run
 
 
@@ -142,18 +144,29 @@ def _draw(bench: Bench, shard: tuple[int, int], ready: Ready | None) -> RunFolde
     if ready is not None:
         check_texts(plan, ready)
     run = _start(bench.out, plan, shard)
-    if bench.engine == "ray":
-        draw_with_ray(run, bench.method, options, bench.num_workers)
-    else:
-        draw_run(run, method, shard)
+    with locked(run.path / LOCKS, name=f"shard-{shard[0]}-of-{shard[1]}"):
+        if bench.engine == "ray":
+            draw_with_ray(run, bench.method, options, bench.num_workers)
+        else:
+            draw_run(run, method, shard)
     return run
 
 
-def _with_data(run: RunFolder, data: Path | None) -> RunFolder:
-    """The run with its inputs in another folder, where one is named."""
-    if data is None:
-        return run
-    return RunFolder(run.path, dataclasses.replace(run.plan, data=str(data.expanduser().resolve())))
+def _open_to_score(bench: Bench) -> RunFolder:
+    """The run with its inputs in the folder that the user names, or the cache: a plan never says where to read.
+
+    Raises: UsageError, MissingError.
+    """
+    run = RunFolder.open(bench.out)
+    if run.plan.suite not in SUITES:
+        raise MissingError(f"{bench.out / PLAN} is of a suite {run.plan.suite!r} that this version does not know")
+    data: Path | None
+    if run.plan.suite.startswith("nano-"):
+        data = _nano_folder(bench, run.plan.suite)
+    else:
+        data = _given_data(bench) if run.plan.suite != "coco" else bench.data
+    where = "" if data is None else str(data.expanduser().resolve())
+    return RunFolder(run.path, dataclasses.replace(run.plan, data=where))
 
 
 def _start(out: Path, plan: Plan, shard: tuple[int, int]) -> RunFolder:
@@ -188,11 +201,17 @@ def _dreambench_multi() -> Suite:
 
 
 def _photos(bench: Bench) -> DreamBenchData:
-    from kgcli.evaluation.benchmarks.dreambench_data import HOW_TO_GET, open_dreambench
+    from kgcli.evaluation.benchmarks.dreambench_data import open_dreambench
+
+    return open_dreambench(_given_data(bench))
+
+
+def _given_data(bench: Bench) -> Path:
+    from kgcli.evaluation.benchmarks.dreambench_data import HOW_TO_GET
 
     if bench.data is None:
         raise UsageError(f"give --data FOLDER with the DreamBench photos; get them: {HOW_TO_GET}")
-    return open_dreambench(bench.data)
+    return bench.data
 
 
 def _coco() -> Suite:
@@ -230,9 +249,9 @@ def _nano_coco() -> Suite:
 
 def _nano_folder(bench: Bench, suite: str) -> Path:
     """Where the images of a nano suite are, or are made: a folder given, or one in the user's cache."""
-    from kgcli.evaluation.benchmarks.nano import VERSION
+    from kgcli.evaluation.benchmarks.nano_data import cached_folder
 
-    return (bench.data or user_cache() / f"{suite}-{VERSION}").expanduser().resolve()
+    return (bench.data or cached_folder(suite)).expanduser().resolve()
 
 
 # By the name of the suite in plans and scores; a suite's module is imported when it is asked for.

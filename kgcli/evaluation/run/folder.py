@@ -17,7 +17,8 @@ from pathlib import Path
 
 from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.plan import MANIFEST, PLAN, Item, Plan
-from kgcli.files import sha256, write_whole
+from kgcli.files import check_inside, sha256, write_whole
+from kgcli.reading import MAX_JSON_BYTES, read_text
 
 
 class RunFolder:
@@ -34,7 +35,7 @@ class RunFolder:
         Raises: UsageError where the folder holds another plan or other files, or cannot be made.
         """
         text = plan.to_json()
-        plan = Plan.from_json(text)  # as it will be read again: lists for tuples
+        plan = dataclasses.replace(Plan.from_json(text), data=plan.data)  # as it will be read again: lists for tuples
         if (path / PLAN).is_file():
             held = cls.open(path)
             if dataclasses.replace(held.plan, data=plan.data) != plan:
@@ -53,12 +54,11 @@ class RunFolder:
     @classmethod
     def open(cls, path: Path) -> RunFolder:
         """A folder that holds a run. Raises: MissingError."""
-        try:
-            return cls(path, Plan.from_json((path / PLAN).read_text("utf-8")))
-        except OSError:
-            raise MissingError(f"{path} holds no run: there is no {PLAN} in it") from None
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise MissingError(f"{path / PLAN} is damaged ({error})") from None
+        if not (path / PLAN).is_file():
+            raise MissingError(f"{path} holds no run: there is no {PLAN} in it")
+        plan = Plan.from_json(read_text(path / PLAN, max_bytes=MAX_JSON_BYTES), str(path / PLAN))
+        check_inside(path, (item.path for item in plan.items))
+        return cls(path, plan)
 
     def missing(self) -> list[Item]:
         """The items without a picture, in order."""

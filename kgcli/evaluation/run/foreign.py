@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from kgcli.data.entries import data_files
 from kgcli.data.images import open_image
 from kgcli.errors import ImageError, MissingError, UsageError
 from kgcli.evaluation.plan import MANIFEST, Item, Plan
@@ -77,7 +78,7 @@ def _in_folder(folder: Path, plan: Plan) -> Sources:
     expected = {PurePosixPath(item.path).relative_to("images").with_suffix(""): item.path for item in plan.items}
     found: Sources = {}
     surplus = []
-    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES):
+    for path in data_files(folder, suffixes=SUFFIXES, recursive=True):
         name = PurePosixPath(path.relative_to(folder).as_posix())
         wanted = expected.get(name.with_suffix(""))
         if wanted is None or wanted in found:

@@ -90,7 +90,7 @@ class _MaskFiles:
         return sha256(self.find(picture))
 
     def apply(self, path: Path, picture: Image.Image) -> Image.Image:
-        return on_white(picture, open_image(self.find(path)), str(path))
+        return on_white(picture, open_image(self.find(path), srgb=False), str(path))
 
 
 class _Segmented:
@@ -114,7 +114,7 @@ class _Segmented:
         kept = self._file(path)
         mask = _read(kept)
         if mask is None:
-            mask = self._segmenter.mask(picture or open_image(path), self._noun)
+            mask = self._segmenter.mask(picture or open_image(path, srgb=False), self._noun)
             content = io.BytesIO()
             mask.save(content, "PNG")
             kept.parent.mkdir(parents=True, exist_ok=True)
@@ -132,6 +132,6 @@ def _read(path: Path) -> Image.Image | None:
     if not path.is_file():
         return None
     try:
-        return open_image(path).convert("L")
+        return open_image(path, srgb=False).convert("L")
     except ImageError:
         return None

@@ -17,7 +17,7 @@ from PIL import Image
 
 from kgcli.data.images import open_image
 from kgcli.errors import MissingError
-from kgcli.evaluation.benchmarks.nano import BASE_NOUNS, COCO, NUM_CAPTIONS, VERSION, spec_of, subjects
+from kgcli.evaluation.benchmarks.nano import BASE_NOUNS, COCO, NUM_CAPTIONS, NUM_REAL, VERSION, spec_of, subjects
 from kgcli.evaluation.benchmarks.nano_data import NanoData, coco_data, dreambench_data
 from kgcli.evaluation.extractors.base import Extractors, PictureExtractor
 from kgcli.evaluation.extractors.cache import FOLDER, FeatureCache, hashes
@@ -124,7 +124,7 @@ def _recognised(items: Sequence[Item], suite: str, files: Mapping[str, Sequence[
 
     one_thread()
     judges = Judges.load(SHIPPED)
-    values = recognise(items, suite, [[open_image(file) for file in of] for of in files.values()], judges)
+    values = recognise(items, suite, [[open_image(file, srgb=False) for file in of] for of in files.values()], judges)
     found = {"key": key, "judges_sha256": judges.sha256(), "values": dict(zip(files, values, strict=True))}
     make_folder(folder)
     write_whole(kept, json.dumps(found) + "\n")
@@ -152,7 +152,7 @@ def _dreambench(run: RunFolder, cache: Path, both: Extractors, progress: Progres
 def _coco(run: RunFolder, cache: Path, both: Extractors, progress: Progress | None) -> Scores:
     from kgcli.evaluation.metrics.distribution import DistributionExtractor
 
-    data = coco_data(Path(run.plan.data), int(run.plan.protocol["num_real"]))
+    data = coco_data(Path(run.plan.data), _num_real(run))
     _check(data, run)
     photos = [data.folder / photo for photo in data.photos[""]]
     real = RealPictures(files=photos, cache=cache, num_reference=NUM_CAPTIONS)
@@ -164,6 +164,14 @@ def _coco(run: RunFolder, cache: Path, both: Extractors, progress: Progress | No
         for figure in scores.figures
     )
     return dataclasses.replace(scores, figures=figures)
+
+
+def _num_real(run: RunFolder) -> int:
+    """The size of the run's real set, which is rendered where it is not there yet. Raises: MissingError."""
+    num = run.plan.fact("num_real", int)
+    if not 2 <= num <= NUM_REAL:
+        raise MissingError(f"the plan of {run.path} is damaged: protocol.num_real is {num}; it must be 2 to {NUM_REAL}")
+    return num
 
 
 def _with_interval(
@@ -179,5 +187,5 @@ def _with_interval(
 
 def _check(data: NanoData, run: RunFolder) -> None:
     """Pillow of another version may render other images. Raises: MissingError."""
-    if data.sha256 != run.plan.protocol["data_sha256"]:
+    if data.sha256 != run.plan.fact("data_sha256", str):
         raise MissingError(f"the pictures in {data.folder} are no longer those of the run {run.path}; put them back")

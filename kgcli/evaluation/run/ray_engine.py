@@ -5,6 +5,7 @@ Workers on other machines must see the run folder, the data and the model at the
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 from pathlib import Path
@@ -40,7 +41,9 @@ def draw_with_ray(run: RunFolder, method: str, options: MethodOptions, num_worke
     try:
         on_gpus = options.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
         actor: Any = ray.remote(_Drawer).options(num_cpus=1, num_gpus=1 if on_gpus else 0)
-        drawers = [actor.remote(run.path.resolve(), absolute(method), options) for _ in range(num_workers)]
+        drawers = [
+            actor.remote(run.path.resolve(), run.plan.data, absolute(method), options) for _ in range(num_workers)
+        ]
         ray.get([drawer.draw.remote((number, num_workers)) for number, drawer in enumerate(drawers)])
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, KgError):
@@ -54,8 +57,8 @@ def draw_with_ray(run: RunFolder, method: str, options: MethodOptions, num_worke
 class _Drawer:
     """A process of the cluster with its own method."""
 
-    def __init__(self, path: Path, method: str, options: MethodOptions) -> None:
-        self.run = RunFolder.open(path)
+    def __init__(self, path: Path, data: str, method: str, options: MethodOptions) -> None:
+        self.run = RunFolder(path, dataclasses.replace(RunFolder.open(path).plan, data=data))
         self.method = make(method, options)
 
     def draw(self, shard: tuple[int, int]) -> None:

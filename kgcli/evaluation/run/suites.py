@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kgcli.data.entries import data_files
 from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.benchmarks.coco import HOW_TO_GET
 from kgcli.evaluation.benchmarks.dreambench_data import SUBJECTS, input_photo, open_dreambench
@@ -59,7 +60,7 @@ def score_published_subjects(run: RunFolder, ready: Ready, device: str, progress
     from kgcli.evaluation.run.score import score_subjects
 
     data = open_dreambench(Path(run.plan.data))
-    if data.sha256 != run.plan.protocol["data_sha256"]:
+    if data.sha256 != run.plan.fact("data_sha256", str):
         raise MissingError(f"the photos in {data.folder} are no longer those of this run; put them back")
     references = {name: SubjectPhotos(photos, input_photo(name)) for name, photos in data.photos.items()}
     extractors = Extractors(
@@ -121,13 +122,13 @@ def score_coco(run: RunFolder, ready: Ready, device: str, cache: Path, progress:
 def _real_images(data: Path | None, real: Path | None) -> tuple[Path, ...]:
     """The real set: all of val2014, or a folder that was named. Raises: UsageError, MissingError."""
     if real is not None:
-        files = tuple(sorted(path for path in real.glob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png")))
+        files = tuple(data_files(real, suffixes=(".jpg", ".jpeg", ".png"))) if real.is_dir() else ()
         if len(files) < 2:
             raise UsageError(f"--real is {real}, with {len(files)} pictures in it; it must be a folder of two or more")
         return files
     if data is None:
         raise UsageError(f"give --data FOLDER with {REAL}/, or --real FOLDER of pictures; get it: {HOW_TO_GET}")
-    files = tuple(sorted((data / REAL).glob("*.jpg")))
+    files = tuple(data_files(data / REAL, suffixes=(".jpg",))) if (data / REAL).is_dir() else ()
     if len(files) != NUM_REAL:
         raise MissingError(
             f"{data / REAL} holds {len(files)} pictures in place of {NUM_REAL}; get them: {HOW_TO_GET} (or name "

@@ -28,7 +28,7 @@ def test_captions_of_files(tmp_path):
     texts = [[one.text for one in choose_captions(str(tmp_path / name), None).chosen] for name in ("a.txt", "a.jsonl")]
     assert texts == [["a cat", "a dog"]] * 2
     (tmp_path / "b.jsonl").write_text('{"text": "a cat"}\n')
-    with pytest.raises(UsageError, match="caption 1"):
+    with pytest.raises(UsageError, match="line 1: there is no caption"):
         choose_captions(str(tmp_path / "b.jsonl"), None)
 
 

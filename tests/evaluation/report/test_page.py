@@ -73,8 +73,8 @@ def pages(folder) -> dict[str, str]:
     """The pages of one run, of two, and of captions."""
     runs = open_runs([folder / "before", folder / "instruct"])
     return {
-        "one": build_page(runs[:1]),
-        "two": build_page(runs),
+        "one": build_page(runs[:1], data=folder / "data"),
+        "two": build_page(runs, data=folder / "data"),
         "captions": build_page(open_runs([folder / "captions"])),
     }
 
@@ -99,7 +99,7 @@ def test_a_page_asks_nothing_of_the_network(pages, name):
 
 
 def test_equal_runs_give_equal_pages(folder, pages):
-    assert build_page(open_runs([folder / "before"])) == pages["one"]
+    assert build_page(open_runs([folder / "before"]), data=folder / "data") == pages["one"]
 
 
 def test_what_people_wrote_is_shown_and_not_obeyed(tmp_path):
@@ -210,7 +210,7 @@ def test_runs_side_by_side_are_told_apart(pages):
 
 def test_a_picture_that_is_gone_is_counted_and_not_fatal(tmp_path):
     make_subject_run(tmp_path / "run", subjects=FEW[:2], num_images=1, pictures=False)
-    page = build_page(open_runs([tmp_path / "run"]))
+    page = build_page(open_runs([tmp_path / "run"]), data=tmp_path / "data")
     assert "files were not found or could not be read" in page and "no picture" in page
     assert "data:image/webp" not in page
 
@@ -221,6 +221,8 @@ def test_pictures_may_lie_in_another_folder(tmp_path):
     shutil.move(tmp_path / "run" / "images", tmp_path / "elsewhere" / "images")
     assert "no picture" in build_page(runs)
     assert "no picture" not in build_page(runs, [tmp_path / "elsewhere"])
+    assert "The inputs are not shown" in build_page(runs)
+    assert "The inputs are not shown" not in build_page(runs, data=tmp_path / "data")
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_pictures_that_were_taken_stay_those(kg, tmp_path, data, images):
     asked = ("eval", "dreambench", "--data", data, *ASKED, "--images", images, "-o", "run")
     assert kg(*asked).code == 0
     Image.new("RGB", (8, 8), "blue").save(tmp_path / "run" / "images" / "dog" / "04_0.png")
-    ran = kg("eval", "dreambench", "--only", "score", "-o", "run", "--offline", "--weights", tmp_path)
+    ran = kg("eval", "dreambench", "--only", "score", "-o", "run", "--offline", "--weights", tmp_path, "--data", data)
     assert ran.code == 3
     (tmp_path / "run" / "manifest.jsonl").unlink()
     with pytest.raises(MissingError, match="no longer those that were taken"):

@@ -347,4 +347,4 @@ def test_a_plan_that_is_none_is_damaged(tmp_path):
 def test_captions_are_utf8(kg, tmp_path):
     (tmp_path / "captions.txt").write_bytes("caf\xe9\n".encode("latin-1"))
     ran = kg("eval", "coco", "--captions", "captions.txt", "--only", "draw", "-o", "run")
-    assert ran.code == 2 and "is no UTF-8 text" in ran.err
+    assert ran.code == 2 and "is not UTF-8 text" in ran.err

@@ -19,7 +19,18 @@ from kgcli.evaluation.run.nano_score import score_nano
 ROOT = Path(__file__).parents[3]
 OURS = {
     *(f"cli{name}" for name in ("", ".app", ".bench", ".evaluate", ".failure", ".logs", ".options", ".report")),
-    *("config", "data", "data.images", "errors", "files", "runtime", "version", "weights", "weights.shipped"),
+    *(
+        "config",
+        "data",
+        "data.images",
+        "errors",
+        "files",
+        "reading",
+        "runtime",
+        "version",
+        "weights",
+        "weights.shipped",
+    ),
     *("evaluation", "evaluation.plan", "evaluation.scores", "evaluation.report", "evaluation.report.tables"),
     *(f"evaluation.baselines{name}" for name in ("", ".base", ".table")),
     *(f"evaluation.benchmarks{name}" for name in ("", ".nano", ".nano_data")),
@@ -56,7 +67,18 @@ def test_scoring_again_loads_no_network(tmp_path):
     score_nano(run, tmp_path / "cache")
     before = (run.path / SCORES).read_bytes()
     (run.path / SCORES).unlink()
-    command = ["eval", "dreambench", "--suite", "nano", "--only", "score", "-o", str(run.path)]
+    command = [
+        "eval",
+        "dreambench",
+        "--suite",
+        "nano",
+        "--only",
+        "score",
+        "-o",
+        str(run.path),
+        "--data",
+        str(data.folder),
+    ]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", PROBE, *command], capture_output=True, text=True, check=True, env=env)
     modules = set(done.stdout.splitlines()[-1].split())

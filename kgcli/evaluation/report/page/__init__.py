@@ -30,13 +30,16 @@ NANO = (
 )
 
 
-def build_page(runs: Sequence[ScoredRun], pictures: Sequence[Path] = (), limit: int = MAX_PICTURES) -> str:
+def build_page(
+    runs: Sequence[ScoredRun], pictures: Sequence[Path] = (), limit: int = MAX_PICTURES, data: Path | None = None
+) -> str:
     """The page of runs of one protocol.
 
-    `pictures` are the folders their pictures are below, by default the runs' own; `limit` is how many it shows.
+    `pictures` are the folders their pictures are below, by default the runs' own; `limit` is how many it shows; `data`
+    is the folder of the inputs, which are left out without it.
     """
     figures = Figures(runs=tuple(runs))
-    cases = choose(runs, pictures or [run.folder for run in runs], limit)
+    cases = choose(runs, pictures or [run.folder for run in runs], limit, data)
     thumbnails = Thumbnails(side_for(len(cases.shown)))
     named = cases.subjects if figures.by_subject else ()
     links = {name: subject_id(place) for place, name in enumerate(named)}
@@ -154,6 +157,8 @@ def _pictures(figures: Figures, cases: Cases, thumbnails: Thumbnails) -> Markup 
         said.append(f"Under each: {legend}.")
     if thumbnails.num_missing:
         said.append(f"{thumbnails.num_missing:,} files were not found or could not be read.")
+    if thumbnails.num_not_given:
+        said.append("The inputs are not shown: kg eval report --data FOLDER says where they are.")
     tools = [Markup(asset("filter.html"))] if len(boxes) > 1 else []
     return Markup("").join([html("note", text=" ".join(said)), *tools, *boxes])
 

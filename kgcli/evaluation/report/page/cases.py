@@ -9,8 +9,10 @@ from pathlib import Path
 
 from kgcli.errors import MissingError
 from kgcli.evaluation.report.compare import ScoredRun
+from kgcli.evaluation.report.page.thumbnails import NOT_GIVEN
 from kgcli.evaluation.run.folder import RunFolder
 from kgcli.evaluation.scores import Measure, PictureScore
+from kgcli.files import check_inside
 
 MAX_PICTURES = 6000  # of one page, all runs together; about 25 MB
 NUM_EXTREMES = 4  # best and as many worst, of each measure and run
@@ -53,15 +55,21 @@ def has_subjects(runs: Sequence[ScoredRun]) -> bool:
     return 2 * len(subjects) <= len(prompts) and len(subjects) <= MAX_SUBJECTS and subjects != {""}
 
 
-def choose(runs: Sequence[ScoredRun], folders: Sequence[Path], limit: int = MAX_PICTURES) -> Cases:
-    """The cases of a page. `folders` hold the pictures of each run."""
+def choose(
+    runs: Sequence[ScoredRun], folders: Sequence[Path], limit: int = MAX_PICTURES, data: Path | None = None
+) -> Cases:
+    """The cases of a page. `folders` hold the pictures of each run, `data` the inputs.
+
+    Raises: MissingError where a run's pictures are links that lead out of its folder.
+    """
     most = max(len(run.scores.pictures) for run in runs)
     step = max(math.ceil(most * len(runs) / limit), 1)
     subjects = _subjects(runs) if has_subjects(runs) else _blocks(most, BLOCK * step)
     shown: list[ShownCase] = []
     extremes = {}
     for index, (run, folder) in enumerate(zip(runs, folders, strict=True)):
-        cases = _all(index, run, folder, subjects, None if has_subjects(runs) else BLOCK * step)
+        check_inside(folder, (score.path for score in run.scores.pictures))
+        cases = _all(index, run, folder, subjects, None if has_subjects(runs) else BLOCK * step, data)
         kept = {case.number for case in cases[::step]}
         for measure in run.scores.measures:
             best, worst = _extremes(measure, cases)
@@ -82,10 +90,11 @@ def _blocks(num_pictures: int, size: int) -> list[str]:
     return [f"Pictures {start + 1:,} to {min(start + size, num_pictures):,}" for start in starts]
 
 
-def _all(index: int, run: ScoredRun, folder: Path, subjects: Sequence[str], block: int | None) -> list[ShownCase]:
+def _all(
+    index: int, run: ScoredRun, folder: Path, subjects: Sequence[str], block: int | None, data: Path | None
+) -> list[ShownCase]:
     texts = _input_texts(run.folder)
     places = {name: place for place, name in enumerate(subjects)}
-    data = Path(run.scores.data)
     scores = sorted(
         run.scores.pictures, key=lambda one: (places.get(one.subject, 0), one.prompt, one.image, one.subject, one.path)
     )
@@ -97,7 +106,7 @@ def _all(index: int, run: ScoredRun, folder: Path, subjects: Sequence[str], bloc
             score=score,
             input_text=texts.get(score.path, ""),
             picture=folder / score.path,
-            inputs=tuple(data / name for name in score.inputs),
+            inputs=tuple((data or NOT_GIVEN) / name for name in score.inputs),
         )
         for number, score in enumerate(scores)
     ]

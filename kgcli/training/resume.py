@@ -1,0 +1,46 @@
+"""What a resumed run would do otherwise than the run that it goes on with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from kgcli.config import Recipe, load_recipe
+from kgcli.errors import ConfigError, IncompatibleError, MissingError
+
+# They change what is written or how fast, and no number of the training.
+_WITHOUT_EFFECT = ("output_dir", "log_every", "save_every", "sample_every", "keep_checkpoints", "data.num_workers")
+_FIXED = ("stage", "model", "parts", "image_size")  # the weights of a checkpoint mean nothing to another of these
+
+
+def recipe_changes(saved: Path, recipe: Recipe) -> list[str]:
+    """Return what differs between the recipe saved with a checkpoint and the one to go on with, a line each.
+
+    Raises: IncompatibleError where the checkpoint is of no use to this recipe.
+    """
+    try:
+        before = load_recipe(str(saved))
+    except (ConfigError, MissingError) as error:
+        return [f"it cannot be compared ({error})"]
+    changes = []
+    one, other = dict(_flatten(before.model_dump())), dict(_flatten(recipe.model_dump()))
+    for key in [*one, *(key for key in other if key not in one)]:
+        if one.get(key) == other.get(key) or key in _WITHOUT_EFFECT:
+            continue
+        change = f"{key} was {one.get(key, 'not set')}, is {other.get(key, 'not set')}"
+        if key.split(".")[0] in _FIXED:
+            raise IncompatibleError(
+                f"{saved.parent} is of another recipe: {change}; go on with the recipe beside it, or start anew with "
+                "--resume none"
+            )
+        changes.append(change)
+    return changes
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

@@ -1,0 +1,46 @@
+"""Files of tensors whose failed writes are an OSError, as those of all other files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+_ERROR_NUMBER = re.compile(r"\(os error (\d+)\)")
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file, with the mode that a file at `path` has already (the library's own is 600).
+
+    Raises: OSError.
+    """
+    mode = path.stat().st_mode & 0o777 if path.exists() else None
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        number = _ERROR_NUMBER.search(str(error))
+        if number is None:
+            raise
+        raise OSError(int(number.group(1)), str(error)) from None
+    if mode is not None:
+        path.chmod(mode)
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a file that `torch.load(..., weights_only=True)` reads.
+
+    Raises: OSError.
+    """
+    try:
+        with path.open("wb") as file:
+            torch.save(state, file)
+    except RuntimeError as error:  # torch covers the error of the file by one of its own
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
