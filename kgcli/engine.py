@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL import Image
 
-    from kgcli.config import Recipe, SamplingConfig
+    from kgcli.config import SamplingConfig
     from kgcli.inference.denoise import StepCallback
     from kgcli.inference.model import Model
     from kgcli.inference.request import Request
+    from kgcli.recipe import Recipe
     from kgcli.weights.folder import ModelFolder
 
 

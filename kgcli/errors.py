@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
+
 
 class KgError(Exception):
     """Something a user can act on; printed as one line, exit code 1."""
@@ -66,3 +70,28 @@ class OutputError(KgError):
 
 class BusyError(KgError):
     """Another process is at work in the same folder."""
+
+
+_ADVICE = {
+    errno.ENOSPC: "the disk is full; free some space and start again",
+    errno.EDQUOT: "the disk quota is used up; free some space and start again",
+    errno.EROFS: "the file system is read-only; choose another folder",
+    errno.EFBIG: "the file would be larger than the file system or the limit of this process allows",
+    errno.ENAMETOOLONG: "the name is too long; file systems take 255 bytes",
+}
+
+
+def reason(error: OSError | ValueError) -> str:
+    """Return why a file operation failed and, where there is something to do about it, what."""
+    if isinstance(error, OSError):
+        return _ADVICE.get(error.errno or 0, error.strerror or str(error))
+    return str(error)  # a name with a NUL or with characters that the file system cannot hold
+
+
+def printable(path: Path | str) -> str:
+    """Return a path for a message: bytes that are no UTF-8 and control characters are escaped."""
+    try:
+        text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a surrogate pair
+        text = str(path)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

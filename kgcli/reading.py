@@ -17,8 +17,7 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import AfterValidator, TypeAdapter, ValidationError
 
-from kgcli.errors import KgError, MissingError
-from kgcli.files import printable, reason
+from kgcli.errors import KgError, MissingError, printable, reason
 
 MAX_JSON_BYTES = 64 * 2**20
 MAX_YAML_BYTES = 256 * 2**10  # the largest shipped recipe has 3 kB, and PyYAML reads about 300 kB/s

@@ -12,8 +12,8 @@ from sentencepiece import sentencepiece_model_pb2
 from transformers import Kosmos2Config, Kosmos2ForConditionalGeneration
 
 from kgcli.config import MLLMConfig, ModelConfig, ResamplerConfig, VisionConfig
-from kgcli.weights.kosmos2 import from_kosmos2
-from kgcli.weights.names import EMBEDDING, KOSMOS2_ROWS, OUTPUT_PROJECTION, to_published
+from kgcli.weights.published.kosmos2 import from_kosmos2
+from kgcli.weights.published.names import EMBEDDING, KOSMOS2_ROWS, OUTPUT_PROJECTION, to_published
 
 NUM_PIECES = 64_000
 # Ids of "An image of a snowman warming himself by a fire" in transformers' integration test of Kosmos-2.

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from kgcli.config import ModelConfig
-from kgcli.weights.fairseq import checkpoint_content
-from kgcli.weights.names import published_buffers, to_published
-from kgcli.weights.published import INSTRUCT, expected_weights
+from kgcli.weights.published.checkpoint import INSTRUCT, expected_weights
+from kgcli.weights.published.fairseq import checkpoint_content
+from kgcli.weights.published.names import published_buffers, to_published
 
 BLOCK = 2**20  # random numbers that are drawn; drawing more takes longer than writing them
 

@@ -5,8 +5,10 @@ import re
 import pytest
 import yaml
 
-from kgcli.config import ModelConfig, Recipe, dump_recipe, find_recipe, load_recipe, recipes_folder
+from kgcli.config import ModelConfig
 from kgcli.errors import ConfigError, IncompatibleError, MissingError
+from kgcli.files import recipes_folder
+from kgcli.recipe import Recipe, dump_recipe, find_recipe, load_recipe
 
 SHIPPED = sorted(recipes_folder().rglob("*.yaml"))
 NAMES = [path.relative_to(recipes_folder()).with_suffix("").as_posix() for path in SHIPPED]

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from kgcli.errors import BusyError, OutputError
+from kgcli.errors import BusyError, OutputError, printable
 from kgcli.files import (
     claim,
     locked,
-    printable,
     remove_leftovers,
     sha256,
     temporary_name,

@@ -14,7 +14,6 @@ import pytest
 from PIL import Image, PngImagePlugin
 from scored_run import make_subject_run
 
-from kgcli.config import load_recipe
 from kgcli.data.images import decode_image
 from kgcli.data.prompt import Prompt
 from kgcli.errors import KgError
@@ -23,6 +22,7 @@ from kgcli.evaluation.report.page import build_page
 from kgcli.evaluation.run.folder import RunFolder
 from kgcli.inference.metadata import read_metadata, read_parameters
 from kgcli.inference.replay import read_replay
+from kgcli.recipe import load_recipe
 from kgcli.weights.folder import open_model
 
 PIECES = [

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from kgcli.config import load_recipe
 from kgcli.data.prompt import Prompt
 from kgcli.errors import IncompatibleError, KgError, MissingError
+from kgcli.recipe import load_recipe
 from kgcli.weights.folder import check_safetensors, open_model
 from kgcli.weights.shipped import shipped_names
 

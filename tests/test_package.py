@@ -14,7 +14,8 @@ from PIL import Image
 import kgcli
 from kgcli.cli import COMMANDS
 from kgcli.data.images import open_image
-from kgcli.weights.shipped import DEFAULT_MODEL, PACKAGE, find_picture, find_shipped, shipped_names
+from kgcli.files import PACKAGE
+from kgcli.weights.shipped import DEFAULT_MODEL, find_picture, find_shipped, shipped_names
 from kgcli.world.examples import EXAMPLES
 
 ROOT = Path(__file__).parents[1]

@@ -80,7 +80,7 @@ def main(args: list[str] | None = None) -> None:
 def _answer(args: list[str]) -> str:
     """What needs no typer, the import of which takes most of the time that these may take."""
     if args in LISTS:
-        from kgcli.weights.catalogue import sources_text
+        from kgcli.weights.published.catalogue import sources_text
 
         return sources_text(as_json="--json" in args)
     return f"kg {__version__}\n" if args == ["--version"] else help_text()

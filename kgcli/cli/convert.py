@@ -55,7 +55,7 @@ def convert(
         given = [f"--{name}" for name, value in useless.items() if value is not None]
         if given:
             raise UsageError(f"a published file holds weights alone; leave out {', '.join(given)}")
-    from kgcli.weights import convert as conversion  # torch loads here
+    from kgcli.weights.published import convert as conversion  # torch loads here
 
     if to == "published":
         print(conversion.to_published(checkpoint, out, dtype=dtype, overwrite=overwrite))

@@ -9,8 +9,7 @@ import unicodedata
 
 import typer
 
-from kgcli.errors import KgError
-from kgcli.files import printable, reason
+from kgcli.errors import KgError, printable, reason
 
 INTERRUPTED = 130
 PROMPT_WINDOW = 72  # columns of the prompt that are shown about a fault

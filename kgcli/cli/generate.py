@@ -17,7 +17,7 @@ from kgcli.cli.logs import set_up_logs
 from kgcli.cli.options import GenerateFlags, takes_flags
 from kgcli.cli.plan import Plan, plan_prompt
 from kgcli.errors import OutputError, PartialBatchError
-from kgcli.inference.adapters import Adapters
+from kgcli.inference.adapters.named import Adapters
 from kgcli.inference.metadata import describe
 from kgcli.inference.output import write_picture
 from kgcli.inference.request import edit_prompt

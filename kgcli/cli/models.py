@@ -24,7 +24,7 @@ def models() -> None:
 @app.command("ls")
 def ls(as_json: Annotated[bool, typer.Option("--json", help="One JSON object per source.")] = False) -> None:
     """List the published weights that can be used, and where they are on this machine."""
-    from kgcli.weights.catalogue import sources_text
+    from kgcli.weights.published.catalogue import sources_text
 
     print(sources_text(as_json=as_json), end="")
 
@@ -56,7 +56,7 @@ def pull(
     from kgcli.cli.logs import set_up_logs
 
     set_up_logs(quiet=quiet, offline=offline)
-    from kgcli.weights import pull as pulling
+    from kgcli.weights.published import pull as pulling
 
     order = pulling.Order(
         to=to, revision=revision, source=source, dtype=dtype, accept=accept, sha256=sha256, offline=offline
@@ -67,7 +67,7 @@ def pull(
 @app.command()
 def verify(model: Annotated[str, typer.Argument(help="Model folder, or the name of a pulled model.")]) -> None:
     """Check that a model folder is whole, fits its config.json, and has the sha256 it was written with."""
-    from kgcli.weights import record
+    from kgcli.weights.published import record
 
     for line in record.verify(model):
         print(line)

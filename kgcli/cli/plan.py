@@ -12,9 +12,8 @@ from pydantic import ConfigDict, ValidationError
 from kgcli.cli.options import GenerateFlags
 from kgcli.config import OFFLOADS, SamplingConfig
 from kgcli.data.textfiles import TABLES, read_entries
-from kgcli.errors import KgError, OutputError, UsageError
-from kgcli.files import printable
-from kgcli.inference.adapters import Adapters, read_adapters
+from kgcli.errors import KgError, OutputError, UsageError, printable
+from kgcli.inference.adapters.named import Adapters, read_adapters
 from kgcli.inference.metadata import is_ours, sidecar
 from kgcli.inference.output import OutputPlan, check_writable
 from kgcli.inference.replay import read_replay

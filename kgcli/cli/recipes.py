@@ -84,9 +84,9 @@ def validate(
 def _check(name: str) -> str:
     """Return the stage of a recipe that can run. Raises: KgError."""
     from kgcli.cli.train import stage_names
-    from kgcli.config import load_recipe
     from kgcli.data.sources.world_source import check_kinds
     from kgcli.errors import ConfigError
+    from kgcli.recipe import load_recipe
 
     recipe = load_recipe(name)
     if recipe.stage not in stage_names():

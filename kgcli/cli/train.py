@@ -43,7 +43,7 @@ def _command(stage: str) -> Callable[..., None]:
     def command(
         recipe: RecipeName, overrides: Overrides = None, resume: Resume = "auto", dry_run: DryRun = False
     ) -> None:
-        from kgcli.config import load_recipe
+        from kgcli.recipe import load_recipe
 
         checked = load_recipe(recipe, overrides or [], stage=stage)
         from kgcli.training.loop import train  # torch loads here, after the recipe is known to be sound

@@ -17,8 +17,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from kgcli.data.tokenizer import Tokenizer
-from kgcli.errors import PromptError
-from kgcli.files import printable
+from kgcli.errors import PromptError, printable
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,8 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kgcli.errors import KgError, MissingError, UsageError
-from kgcli.files import printable
+from kgcli.errors import KgError, MissingError, UsageError, printable
 from kgcli.reading import parse_json, read_text
 
 MAX_BYTES = 64 * 2**20

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from kgcli.errors import IncompatibleError, MissingError
 from kgcli.inference.encoder import PromptEncoder
+from kgcli.inference.metadata import portable_prompt
 from kgcli.inference.output import write_bytes
-from kgcli.inference.request import Request, portable_prompt
+from kgcli.inference.request import Request
 from kgcli.runtime import choose_device, choose_dtype, memory_errors
 from kgcli.version import __version__
 from kgcli.weights.folder import ModelFolder

@@ -11,22 +11,24 @@ import json
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import ExifTags, Image, PngImagePlugin
 
 from kgcli.data.images import DECODER_ERRORS, MAX_PIXELS
-from kgcli.data.prompt import Prompt
-from kgcli.errors import ImageError, MissingError
-from kgcli.files import printable
-from kgcli.inference.adapters import Adapters, Source
-from kgcli.inference.request import Request, portable_prompt
+from kgcli.data.prompt import ImageRef, Prompt
+from kgcli.errors import ImageError, MissingError, printable
+from kgcli.inference.adapters.named import Adapters, Source
 from kgcli.inference.user_comment import decode_comment, encode_comment
 from kgcli.reading import parse_json, read_text
 from kgcli.runtime import versions
 from kgcli.version import __version__
 from kgcli.weights.folder import ModelFolder
+
+if TYPE_CHECKING:
+    from kgcli.inference.request import Request
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 QUALITY = 95  # of JPEG and WebP
@@ -225,3 +227,12 @@ def _tag_name(lora: Metadata) -> str:
 def _quoted(value: str) -> str:
     """A value of the settings, quoted as the web UI does where it would end too early."""
     return json.dumps(value, ensure_ascii=False) if re.search(r'[,:"\n\r]', value) else value
+
+
+def portable_prompt(request: Request) -> str:
+    """The prompt with base names in place of paths: nothing of the user's folders."""
+    pictures = iter(request.pictures)
+    parts: list[Any] = [
+        replace(part, path=next(pictures).name) if isinstance(part, ImageRef) else part for part in request.prompt.parts
+    ]
+    return Prompt(parts=tuple(parts)).format()

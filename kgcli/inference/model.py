@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from kgcli.config import read_sampling
-from kgcli.inference.adapters import Adapters, read_adapters
+from kgcli.inference.adapters.named import Adapters, read_adapters
 from kgcli.inference.denoise import StepCallback, denoise, seeded
 from kgcli.inference.pipeline import KosmosGPipeline
 from kgcli.inference.request import Request, check_seed, edit_prompt, make_request, random_seed
@@ -21,7 +21,7 @@ from kgcli.weights.folder import ModelFolder, open_model
 from kgcli.weights.safetensors import DTYPES
 
 if TYPE_CHECKING:
-    from kgcli.inference.decoder_adapters import Attachments
+    from kgcli.inference.adapters.attach import Attachments
 
 
 class Model:
@@ -39,7 +39,7 @@ class Model:
     @cached_property
     def attachments(self) -> Attachments:
         """What puts adapters on the decoder; made when the first is asked for."""
-        from kgcli.inference.decoder_adapters import Attachments
+        from kgcli.inference.adapters.attach import Attachments
 
         return Attachments(self.pipeline, local_files_only=self.offline)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from PIL import Image
 
 from kgcli.data.prompt import Prompt
-from kgcli.errors import OutputError, UsageError
-from kgcli.files import output_errors, printable, reason, write_whole
+from kgcli.errors import OutputError, UsageError, printable, reason
+from kgcli.files import output_errors, write_whole
 from kgcli.inference.metadata import FORMATS, Metadata, encode_picture, sidecar
 from kgcli.inference.request import Request
 

@@ -15,11 +15,11 @@ from kgcli.config import SamplingConfig
 from kgcli.data.images import read_picture
 from kgcli.data.prompt import ImageRef, Prompt
 from kgcli.errors import ImageError, IncompatibleError, MissingError, PromptError, UsageError
-from kgcli.inference.adapters import Adapters, Control, Lora, Source, open_lora, read_kinds
+from kgcli.inference.adapters.named import Adapters, Control, Lora, Source, open_lora, read_kinds
 from kgcli.inference.metadata import read_metadata
 from kgcli.weights.folder import ModelFolder, hash_files
 from kgcli.weights.hub import is_hub_id
-from kgcli.weights.lora_header import lora_file, lora_files
+from kgcli.weights.lora.header import lora_file, lora_files
 from kgcli.weights.shipped import find_adapter, find_picture
 
 SAMPLED_BY = ("steps", "guidance_scale", "scheduler", "width", "height")  # in every record; older ones have no more

@@ -6,14 +6,13 @@ import logging
 import re
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from kgcli.config import SamplingConfig
 from kgcli.data.images import Picture, read_picture
 from kgcli.data.prompt import ImageRef, Prompt, check_length, encode
 from kgcli.errors import ImageError, PromptError, UsageError
-from kgcli.inference.adapters import Adapters
+from kgcli.inference.adapters.named import Adapters
 from kgcli.weights.folder import ModelFolder
 from kgcli.weights.shipped import find_picture
 
@@ -133,12 +132,3 @@ def check_seed(seed: int) -> None:
     """
     if not 0 <= seed <= MAX_SEED:
         raise UsageError(f"--seed is {seed}; it must be from 0 to {MAX_SEED}")
-
-
-def portable_prompt(request: Request) -> str:
-    """The prompt with base names in place of paths: nothing of the user's folders."""
-    pictures = iter(request.pictures)
-    parts: list[Any] = [
-        replace(part, path=next(pictures).name) if isinstance(part, ImageRef) else part for part in request.prompt.parts
-    ]
-    return Prompt(parts=tuple(parts)).format()

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import save_image
 
-from kgcli.config import Recipe, dump_recipe
 from kgcli.files import make_folder, write_whole
+from kgcli.recipe import Recipe, dump_recipe
 
 log = logging.getLogger("kgcli.training.loop")
 

@@ -17,7 +17,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from kgcli.config import Recipe, dump_recipe
 from kgcli.data.batch import Batch, sample_fields
 from kgcli.data.loader import EVALUATION_STEP, Batches, load_batches
 from kgcli.data.pool import Pool
@@ -27,6 +26,7 @@ from kgcli.errors import ConfigError, MissingError
 from kgcli.files import locked, remove_leftovers, whole_folder
 from kgcli.model.diffusion import Diffusion
 from kgcli.model.randomness import StepRandom
+from kgcli.recipe import Recipe, dump_recipe
 from kgcli.training import checkpoint
 from kgcli.training.latent_cache import make_pool
 from kgcli.training.logging import Metrics, say

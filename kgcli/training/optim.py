@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from torch import nn
 from torch.optim import AdamW
 
-from kgcli.config import OptimConfig
+from kgcli.recipe import OptimConfig
 
 
 def make_optimizer(named: Iterable[tuple[str, nn.Parameter]], cfg: OptimConfig) -> AdamW:

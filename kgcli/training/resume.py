@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kgcli.config import Recipe, load_recipe
 from kgcli.errors import ConfigError, IncompatibleError, MissingError
+from kgcli.recipe import Recipe, load_recipe
 
 # They change what is written or how fast, and no number of the training.
 _WITHOUT_EFFECT = ("output_dir", "log_every", "save_every", "sample_every", "keep_checkpoints", "data.num_workers")

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from kgcli.config import OptimConfig
 from kgcli.errors import IncompatibleError
+from kgcli.recipe import OptimConfig
 from kgcli.training import checkpoint
 from kgcli.training.optim import lr_at, make_optimizer
 

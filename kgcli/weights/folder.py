@@ -15,8 +15,8 @@ from kgcli.config import CONFIG_NAME, MAX_CONFIG_BYTES, ModelConfig, check_align
 from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import IncompatibleError, MissingError, UsageError
 from kgcli.reading import MAX_INTEGER, parse_json, read_json
-from kgcli.weights.catalogue import is_entry, local_model
 from kgcli.weights.hub import HubError, is_hub_id, snapshot
+from kgcli.weights.published.catalogue import is_entry, local_model
 from kgcli.weights.shipped import DEFAULT_MODEL, SD15_SIZES
 from kgcli.weights.single_file_header import check_inputs, check_single_decoder, scheduler_settings
 

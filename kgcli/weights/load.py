@@ -25,7 +25,7 @@ from kgcli.model.aligner import AlignerNet
 from kgcli.model.kosmosg import KosmosG
 from kgcli.runtime import check_quantize
 from kgcli.weights.folder import WEIGHTS_NAME
-from kgcli.weights.names import vision_from_transformers
+from kgcli.weights.published.names import vision_from_transformers
 from kgcli.weights.quantize import quantize_linears
 from kgcli.weights.safetensors import (
     assign_weights,

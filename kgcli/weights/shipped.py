@@ -5,10 +5,9 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-from kgcli.config import recipes_folder
 from kgcli.errors import MissingError
+from kgcli.files import PACKAGE, recipes_folder
 
-PACKAGE = Path(__file__).resolve().parents[1]
 DEFAULT_MODEL = PACKAGE / "nano" / "model"
 ADAPTERS = PACKAGE / "nano" / "adapters"  # of the default model's decoder: folders of ControlNets, files of LoRAs
 SD15_SIZES = PACKAGE / "decoders" / "sd15"  # config.json files without weights

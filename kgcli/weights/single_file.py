@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kgcli.errors import IncompatibleError, MissingError
+from kgcli.weights.lora.unet_names import ldm_unet_names, ldm_vae_names
 from kgcli.weights.single_file_header import MARKERS, UNET, VAE, check_single_decoder
-from kgcli.weights.unet_names import ldm_unet_names, ldm_vae_names
 
 _SCALES = (".scale_weight", ".weight_scale")  # of ComfyUI, before and now: weight = stored value * scale
 _INPUT_SCALES = (".scale_input", ".input_scale")  # for multiplying in fp8, which we do not do

@@ -309,7 +309,7 @@ def test_an_unknown_recipe_key_is_named_before_torch(kg, without_engine):
 
 
 def test_every_recipe_is_run_by_the_command_it_names(kg):
-    from kgcli.config import load_recipe
+    from kgcli.recipe import load_recipe
 
     for name in kg("ls").lines:
         if name.endswith(".png"):

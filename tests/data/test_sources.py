@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kgcli.config import DataConfig, load_recipe, recipes_folder
 from kgcli.data.sources import examples, open_source
 from kgcli.data.sources.mixture import Mixture, Schedule
 from kgcli.errors import ConfigError, ImageError, KgError, MissingError, PromptError, UsageError
+from kgcli.files import recipes_folder
+from kgcli.recipe import DataConfig, load_recipe
 
 WORDS = ["a cat", "two dogs", "a red car", "an owl at night", "a fox in the snow"]
 

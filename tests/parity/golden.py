@@ -20,7 +20,7 @@ from torch import Tensor
 from kgcli.config import AlignerConfig, MLLMConfig, ModelConfig, ResamplerConfig, SpecialIds, VisionConfig
 from kgcli.model.diffusion import Diffusion
 from kgcli.model.kosmosg import KosmosG
-from kgcli.weights.names import decoder_weights, from_published
+from kgcli.weights.published.names import decoder_weights, from_published
 from kgcli.weights.safetensors import assign_weights
 
 RTOL = 1e-4  # of a tensor's largest absolute value

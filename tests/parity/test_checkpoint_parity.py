@@ -13,11 +13,11 @@ from torch import Tensor
 
 from kgcli.config import ModelConfig
 from kgcli.model.kosmosg import KosmosG
-from kgcli.weights.convert import to_folder, to_published
-from kgcli.weights.fairseq import read_checkpoint
 from kgcli.weights.load import load_kosmosg
-from kgcli.weights.names import FLOAT_TENSOR, decoder_weights, from_published, is_dropped
-from kgcli.weights.published import ALIGN, open_source
+from kgcli.weights.published.checkpoint import ALIGN, open_source
+from kgcli.weights.published.convert import to_folder, to_published
+from kgcli.weights.published.fairseq import read_checkpoint
+from kgcli.weights.published.names import FLOAT_TENSOR, decoder_weights, from_published, is_dropped
 from kgcli.weights.safetensors import read_weights
 
 SD15_UNET = {"cross_attention_dim": 768}

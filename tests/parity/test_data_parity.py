@@ -22,7 +22,7 @@ from kgcli.data.images import to_vae_pixels, to_vision_pixels
 from kgcli.data.prompt import encode
 from kgcli.data.tokenizer import Tokenizer
 from kgcli.model.kosmosg import KosmosG
-from kgcli.weights.names import is_dropped, to_published
+from kgcli.weights.published.names import is_dropped, to_published
 
 IMAGE_MARK = "<i>"  # an image's place in a golden prompt
 CROPS = {"gpt": slice(100, 116), "diff": slice(250, 266)}  # of the golden picture cuttings, both axes

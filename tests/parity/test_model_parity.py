@@ -17,7 +17,7 @@ from kgcli.data.tokenizer import Tokenizer
 from kgcli.inference.denoise import make_scheduler
 from kgcli.inference.pipeline import KosmosGPipeline
 from kgcli.model.kosmosg import KosmosG
-from kgcli.weights.names import is_dropped, to_published, vision_from_open_clip
+from kgcli.weights.published.names import is_dropped, to_published, vision_from_open_clip
 
 CONDITION_DROP_RATE = 0.1  # as published; no setting of the golden data
 SAMPLER_NAMES = ("dpm++", "ddim", "pndm", "euler", "unipc")

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from kgcli import engine
-from kgcli.config import load_recipe, recipes_folder
 from kgcli.data.sources.world import draw
 from kgcli.errors import ConfigError
 from kgcli.evaluation.benchmarks import nano_adapters as suite
@@ -26,14 +25,16 @@ from kgcli.evaluation.metrics.exact import StyleScale, edge_f1
 from kgcli.evaluation.metrics.intervals import estimate
 from kgcli.evaluation.metrics.recognition import SIZE
 from kgcli.evaluation.report.skills import Row
-from kgcli.inference.adapters import find_controlnet, read_lora
-from kgcli.inference.control_maps import make_map
+from kgcli.files import recipes_folder
+from kgcli.inference.adapters.control_maps import make_map
+from kgcli.inference.adapters.named import find_controlnet, read_lora
 from kgcli.inference.metadata import read_metadata
+from kgcli.recipe import load_recipe
 from kgcli.training import loop as training
 from kgcli.training.stages.adapters import Steering, make_controlnet
 from kgcli.training.stages.decoder import clip_tokenizer
 from kgcli.weights.decoder import load_decoder
-from kgcli.weights.lora_header import LORA_NAME
+from kgcli.weights.lora.header import LORA_NAME
 from kgcli.weights.ship import ship
 from kgcli.weights.shipped import ADAPTERS, find_adapter
 from kgcli.world.scenes import stylize

@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 
-from kgcli.config import dump_recipe, load_recipe, recipes_folder
 from kgcli.data.batch import Collator
 from kgcli.data.loader import Batches
 from kgcli.data.sources import open_source
 from kgcli.errors import ConfigError, IncompatibleError, MissingError, PromptError
+from kgcli.files import recipes_folder
 from kgcli.model.nano_recognisers import Judges
 from kgcli.model.randomness import StepRandom
+from kgcli.recipe import dump_recipe, load_recipe
 from kgcli.training import loop as training
 from kgcli.training.logging import Metrics
 from kgcli.training.stages import kosmosg as stages

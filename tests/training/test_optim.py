@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from kgcli.config import OptimConfig
+from kgcli.recipe import OptimConfig
 from kgcli.training.optim import lr_at, make_optimizer
 
 SCHEDULES = ("linear", "cosine", "constant")

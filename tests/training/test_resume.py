@@ -9,10 +9,10 @@ import sys
 
 import pytest
 
-from kgcli.config import load_recipe
 from kgcli.data.loader import stop_signals
 from kgcli.errors import BusyError, IncompatibleError, MissingError
 from kgcli.files import locked
+from kgcli.recipe import load_recipe
 from kgcli.training import loop as training
 
 HOST = "a.host.of-mine"

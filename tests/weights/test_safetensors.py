@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from kgcli import tensorfiles
 from kgcli.errors import IncompatibleError, MissingError
+from kgcli.weights import tensor_files as tensorfiles
 from kgcli.weights.safetensors import assign_weights, read_weights, write_weights
 
 

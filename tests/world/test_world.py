@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kgcli.config import load_recipe, recipes_folder
 from kgcli.data.sources import open_source
 from kgcli.data.sources import world as samples
+from kgcli.files import recipes_folder
+from kgcli.recipe import load_recipe
 from kgcli.world import examples, text
 from kgcli.world.spec import Placed, Rendered, Spec, Subject, crop, draw_spec, is_held_out, place, render
 from kgcli.world.tables import (

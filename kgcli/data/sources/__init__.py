@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from kgcli.config import DataConfig, SourceConfig
 from kgcli.data.sources.base import Source, Use
+from kgcli.recipe import DataConfig, SourceConfig
 
 
 def open_source(data: DataConfig, image_size: int, use: Use) -> Source:

@@ -19,7 +19,6 @@ from filelock import FileLock
 from PIL import Image
 from torch import Tensor, nn
 
-from kgcli.config import OptimConfig
 from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.baselines.base import MethodOptions
 from kgcli.evaluation.baselines.decoder import TextDecoder, find_decoder, read_dtype
@@ -28,6 +27,7 @@ from kgcli.evaluation.baselines.words import reference_names
 from kgcli.evaluation.plan import Item
 from kgcli.files import sha256, write_whole
 from kgcli.model.randomness import StepRandom
+from kgcli.recipe import OptimConfig
 from kgcli.runtime import memory_errors
 from kgcli.training import checkpoint
 from kgcli.training.trainer import Trainer

@@ -28,8 +28,8 @@ from kgcli.evaluation.metrics.recognition import SHIPPED, SIZE, Recognition
 from kgcli.evaluation.plan import Item, Plan
 from kgcli.evaluation.report.skills import Layout, Report, Row
 from kgcli.evaluation.scores import ALL
-from kgcli.inference.adapters import Adapters, Control, Lora, Source, find_controlnet, read_lora
-from kgcli.inference.control_maps import make_map
+from kgcli.inference.adapters.control_maps import make_map
+from kgcli.inference.adapters.named import Adapters, Control, Lora, Source, find_controlnet, read_lora
 from kgcli.world.scenes import stylize
 from kgcli.world.spec import render
 from kgcli.world.tables import ADAPTER_STYLES

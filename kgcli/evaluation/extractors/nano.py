@@ -18,8 +18,7 @@ from PIL import Image
 
 from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.extractors.base import Extractors, PictureExtractor
-from kgcli.files import sha256
-from kgcli.weights.shipped import PACKAGE
+from kgcli.files import PACKAGE, sha256
 
 if TYPE_CHECKING:
     from torch import Tensor

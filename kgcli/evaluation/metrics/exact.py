@@ -9,7 +9,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from kgcli.inference.control_maps import make_map
+from kgcli.inference.adapters.control_maps import make_map
 from kgcli.world.scenes import stylize
 
 TOLERANCE = 1  # pixels, in all eight directions

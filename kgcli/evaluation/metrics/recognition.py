@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kgcli.weights.shipped import PACKAGE
+from kgcli.files import PACKAGE
 from kgcli.world.spec import Spec, Subject, crop, place, render
 from kgcli.world.tables import FIRST_NEW_IDENTITY
 

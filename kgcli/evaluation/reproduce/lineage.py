@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kgcli.config import Recipe, load_recipe, recipes_folder
 from kgcli.errors import ConfigError, MissingError
+from kgcli.files import recipes_folder
+from kgcli.recipe import Recipe, load_recipe
 
 RUNS = "runs"  # where shipped recipes write
 FINAL = "final"  # the result inside a run folder

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kgcli.config import Recipe
 from kgcli.errors import UsageError
 from kgcli.evaluation.baselines.base import MethodOptions
 from kgcli.evaluation.benchmarks.nano import NUM_CAPTIONS, check_captions
@@ -33,6 +32,7 @@ from kgcli.evaluation.reproduce.lineage import (
 )
 from kgcli.evaluation.reproduce.paper import Row, Table
 from kgcli.evaluation.scores import Scores
+from kgcli.recipe import Recipe
 
 CAPTIONS = "nano-coco"  # the suite of captions; the other has subjects
 LEARNING = ("textual-inversion", "dreambooth")  # methods with a setting `seed` of their own

@@ -13,8 +13,8 @@ from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.plan import Plan
 from kgcli.evaluation.run.folder import RunFolder
 from kgcli.evaluation.run.generate import Progress
+from kgcli.files import PACKAGE
 from kgcli.runtime import choose_device, user_cache
-from kgcli.weights.shipped import PACKAGE
 
 if TYPE_CHECKING:
     from kgcli.evaluation.extractors.weight_files import Weights

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 
-from kgcli.config import Recipe
 from kgcli.errors import ConfigError
+from kgcli.recipe import Recipe
 from kgcli.training.stages.base import Setup, Stage
 
 # Stage -> module of this folder and its class.

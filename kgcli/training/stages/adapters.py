@@ -25,7 +25,7 @@ from kgcli.data.batch import Batch, Collator
 from kgcli.data.pool import Pool
 from kgcli.data.sample import Sample
 from kgcli.errors import ConfigError
-from kgcli.inference.control_maps import make_map
+from kgcli.inference.adapters.control_maps import make_map
 from kgcli.model.diffusion import Steer
 from kgcli.training.stages.base import Setup
 from kgcli.training.stages.decoder import NUM_PREVIEW, CaptionedStage

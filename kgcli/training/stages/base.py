@@ -15,13 +15,14 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from kgcli.config import ModelConfig, Strict, explain
+from kgcli.config import ModelConfig, Strict
 from kgcli.data.batch import Batch, Collator
 from kgcli.data.pool import Pool
 from kgcli.data.sample import Sample
 from kgcli.data.sources.base import Use
 from kgcli.errors import ConfigError
 from kgcli.model.randomness import StepRandom
+from kgcli.recipe import explain
 from kgcli.training.stages.start import find_start
 
 

@@ -11,13 +11,14 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from kgcli.config import ALIGNER, AlignerConfig, ModelConfig, Strict, explain, read_model_config
+from kgcli.config import ALIGNER, AlignerConfig, ModelConfig, Strict, read_model_config
 from kgcli.data.batch import Batch, Collator
 from kgcli.data.pool import Pool
 from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import ConfigError
 from kgcli.model.kosmosg import KosmosG
 from kgcli.model.randomness import StepRandom
+from kgcli.recipe import explain
 from kgcli.training.preview import preview_pictures
 from kgcli.training.stages.base import Setup, Stage
 from kgcli.training.stages.start import copy_folder, copy_tokenizer, is_on_hub

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from kgcli.data.tokenizer import DICTIONARY_NAME, MODEL_NAMES
 from kgcli.errors import MissingError
-from kgcli.weights.catalogue import is_entry, local_model
 from kgcli.weights.hub import HubError, is_hub_id, snapshot
+from kgcli.weights.published.catalogue import is_entry, local_model
 from kgcli.weights.shipped import DEFAULT_MODEL
 
 SHIPPED = "nano"  # the model that ships, and with what follows a slash the folders in it

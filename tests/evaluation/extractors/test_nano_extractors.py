@@ -5,7 +5,6 @@ import pytest
 import torch
 from PIL import Image
 
-from kgcli.config import load_recipe
 from kgcli.data.sources.world import draw
 from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.benchmarks import nano as nano_suites
@@ -13,6 +12,7 @@ from kgcli.evaluation.extractors.nano import NanoClip, NanoDino, nano_extractors
 from kgcli.evaluation.plan import DreamBenchOptions
 from kgcli.model.nano_evaluators import EvalClip, EvalVit
 from kgcli.model.randomness import StepRandom
+from kgcli.recipe import load_recipe
 from kgcli.training.loop import Run, train
 from kgcli.world.spec import Spec, Subject, place, render
 from kgcli.world.tables import FIRST_JUDGE_IDENTITY, FIRST_NEW_IDENTITY

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
-from kgcli.config import SamplingConfig, dump_recipe
+from kgcli.config import SamplingConfig
 from kgcli.errors import ConfigError, MissingError, UsageError
 from kgcli.evaluation.reproduce.lineage import compute_in_all, compute_of, pending, recipe_at, result_of
 from kgcli.evaluation.reproduce.order import compare_order
@@ -17,8 +17,9 @@ from kgcli.evaluation.reproduce.reproduction import Reproduction, RowResult, des
 from kgcli.evaluation.reproduce.table import COMPUTE, JSON, MARKDOWN, Cell, cell_of, write_table
 from kgcli.evaluation.run.folder import RunFolder
 from kgcli.evaluation.scores import Figure, Measure, Scores
+from kgcli.files import PACKAGE
 from kgcli.model.nano_evaluators import EvalClip, EvalVit
-from kgcli.weights.shipped import PACKAGE
+from kgcli.recipe import dump_recipe
 
 
 def finish(recipe, speed=64.0):

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from kgcli.errors import IncompatibleError
-from kgcli.weights.lora import LoraWeights, LowRank, WholeChange, read_lora
-from kgcli.weights.lora_header import LoraHeader, LoraPlacement, shown
+from kgcli.weights.lora.header import LoraHeader, LoraPlacement, shown
+from kgcli.weights.lora.read import LoraWeights, LowRank, WholeChange, read_lora
 
 if TYPE_CHECKING:
-    from kgcli.inference.adapters import Lora
+    from kgcli.inference.adapters.named import Lora
 
 UNET_PREFIX = "unet."
 BASE_LAYER = ".base_layer"  # where peft keeps the layer that it wraps

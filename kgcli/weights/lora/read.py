@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kgcli.errors import IncompatibleError, MissingError
-from kgcli.weights.lora_header import LoraHeader, LoraPlacement, shown
-from kgcli.weights.lycoris import LOHA, decomposed_change, loha_change, lokr_change, low_rank_change, tucker_down
+from kgcli.weights.lora.header import LoraHeader, LoraPlacement, shown
+from kgcli.weights.lora.lycoris import LOHA, decomposed_change, loha_change, lokr_change, low_rank_change, tucker_down
 
 Shape = tuple[int, ...]
 T = TypeVar("T")

@@ -15,13 +15,20 @@ from kgcli.config import CONFIG_NAME, ModelConfig, SpecialIds, read_model_config
 from kgcli.data.tokenizer import DICTIONARY_NAME, MODEL_NAMES, SPECIAL_ORDER, Tokenizer
 from kgcli.errors import IncompatibleError, MissingError, OutputError, UsageError
 from kgcli.files import PARTIAL, make_folder, whole_file, whole_folder
-from kgcli.weights import names
-from kgcli.weights.card import CARD_NAME, model_card
-from kgcli.weights.fairseq import checkpoint_content
 from kgcli.weights.folder import RENAMED_REPOSITORIES, TOKENIZER_NAME, WEIGHTS_NAME, check_target
-from kgcli.weights.kosmos2 import open_kosmos2
-from kgcli.weights.published import NUM_NAMED, PRETRAIN, Source, expected_weights, open_source, stage_of
-from kgcli.weights.record import write_record
+from kgcli.weights.published import names
+from kgcli.weights.published.card import CARD_NAME, model_card
+from kgcli.weights.published.checkpoint import (
+    NUM_NAMED,
+    PRETRAIN,
+    Source,
+    expected_weights,
+    open_source,
+    stage_of,
+)
+from kgcli.weights.published.fairseq import checkpoint_content
+from kgcli.weights.published.kosmos2 import open_kosmos2
+from kgcli.weights.published.record import write_record
 from kgcli.weights.safetensors import DTYPES, check_weights, read_weights, write_shards
 from kgcli.weights.tensor_files import save_state
 

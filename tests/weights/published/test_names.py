@@ -7,7 +7,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionModel
 
 from kgcli.errors import IncompatibleError
 from kgcli.model.vision import VisionTower
-from kgcli.weights.names import (
+from kgcli.weights.published.names import (
     EMBEDDING,
     OUTPUT_PROJECTION,
     decoder_weights,

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from kgcli import engine
 from kgcli.errors import IncompatibleError, UsageError
-from kgcli.inference.adapters import CONTROLNETS, find_controlnet, find_maker, read_adapters
-from kgcli.inference.control_maps import ADE20K_COLOURS, fit_to, make_map
+from kgcli.inference.adapters.control_maps import ADE20K_COLOURS, fit_to, make_map
+from kgcli.inference.adapters.named import CONTROLNETS, find_controlnet, find_maker, read_adapters
 from kgcli.inference.denoise import seeded
 from kgcli.inference.metadata import read_metadata
 from kgcli.inference.pipeline import KosmosGPipeline

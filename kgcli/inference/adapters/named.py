@@ -23,8 +23,8 @@ from kgcli.weights.folder import (
     hash_files,
 )
 from kgcli.weights.hub import is_hub_id
-from kgcli.weights.lora_header import LoraHeader, lora_file, lora_files, read_lora_header
-from kgcli.weights.safetensors_hash import hash_tensors
+from kgcli.weights.lora.hashing import hash_tensors
+from kgcli.weights.lora.header import LoraHeader, lora_file, lora_files, read_lora_header
 from kgcli.weights.shipped import find_adapter, find_picture
 
 MAX_LORA_SCALE = 10.0  # either way: below 0 a LoRA takes away what it would add

@@ -15,11 +15,11 @@ from torch import Tensor
 from kgcli.config import ModelConfig
 from kgcli.errors import IncompatibleError, UsageError
 from kgcli.model.kosmosg import KosmosG
-from kgcli.weights.fairseq import Checkpoint
-from kgcli.weights.names import FLOAT_TENSOR, ROTARY_SCALE, published_buffers, to_published
-from kgcli.weights.published import ALIGN, INSTRUCT, PRETRAIN, check_source, expected_weights, open_source
+from kgcli.weights.published.checkpoint import ALIGN, INSTRUCT, PRETRAIN, check_source, expected_weights, open_source
+from kgcli.weights.published.fairseq import Checkpoint
+from kgcli.weights.published.names import FLOAT_TENSOR, ROTARY_SCALE, published_buffers, to_published
 
-MANIFESTS = Path(__file__).parents[1] / "parity" / "fixtures"
+MANIFESTS = Path(__file__).parents[2] / "parity" / "fixtures"
 PATH = Path("checkpoint.pt")
 NUM_WEIGHTS = {"align": 2104, "final": 1496}
 HEADS_OF_8 = CONFIG.model_copy(

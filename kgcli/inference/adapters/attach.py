@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from kgcli.errors import IncompatibleError, MissingError
-from kgcli.inference.adapters import Adapters, Control, Source
-from kgcli.inference.control_maps import fit_to, make_map
+from kgcli.inference.adapters.control_maps import fit_to, make_map
+from kgcli.inference.adapters.loras import Loras
+from kgcli.inference.adapters.named import Adapters, Control, Source
 from kgcli.inference.denoise import steered
-from kgcli.inference.loras import Loras
 from kgcli.inference.pipeline import KosmosGPipeline
 
 if TYPE_CHECKING:  # loaded when a ControlNet is asked for

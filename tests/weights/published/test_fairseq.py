@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from kgcli.errors import IncompatibleError, KgError, MissingError
-from kgcli.weights.fairseq import read_checkpoint
+from kgcli.weights.published.fairseq import read_checkpoint
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2, dtype=torch.float16)}
 BOTH_FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])

@@ -13,7 +13,7 @@ from kgcli.config import ModelConfig
 from kgcli.errors import IncompatibleError, MissingError
 from kgcli.weights.folder import WEIGHTS_NAME, open_model, weight_shapes
 from kgcli.weights.hub import sha256_of
-from kgcli.weights.published import expected_weights, stage_of
+from kgcli.weights.published.checkpoint import expected_weights, stage_of
 from kgcli.weights.safetensors import check_weights
 
 RECORD_NAME = "weights.json"

@@ -15,16 +15,17 @@ from random_checkpoint import run_measured
 from transformers import Kosmos2Config, Kosmos2ForConditionalGeneration
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from kgcli.config import AlignerConfig, ModelConfig, load_recipe, read_model_config
+from kgcli.config import AlignerConfig, ModelConfig, read_model_config
 from kgcli.data.images import to_vision_pixels
 from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import IncompatibleError
 from kgcli.model.kosmosg import KosmosG
+from kgcli.recipe import load_recipe
 from kgcli.training.stages.kosmosg import InstructStage
-from kgcli.weights import convert as conversion
-from kgcli.weights.kosmos2 import OUTPUT_PROJECTION, from_kosmos2
 from kgcli.weights.load import load_kosmosg
-from kgcli.weights.published import PRETRAIN, expected_weights
+from kgcli.weights.published import convert as conversion
+from kgcli.weights.published.checkpoint import PRETRAIN, expected_weights
+from kgcli.weights.published.kosmos2 import OUTPUT_PROJECTION, from_kosmos2
 from kgcli.weights.safetensors import read_weights
 
 MEMORY_RATIO = 1.2  # of the file's size

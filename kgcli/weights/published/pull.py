@@ -13,7 +13,9 @@ from filelock import FileLock, Timeout
 
 from kgcli.errors import IncompatibleError, KgError, MissingError, UsageError
 from kgcli.runtime import DTYPES
-from kgcli.weights.catalogue import (
+from kgcli.weights.folder import check_target
+from kgcli.weights.hub import Fetched, HubError, fetch, has_file, is_hub_id, sha256_of
+from kgcli.weights.published.catalogue import (
     TOKENIZER,
     Entry,
     Published,
@@ -23,8 +25,6 @@ from kgcli.weights.catalogue import (
     local_model,
     models_folder,
 )
-from kgcli.weights.folder import check_target
-from kgcli.weights.hub import Fetched, HubError, fetch, has_file, is_hub_id, sha256_of
 
 DTYPE_NAMES = (*DTYPES, "fp32", "fp16", "bf16")
 
@@ -229,7 +229,7 @@ def _with_next(error: HubError, entry: Entry, source: Published) -> HubError:
 
 
 def _convert(files: Files, out: Path, order: Order) -> None:
-    from kgcli.weights import convert  # torch loads here, after all that can fail without it
+    from kgcli.weights.published import convert  # torch loads here, after all that can fail without it
 
     source = convert.open_checked(files.checkpoint, out)
     convert.to_folder(source, out, sentencepiece=files.tokenizer, dtype=order.dtype, origin=files.origin)

@@ -18,7 +18,8 @@ from torch import Tensor
 from kgcli.config import CONFIG_NAME, ModelConfig
 from kgcli.data.tokenizer import MODEL_NAMES
 from kgcli.errors import IncompatibleError, MissingError
-from kgcli.weights.names import (
+from kgcli.weights.published.checkpoint import NUM_NAMED, PRETRAIN, Source, expected_weights
+from kgcli.weights.published.names import (
     KOSMOS2_ROWS,
     NUM_ROWS,
     TRANSFORMER_PARTS,
@@ -27,7 +28,6 @@ from kgcli.weights.names import (
     foreign_name,
     name_by,
 )
-from kgcli.weights.published import NUM_NAMED, PRETRAIN, Source, expected_weights
 from kgcli.weights.safetensors import check_weights, read_weights
 
 MODEL_TYPE = "kosmos-2"

@@ -14,8 +14,8 @@ from functools import cached_property
 from pathlib import Path
 
 from kgcli.errors import IncompatibleError, MissingError
-from kgcli.weights.lora_scale import LoraScale
-from kgcli.weights.unet_names import layer_aliases, shapes_of_layers
+from kgcli.weights.lora.scale import LoraScale
+from kgcli.weights.lora.unet_names import layer_aliases, shapes_of_layers
 
 LORA_NAME = "pytorch_lora_weights.safetensors"  # in a folder that diffusers wrote
 PEFT_NAME = "adapter_model.safetensors"  # in a folder that peft wrote

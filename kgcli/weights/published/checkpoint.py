@@ -11,8 +11,8 @@ from torch import Tensor
 
 from kgcli.config import ModelConfig
 from kgcli.errors import IncompatibleError, UsageError
-from kgcli.weights import names as convert
-from kgcli.weights.fairseq import Checkpoint, read_checkpoint
+from kgcli.weights.published import names as convert
+from kgcli.weights.published.fairseq import Checkpoint, read_checkpoint
 from kgcli.weights.safetensors import check_weights
 from kgcli.weights.sizes import infer_config, meta_state
 

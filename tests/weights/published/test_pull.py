@@ -23,14 +23,14 @@ from safetensors.torch import load_file, save_file
 
 from kgcli.config import AlignerConfig, read_model_config
 from kgcli.model.kosmosg import KosmosG
-from kgcli.weights import convert as conversion
-from kgcli.weights.catalogue import CATALOGUE, find_entry, hub_cache
 from kgcli.weights.folder import open_model
 from kgcli.weights.load import save_kosmosg
-from kgcli.weights.record import read_record
+from kgcli.weights.published import convert as conversion
+from kgcli.weights.published.catalogue import CATALOGUE, find_entry, hub_cache
+from kgcli.weights.published.record import read_record
 from kgcli.weights.safetensors import read_weights
 
-ROOT = str(Path(__file__).parents[2])
+ROOT = str(Path(__file__).parents[3])
 MIRROR, OFFICIAL, FAIRSEQ = "radames/Kosmos-G", "microsoft/kosmos-2-patch14-224", "sheldonxxxx/kosmos-2"
 FINAL = "checkpoint_final.pt"
 LIMIT = 0.3  # seconds of processor time of `kg models ls`
@@ -333,7 +333,7 @@ def test_what_cannot_be_done_is_one_line_before_anything_is_asked(hub, pull, tmp
 
 
 def test_a_full_disk_is_found_before_the_download(hub, pull, monkeypatch):
-    from kgcli.weights import pull as module
+    from kgcli.weights.published import pull as module
 
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _path: module.shutil._ntuple_diskusage(1, 1, 0))
     done = pull("kosmos-2")
@@ -407,7 +407,8 @@ def test_the_hubs_cache_is_where_the_library_has_it(variable, tmp_path):
     env = {name: value for name, value in os.environ.items() if name not in names} | {"PYTHONPATH": ROOT}
     env |= {} if variable is None else {variable: str(tmp_path / "x")}
     code = (
-        "from huggingface_hub.constants import HF_HUB_CACHE as wanted; from kgcli.weights.catalogue import hub_cache; "
+        "from huggingface_hub.constants import HF_HUB_CACHE as wanted; "
+        "from kgcli.weights.published.catalogue import hub_cache; "
         "print(str(hub_cache()) == wanted)"
     )
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)

@@ -12,14 +12,14 @@ from random_checkpoint import config_of, load_measured, run_measured, write_rand
 
 from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import KgError
-from kgcli.weights import convert as conversion
-from kgcli.weights.fairseq import read_checkpoint
 from kgcli.weights.folder import open_model
 from kgcli.weights.load import load_kosmosg
-from kgcli.weights.published import ALIGN, INSTRUCT
+from kgcli.weights.published import convert as conversion
+from kgcli.weights.published.checkpoint import ALIGN, INSTRUCT
+from kgcli.weights.published.fairseq import read_checkpoint
 from kgcli.weights.safetensors import read_weights
 
-MANIFESTS = Path(__file__).parents[1] / "parity" / "fixtures"
+MANIFESTS = Path(__file__).parents[2] / "parity" / "fixtures"
 MEMORY_RATIO = 1.2  # of the file's size
 SMALL = {"scale": 4, "num_layers": 4}
 

@@ -10,9 +10,9 @@ from ldm_names import write_single_file
 from safetensors.torch import load_file
 
 from kgcli.weights.decoder import load_decoder
+from kgcli.weights.lora.unet_names import layer_aliases, layers_of, ldm_unet_names, ldm_vae_names
 from kgcli.weights.shipped import SD15_SIZES
 from kgcli.weights.single_file_header import UNET, VAE
-from kgcli.weights.unet_names import layer_aliases, layers_of, ldm_unet_names, ldm_vae_names
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from lora_layouts import LAYOUTS, Layout, Maker, diffusers, kohya, kohya_name, m
 from safetensors.torch import save_file
 
 from kgcli.errors import IncompatibleError, MissingError
-from kgcli.inference.adapters import open_lora, read_adapters
-from kgcli.inference.loras import Loras
+from kgcli.inference.adapters.loras import Loras
+from kgcli.inference.adapters.named import open_lora, read_adapters
 from kgcli.weights.folder import open_model
 
 EXPECTED_LAYERS = {"rtol": 1e-4, "atol": 1e-4}

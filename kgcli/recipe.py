@@ -1,0 +1,194 @@
+"""Recipes: everything that makes one training run what it is; loaded, overridden, checked and dumped."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from kgcli.config import FolderName, ModelConfig, Rate, Seed, Strict, Weight
+from kgcli.errors import ConfigError, MissingError
+from kgcli.files import recipes_folder
+from kgcli.reading import parse_yaml, read_yaml
+
+
+class SourceConfig(Strict):
+    """One source of a run's data, and its weight beside the others."""
+
+    kind: Literal["captions", "images", "prompts", "world"]
+    path: str = Field(
+        default="", max_length=4096
+    )  # file or folder; in a recipe file relative to that file, in an override to the working directory
+    weight: float = Field(default=1.0, gt=0, le=10**6)  # samples of this source per sample of a source of weight 1
+    kinds: dict[str, Weight] = {}  # of kind world: kind of sample -> weight
+
+    @model_validator(mode="after")
+    def _complete(self) -> SourceConfig:
+        if self.kind == "world" and (self.path or not self.kinds):
+            raise ValueError("a source of kind world has kinds and no path")
+        if self.kind != "world" and (self.kinds or not self.path):
+            raise ValueError(f"a source of kind {self.kind} has a path and no kinds")
+        return self
+
+
+class DataConfig(Strict):
+    """Which samples a run sees, and how many at a time. Either `kinds`, the nano world alone, or `sources`."""
+
+    kinds: dict[str, Weight] = {}  # kind of world sample -> weight in the mixture
+    sources: tuple[SourceConfig, ...] = ()
+    batch_size: int = Field(ge=1, le=2**20)  # samples per step over all processes
+    seed: Seed = 0
+    # Of world samples: fractions of compositional captions without their entities' nouns, and of reference images that
+    # show the scene; and how many images there are, with cached VAE moments (None draws new ones).
+    drop_entity_text: float = Field(default=0.5, ge=0, le=1)
+    keep_background: float = Field(default=0.5, ge=0, le=1)
+    pool: int | None = Field(default=None, ge=1, le=10**8)
+    keep: bool = False  # keep whole samples of a pool or file in memory, words included: saves making them again
+    bucket: int = Field(default=1, ge=1, le=10**4)  # steps read together and dealt out by length: saves padding
+    num_workers: int = Field(default=1, ge=0, le=256)  # processes that read ahead; each keeps its own
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> DataConfig:
+        if bool(self.sources) == bool(self.kinds):
+            raise ValueError("give either kinds (of the nano world) or sources, one of both")
+        return self
+
+
+class OptimConfig(Strict):
+    """AdamW with linear warm-up. Defaults after the published runs."""
+
+    lr: float = 1.0e-3  # peak, reached at the end of warm-up
+    betas: tuple[Rate, Rate] = (0.9, 0.98)
+    eps: float = Field(default=1.0e-6, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup_steps: int = Field(default=375, ge=0)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"  # how the rate falls to 0 after warm-up
+    decay_fraction: float = 1.0  # share of the steps over which it falls; before that it is constant
+    clip_norm: float = Field(default=2.0, gt=0)  # global L2 norm of the gradient
+
+    @model_validator(mode="after")
+    def _in_range(self) -> OptimConfig:
+        if self.lr <= 0:
+            raise ValueError(f"lr is {self.lr}; it must be above 0")
+        if not 0.0 < self.decay_fraction <= 1.0:
+            raise ValueError(f"decay_fraction is {self.decay_fraction}; it must be above 0 and at most 1")
+        return self
+
+
+class Recipe(Strict):
+    """Everything that makes one training run what it is; saved with every checkpoint."""
+
+    stage: str
+    output_dir: FolderName  # the run folder
+    init_from: dict[str, FolderName] = {}  # part -> the folder it starts from
+    steps: int = Field(ge=1, le=10**9)  # optimizer steps
+    seed: Seed = 0
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the forward pass; weights stay fp32
+    compile: bool = False  # torch.compile: a minute or two to start, then 1.2 to 1.4 times as fast
+    ema_decay: Rate | None = None  # of the exported weights' running mean; None exports the last ones
+    log_every: int = Field(default=50, ge=1)  # steps
+    save_every: int = Field(default=1000, ge=1)  # steps
+    sample_every: int = Field(default=1000, ge=1)  # steps
+    keep_checkpoints: int = Field(default=2, ge=1)
+    image_size: int = Field(default=64, ge=8, le=2048)  # pixels of targets, and of the images in world samples
+    model: ModelConfig = ModelConfig()
+    parts: dict[str, dict[str, Any]] = {}  # library configurations of the parts a base stage builds
+    options: dict[str, float] = {}  # the stage's own numbers, named in its docstring
+    data: DataConfig
+    optim: OptimConfig = OptimConfig()
+
+    @model_validator(mode="after")
+    def _can_run(self) -> Recipe:
+        if self.data.kinds and not sum(self.data.kinds.values()) > 0:
+            raise ValueError("data.kinds gives every kind a weight of 0; one must be above 0")
+        return self
+
+
+def load_recipe(name: str, overrides: list[str] | None = None, stage: str | None = None) -> Recipe:
+    """Read a recipe by path or shipped name, apply `key=value` overrides, check every key.
+
+    Raises:
+        MissingError: no such recipe.
+        ConfigError: it is no YAML, has an unknown key or a wrong value, or is for another stage.
+    """
+    path = find_recipe(name)
+    values = read_yaml(path, error=ConfigError) or {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} is not a recipe: it holds no keys")
+    _anchor_sources(values, path.parent)
+    for override in overrides or []:
+        _set(values, override)
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {explain(error, Recipe)}") from None
+    if stage is not None and recipe.stage != stage:
+        raise ConfigError(f"{path} is a recipe for `kg {recipe.stage}`, not `kg {stage}`")
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML that `load_recipe` reads back to an equal one."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe given by path or by shipped name, as `nano/align`."""
+    shipped = recipes_folder()
+    for candidate in (Path(name), Path(name + ".yaml"), shipped / name, shipped / (name + ".yaml")):
+        if candidate.is_file():
+            return candidate
+    names = [str(path.relative_to(shipped).with_suffix("")) for path in shipped.rglob("*.yaml")]
+    near = difflib.get_close_matches(name, names, 1, 0.4)
+    raise MissingError(
+        f"there is no recipe {name!r}" + (f"; did you mean {near[0]}?" if near else "; `kg ls` lists them")
+    )
+
+
+def _anchor_sources(values: dict[str, Any], folder: Path) -> None:
+    """Make the relative paths of data.sources, as a recipe file has them, absolute; faults are for the check."""
+    data = values.get("data")
+    sources = data.get("sources") if isinstance(data, dict) else None
+    for source in sources if isinstance(sources, list) else []:
+        if isinstance(source, dict) and source.get("path") and isinstance(source["path"], str):
+            source["path"] = str(folder.absolute() / source["path"])
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{override!r} is no override; write key=value, as optim.lr=1e-4")
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{override!r}: {parent} has no keys below it")
+    value = parse_yaml(text, name=f"{override[:80]!r} is no override: its value", error=ConfigError)
+    try:
+        values[last] = float(value) if isinstance(value, str) else value  # PyYAML reads 1e-3 as text
+    except ValueError:
+        values[last] = value
+
+
+def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
+    """Return the first fault of a configuration in one line, with the nearest key where one is unknown.
+
+    Args:
+        prefix: of the keys, as in "options."
+    """
+    first = error.errors()[0]
+    where = prefix + ".".join(str(step) for step in first["loc"])
+    if first["type"] != "extra_forbidden":
+        return f"{where or 'recipe'}: {first['msg'].removeprefix('Value error, ')}"
+    for step in first["loc"][:-1]:
+        if isinstance(step, int):  # of a tuple, whose models are all alike
+            continue
+        inner = model.model_fields[str(step)].annotation if str(step) in model.model_fields else None
+        inner = next(iter(get_args(inner)), inner)
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            model = inner
+    near = difflib.get_close_matches(str(first["loc"][-1]), list(model.model_fields), 1, 0.5)
+    return f"unknown key {where}" + (f"; did you mean {near[0]}?" if near else "")

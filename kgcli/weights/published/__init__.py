@@ -1,0 +1,1 @@
+"""Published checkpoints: found, fetched, recognised and converted."""
