@@ -6,14 +6,15 @@ Model sizes (`ModelConfig`) hold for nano and full size alike; the two differ by
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from kgcli.errors import ConfigError, IncompatibleError, MissingError
+from kgcli.errors import ConfigError, IncompatibleError, MissingError, UsageError
 from kgcli.reading import parse_yaml, read_json, read_yaml
 
 
@@ -30,6 +31,7 @@ Size = Annotated[int, Field(ge=1, le=2**20)]  # no part of any model is larger
 Seed = Annotated[int, Field(ge=0, lt=2**22)]  # each step's own seed is made of it by a shift of 40 bits
 Rate = Annotated[float, Field(ge=0, lt=1)]
 DecoderName = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^\x00]*$")]  # as long as one file name
+Weight = Annotated[float, Field(ge=0)]
 FolderName = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
 
 
@@ -96,15 +98,80 @@ class AlignerConfig(Strict):
     max_positions: Size = 32768  # rows of each learned position table
 
 
-class GenerationDefaults(Strict):
-    """What `kg generate` uses where no flag says otherwise; stored with the model."""
+SCHEDULERS = ("ddim", "pndm", "dpm++", "euler", "unipc", "lcm")
+SIZE_MULTIPLE = 8  # pixels
+MAX_SIDE = 4096  # pixels
+MAX_STEPS = 1000  # the length of the training schedule
+MAX_GUIDANCE = 100.0
 
-    width: int = 512  # pixels
-    height: int = 512  # pixels
-    num_inference_steps: int = 50
-    guidance_scale: float = 6.0
-    guidance_rescale: float = 0.0
-    scheduler: str = "dpm++"
+
+class SamplingConfig(Strict):
+    """How an image is sampled; None leaves a setting to the model.
+
+    Flags, batch lines, requests, the records in image files, model folders and baselines all hold one of these. Files
+    and flags call the number of steps `steps` or `num_steps`; those names are read too.
+    """
+
+    width: int | None = None  # pixels
+    height: int | None = None  # pixels
+    num_inference_steps: int | None = Field(
+        default=None, validation_alias=AliasChoices("num_inference_steps", "num_steps", "steps")
+    )
+    guidance_scale: float | None = None
+    guidance_rescale: float | None = None
+    scheduler: str | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of a complete configuration, in pixels."""
+        assert self.width is not None and self.height is not None, "not complete: call over() with defaults first"
+        return self.width, self.height
+
+    def over(self, defaults: SamplingConfig) -> SamplingConfig:
+        """Return the same with `defaults` in place of None."""
+        return defaults.model_copy(update=self.given())
+
+    def given(self) -> dict[str, Any]:
+        """Return the settings that are not None, by name."""
+        return {name: value for name, value in self if value is not None}
+
+    def check(self) -> None:
+        """Refuse what no model can do.
+
+        Raises: UsageError that names the flag.
+        """
+        for flag, side in (("--width", self.width), ("--height", self.height)):
+            if side is not None and (side % SIZE_MULTIPLE or not SIZE_MULTIPLE <= side <= MAX_SIDE):
+                raise UsageError(f"{flag} is {side}; it must be a multiple of {SIZE_MULTIPLE} up to {MAX_SIDE} pixels")
+        steps = self.num_inference_steps
+        if steps is not None and not 1 <= steps <= MAX_STEPS:
+            raise UsageError(f"--steps is {steps}; it must be from 1 to {MAX_STEPS}")
+        scale = self.guidance_scale
+        if scale is not None and not (math.isfinite(scale) and 0 <= scale <= MAX_GUIDANCE):
+            raise UsageError(f"--guidance-scale is {scale}; it must be from 0 to {MAX_GUIDANCE:g}")
+        if self.scheduler is not None and self.scheduler not in SCHEDULERS:
+            raise UsageError(f"--scheduler is {self.scheduler}; it must be one of {', '.join(SCHEDULERS)}")
+
+
+def read_sampling(settings: Mapping[str, Any]) -> SamplingConfig:
+    """Return keyword arguments of a Python caller as a configuration.
+
+    Raises: UsageError for an unknown name or a value of another type.
+    """
+    try:
+        return SamplingConfig.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(step) for step in first["loc"])
+        if first["type"] != "extra_forbidden":
+            raise UsageError(f"{name}: {first['msg']}") from None
+        raise UsageError(f"unknown setting {name}; there are {', '.join(SamplingConfig.model_fields)}") from None
+
+
+# Of a model folder that does not say otherwise. Source: the published KOSMOS-G's own demo settings.
+DEFAULT_SAMPLING = SamplingConfig(
+    width=512, height=512, num_inference_steps=50, guidance_scale=6.0, guidance_rescale=0.0, scheduler="dpm++"
+)
 
 
 class ModelConfig(Strict):
@@ -121,7 +188,12 @@ class ModelConfig(Strict):
         "stable-diffusion-v1-5/stable-diffusion-v1-5"  # folder inside the model folder, path or Hub id
     )
     max_images: int = Field(default=16, ge=0, le=2**20)  # images in one prompt
-    generation: GenerationDefaults = GenerationDefaults()
+    generation: SamplingConfig = DEFAULT_SAMPLING  # what `kg generate` uses where no flag says otherwise
+
+    @field_validator("generation")
+    @classmethod
+    def _complete(cls, generation: SamplingConfig) -> SamplingConfig:
+        return generation.over(DEFAULT_SAMPLING)
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> ModelConfig:
@@ -187,18 +259,46 @@ def check_aligner(names: Iterable[str], folder: Path) -> None:
 # ---------------------------------------------------------------- a training run
 
 
-class DataConfig(Strict):
-    """Which samples a run sees, and how many at a time."""
+class SourceConfig(Strict):
+    """One source of a run's data, and its weight beside the others."""
 
-    kinds: dict[str, Annotated[float, Field(ge=0)]] = Field(min_length=1)  # kind of sample -> weight in the mixture
+    kind: Literal["captions", "images", "prompts", "world"]
+    path: str = Field(
+        default="", max_length=4096
+    )  # file or folder; in a recipe file relative to that file, in an override to the working directory
+    weight: float = Field(default=1.0, gt=0, le=10**6)  # samples of this source per sample of a source of weight 1
+    kinds: dict[str, Weight] = {}  # of kind world: kind of sample -> weight
+
+    @model_validator(mode="after")
+    def _complete(self) -> SourceConfig:
+        if self.kind == "world" and (self.path or not self.kinds):
+            raise ValueError("a source of kind world has kinds and no path")
+        if self.kind != "world" and (self.kinds or not self.path):
+            raise ValueError(f"a source of kind {self.kind} has a path and no kinds")
+        return self
+
+
+class DataConfig(Strict):
+    """Which samples a run sees, and how many at a time. Either `kinds`, the nano world alone, or `sources`."""
+
+    kinds: dict[str, Weight] = {}  # kind of world sample -> weight in the mixture
+    sources: tuple[SourceConfig, ...] = ()
     batch_size: int = Field(ge=1, le=2**20)  # samples per step over all processes
     seed: Seed = 0
-    drop_entity_text: float = Field(default=0.5, ge=0, le=1)  # share of compositional captions without entities' nouns
-    keep_background: float = Field(default=0.5, ge=0, le=1)  # share of their reference pictures that show the scene
-    pool: int | None = Field(default=None, ge=1, le=10**8)  # pictures, with cached VAE moments; None draws new ones
-    keep: bool = False  # keep whole samples of the pool in memory, words included: saves drawing them again
-    bucket: int = Field(default=1, ge=1, le=10**4)  # steps drawn together and dealt out by length: saves padding
-    num_workers: int = Field(default=1, ge=0, le=256)  # processes that render ahead; each keeps its own
+    # Of world samples: fractions of compositional captions without their entities' nouns, and of reference images that
+    # show the scene; and how many images there are, with cached VAE moments (None draws new ones).
+    drop_entity_text: float = Field(default=0.5, ge=0, le=1)
+    keep_background: float = Field(default=0.5, ge=0, le=1)
+    pool: int | None = Field(default=None, ge=1, le=10**8)
+    keep: bool = False  # keep whole samples of a pool or file in memory, words included: saves making them again
+    bucket: int = Field(default=1, ge=1, le=10**4)  # steps read together and dealt out by length: saves padding
+    num_workers: int = Field(default=1, ge=0, le=256)  # processes that read ahead; each keeps its own
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> DataConfig:
+        if bool(self.sources) == bool(self.kinds):
+            raise ValueError("give either kinds (of the nano world) or sources, one of both")
+        return self
 
 
 class OptimConfig(Strict):
@@ -237,7 +337,7 @@ class Recipe(Strict):
     save_every: int = Field(default=1000, ge=1)  # steps
     sample_every: int = Field(default=1000, ge=1)  # steps
     keep_checkpoints: int = Field(default=2, ge=1)
-    image_size: int = Field(default=64, ge=8, le=2048)  # pixels of the pictures a world sample shows
+    image_size: int = Field(default=64, ge=8, le=2048)  # pixels of targets, and of the images in world samples
     model: ModelConfig = ModelConfig()
     parts: dict[str, dict[str, Any]] = {}  # library configurations of the parts a base stage builds
     options: dict[str, float] = {}  # the stage's own numbers, named in its docstring
@@ -246,7 +346,7 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _can_run(self) -> Recipe:
-        if not sum(self.data.kinds.values()) > 0:
+        if self.data.kinds and not sum(self.data.kinds.values()) > 0:
             raise ValueError("data.kinds gives every kind a weight of 0; one must be above 0")
         return self
 
@@ -262,6 +362,7 @@ def load_recipe(name: str, overrides: list[str] | None = None, stage: str | None
     values = read_yaml(path, error=ConfigError) or {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path} is not a recipe: it holds no keys")
+    _anchor_sources(values, path.parent)
     for override in overrides or []:
         _set(values, override)
     try:
@@ -297,6 +398,15 @@ def find_recipe(name: str) -> Path:
     )
 
 
+def _anchor_sources(values: dict[str, Any], folder: Path) -> None:
+    """Make the relative paths of data.sources, as a recipe file has them, absolute; faults are for the check."""
+    data = values.get("data")
+    sources = data.get("sources") if isinstance(data, dict) else None
+    for source in sources if isinstance(sources, list) else []:
+        if isinstance(source, dict) and source.get("path") and isinstance(source["path"], str):
+            source["path"] = str(folder.absolute() / source["path"])
+
+
 def _set(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
@@ -313,14 +423,21 @@ def _set(values: dict[str, Any], override: str) -> None:
         values[last] = value
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first fault of a configuration in one line, with the nearest key where one is unknown."""
+def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
+    """Return the first fault of a configuration in one line, with the nearest key where one is unknown.
+
+    Args:
+        prefix: of the keys, as in "options."
+    """
     first = error.errors()[0]
-    where = ".".join(str(step) for step in first["loc"])
+    where = prefix + ".".join(str(step) for step in first["loc"])
     if first["type"] != "extra_forbidden":
         return f"{where or 'recipe'}: {first['msg'].removeprefix('Value error, ')}"
     for step in first["loc"][:-1]:
+        if isinstance(step, int):  # of a tuple, whose models are all alike
+            continue
         inner = model.model_fields[str(step)].annotation if str(step) in model.model_fields else None
+        inner = next(iter(get_args(inner)), inner)
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             model = inner
     near = difflib.get_close_matches(str(first["loc"][-1]), list(model.model_fields), 1, 0.5)

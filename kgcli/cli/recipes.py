@@ -85,11 +85,13 @@ def _check(name: str) -> str:
     """Return the stage of a recipe that can run. Raises: KgError."""
     from kgcli.cli.train import stage_names
     from kgcli.config import load_recipe
-    from kgcli.data.sources.world import check_kinds
+    from kgcli.data.sources.world_source import check_kinds
     from kgcli.errors import ConfigError
 
     recipe = load_recipe(name)
     if recipe.stage not in stage_names():
         raise ConfigError(f"{name}: there is no stage {recipe.stage!r}; the stages are {', '.join(stage_names())}")
-    check_kinds(recipe.data.kinds)
+    for kinds in (recipe.data.kinds, *(source.kinds for source in recipe.data.sources)):
+        if kinds:
+            check_kinds(kinds)
     return recipe.stage

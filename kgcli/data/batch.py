@@ -1,27 +1,21 @@
-"""From world samples to tensors: one deterministic batch per step, the same however many processes share it."""
+"""From samples to tensors."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset
 
-from kgcli.config import Recipe
 from kgcli.data.images import to_vae_pixels, to_vision_pixels
-from kgcli.data.prompt import encode
-from kgcli.data.sources.world import Sample, draw
+from kgcli.data.pool import Pool
+from kgcli.data.prompt import Sequence, encode, pad_sequences
+from kgcli.data.sample import Sample
 from kgcli.data.tokenizer import Tokenizer
-from kgcli.world.spec import Spec, render
-
-EVALUATION_STEP = 1 << 40  # batches from here on are never trained on
+from kgcli.errors import PromptError
 
 
 @dataclass(frozen=True)
@@ -41,18 +35,33 @@ class Batch:
     subject: Tensor | None = None  # (B, H, W) how much of each latent place a subject covers, in [0, 1]
     views: Tensor | None = None  # (B, V, 3, S, S) uint8: pictures of a sample, as many as the stage's collator gives
     maps: Tensor | None = None  # (B, 3, S, S) what a ControlNet follows to the target, in [0, 1]
-    labels: Tensor | None = None  # (B, heads) what the judges should say of the whole picture
+    labels: Tensor | None = None  # (B, heads) what a classifier of the nano world should say of the whole image
     numbers: tuple[int, ...] = ()  # B sample numbers of the endless stream: what the randomness of a step depends on
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        moved = {name: value.to(device, non_blocking=True) for name, value in self.fields().items()}
+        moved: dict[str, Any] = {name: value.to(device, non_blocking=True) for name, value in self.fields().items()}
         return dataclasses.replace(self, **moved)
 
     def fields(self) -> dict[str, Tensor]:
         """The fields that are there."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def sample_fields(needs: frozenset[str]) -> frozenset[str]:
+    """Return the fields of every sample that a batch with the fields `needs` is made from."""
+    made_from = {
+        "tokens": "fragments",
+        "clip_tokens": "caption",
+        "targets": "target",
+        "moments": "target",
+        "views": "images",
+        "labels": "truth",
+    }
+    found = {made_from[name] for name in needs if name in made_from}
+    # Beside tokens there are as many images as the fragments have places for: none, often.
+    return frozenset(found | ({"images"} if "images" in needs and "tokens" not in needs else set()))
 
 
 @dataclass
@@ -67,10 +76,12 @@ class Collator:
     tokenizer: Tokenizer | None = None
     clip_tokenizer: Any = None
     pool: Pool | None = None
+    max_tokens: int | None = None  # of a sequence; a longer one is an error
     eos: bool = False  # end sequences in </s>, for language modelling
 
-    def __call__(self, samples: list[Sample], indices: list[int]) -> Batch:
-        fields: dict[str, Tensor] = {}
+    def __call__(self, samples: list[Sample], rows: list[int]) -> Batch:
+        """Return the batch of samples; `rows` are their sources' rows, by which cached moments are found."""
+        fields: dict[str, Any] = {}
         if "tokens" in self.needs:
             fields |= self._tokens(samples)
         if "images" in self.needs:
@@ -84,156 +95,35 @@ class Collator:
                 captions, padding="max_length", truncation=True, return_tensors="pt"
             ).input_ids
         if "targets" in self.needs:
-            pictures = [render(_spec(sample), self.image_size).picture for sample in samples]
-            fields["targets"] = torch.from_numpy(np.stack([to_vae_pixels(p, self.image_size) for p in pictures]))
+            targets = [to_vae_pixels(sample.render(self.image_size).image, self.image_size) for sample in samples]
+            fields["targets"] = torch.from_numpy(np.stack(targets))
         if "moments" in self.needs:
             assert self.pool is not None
-            fields |= self.pool.rows(indices)
+            fields |= self.pool.rows(rows)
         return Batch(**fields)
 
     def length(self, sample: Sample) -> int:
         """How many tokens the multimodal model reads of a sample."""
         if self.tokenizer is None:
             return 0
-        return len(encode(sample.fragments, self.tokenizer, self.num_slots, eos=self.eos).token_ids)
+        return len(self._encode(sample).token_ids)
+
+    def _encode(self, sample: Sample) -> Sequence:
+        """Return the token ids of a sample.
+
+        Raises: PromptError for one longer than the model takes.
+        """
+        assert self.tokenizer is not None
+        sequence = encode(sample.fragments, self.tokenizer, self.num_slots, eos=self.eos)
+        if self.max_tokens and len(sequence.token_ids) > self.max_tokens:
+            raise PromptError(
+                f"{sample.origin or 'a sample'} is {len(sequence.token_ids)} tokens long (an image counts as several); "
+                f"the model takes at most {self.max_tokens}"
+            )
+        return sequence
 
     def _tokens(self, samples: list[Sample]) -> dict[str, Tensor]:
         assert self.tokenizer is not None
-        rows = [encode(sample.fragments, self.tokenizer, self.num_slots, eos=self.eos) for sample in samples]
-        pad = self.tokenizer.special_ids.pad
-        tokens = pad_sequence([torch.tensor(row.token_ids) for row in rows], batch_first=True, padding_value=pad)
-        slots = pad_sequence([torch.tensor(row.image_mask) for row in rows], batch_first=True)
-        return {"tokens": tokens, "token_mask": tokens != pad, "image_mask": slots}
-
-
-def draw_sample(recipe: Recipe, index: int) -> Sample:
-    """The sample at `index` of the endless stream that a recipe trains on."""
-    data = recipe.data
-    return draw(
-        data.kinds,
-        data.seed,
-        index,
-        recipe.image_size,
-        data.pool,
-        drop_entity_text=data.drop_entity_text,
-        keep_background=data.keep_background,
-    )
-
-
-class Batches(Dataset[Batch]):
-    """The batch of each step: indices step * B to (step + 1) * B, of which this process takes its share.
-
-    With `data.bucket` above 1 that many steps share their samples: each takes those of like length, in random order.
-    """
-
-    def __init__(self, recipe: Recipe, collator: Collator, rank: int = 0, num_ranks: int = 1) -> None:
-        self.recipe = recipe
-        self.collator = collator
-        self.rank = rank
-        self.num_ranks = num_ranks
-        self._kept: dict[int, Sample] = {}
-        self._bucket: tuple[int, list[list[int]]] = (-1, [])  # its first step, and the indices of each of its steps
-        self._ahead: dict[int, Sample] = {}  # of the bucket: drawn for their lengths, until their step takes them
-
-    def __len__(self) -> int:
-        return self.recipe.steps
-
-    def __getitem__(self, step: int) -> Batch:
-        data = self.recipe.data
-        indices = self.indices(step)
-        samples = [self._sample(i) for i in indices]
-        batch = self.collator(samples, [i % data.pool if data.pool else i for i in indices])
-        return dataclasses.replace(batch, numbers=tuple(indices))
-
-    def indices(self, step: int) -> list[int]:
-        """Which samples of the endless stream this process takes in a step."""
-        num_steps = self.recipe.data.bucket
-        if num_steps == 1:
-            return self._share(step)
-        first = step - step % num_steps
-        if self._bucket[0] != first:
-            self._bucket = (first, self._deal(first, num_steps))
-        return self._bucket[1][step - first]
-
-    def _share(self, step: int) -> list[int]:
-        first = step * self.recipe.data.batch_size
-        return list(range(first + self.rank, first + self.recipe.data.batch_size, self.num_ranks))
-
-    def _deal(self, first: int, num_steps: int) -> list[list[int]]:
-        """The samples of a bucket by length, shortest first, cut into its steps, and those in random order."""
-        indices = [index for step in range(first, first + num_steps) for index in self._share(step)]
-        self._ahead = {index: self._sample(index) for index in indices}
-        indices.sort(key=lambda index: self.collator.length(self._ahead[index]))
-        size = len(indices) // num_steps
-        # The same order on every process, so that none waits for another's longer batch.
-        order = np.random.default_rng([7, self.recipe.data.seed, first]).permutation(num_steps)
-        return [indices[place * size : (place + 1) * size] for place in order]
-
-    def _sample(self, index: int) -> Sample:
-        if index in self._ahead:
-            return self._ahead.pop(index)
-        data = self.recipe.data
-        if not (data.keep and data.pool):
-            return draw_sample(self.recipe, index)
-        place = index % data.pool
-        if place not in self._kept:
-            self._kept[place] = draw_sample(self.recipe, place)
-        return self._kept[place]
-
-
-class Pool:
-    """VAE moments and subject masks of a finite pool of pictures, on disk, encoded once.
-
-    Exact, because resizing a target is deterministic; worth it, because encoding costs a fifth of a U-Net step.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.moments = np.load(folder / "moments.npy", mmap_mode="r")
-        self.subject = np.load(folder / "subject.npy", mmap_mode="r")
-
-    def rows(self, indices: list[int]) -> dict[str, Tensor]:
-        """Moments and masks of the pictures at `indices`."""
-        return {
-            "moments": torch.from_numpy(self.moments[indices].astype(np.float32)),
-            "subject": torch.from_numpy(self.subject[indices].astype(np.float32) / 255.0),
-        }
-
-    @classmethod
-    def create(cls, folder: Path, num: int, moments_shape: tuple[int, ...]) -> tuple[np.memmap, np.memmap]:
-        """Empty files to be filled under temporary names; `finish` makes them a pool."""
-        folder.mkdir(parents=True, exist_ok=True)
-        moments = open_memmap(folder / "moments.npy.partial", "w+", np.float16, (num, *moments_shape))
-        subject = open_memmap(folder / "subject.npy.partial", "w+", np.uint8, (num, *moments_shape[1:]))
-        return moments, subject
-
-    @classmethod
-    def finish(cls, folder: Path) -> Pool:
-        """Give filled files their names; moments last, whose presence says the pool is whole."""
-        for name in ("subject.npy", "moments.npy"):
-            (folder / (name + ".partial")).replace(folder / name)
-        return cls(folder)
-
-
-class PoolPictures(Dataset[tuple[Tensor, Tensor]]):
-    """The pictures of a recipe's pool, as VAE input and subject mask."""
-
-    def __init__(self, recipe: Recipe, latent_size: int) -> None:
-        assert recipe.data.pool is not None
-        self.recipe = recipe
-        self.latent_size = latent_size
-
-    def __len__(self) -> int:
-        return self.recipe.data.pool or 0
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        recipe = self.recipe
-        spec = _spec(draw_sample(recipe, index))
-        rendered = render(spec, recipe.image_size)
-        masks = [np.asarray(mask.resize((self.latent_size, self.latent_size))) for mask in rendered.masks]
-        pixels = torch.from_numpy(to_vae_pixels(rendered.picture, recipe.image_size))
-        return pixels, torch.from_numpy(np.max(masks, axis=0))
-
-
-def _spec(sample: Sample) -> Spec:
-    assert sample.spec is not None, "this kind of sample has no picture to be made"
-    return sample.spec
+        rows = [self._encode(sample) for sample in samples]
+        tokens, token_mask, image_mask = pad_sequences(rows, self.tokenizer.special_ids.pad)
+        return {"tokens": tokens, "token_mask": token_mask, "image_mask": image_mask}

@@ -27,7 +27,7 @@ _LINE_END = re.compile(r"\r\n|\n|\r")
 Entry = tuple[str, Any]  # `line 3`, and a text, a JSON value, a row of a table, or the error in the place of one
 
 
-def read_entries(source: str, *, error: type[KgError] = MissingError) -> Iterator[Entry]:
+def read_entries(source: str, *, error: type[KgError] = MissingError, max_bytes: int = MAX_BYTES) -> Iterator[Entry]:
     """Give each text of a file ("-" is stdin) that is not blank; a bad line is an error among the others.
 
     Raises: `error` where the file as a whole cannot be read.
@@ -36,7 +36,7 @@ def read_entries(source: str, *, error: type[KgError] = MissingError) -> Iterato
     if source == "-":
         text = _read_stdin(error)
     else:
-        text = read_text(Path(source).expanduser(), max_bytes=MAX_BYTES, error=error)
+        text = read_text(Path(source).expanduser(), max_bytes=max_bytes, error=error)
     if suffix == ".json":
         yield from _of_list(parse_json(text, name=printable(source), error=error), source, error)
     elif suffix in TABLES:

@@ -1,91 +1,104 @@
-"""A run's pool: its pictures' VAE moments, encoded once and kept for as long as they are those the recipe draws."""
+"""A run's pool: the VAE moments of its targets, encoded once and kept for as long as they are those of its source."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from kgcli.data.batch import Pool, PoolPictures
-from kgcli.errors import ConfigError
+from kgcli.data.pool import Pool, PoolImages, collate_pool
+from kgcli.data.sources.base import Source
+from kgcli.errors import ConfigError, KgError
 from kgcli.files import write_whole
 from kgcli.model.diffusion import Diffusion
 from kgcli.training.logging import say
 
-if TYPE_CHECKING:
-    from kgcli.training.loop import Run
-
 MADE_OF = "made_of.json"
 
 
-def make_pool(run: Run) -> Pool:
-    """The run's cached pictures, encoded now if they are not there yet or are not those of its recipe.
+def make_pool(
+    folder: Path,
+    source: Source,
+    diffusion: Diffusion,
+    accelerator: Accelerator,
+    *,
+    image_size: int,
+    precision: str,
+    num_workers: int,
+) -> Pool:
+    """Return the cached moments in a folder, encoded now if they are not there yet or are of other images.
 
     Raises:
-        ConfigError: the recipe has no pool.
+        ConfigError: the source is endless.
+        KgError: a target cannot be read.
     """
-    if run.recipe.data.pool is None:
+    if source.num_rows is None:
         raise ConfigError(
-            f"stage {run.recipe.stage} works on cached VAE moments; set data.pool to the number of pictures"
+            "this stage works on cached VAE moments, and the nano world is endless: "
+            "set data.pool to the number of its images"
         )
-    folder = run.folder / "pool"
-    diffusion = run.stage.diffusion
-    assert isinstance(diffusion, Diffusion), "a stage with a pool has a decoder"
-    if run.accelerator.is_main_process:
+    if accelerator.is_main_process:
         # The U-Net's own sample size does not count: it takes latents of any.
-        pictures = PoolPictures(run.recipe, run.recipe.image_size // diffusion.pixels_per_latent)
-        made_of = describe(run, diffusion, pictures)
+        images = PoolImages(source, image_size, image_size // diffusion.pixels_per_latent)
+        made_of = {
+            **source.fingerprint(),
+            "image_size": image_size,
+            "precision": precision,
+            "first": hashlib.sha256(_target(images, 0).numpy().tobytes()).hexdigest(),
+            "vae": _sha256(diffusion),
+        }
         if _read(folder) != made_of:
-            _fill(run, diffusion, pictures, folder)
+            with torch.no_grad(), accelerator.autocast():
+                _fill(folder, images, diffusion, accelerator.device, num_workers)
             write_whole(folder / MADE_OF, json.dumps(made_of, indent=2) + "\n")
-    run.accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()
     return Pool(folder)
 
 
-def describe(run: Run, diffusion: Diffusion, pictures: PoolPictures) -> dict[str, Any]:
-    """What decides a pool's numbers: the recipe's draws, how the first is painted, and the VAE."""
-    data = run.recipe.data
+def _target(images: PoolImages, row: int) -> torch.Tensor:
+    found = images[row]
+    if isinstance(found, KgError):
+        raise found
+    return found[0]
+
+
+def _sha256(diffusion: Diffusion) -> str:
     vae = hashlib.sha256()
     for name, tensor in sorted(diffusion.vae.state_dict().items()):
         vae.update(name.encode() + tensor.float().cpu().contiguous().numpy().tobytes())
-    return {
-        "kinds": data.kinds,
-        "seed": data.seed,
-        "num": data.pool,
-        "image_size": run.recipe.image_size,
-        "precision": run.recipe.precision,
-        "first": hashlib.sha256(pictures[0][0].numpy().tobytes()).hexdigest(),
-        "vae": vae.hexdigest(),
-    }
+    return vae.hexdigest()
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
-    """What the pool in a folder was made of; None where there is no whole one."""
+    """Return what the pool in a folder was made of; None where there is no whole one."""
     try:
         return dict(json.loads((folder / MADE_OF).read_text("utf-8")))
     except (OSError, ValueError):
         return None
 
 
-def _fill(run: Run, diffusion: Diffusion, pictures: PoolPictures, folder: Path) -> None:
+def _fill(folder: Path, images: PoolImages, diffusion: Diffusion, device: torch.device, num_workers: int) -> None:
     (folder / MADE_OF).unlink(missing_ok=True)  # until the last number is written, this is no pool
-    latent_size = pictures.latent_size
+    latent_size = images.latent_size
     shape = (2 * diffusion.vae.config.latent_channels, latent_size, latent_size)
-    moments, subject = Pool.create(folder, len(pictures), shape)
+    moments, subject = Pool.create(folder, len(images), shape)
     place = 0
-    with torch.no_grad(), run.accelerator.autocast():
-        for pixels, masks in DataLoader(pictures, batch_size=64, num_workers=run.recipe.data.num_workers):
-            mean, logvar = diffusion.moments(pixels.to(run.device, memory_format=torch.channels_last))
-            rows = slice(place, place + len(pixels))
-            moments[rows] = torch.cat([mean, logvar], 1).half().cpu().numpy()
-            subject[rows] = masks.numpy()
-            place += len(pixels)
-            if place % 6400 == 0:
-                say(f"encoded {place} of {len(pictures)} pictures")
+    for found in DataLoader(images, batch_size=64, num_workers=num_workers, collate_fn=collate_pool):
+        if isinstance(found, KgError):
+            raise found
+        pixels, masks = found
+        mean, logvar = diffusion.moments(pixels.to(device, memory_format=torch.channels_last))
+        rows = slice(place, place + len(pixels))
+        moments[rows] = torch.cat([mean, logvar], 1).half().cpu().numpy()
+        subject[rows] = masks.numpy()
+        place += len(pixels)
+        if place % 6400 == 0:
+            say(f"encoded {place} of {len(images)} images")
     moments.flush()
     subject.flush()
     Pool.finish(folder)

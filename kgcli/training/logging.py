@@ -8,19 +8,15 @@ import platform
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import save_image
 
-from kgcli.config import dump_recipe
-from kgcli.data.batch import EVALUATION_STEP, Batches, Pool
+from kgcli.config import Recipe, dump_recipe
 from kgcli.files import make_folder, write_whole
-
-if TYPE_CHECKING:
-    from kgcli.training.loop import Run
 
 log = logging.getLogger("kgcli.training.loop")
 
@@ -28,30 +24,47 @@ log = logging.getLogger("kgcli.training.loop")
 class Metrics:
     """metrics.jsonl, TensorBoard, sample grids and env.json of a run."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.every = run.recipe.log_every
-        self.file = run.folder / "metrics.jsonl"
+    def __init__(self, recipe: Recipe, step: int, state: dict[str, Any]) -> None:
+        """Args:
+        step: that the run begins after
+        state: of the checkpoint it begins from, if any
+        """
+        self.recipe = recipe
+        self.folder = Path(recipe.output_dir)
+        self.file = self.folder / "metrics.jsonl"
+        row = state.get("row", {"sums": {}, "num_summed": 0})
+        self.sums: dict[str, float] = dict(row["sums"])  # of the row under way, which a checkpoint may cut in two
+        self.num_summed: int = row["num_summed"]
+        self.waiting: list[dict[str, Tensor | float]] = []  # steps whose values are still on the device
+        make_folder(self.folder)
+        write_whole(self.folder / "recipe.yaml", dump_recipe(recipe))
+        write_whole(self.folder / "env.json", json.dumps(environment(), indent=2) + "\n")
+        self._forget_after(step)
+        _hide_host(self.folder / "tensorboard")
+        self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
         self._start_clocks()
-        make_folder(run.folder)
-        write_whole(run.folder / "recipe.yaml", dump_recipe(run.recipe))
-        write_whole(run.folder / "env.json", json.dumps(environment(), indent=2) + "\n")
-        self._forget_after(run.step)
-        _hide_host(run.folder / "tensorboard")
-        self.board = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.step)
 
-    def add(self, step: int, values: dict[str, Tensor]) -> None:
-        """Take in one step; write the mean of the last `log_every`."""
-        run = self.run
-        for name, value in values.items():
-            run.sums[name] = run.sums.get(name, 0.0) + float(value)
-        run.num_summed += 1
+    def __enter__(self) -> Metrics:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Flush TensorBoard."""
+        self.board.close()
+        _hide_host(self.folder / "tensorboard")
+
+    def add(self, step: int, values: dict[str, Tensor | float]) -> None:
+        """Take in one step; write the mean of the last `log_every`.
+
+        Values are read from the device when a row is written, not at every step.
+        """
+        self.waiting.append(values)
         self.num_timed += 1
-        if step % self.every and step != run.recipe.steps:
+        if step % self.recipe.log_every and step != self.recipe.steps:
             return
-        row = {name: total / run.num_summed for name, total in run.sums.items()}
+        self._read()
+        row = {name: total / self.num_summed for name, total in self.sums.items()}
         seconds = time.monotonic() - self.since
-        row["samples_per_second"] = self.num_timed * run.recipe.data.batch_size / seconds
+        row["samples_per_second"] = self.num_timed * self.recipe.data.batch_size / seconds
         # What a step costs where other work takes turns on the same cores; without the loaders.
         row["cpu_seconds"] = time.process_time() - self.cpu_since
         with self.file.open("a", encoding="utf-8") as file:
@@ -59,30 +72,34 @@ class Metrics:
         for name, mean in row.items():
             self.board.add_scalar(name, mean, step)
         shown = " ".join(f"{name} {value:.4g}" for name, value in row.items())
-        say(f"step {step}/{run.recipe.steps} {shown}")
-        run.sums, run.num_summed = {}, 0
+        say(f"step {step}/{self.recipe.steps} {shown}")
+        self.sums, self.num_summed = {}, 0
         self._start_clocks()
 
-    def preview(self, run: Run, pool: Pool | None) -> None:
-        """Write a grid of what the running-mean weights make of one batch no step trains on."""
-        batches = Batches(run.recipe, run.stage.collator(pool))
-        batch = batches[EVALUATION_STEP // run.recipe.data.batch_size].to(run.device)
-        run.stage.eval()
-        # Other shapes than training's: compiling for them would take longer than the preview.
-        with run.averaged(), run.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
-            pictures = run.stage.preview(batch, torch.Generator().manual_seed(0))
-        run.stage.train()
-        if pictures is None:
+    def show(self, step: int, images: Tensor | None) -> None:
+        """Write a grid of preview images, where there are any."""
+        if images is None:
             return
-        folder = run.folder / "samples"
+        folder = self.folder / "samples"
         folder.mkdir(exist_ok=True)
-        save_image(pictures.float(), folder / f"step_{run.step:07d}.png", nrow=8)
-        self.board.add_images("samples", pictures.float(), run.step)
+        save_image(images.float(), folder / f"step_{step:07d}.png", nrow=8)
+        self.board.add_images("samples", images.float(), step)
 
-    def close(self) -> None:
-        """Flush TensorBoard."""
-        self.board.close()
-        _hide_host(self.run.folder / "tensorboard")
+    def state(self) -> dict[str, Any]:
+        """Return the row under way, for a checkpoint."""
+        self._read()
+        return {"row": {"sums": self.sums, "num_summed": self.num_summed}}
+
+    def _read(self) -> None:
+        """Add the waiting steps to the row; one copy from the device for all of them."""
+        tensors = [value for values in self.waiting for value in values.values() if isinstance(value, Tensor)]
+        numbers = iter(torch.stack([tensor.detach().float() for tensor in tensors]).tolist() if tensors else [])
+        for values in self.waiting:
+            for name, value in values.items():
+                number = next(numbers) if isinstance(value, Tensor) else value
+                self.sums[name] = self.sums.get(name, 0.0) + number
+            self.num_summed += 1
+        self.waiting = []
 
     def _start_clocks(self) -> None:
         self.num_timed, self.since, self.cpu_since = 0, time.monotonic(), time.process_time()

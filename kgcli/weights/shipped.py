@@ -13,14 +13,17 @@ DEFAULT_MODEL = PACKAGE / "nano" / "model"
 ADAPTERS = PACKAGE / "nano" / "adapters"  # of the default model's decoder: folders of ControlNets, files of LoRAs
 SD15_SIZES = PACKAGE / "decoders" / "sd15"  # config.json files without weights
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+EXAMPLE_DATA = "example-data/"
 _SHOWN_SUFFIXES = (".yaml", *PICTURE_SUFFIXES)
 
 
 def shipped_names() -> list[str]:
-    """Names of all shipped recipes and pictures, such as `nano/align` and `nano/cat.png`, sorted."""
+    """Names of all shipped recipes and pictures, such as `nano/align` and `nano/cat.png`, sorted; a data set's own
+    images are left out."""
     root = recipes_folder()
     files = (path for path in root.rglob("*") if path.suffix in _SHOWN_SUFFIXES and path.is_file())
-    return sorted(_name(path.relative_to(root)) for path in files)
+    names = sorted(_name(path.relative_to(root)) for path in files)
+    return [name for name in names if not (name.startswith(EXAMPLE_DATA) and name.endswith(PICTURE_SUFFIXES))]
 
 
 def find_shipped(name: str) -> Path | None:

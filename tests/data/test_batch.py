@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from kgcli.config import load_recipe
-from kgcli.data import batch as module
-from kgcli.data.batch import Batches, Collator
+from kgcli.data.batch import Collator
+from kgcli.data.loader import Batches, load_batches
+from kgcli.data.sources.world_source import WorldSource
 from kgcli.data.tokenizer import Tokenizer
+from kgcli.errors import ConfigError, MissingError
 from kgcli.weights.shipped import DEFAULT_MODEL
 
 NUM_STEPS = 8
@@ -17,12 +18,13 @@ def collator():
     return Collator(frozenset({"tokens"}), 64, 64, num_slots=16, tokenizer=Tokenizer.load(DEFAULT_MODEL / "tokenizer"))
 
 
-def batches(collator, *overrides, **share):
-    return Batches(load_recipe("nano/align", ["data.batch_size=56", *overrides]), collator, **share)
+def batches(collator, source=None, **settings):
+    source = source or WorldSource({"text": 1.0}, seed=0, image_size=64)
+    return Batches(source, collator, batch_size=56, **settings)
 
 
 def test_a_bucket_holds_the_samples_of_its_steps_and_no_others(collator):
-    plain, dealt = batches(collator), batches(collator, f"data.bucket={NUM_STEPS}")
+    plain, dealt = batches(collator), batches(collator, bucket=NUM_STEPS)
     together = range(NUM_STEPS, 2 * NUM_STEPS)
     assert [dealt.indices(step) for step in together] != [plain.indices(step) for step in together]
     seen = sorted(index for step in together for index in dealt.indices(step))
@@ -30,15 +32,39 @@ def test_a_bucket_holds_the_samples_of_its_steps_and_no_others(collator):
 
 
 def test_a_bucketed_step_does_not_depend_on_the_steps_before_it(collator):
-    through, anew = (batches(collator, f"data.bucket={NUM_STEPS}") for _ in range(2))
+    through, anew = (batches(collator, bucket=NUM_STEPS) for _ in range(2))
     rows = [through.indices(step) for step in range(12)]
     assert anew.indices(11) == rows[11]
 
 
 def test_processes_share_a_bucket_without_a_sample_twice(collator):
-    shares = [batches(collator, f"data.bucket={NUM_STEPS}", rank=rank, num_ranks=2) for rank in range(2)]
+    shares = [batches(collator, bucket=NUM_STEPS, rank=rank, num_ranks=2) for rank in range(2)]
     seen = [index for step in range(NUM_STEPS) for share in shares for index in share.indices(step)]
     assert sorted(seen) == list(range(NUM_STEPS * 56))
+
+
+def test_a_bucket_is_dealt_alike_whatever_the_number_of_processes(collator):
+    alone = batches(collator, bucket=NUM_STEPS)
+    shares = [batches(collator, bucket=NUM_STEPS, rank=rank, num_ranks=4) for rank in range(4)]
+    for step in (0, 3, NUM_STEPS + 1):
+        assert sorted(alone.indices(step)) == sorted(i for share in shares for i in share.indices(step))
+
+
+def test_a_batch_that_the_processes_cannot_share_evenly_is_refused(collator):
+    with pytest.raises(ConfigError, match="batch_size is 56, which 3 processes cannot share evenly"):
+        batches(collator, rank=0, num_ranks=3)
+
+
+def test_an_error_in_a_worker_is_one_line_as_it_is_without(collator):
+    class Broken(WorldSource):
+        def sample(self, index):
+            raise MissingError("photos.jsonl line 3: there is no image cat.png")
+
+    source = Broken({"text": 1.0}, seed=0, image_size=64)
+    for workers in (0, 1):
+        with pytest.raises(MissingError) as caught:
+            next(load_batches(batches(collator, source), 0, 2, workers))
+        assert str(caught.value) == "photos.jsonl line 3: there is no image cat.png"
 
 
 def test_buckets_leave_little_padding(collator):
@@ -47,12 +73,13 @@ def test_buckets_leave_little_padding(collator):
         return sum(mask.size for mask in masks) / np.concatenate([mask.ravel() for mask in masks]).sum()
 
     assert padded_over_real(batches(collator), 4) > 1.4
-    assert padded_over_real(batches(collator, "data.bucket=32"), 32) <= 1.10
+    assert padded_over_real(batches(collator, bucket=32), 32) <= 1.10
 
 
 def test_a_bucketed_sample_is_drawn_once(collator, monkeypatch):
-    drawn, draw = [], module.draw
-    monkeypatch.setattr(module, "draw", lambda *a, **shares: drawn.append(a[2]) or draw(*a, **shares))
-    dealt = batches(collator, "data.bucket=2")
+    source, drawn = WorldSource({"text": 1.0}, seed=0, image_size=64), []
+    sample = source.sample
+    monkeypatch.setattr(source, "sample", lambda index: drawn.append(index) or sample(index))
+    dealt = batches(collator, source, bucket=2)
     assert all(dealt[step].tokens is not None for step in range(2))
     assert sorted(drawn) == list(range(2 * 56))

@@ -18,7 +18,6 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from kgcli import engine
 from kgcli.config import load_recipe, recipes_folder
-from kgcli.data.batch import Batches
 from kgcli.data.sources.world import draw
 from kgcli.errors import ConfigError
 from kgcli.evaluation.benchmarks import nano_adapters as suite
@@ -31,7 +30,6 @@ from kgcli.inference.adapters import find_controlnet, read_lora
 from kgcli.inference.control_maps import make_map
 from kgcli.inference.metadata import read_metadata
 from kgcli.training import loop as training
-from kgcli.training.latent_cache import make_pool
 from kgcli.training.stages.adapters import Steering, make_controlnet
 from kgcli.training.stages.decoder import clip_tokenizer
 from kgcli.weights.decoder import load_decoder
@@ -89,7 +87,7 @@ def files_of(folder):
 
 def first_batch(recipe):
     run = training.Run(recipe)
-    return run, Batches(recipe, run.stage.collator(make_pool(run)))[0]
+    return run, next(run.batches(run.pool(), 0))
 
 
 # ---------------------------------------------------------------- training
@@ -153,7 +151,7 @@ def test_rows_of_several_conditionings_take_the_maps_in_turn(decoder):
 def test_maps_are_those_that_generate_makes(decoder, tmp_path):
     _, batch = first_batch(smoke(decoder, "controlnet", tmp_path))
     sample = draw({"captioned": 1.0}, 0, 2, 64, 8)
-    wanted = make_map("canny", render(sample.spec, 64).picture)
+    wanted = make_map("canny", render(sample.truth.spec, 64).picture)
     assert torch.equal(batch.maps[2], torch.from_numpy(np.array(wanted)).permute(2, 0, 1) / 255)
     assert 0 < batch.maps.mean() < 0.5
 
@@ -174,7 +172,7 @@ def test_results_load_in_diffusers_own_classes(decoder, runs):
         painted = pipeline.unet(*inputs).sample
     run = training.Run(smoke(decoder, "lora", runs / "lora"))
     run.resume(runs / "lora" / "checkpoints" / "step_0000004")
-    with torch.no_grad(), run.averaged():
+    with torch.no_grad(), run.trainer.averaged():
         expected = run.stage.diffusion.unet(*inputs).sample
     assert torch.allclose(painted, expected, atol=1e-5) and not torch.allclose(painted, plain, atol=1e-5)
     assert read_lora(str(runs / "lora" / "final")).source.name == LORA_NAME
@@ -212,7 +210,7 @@ def test_the_style_of_the_lora_is_drawn_and_named_nowhere_else():
         assert ("comic" in recipe.data.kinds) == (recipe.stage == "lora"), path
     assert not set(ADAPTER_STYLES) & set(STYLES)
     samples = [draw({"comic": 1.0}, 3, index, 64) for index in range(50)]
-    assert {sample.spec.style for sample in samples} == {"comic"}
+    assert {sample.truth.spec.style for sample in samples} == {"comic"}
     assert not any("comic" in sample.caption for sample in samples)
     combination = ("cat", "beach"), ("dog", "snow"), ("fox", "city")
     assert all(is_held_out_combination(*two, "comic") == is_held_out_combination(*two, "photo") for two in combination)

@@ -13,13 +13,15 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 
-from kgcli.config import dump_recipe, load_recipe
-from kgcli.data.batch import Batches, Collator
-from kgcli.errors import ConfigError, IncompatibleError, MissingError
+from kgcli.config import dump_recipe, load_recipe, recipes_folder
+from kgcli.data.batch import Collator
+from kgcli.data.loader import Batches
+from kgcli.data.sources import open_source
+from kgcli.errors import ConfigError, IncompatibleError, MissingError, PromptError
 from kgcli.model.nano_recognisers import Judges
 from kgcli.model.randomness import StepRandom
 from kgcli.training import loop as training
-from kgcli.training.latent_cache import make_pool
+from kgcli.training.logging import Metrics
 from kgcli.training.stages import kosmosg as stages
 from kgcli.weights.load import load_kosmosg
 from kgcli.weights.safetensors import read_weights
@@ -69,8 +71,7 @@ def batch_of(chain):
 
     def make(name, *overrides):
         run = training.Run(smoke(chain, name, *overrides))
-        pool = make_pool(run) if run.stage.uses_pool else None
-        return run.stage.eval(), Batches(run.recipe, run.stage.collator(pool))[0]
+        return run.stage.eval(), next(run.batches(run.pool(), 0))
 
     return make
 
@@ -93,8 +94,7 @@ def test_a_run_leaves_its_recipe_metrics_checkpoints_and_result(chain, stage):
 
 def test_pretrain_moves_the_reader_and_leaves_the_first_blocks_of_the_clip_tower(chain):
     recipe = smoke(chain, "pretrain", "options.vision_blocks=1")
-    torch.manual_seed(recipe.seed)
-    fresh = stages.PretrainStage(recipe).state_dict()
+    fresh = training.Run(recipe).stage.state_dict()
     trained = load_file(chain / "pretrain/final/model.safetensors")
     moved = {name for name, tensor in trained.items() if not torch.equal(tensor, fresh[f"model.{name}"])}
     expected = ("mllm.", "resampler.", "vision.blocks.1.", "vision.final_norm.")
@@ -167,7 +167,7 @@ def test_a_unet_goes_on_from_an_earlier_one(chain):
 
 def test_the_exported_vae_has_latents_of_unit_variance(chain):
     run = training.Run(smoke(chain, "unet"))
-    pool = make_pool(run)
+    pool = run.pool()
     mean = torch.from_numpy(pool.moments[:, :4].astype("float32"))
     assert mean.mean().abs() < 0.5
     assert 0.4 < mean.std() < 2.0
@@ -245,9 +245,9 @@ def test_a_run_begins_its_data_where_the_last_one_ended(chain):
 
 def test_processes_share_each_step_between_them(chain):
     recipe = smoke(chain, "vae")
-    collator = Collator(frozenset({"targets"}), 64, 0)
-    alone = Batches(recipe, collator)[3].targets
-    first, second = (Batches(recipe, collator, rank, 2)[3].targets for rank in range(2))
+    source, collator = open_source(recipe.data, 64, "generate"), Collator(frozenset({"targets"}), 64, 0)
+    alone = Batches(source, collator, batch_size=4)[3].targets
+    first, second = (Batches(source, collator, batch_size=4, rank=rank, num_ranks=2)[3].targets for rank in range(2))
     assert torch.equal(alone[0::2], first)
     assert torch.equal(alone[1::2], second)
 
@@ -256,7 +256,9 @@ def test_samples_kept_in_memory_are_those_drawn(chain):
     recipe = smoke(chain, "pretrain")
     fresh = recipe.model_copy(update={"data": recipe.data.model_copy(update={"keep": False, "pool": None})})
     collator = training.Run(recipe).stage.collator(None)
-    kept, drawn = Batches(recipe, collator), Batches(fresh, collator)
+    kept, drawn = (
+        Batches(open_source(one.data, 64, "read"), collator, batch_size=one.data.batch_size) for one in (recipe, fresh)
+    )
     assert torch.equal(kept[0].tokens, drawn[0].tokens)
     assert torch.equal(kept[0].tokens, kept[2].tokens)  # a pool of two batches comes round
 
@@ -322,6 +324,114 @@ def test_the_command_says_where_it_stopped(chain, tmp_path, monkeypatch, kg):
     assert ran.lines == [str(tmp_path / "run/final")]
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_every_signal_that_ends_a_session_saves_first(chain, name, tmp_path, monkeypatch):
+    class Ended(Batches):
+        def __getitem__(self, step):
+            if step == 1:
+                signal.raise_signal(getattr(signal, name))
+            return super().__getitem__(step)
+
+    monkeypatch.setattr(training, "Batches", Ended)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(smoke(chain, "vae", "save_every=100", out=tmp_path))
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_0000002"]
+
+
+def test_values_are_read_from_the_device_once_a_row_and_not_at_every_step(chain, tmp_path, monkeypatch):
+    run = training.Run(smoke(chain, "vae", "steps=7", "log_every=3", out=tmp_path))
+    read, reading, rows = Metrics._read, [], []
+
+    def noting(self):
+        reading.append(run.trainer.step)
+        read(self)
+        reading.append(0)
+
+    def watched(name):
+        method = getattr(torch.Tensor, name)
+
+        def call(self, *args):
+            assert reading[-1:] == [run.trainer.step], f"step {run.trainer.step} waits for the device: {name}"
+            return method(self, *args)
+
+        return call
+
+    metrics, batches = Metrics(run.recipe, 0, {}), list(run.batches(None, 0))
+    with metrics, monkeypatch.context() as patch:
+        patch.setattr(Metrics, "_read", noting)
+        for name in ("__float__", "item", "tolist"):
+            patch.setattr(torch.Tensor, name, watched(name))
+        for values in run.trainer.steps(batches, run.losses):
+            rows.append(values)
+            metrics.add(run.trainer.step, values)
+    assert reading[::2] == [3, 6, 7]
+    mean = sum(float(values["loss"]) for values in rows[3:6]) / 3
+    assert rows_of(tmp_path)[1]["loss"] == float(f"{mean:.6g}")
+
+
+DATA = str(recipes_folder() / "example-data")
+
+
+@pytest.mark.parametrize(
+    ("stage", "source"),
+    [
+        ("vae", {"kind": "images", "path": f"{DATA}/photos"}),
+        ("clip", {"kind": "images", "path": f"{DATA}/photos"}),
+        ("unet", {"kind": "images", "path": f"{DATA}/photos"}),
+        ("pretrain", {"kind": "images", "path": f"{DATA}/photos"}),
+        ("align", {"kind": "captions", "path": "captions.txt"}),
+        ("instruct", {"kind": "prompts", "path": f"{DATA}/prompts.jsonl"}),
+    ],
+)
+def test_every_stage_trains_on_files_of_ones_own(chain, stage, source, tmp_path):
+    (tmp_path / "captions.txt").write_text("a cat in the snow\ntwo dogs on the beach\nan owl\n")
+    if stage == "align":
+        source = {**source, "path": str(tmp_path / "captions.txt")}
+    sources = f"data.sources=[{json.dumps(source)}]"
+    vocabulary = ["options.sentencepiece_vocab=60", "options.clip_vocab=560"] if stage == "clip" else []
+    recipe = smoke(
+        chain, stage, sources, "data.kinds={}", "data.keep=false", "steps=2", *vocabulary, out=tmp_path / "run"
+    )
+    training.train(recipe)
+    assert [row["step"] for row in rows_of(tmp_path / "run")] == [1, 2]
+    assert (tmp_path / "run/final").is_dir()
+    first = files_of(tmp_path / "run/final")
+    training.train(recipe, resume="true")
+    assert files_of(tmp_path / "run/final") == first
+
+
+def test_the_example_recipe_trains_the_shipped_model_on_files(kg, tmp_path):
+    ran = kg("instruct", "example-data/instruct", "steps=2", "log_every=1", "sample_every=2", "data.batch_size=3")
+    assert ran.code == 0, ran.err
+    run = tmp_path / "runs/example-data/instruct"
+    assert [row["step"] for row in rows_of(run)] == [1, 2]
+    assert json.loads((run / "pool/made_of.json").read_text())["num"] == 50
+    assert kg("generate", "a cat", "--model", run / "final", "--steps", "1", "-o", "cat.png").code == 0
+    # The recipe of the run holds absolute paths: it goes on from anywhere.
+    assert kg("instruct", run / "recipe.yaml").code == 0
+
+
+@pytest.mark.parametrize(
+    ("stage", "data", "message"),
+    [
+        ("instruct", "data.kinds={text: 1}", "stage instruct needs samples with target"),
+        ("align", "data.kinds={pair: 1}", "stage align needs samples with caption"),
+        ("clip", "data.kinds={captioned: 1}", "stage clip needs samples with images"),
+    ],
+)
+def test_data_that_a_stage_cannot_use_are_refused_before_it_is_built(chain, stage, data, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        training.train(smoke(chain, stage, data, out=tmp_path))
+
+
+def test_a_prompt_longer_than_the_model_takes_is_named(chain, tmp_path):
+    (tmp_path / "captions.txt").write_text("a cat\n" + "a very long story of a cat " * 100 + "\n")
+    source = {"kind": "captions", "path": str(tmp_path / "captions.txt")}
+    recipe = smoke(chain, "align", f"data.sources=[{json.dumps(source)}]", "data.kinds={}", out=tmp_path / "run")
+    with pytest.raises(PromptError, match=r"captions\.txt line 2 is \d+ tokens long .* at most 256"):
+        training.train(recipe)
+
+
 def test_a_finished_run_is_not_trained_again(chain):
     before = files_of(chain / "align/final")
     rows = rows_of(chain / "align")
@@ -358,7 +468,7 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(chain, stage, t
     [
         ("align", "stage=pretrian", "there is no stage 'pretrian'"),
         ("vae", "data.kinds={captoned: 1}", "there is no kind of sample 'captoned'; there are captioned"),
-        ("vae", "data.kinds={captioned: 0}", "must be at least 0, and one of them above"),
+        ("vae", "data.kinds={captioned: 0}", "every kind a weight of 0; one must be above 0"),
         ("vae", "options.edge=1", r"unknown key options\.edge; did you mean edges\?"),
         ("vae", "parts={}", r"stage vae needs parts\.vae"),
         ("align", "parts.aligner={layers: 2}", r"parts\.aligner: unknown key layers; did you mean num_layers\?"),
@@ -368,11 +478,11 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(chain, stage, t
 def test_a_recipe_that_cannot_be_run_is_one_clear_error(chain, stage, override, message, tmp_path):
     recipe = smoke(chain, stage, out=tmp_path)
     key, _, text = override.partition("=")
-    if key == "stage":
-        recipe = recipe.model_copy(update={"stage": text})
-    else:
-        recipe = smoke(chain, stage, override, out=tmp_path)
     with pytest.raises(ConfigError, match=message):
+        if key == "stage":
+            recipe = recipe.model_copy(update={"stage": text})
+        else:
+            recipe = smoke(chain, stage, override, out=tmp_path)
         training.train(recipe)
 
 
@@ -388,7 +498,7 @@ def test_a_stage_that_was_not_run_is_named(chain, tmp_path):
 @pytest.mark.parametrize("change", ["data.pool=9", "data.seed=1", "image_size=32", "damage"])
 def test_a_pool_is_kept_for_as_long_as_its_pictures_are_the_recipes(chain, change, tmp_path):
     def numbers(*overrides):
-        return make_pool(training.Run(smoke(chain, "unet", *overrides, out=tmp_path))).moments.copy()
+        return training.Run(smoke(chain, "unet", *overrides, out=tmp_path)).pool().moments.copy()
 
     first = numbers()
     written = (tmp_path / "pool/moments.npy").stat().st_mtime_ns

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from kgcli.config import load_recipe
+from kgcli.data.loader import stop_signals
 from kgcli.errors import BusyError, IncompatibleError, MissingError
 from kgcli.files import locked
 from kgcli.training import loop as training
@@ -109,4 +110,4 @@ def test_a_closed_terminal_ends_a_command_as_kill_does(name):
 
 
 def test_a_hang_up_is_one_of_the_signals_that_training_saves_at():
-    assert signal.SIGHUP in training.stop_signals()
+    assert signal.SIGHUP in stop_signals()

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from kgcli.config import load_recipe, recipes_folder
-from kgcli.data.batch import draw_sample
+from kgcli.data.sources import open_source
 from kgcli.data.sources import world as samples
 from kgcli.world import examples, text
 from kgcli.world.spec import Placed, Rendered, Spec, Subject, crop, draw_spec, is_held_out, place, render
@@ -58,7 +58,8 @@ def words_of(sample):
 
 
 def all_specs(sample, drawn):
-    return [*drawn, *(spec for spec in (sample.spec, sample.before) if spec is not None)]
+    truth = sample.truth
+    return [*drawn, *(spec for spec in (truth and truth.spec, truth and truth.before) if spec is not None)]
 
 
 def pixels(image):
@@ -128,24 +129,19 @@ def test_about_one_combination_in_twelve_is_held_out():
 def test_the_same_index_is_the_same_sample(kind):
     for index in (0, 7, 1 << 41):
         one, other = (samples.draw({kind: 1.0}, 3, index, 32) for _ in range(2))
-        assert (one.fragments, one.caption, one.spec, one.before) == (
-            other.fragments,
-            other.caption,
-            other.spec,
-            other.before,
-        )
+        assert (one.fragments, one.caption, one.truth) == (other.fragments, other.caption, other.truth)
         assert [image.tobytes() for image in one.images] == [image.tobytes() for image in other.images]
 
 
 def test_other_indices_and_seeds_are_other_samples(drawn):
-    specs = {samples.draw({"caption": 1.0}, seed, index, 64).spec for seed in range(3) for index in range(40)}
+    specs = {samples.draw({"caption": 1.0}, seed, index, 64).truth.spec for seed in range(3) for index in range(40)}
     assert len(specs) == 120
 
 
 def test_a_pool_shows_its_pictures_again_in_other_words(drawn):
     first = [samples.draw({"compositional": 1.0}, 0, index, 64, pool=16) for index in range(16)]
     again = [samples.draw({"compositional": 1.0}, 0, index + 16, 64, pool=16) for index in range(16)]
-    assert [sample.spec for sample in first] == [sample.spec for sample in again]
+    assert [sample.truth.spec for sample in first] == [sample.truth.spec for sample in again]
     assert [sample.fragments for sample in first] != [sample.fragments for sample in again]
 
 
@@ -187,7 +183,7 @@ def test_entity_text_is_dropped_in_half_of_the_captions_for_all_entities_at_once
     for index in range(600):
         sample = samples.draw({"compositional": 1.0}, 6, index, 64)
         said = words_of(sample)
-        named = [re.search(rf"\b{placed.subject.noun}\b", said) is not None for placed in sample.spec.subjects]
+        named = [re.search(rf"\b{placed.subject.noun}\b", said) is not None for placed in sample.truth.spec.subjects]
         assert len(set(named)) == 1, said
         kept.append(named[0])
     assert 0.42 < np.mean(kept) < 0.58
@@ -198,7 +194,7 @@ def test_the_shares_of_compositional_samples_are_a_half_where_nothing_is_said(ki
     for index in range(20):
         plain = samples.draw({kind: 1.0}, 5, index, 32)
         said = samples.draw({kind: 1.0}, 5, index, 32, drop_entity_text=0.5, keep_background=0.5)
-        assert plain.fragments == said.fragments and plain.spec == said.spec
+        assert plain.fragments == said.fragments and plain.truth == said.truth
         assert [image.tobytes() for image in plain.images] == [image.tobytes() for image in said.images]
 
 
@@ -207,11 +203,12 @@ def test_a_recipe_says_how_many_captions_drop_their_nouns_and_how_many_reference
 
     def drawn(**shares):
         data = recipe.data.model_copy(update={"kinds": {"compositional": 1.0}, **shares})
-        return [draw_sample(recipe.model_copy(update={"data": data}), index) for index in range(30)]
+        source = open_source(data, recipe.image_size, "generate")
+        return [source.sample(index) for index in range(30)]
 
     def named(sample):
         words = "".join(part or "" for part in sample.fragments).lower()
-        return all(placed.subject.noun in words for placed in sample.spec.subjects)
+        return all(placed.subject.noun in words for placed in sample.truth.spec.subjects)
 
     def cut_out(sample):
         return all(np.asarray(image)[0, 0].min() == 255 for image in sample.images)
@@ -224,14 +221,15 @@ def test_a_recipe_says_how_many_captions_drop_their_nouns_and_how_many_reference
     assert all(map(cut_out, drawn(keep_background=0.0)))
     assert sum(map(cut_out, drawn(keep_background=1.0))) < sum(map(cut_out, usual))
     # What is to be made stays the same, so that the ablations differ in the prompt alone.
-    assert [sample.spec for sample in drawn(drop_entity_text=1.0, keep_background=0.0)] == [one.spec for one in usual]
+    others = drawn(drop_entity_text=1.0, keep_background=0.0)
+    assert [sample.truth.spec for sample in others] == [sample.truth.spec for sample in usual]
 
 
 def test_an_edit_changes_one_thing_and_says_which(drawn):
     kinds = set()
     for index in range(600):
         sample = samples.draw({"edit": 1.0}, 3, index, 64)
-        before, after = sample.before, sample.spec
+        before, after = sample.truth.before, sample.truth.spec
         (old,), (new,) = before.subjects, after.subjects
         changes = {
             "scene": (before.scene, after.scene),

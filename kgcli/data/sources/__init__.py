@@ -1,1 +1,54 @@
-"""Sources of training samples."""
+"""Sources of training samples, opened from the data part of a recipe."""
+
+from __future__ import annotations
+
+from kgcli.config import DataConfig, SourceConfig
+from kgcli.data.sources.base import Source, Use
+
+
+def open_source(data: DataConfig, image_size: int, use: Use) -> Source:
+    """Open the source of a run: the nano world, or a mixture of files.
+
+    Args:
+        image_size: pixels of the images in world samples
+        use: of images that come with a caption
+
+    Raises: ConfigError, MissingError: a kind, file or line is wrong or not there.
+    """
+    found = _open_mixture(data, image_size, use) if data.sources else _open_world(data, data.kinds, image_size)
+    if data.keep and found.num_rows:
+        from kgcli.data.sources.kept import KeptSource
+
+        return KeptSource(found)
+    return found
+
+
+def _open_world(data: DataConfig, kinds: dict[str, float], image_size: int) -> Source:
+    from kgcli.data.sources.world_source import WorldSource
+
+    return WorldSource(
+        kinds,
+        seed=data.seed,
+        image_size=image_size,
+        pool=data.pool,
+        drop_entity_text=data.drop_entity_text,
+        keep_background=data.keep_background,
+    )
+
+
+def _open_mixture(data: DataConfig, image_size: int, use: Use) -> Source:
+    opened = [_open(data, number, cfg, image_size, use) for number, cfg in enumerate(data.sources)]
+    if len(opened) == 1:
+        return opened[0]
+    from kgcli.data.sources.mixture import Mixture
+
+    return Mixture(opened, [cfg.weight for cfg in data.sources], seed=data.seed)
+
+
+def _open(data: DataConfig, number: int, cfg: SourceConfig, image_size: int, use: Use) -> Source:
+    if cfg.kind == "world":
+        return _open_world(data, cfg.kinds, image_size)
+    from kgcli.data.sources.files import open_file
+
+    # The number apart, two sources of one length would go through their rows in the same order.
+    return open_file(cfg.kind, cfg.path, use=use, seed=(data.seed, number))

@@ -1,22 +1,22 @@
-"""What each training stage sees of the world: one deterministic sample per (seed, index).
+"""Samples of the nano world by kind: one deterministic sample per (seed, index).
 
-A sample has two sources of chance. What is shown (`spec`) depends on `index % pool`, so that a stage may work
-on a finite pool of pictures whose VAE moments are cached; how it is told (words, reference pictures) depends on
-`index`.
+A sample has two random streams. What is shown (`spec`) depends on `index % pool`, so that a stage may work on a finite
+pool of images whose VAE moments are cached; how it is told (words, reference images) depends on `index`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from PIL import Image
 
-from kgcli.errors import ConfigError
+from kgcli.data.sample import Sample, Target
 from kgcli.world import text
 from kgcli.world.scenes import NUM_VARIANTS
-from kgcli.world.spec import Rendered, Spec, Subject, crop, draw_spec, draw_subject, is_held_out, place, render
+from kgcli.world.spec import Spec, Subject, crop, draw_spec, draw_subject, is_held_out, place, render
 from kgcli.world.tables import (
     ACCESSORIES,
     BASE_ONLY_NOUNS,
@@ -35,17 +35,11 @@ CONTRAST_GROUP = 32  # neighbours in a batch of CLIP that look alike but for one
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One training example before tensors.
+class Truth:
+    """What the world knows of a sample: the image to be generated or looked at, the image before an edit, and which of
+    the subjects a reference shows."""
 
-    `fragments` is what the multimodal model reads (None = the next of `images`), `caption` what a CLIP text encoder
-    reads, `spec` the picture to be made or looked at, if any, `subject` which of its subjects a reference shows.
-    """
-
-    fragments: tuple[str | None, ...] = ()
-    images: tuple[Image.Image, ...] = ()
-    caption: str = ""
-    spec: Spec | None = None
+    spec: Spec
     before: Spec | None = None
     subject: int = 0
 
@@ -85,6 +79,16 @@ def draw(
     return SAMPLERS[kind](Chance(seed, shown, told, index, size, drop_entity_text, keep_background))
 
 
+def _of(spec: Spec, sample: Sample, *, before: Spec | None = None, subject: int = 0) -> Sample:
+    """Return the sample with `spec` as its target and truth."""
+    return replace(sample, target=partial(_render, spec), truth=Truth(spec, before, subject))
+
+
+def _render(spec: Spec, size: int) -> Target:
+    rendered = render(spec, size)
+    return Target(rendered.picture, rendered.masks)
+
+
 def reference(subject: Subject, rng: np.random.Generator, size: int, *, keep_background: bool) -> Image.Image:
     """A fresh picture of an individual, as a user would give it: another place, another moment, cropped."""
     bare = Subject(subject.noun, subject.identity, None, subject.recoloured)
@@ -97,14 +101,13 @@ def _captioned(chance: Chance, styled: float = 0.3) -> Sample:
     """A captioned picture for the text-to-image base."""
     two = chance.shown.random() < 0.3
     spec = draw_spec(chance.shown, BASE_NOUNS, num_subjects=1 + two, accessory=0.15, styled=styled)
-    return Sample(caption=text.caption(spec, chance.told), spec=spec)
+    return _of(spec, Sample(caption=text.caption(spec, chance.told)))
 
 
 def _comic(chance: Chance) -> Sample:
     """A captioned picture in a style that the words do not name: what a LoRA is to paint, whatever it is told."""
     sample = _captioned(chance, styled=0.0)
-    assert sample.spec is not None
-    return replace(sample, spec=replace(sample.spec, style="comic"))
+    return _of(replace(sample.truth.spec, style="comic"), sample)
 
 
 def _contrast(chance: Chance) -> Sample:
@@ -196,7 +199,7 @@ def _compositional(chance: Chance) -> Sample:
         for placed in spec.subjects
     )
     fragments = text.as_typed(text.compositional(spec, chance.told, drop=drop), chance.told)
-    return Sample(fragments=fragments, images=images, spec=spec)
+    return _of(spec, Sample(fragments=fragments, images=images))
 
 
 def _edit(chance: Chance) -> Sample:
@@ -209,14 +212,15 @@ def _edit(chance: Chance) -> Sample:
     if chance.told.random() < 0.25:  # the input caption, when kept
         fragments = (text.caption(before, chance.told, colours=0.0) + " ", *fragments)
     fragments = text.as_typed(fragments, chance.told)
-    return Sample(fragments=fragments, images=(render(before, chance.size).picture,), spec=after, before=before)
+    sample = Sample(fragments=fragments, images=(render(before, chance.size).picture,))
+    return _of(after, sample, before=before)
 
 
 def _caption(chance: Chance) -> Sample:
     """A caption alone and the picture it describes: keeps text following alive in stage 3."""
     spec = draw_spec(chance.shown, STAGE_NOUNS, num_subjects=1 + (chance.shown.random() < 0.3))
     words = text.caption(spec, chance.told)
-    return Sample(fragments=text.as_typed((words,), chance.told), caption=words, spec=spec)
+    return _of(spec, Sample(fragments=text.as_typed((words,), chance.told), caption=words))
 
 
 def _judged(chance: Chance) -> Sample:
@@ -238,7 +242,7 @@ def _judged(chance: Chance) -> Sample:
     scene = None if style == "minecraft" and rng.random() < 0.4 else str(rng.choice(list(SCENES)))
     spec = Spec(place(subjects, rng), scene, style, int(rng.integers(NUM_VARIANTS)))
     shown = reference(subjects[which], rng, chance.size, keep_background=bool(rng.random() < 0.3))
-    return Sample(images=(render(spec, chance.size).picture, shown), spec=spec, subject=which)
+    return _of(spec, Sample(images=(render(spec, chance.size).picture, shown)), subject=which)
 
 
 def _described(chance: Chance) -> Sample:
@@ -247,17 +251,17 @@ def _described(chance: Chance) -> Sample:
     Half of the groups share their scene and style too: where these tell pictures apart, subjects are hardly learnt.
     """
     judged, told = _judged(chance), chance.told
-    assert judged.spec is not None
+    truth: Truth = judged.truth
     whole, shown = judged.images
     if told.random() < 0.6:
-        spec = judged.spec
+        spec = truth.spec
         group = np.random.default_rng([9, chance.seed, chance.index // GROUP])
         if group.random() < 0.5:
             scene, style = str(group.choice(list(SCENES))), str(group.choice(list(STYLES)))
             spec = replace(spec, scene=scene, style=style)
             whole = render(spec, chance.size).picture
         return Sample(images=(whole,), caption=text.caption(spec, told, colours=0.85))
-    subject = judged.spec.subjects[judged.subject].subject
+    subject = truth.spec.subjects[truth.subject].subject
     return Sample(images=(shown,), caption=text.describe(subject, colours=told.random() < 0.85, accessory=False))
 
 
@@ -275,7 +279,7 @@ def _rescened(chance: Chance) -> Sample:
     style = str(rng.choice(list(STYLES)[1:])) if rng.random() < 0.3 else "photo"
     first, second = (str(scene) for scene in rng.choice(list(SCENES), 2))
     specs = [Spec(placed, scene, style, int(rng.integers(NUM_VARIANTS))) for scene in (first, second)]
-    return Sample(images=tuple(render(spec, chance.size).picture for spec in specs), spec=specs[0])
+    return _of(specs[0], Sample(images=tuple(render(spec, chance.size).picture for spec in specs)))
 
 
 def _judge_subject(rng: np.random.Generator, noun: str | None = None, colour: str | None = None) -> Subject:
@@ -302,18 +306,18 @@ SAMPLERS: dict[str, Callable[[Chance], Sample]] = {
     "rescened": _rescened,
     "comic": _comic,
 }
-
-__all__ = ["SAMPLERS", "Rendered", "Sample", "draw", "reference"]
-
-
-def check_kinds(kinds: dict[str, float]) -> None:
-    """See that a mixture can be sampled from.
-
-    Raises:
-        ConfigError: a kind does not exist or the weights are no shares.
-    """
-    for name in kinds:
-        if name not in SAMPLERS:
-            raise ConfigError(f"data.kinds: there is no kind of sample {name!r}; there are {', '.join(SAMPLERS)}")
-    if min(kinds.values(), default=0.0) < 0.0 or sum(kinds.values()) <= 0.0:
-        raise ConfigError(f"data.kinds: the weights {kinds} must be at least 0, and one of them above")
+# What all samples of a kind have; a prompt with images has no caption that a CLIP text encoder could read.
+GIVES: dict[str, frozenset[str]] = {
+    "captioned": frozenset({"caption", "target", "truth"}),
+    "contrast": frozenset({"caption", "images"}),
+    "text": frozenset({"caption", "fragments"}),
+    "pair": frozenset({"fragments", "images"}),
+    "interleaved": frozenset({"fragments", "images"}),
+    "compositional": frozenset({"fragments", "images", "target", "truth"}),
+    "edit": frozenset({"fragments", "images", "target", "truth"}),
+    "caption": frozenset({"caption", "fragments", "target", "truth"}),
+    "judged": frozenset({"images", "target", "truth"}),
+    "described": frozenset({"caption", "images"}),
+    "rescened": frozenset({"images", "target", "truth"}),
+    "comic": frozenset({"caption", "target", "truth"}),
+}

@@ -1,14 +1,12 @@
 """A method that learns each subject by gradient steps: its folders, its loop, its pictures.
 
-The training stages read the nano world by sample number and export models; a subject is a few picture files
-and ends as one small file. So the loop is this short one, with the same checkpoints, optimizer and rule of chance: all
-that is random in a step comes from (subject, step), and a resumed run repeats an uninterrupted one bit for bit on a
-CPU.
+The training stages read samples by number and export models; a subject is a few image files and ends as one small
+file. Both take their steps in `kgcli.training.trainer`: all that is random in a step comes from (subject, step), and a
+resumed run repeats an uninterrupted one bit for bit on a CPU.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import shutil
@@ -32,7 +30,7 @@ from kgcli.files import sha256, write_whole
 from kgcli.model.randomness import StepRandom
 from kgcli.runtime import memory_errors
 from kgcli.training import checkpoint
-from kgcli.training.optim import make_optimizer
+from kgcli.training.trainer import Trainer
 
 LEARNT = "learnt.json"  # in a subject's folder: what was learnt from which pictures
 KEEP = 1  # checkpoints
@@ -56,7 +54,7 @@ class PerSubject:
         check_range(self.name, self.settings, {"steps": 1, "batch": 1, "lr": 0.0, "save_every": 1})
         if self.settings["references"] not in ("input", "all"):
             raise UsageError(f"--method {self.name}: references is {self.settings['references']}; write input or all")
-        self.folder.drawing(options)
+        self.folder.sampling(options)
         self._decoder: TextDecoder | None = None
         self._held: Path | None = None  # the subject whose parameters are in place
 
@@ -70,7 +68,7 @@ class PerSubject:
             "name": self.name,
             "decoder_sha256": self.folder.sha256,
             "dtype": "bfloat16" if self.options.dtype == "bfloat16" else "float32",
-            **dataclasses.asdict(self.folder.drawing(self.options)),
+            **self.folder.sampling_facts(self.options),
             # How often it is saved changes nothing in what is learnt.
             "settings": {name: value for name, value in sorted(self.settings.items()) if name != "save_every"},
         }
@@ -182,28 +180,28 @@ def train_parameters(
     recipe: str,
 ) -> None:
     """Take the steps that are left, saving every `save_every`; a checkpoint of another recipe is passed over."""
-    cfg = OptimConfig(lr=settings["lr"], betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, clip_norm=1.0)
-    optimizer = make_optimizer(trained.items(), cfg)
-    step = 0
+    cfg = OptimConfig(
+        lr=settings["lr"],
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        weight_decay=0.01,
+        clip_norm=1.0,
+        schedule="constant",
+        warmup_steps=0,
+    )
+    trainer = Trainer(trained, cfg, settings["steps"])
     for found in reversed(checkpoint.list_steps(work)):
         if (found / "recipe.yaml").read_text("utf-8") == recipe:
-            step, weights, state = checkpoint.load(found)
-            with torch.no_grad():
-                for name, parameter in trained.items():
-                    parameter.copy_(weights[name])
-            optimizer.load_state_dict(state["optimizer"])
+            trainer.resume(found)
             break
-    while step < settings["steps"]:
-        # (seed, step, sample number) as in `kgcli.training.loop`: nothing else is random.
-        first = step * settings["batch"]
-        loss(StepRandom(seed, step, range(first, first + settings["batch"]))).backward()
-        nn.utils.clip_grad_norm_(trained.values(), cfg.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        step += 1
-        if step % settings["save_every"] == 0 or step == settings["steps"]:
-            weights = {name: p.detach() for name, p in trained.items()}
-            checkpoint.save(work, step, weights, {"optimizer": optimizer.state_dict()}, recipe, KEEP)
+    num = settings["batch"]
+    # (seed, step, sample number) as in `kgcli.training.loop`: nothing else is random.
+    randoms = (
+        StepRandom(seed, step, range(step * num, (step + 1) * num)) for step in range(trainer.step, settings["steps"])
+    )
+    for _ in trainer.steps(randoms, lambda random: {"loss": loss(random)}):
+        if trainer.step % settings["save_every"] == 0 or trainer.step == settings["steps"]:
+            trainer.save(work, recipe, KEEP)
 
 
 def _dump(made_of: dict[str, Any]) -> str:

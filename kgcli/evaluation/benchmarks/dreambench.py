@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from kgcli.config import SamplingConfig
 from kgcli.errors import UsageError
 from kgcli.evaluation.benchmarks.dreambench_data import (
     ATTRIBUTES,
@@ -26,7 +27,9 @@ from kgcli.evaluation.plan import DreamBenchOptions, Item, Plan, asked_prompts, 
 NUM_PROMPTS = 25
 OFFICIAL_BATCH = 5  # prompts that the published script draws at once, after seeding anew
 # How the paper drew: 100 steps of DPM-Solver++ at 512 pixels. Source: KOSMOS-G (arXiv:2310.02992).
-DRAWING: Mapping[str, Any] = {"num_steps": 100, "guidance_scale": 7.5, "scheduler": "dpm++-sigma-min", "size": 512}
+DRAWING = SamplingConfig(
+    num_inference_steps=100, guidance_scale=7.5, scheduler="dpm++-sigma-min", width=512, height=512
+)
 _STRIDE = 7  # between the subjects of a group: neighbours in the alphabet are often of one class
 
 

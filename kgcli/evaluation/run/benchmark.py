@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kgcli.config import SamplingConfig
 from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.baselines.base import Method, MethodOptions
 from kgcli.evaluation.baselines.table import make, source_facts
@@ -76,7 +77,7 @@ class Suite:
     """What sets one benchmark apart: its plan, and how the paper drew."""
 
     plan: Callable[[Bench, Mapping[str, Any]], Plan]
-    drawing: Mapping[str, Any]  # fields of MethodOptions where the user says nothing
+    drawing: SamplingConfig  # where the user says nothing
 
 
 def run_benchmark(bench: Bench) -> RunFolder:
@@ -106,9 +107,7 @@ def run_benchmark(bench: Bench) -> RunFolder:
 def suite_options(bench: Bench) -> MethodOptions:
     """The options of a method, with the suite's drawing where the user said nothing."""
     drawing = SUITES[bench.suite]().drawing
-    return dataclasses.replace(
-        bench.options, **{name: value for name, value in drawing.items() if getattr(bench.options, name) is None}
-    )
+    return dataclasses.replace(bench.options, sampling=bench.options.sampling.over(drawing))
 
 
 def method_facts(method: Method, name: str) -> dict[str, Any]:

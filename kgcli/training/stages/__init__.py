@@ -1,23 +1,55 @@
-"""Every stage by name."""
+"""The registry of training stages: a stage's module is imported when a recipe asks for it."""
 
 from __future__ import annotations
 
-from kgcli.training.stages.adapters import ControlNetStage, LoraStage
-from kgcli.training.stages.decoder import ClipStage, UnetStage, VaeStage
-from kgcli.training.stages.kosmosg import AlignStage, InstructStage, PretrainStage, Stage
-from kgcli.training.stages.nano_evaluators import EvalClipStage, EvalDinoStage
-from kgcli.training.stages.nano_recognisers import JudgeStage
+from collections.abc import Callable
+from importlib import import_module
 
-STAGES: dict[str, type[Stage]] = {
-    "vae": VaeStage,
-    "clip": ClipStage,
-    "unet": UnetStage,
-    "pretrain": PretrainStage,
-    "align": AlignStage,
-    "instruct": InstructStage,
-    "judge": JudgeStage,
-    "eval_clip": EvalClipStage,
-    "eval_dino": EvalDinoStage,
-    "controlnet": ControlNetStage,
-    "lora": LoraStage,
+from kgcli.config import Recipe
+from kgcli.errors import ConfigError
+from kgcli.training.stages.base import Setup, Stage
+
+# Stage -> module of this folder and its class.
+STAGES = {
+    "vae": "decoder:VaeStage",
+    "clip": "decoder:ClipStage",
+    "unet": "decoder:UnetStage",
+    "pretrain": "kosmosg:PretrainStage",
+    "align": "kosmosg:AlignStage",
+    "instruct": "kosmosg:InstructStage",
+    "judge": "nano_recognisers:JudgeStage",
+    "eval_clip": "nano_evaluators:EvalClipStage",
+    "eval_dino": "nano_evaluators:EvalDinoStage",
+    "controlnet": "adapters:ControlNetStage",
+    "lora": "adapters:LoraStage",
 }
+
+
+def find_stage(name: str) -> type[Stage]:
+    """Return the class of a stage.
+
+    Raises: ConfigError for a stage that does not exist.
+    """
+    if name not in STAGES:
+        raise ConfigError(f"there is no stage {name!r}; the stages are {', '.join(STAGES)}")
+    module, _, attribute = STAGES[name].partition(":")
+    found: type[Stage] = getattr(import_module(f"kgcli.training.stages.{module}"), attribute)
+    return found
+
+
+def make_stage(recipe: Recipe, texts: Callable[[int, int], list[str]]) -> Stage:
+    """Build the stage of a recipe; `texts(num, seed)` gives sentences of its data, for tokenizers.
+
+    Raises: ConfigError, MissingError: a part or option is wrong, or what the stage starts from is not there.
+    """
+    setup = Setup(
+        stage=recipe.stage,
+        init_from=recipe.init_from,
+        parts=recipe.parts,
+        options=recipe.options,
+        model=recipe.model,
+        image_size=recipe.image_size,
+        seed=recipe.seed,
+        texts=texts,
+    )
+    return find_stage(recipe.stage)(setup)

@@ -21,16 +21,17 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
-from kgcli.config import Recipe
-from kgcli.data.batch import Batch, Collator, Pool
-from kgcli.data.sources.world import Sample
+from kgcli.data.batch import Batch, Collator
+from kgcli.data.pool import Pool
+from kgcli.data.sample import Sample
 from kgcli.errors import ConfigError
 from kgcli.inference.control_maps import make_map
 from kgcli.model.diffusion import Steer
+from kgcli.training.stages.base import Setup
 from kgcli.training.stages.decoder import NUM_PREVIEW, CaptionedStage
-from kgcli.training.stages.kosmosg import DECODER
 from kgcli.weights.decoder import load_decoder
-from kgcli.world.spec import render
+
+DECODER = "decoder"  # of init_from
 
 # What a ControlNet's map is drawn at each scale with, from the picture's to the latents' of a VAE of factor 4.
 MAP_CHANNELS = (16, 32, 64)
@@ -39,13 +40,10 @@ MAP_CHANNELS = (16, 32, 64)
 class MapCollator(Collator):
     """Captions, moments, and the canny map of each target, made as `kg generate --controlnet canny=` makes it."""
 
-    def __call__(self, samples: list[Sample], indices: list[int]) -> Batch:
-        maps = []
-        for sample in samples:
-            assert sample.spec is not None
-            maps.append(np.asarray(make_map("canny", render(sample.spec, self.image_size).picture)))
+    def __call__(self, samples: list[Sample], rows: list[int]) -> Batch:
+        maps = [np.asarray(make_map("canny", sample.render(self.image_size).image)) for sample in samples]
         pixels = torch.from_numpy(np.stack(maps)).permute(0, 3, 1, 2).float() / 255
-        return dataclasses.replace(super().__call__(samples, indices), maps=pixels)
+        return dataclasses.replace(super().__call__(samples, rows), maps=pixels)
 
 
 class Steering:
@@ -64,10 +62,10 @@ class Steering:
 class AdapterStage(CaptionedStage):
     """A frozen decoder, read by its own text encoder, that an adapter is made for."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__(recipe)
-        self.load_text(self.source(DECODER))
-        self.diffusion = load_decoder(self.source(DECODER), local_files_only=True)
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.load_text(self.setup.source(DECODER))
+        self.diffusion = load_decoder(self.setup.source(DECODER), local_files_only=True)
 
 
 class ControlNetStage(AdapterStage):
@@ -79,13 +77,13 @@ class ControlNetStage(AdapterStage):
 
     trains = ("controlnet.",)
 
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__(recipe)
-        self.controlnet = make_controlnet(self.diffusion.unet, recipe.parts.get("controlnet", {}))
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.controlnet = make_controlnet(self.diffusion.unet, setup.parts.get("controlnet", {}))
         self.to(memory_format=torch.channels_last)
 
     def collator(self, pool: Pool | None) -> Collator:
-        return MapCollator(self.needs, self.recipe.image_size, 0, clip_tokenizer=self.tokenizer, pool=pool)
+        return MapCollator(self.needs, self.setup.image_size, 0, clip_tokenizer=self.tokenizer, pool=pool)
 
     def heavy_parts(self) -> list[nn.Module]:
         return [self.diffusion.unet, self.controlnet]
@@ -113,9 +111,9 @@ class LoraStage(AdapterStage):
     Source: LoRA (arXiv:2106.09685).
     """
 
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__(recipe)
-        settings = {"init_lora_weights": "gaussian", **self.part("lora")}
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        settings = {"init_lora_weights": "gaussian", **self.setup.part("lora")}
         if settings.get("lora_alpha", settings.get("r")) != settings.get("r") or "r" not in settings:
             raise ConfigError("parts.lora needs r, the rank, and no other lora_alpha: the file does not say it")
         self.diffusion.unet.add_adapter(LoraConfig(**{**settings, "lora_alpha": settings["r"]}))

@@ -6,9 +6,9 @@ Each exports folders that diffusers and transformers load by themselves.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -16,14 +16,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
 
-from kgcli.config import Recipe
-from kgcli.data.batch import Batch, Collator, Pool
-from kgcli.data.sources.world import draw
+from kgcli.config import Strict
+from kgcli.data.batch import Batch, Collator
+from kgcli.data.pool import Pool
+from kgcli.data.sample import Sample
 from kgcli.data.tokenizer import train_sentencepiece
 from kgcli.model.diffusion import Diffusion, Steer
 from kgcli.model.randomness import StepRandom
 from kgcli.training.preview import preview_pictures
-from kgcli.training.stages.kosmosg import Stage, copy_folder
+from kgcli.training.stages.base import Setup, Stage
+from kgcli.training.stages.start import copy_folder
 from kgcli.weights.decoder import load_decoder
 from kgcli.weights.safetensors import assign_weights
 
@@ -42,24 +44,48 @@ MODEL_INDEX = {
 }
 
 
-class VaeStage(Stage):
-    """Pictures to latents and back: AutoencoderKL, with latents of unit variance on export.
+class VaeOptions(Strict):
+    """kl: weight of the mean KL divergence per latent number. edges: weight of the error of differences between
+    neighbouring pixels, which keeps outlines sharp."""
 
-    Options: kl (weight of the mean KL divergence per latent number), edges (weight of the error of differences
-    between neighbouring pixels, which keeps outlines sharp).
-    """
+    kl: float = 1e-4
+    edges: float = 0.5
+
+
+class ClipOptions(Strict):
+    """locked_text: the text encoder stays as it is. projection: width of the shared space. clip_vocab,
+    sentencepiece_vocab: pieces of the two tokenizers. captions: sentences that they are made from."""
+
+    locked_text: bool = False
+    projection: int = 128
+    clip_vocab: int = 1024
+    sentencepiece_vocab: int = 800
+    captions: int = 20000
+
+
+class CaptionedOptions(Strict):
+    """null_text: probability of the empty caption. subject: extra weight of the error inside subjects, where the data
+    have masks."""
+
+    null_text: float = 0.1
+    subject: float = 1.0
+
+
+class VaeStage(Stage):
+    """Images to latents and back: AutoencoderKL, with latents of unit variance on export."""
 
     needs = frozenset({"targets"})
-    options = frozenset({"kl", "edges"})
+    Options = VaeOptions
+    options: VaeOptions
     trains = ("vae.",)
 
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__(recipe)
-        self.vae = AutoencoderKL.from_config(self.part("vae"))
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.vae = AutoencoderKL.from_config(self.setup.part("vae"))
         self.vae.to(memory_format=torch.channels_last)
 
     def collator(self, pool: Pool | None) -> Collator:
-        return Collator(self.needs, self.recipe.image_size, 0)
+        return Collator(self.needs, self.setup.image_size, 0)
 
     def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
         assert batch.targets is not None
@@ -71,8 +97,8 @@ class VaeStage(Stage):
         kl = 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()
         return {
             "pixels": F.l1_loss(rebuilt, pixels) + 2.0 * F.mse_loss(rebuilt, pixels),
-            "edges": self.option("edges", 0.5) * _edge_error(rebuilt, pixels),
-            "kl": self.option("kl", 1e-4) * kl,
+            "edges": self.options.edges * _edge_error(rebuilt, pixels),
+            "kl": self.options.kl * kl,
         }
 
     @torch.no_grad()
@@ -83,18 +109,16 @@ class VaeStage(Stage):
         return torch.cat([pixels, rebuilt]).clamp(-1, 1) / 2 + 0.5
 
     def export(self, folder: Path) -> None:
-        self._whiten()
         self.vae.register_to_config(scaling_factor=1.0)
         self.vae.save_pretrained(folder / "vae")
 
     @torch.no_grad()
-    def _whiten(self) -> None:
-        """Fold each latent channel's mean and deviation into the quantisation convolutions, once."""
+    def calibrate(self, sample: Callable[[int], Sample]) -> None:
+        """Fold each latent channel's mean and deviation into the quantisation convolutions."""
         collate, latents = self.collator(None), []
         for first in range(0, 512, 64):
             indices = list(range(first, first + 64))
-            samples = [draw(self.recipe.data.kinds, 1 << 20, i, self.recipe.image_size) for i in indices]
-            targets = collate(samples, indices).targets
+            targets = collate([sample(index) for index in indices], indices).targets
             assert targets is not None
             latents.append(self.vae.encode(targets.to(self.vae.device)).latent_dist.mean)
         mean, std = torch.cat(latents).mean((0, 2, 3)), torch.cat(latents).std((0, 2, 3))
@@ -108,42 +132,40 @@ class VaeStage(Stage):
 
 
 class ClipStage(Stage):
-    """Pictures and captions to one space: transformers' CLIPModel, and the two tokenizers of the world's words.
+    """Images and captions to one space: transformers' CLIPModel, and two tokenizers made from the data's words.
 
-    With `init_from.clip`, the result of an earlier run, it goes on from that; with the option locked_text (1) the text
-    encoder then stays as it is, so that a U-Net made for it still fits. Source: locked-image tuning (arXiv:2111.07991),
-    the other way round.
-
-    Options: locked_text, projection (width of the shared space), clip_vocab and sentencepiece_vocab (pieces of the two
-    tokenizers), captions (sentences they are made from).
+    With `init_from.clip`, the result of an earlier run, it goes on from that; with locked_text a U-Net made for its
+    text encoder still fits. Source: locked-image tuning (arXiv:2111.07991), the other way round.
     """
 
     needs = frozenset({"images", "clip_tokens"})
-    options = frozenset({"projection", "clip_vocab", "sentencepiece_vocab", "captions", "locked_text"})
+    Options = ClipOptions
+    options: ClipOptions
+    use = "match"
 
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__(recipe)
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
         self.tokenizer = self._tokenizer()
         text = CLIPTextConfig(
-            **self.part("clip_text"),
+            **self.setup.part("clip_text"),
             vocab_size=len(self.tokenizer),
             bos_token_id=self.tokenizer.bos_token_id,
             eos_token_id=self.tokenizer.eos_token_id,
             pad_token_id=self.tokenizer.pad_token_id,
         )
-        vision = CLIPVisionConfig(**self.part("clip_vision"))
+        vision = CLIPVisionConfig(**self.setup.part("clip_vision"))
         self.clip = CLIPModel(
-            CLIPConfig(text_config=text, vision_config=vision, projection_dim=int(self.option("projection", 128)))
+            CLIPConfig(text_config=text, vision_config=vision, projection_dim=self.options.projection)
         )
-        if "clip" in recipe.init_from:
-            start = load_file(self.source("clip") / "clip" / "model.safetensors")
-            assign_weights(self.clip, start, source=str(self.source("clip")))
+        if "clip" in setup.init_from:
+            start = load_file(self.setup.source("clip") / "clip" / "model.safetensors")
+            assign_weights(self.clip, start, source=str(self.setup.source("clip")))
         locked = ("vision_model", "visual_projection", "text_projection", "logit_scale")
-        self.trains = tuple(f"clip.{name}" for name in locked) if self.option("locked_text", 0) else ("clip.",)
+        self.trains = tuple(f"clip.{name}" for name in locked) if self.options.locked_text else ("clip.",)
 
     def collator(self, pool: Pool | None) -> Collator:
-        vision_size = int(self.part("clip_vision")["image_size"])
-        return Collator(self.needs, self.recipe.image_size, vision_size, clip_tokenizer=self.tokenizer)
+        vision_size = int(self.setup.part("clip_vision")["image_size"])
+        return Collator(self.needs, self.setup.image_size, vision_size, clip_tokenizer=self.tokenizer)
 
     def heavy_parts(self) -> list[nn.Module]:
         return [self.clip]
@@ -158,36 +180,36 @@ class ClipStage(Stage):
         return {"contrast": 0.5 * (F.cross_entropy(logits, wanted) + F.cross_entropy(logits.T, wanted))}
 
     def _captions(self) -> list[str]:
-        return world_captions(self.recipe, int(self.option("captions", 20000)))
+        return self.setup.texts(self.options.captions, self.setup.seed)
 
     def _tokenizer(self) -> CLIPTokenizer:
-        if "clip" in self.recipe.init_from:
-            return CLIPTokenizer.from_pretrained(self.source("clip") / "tokenizer")
-        length = int(self.part("clip_text")["max_position_embeddings"])
-        return clip_tokenizer(self._captions(), int(self.option("clip_vocab", 1024)), length)
+        if "clip" in self.setup.init_from:
+            return CLIPTokenizer.from_pretrained(self.setup.source("clip") / "tokenizer")
+        length = int(self.setup.part("clip_text")["max_position_embeddings"])
+        return clip_tokenizer(self._captions(), self.options.clip_vocab, length)
 
     def export(self, folder: Path) -> None:
         self.clip.save_pretrained(folder / "clip")
         text = CLIPTextModel(self.clip.config.text_config)
         text.load_state_dict(self.clip.text_model.state_dict())
         text.save_pretrained(folder / "text_encoder")
-        if "clip" in self.recipe.init_from:
+        if "clip" in self.setup.init_from:
             for part in ("tokenizer", "sentencepiece"):
-                copy_folder(self.source("clip") / part, folder / part)
+                copy_folder(self.setup.source("clip") / part, folder / part)
             return
+        # It remembers how this process called it last, and where workers make the batches that is never.
+        self.tokenizer.backend_tokenizer.no_truncation()
+        self.tokenizer.backend_tokenizer.no_padding()
         self.tokenizer.save_pretrained(folder / "tokenizer")
-        vocab_size = int(self.option("sentencepiece_vocab", 800))
-        train_sentencepiece(self._captions(), vocab_size, folder / "sentencepiece")
+        train_sentencepiece(self._captions(), self.options.sentencepiece_vocab, folder / "sentencepiece")
 
 
 class CaptionedStage(Stage):
-    """What a U-Net and its adapters share: captions read by a CLIP text encoder, and the error of the noise predicted.
-
-    Options: null_text (probability of the empty caption), subject (extra weight of the error inside subjects).
-    """
+    """The base of a U-Net and its adapters: captions read by a CLIP text encoder, and the noise-prediction error."""
 
     needs = frozenset({"clip_tokens", "moments"})
-    options = frozenset({"null_text", "subject"})
+    Options = CaptionedOptions
+    options: CaptionedOptions
     uses_pool = True
     diffusion: Diffusion
     null_tokens: Tensor  # (1, L) the empty caption
@@ -203,7 +225,7 @@ class CaptionedStage(Stage):
         return None
 
     def collator(self, pool: Pool | None) -> Collator:
-        return Collator(self.needs, self.recipe.image_size, 0, clip_tokenizer=self.tokenizer, pool=pool)
+        return Collator(self.needs, self.setup.image_size, 0, clip_tokenizer=self.tokenizer, pool=pool)
 
     def heavy_parts(self) -> list[nn.Module]:
         return [self.diffusion.unet]
@@ -211,11 +233,11 @@ class CaptionedStage(Stage):
     def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
         assert batch.clip_tokens is not None and batch.moments is not None and batch.subject is not None
         drop = random.uniform().to(batch.clip_tokens.device)
-        dropped = (drop < self.option("null_text", 0.1))[:, None]
+        dropped = (drop < self.options.null_text)[:, None]
         conditioning = self._encode(torch.where(dropped, self.null_tokens, batch.clip_tokens))
         mean, logvar = batch.moments.chunk(2, dim=1)
         latents = self.diffusion.sample_latents(mean, logvar, random=random)
-        weight = 1.0 + self.option("subject", 1.0) * batch.subject
+        weight = 1.0 + self.options.subject * batch.subject
         loss = self.diffusion.noise_loss(
             latents, conditioning, random=random, weight_BHW=weight, steer=self.steer(batch)
         )
@@ -250,36 +272,24 @@ class UnetStage(CaptionedStage):
 
     trains = ("diffusion.unet.",)
 
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__(recipe)
-        self.load_text(self.source("clip"))
-        unet = UNet2DConditionModel.from_config(self.part("unet"))
-        if "unet" in recipe.init_from:
-            start = load_decoder(self.source("unet"), local_files_only=True).unet
-            assign_weights(unet, start.state_dict(), source=str(self.source("unet")))
-        vae = AutoencoderKL.from_pretrained(self.source("vae") / "vae")
-        self.diffusion = Diffusion(unet, vae, self.part("scheduler"))
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.load_text(self.setup.source("clip"))
+        unet = UNet2DConditionModel.from_config(self.setup.part("unet"))
+        if "unet" in setup.init_from:
+            start = load_decoder(self.setup.source("unet"), local_files_only=True).unet
+            assign_weights(unet, start.state_dict(), source=str(self.setup.source("unet")))
+        vae = AutoencoderKL.from_pretrained(self.setup.source("vae") / "vae")
+        self.diffusion = Diffusion(unet, vae, self.setup.part("scheduler"))
         self.diffusion.to(memory_format=torch.channels_last)
 
     def export(self, folder: Path) -> None:
         self.diffusion.unet.save_pretrained(folder / "unet")
         DDIMScheduler.from_config(self.diffusion.scheduler_config).save_pretrained(folder / "scheduler")
-        copy_folder(self.source("vae") / "vae", folder / "vae")
+        copy_folder(self.setup.source("vae") / "vae", folder / "vae")
         for part in ("text_encoder", "tokenizer"):
-            copy_folder(self.source("clip") / part, folder / part)
+            copy_folder(self.setup.source("clip") / part, folder / part)
         (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n", "utf-8")
-
-
-def world_captions(recipe: Recipe, num: int) -> list[str]:
-    """Sentences that hold every word of the world, for the tokenizers to be made from."""
-    kinds = {"captioned": 1.0}
-    captions = [draw(kinds, recipe.seed, index, recipe.image_size).caption for index in range(num)]
-    rng = np.random.default_rng(recipe.seed)
-    more = [
-        draw({"edit": 0.5, "compositional": 0.5}, recipe.seed, int(i), recipe.image_size)
-        for i in rng.integers(1 << 30, size=num // 10)
-    ]
-    return captions + [piece for sample in more for piece in sample.fragments if piece]
 
 
 def clip_tokenizer(captions: list[str], vocab_size: int, length: int) -> CLIPTokenizer:

@@ -12,13 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kgcli.config import Recipe
-from kgcli.data.batch import Batch, Collator, Pool
-from kgcli.data.sources.world import Sample, draw
+from kgcli.config import Strict
+from kgcli.data.batch import Batch, Collator
+from kgcli.data.pool import Pool
+from kgcli.data.sample import Sample
+from kgcli.data.sources.world import draw
 from kgcli.model.nano_evaluators import EvalClip, EvalVit
 from kgcli.model.randomness import StepRandom
+from kgcli.training.stages.base import Setup, Stage
 from kgcli.training.stages.decoder import clip_tokenizer
-from kgcli.training.stages.kosmosg import Stage
 from kgcli.training.stages.nano_recognisers import unclear
 
 MAX_LOG_SCALE = 4.6  # of similarities: a hundred, as in CLIP
@@ -27,40 +29,57 @@ MAX_LOG_SCALE = 4.6  # of similarities: a hundred, as in CLIP
 class ViewCollator(Collator):
     """All pictures of each sample as bytes, and its caption's tokens where they are needed."""
 
-    def __call__(self, samples: list[Sample], indices: list[int]) -> Batch:
+    def __call__(self, samples: list[Sample], rows: list[int]) -> Batch:
         views = np.stack([np.stack([np.asarray(image) for image in sample.images]) for sample in samples])
-        words = super().__call__(samples, indices)
+        words = super().__call__(samples, rows)
         return Batch(views=torch.from_numpy(views).permute(0, 1, 4, 2, 3), clip_tokens=words.clip_tokens)
 
 
-class EvalClipStage(Stage):
-    """Pictures and captions to one space by contrast, with a tokenizer of its own.
+class EvalClipOptions(Strict):
+    """projection: width of the shared space. clip_vocab: pieces of the tokenizer. captions: sentences that it is made
+    from. blur, noise: as of the recognisers."""
 
-    Options: projection (width of the shared space), clip_vocab (pieces of the tokenizer), captions (sentences it is
-    made from), blur and noise (as of the judges).
-    """
+    projection: int = 128
+    clip_vocab: int = 900
+    captions: int = 8000
+    blur: float = 0.7
+    noise: float = 0.05
+
+
+class EvalDinoOptions(Strict):
+    """width: of the features. temperature: of the contrast. crop: least fraction of an image's side that a view keeps.
+    blur, noise: as of the recognisers."""
+
+    width: int = 128
+    temperature: float = 0.1
+    crop: float = 0.6
+    blur: float = 0.7
+    noise: float = 0.05
+
+
+class EvalClipStage(Stage):
+    """Images and captions to one space by contrast, with a tokenizer of its own."""
 
     needs = frozenset({"views", "clip_tokens"})
-    options = frozenset({"projection", "clip_vocab", "captions", "blur", "noise"})
+    Options = EvalClipOptions
+    options: EvalClipOptions
     trains = ("clip.",)
 
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__(recipe)
-        text, num = self.part("text"), int(self.option("captions", 8000))
-        captions = [draw({"captioned": 1.0}, recipe.seed, index, recipe.image_size).caption for index in range(num)]
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        text, num = setup.part("text"), self.options.captions
+        captions = [draw({"captioned": 1.0}, setup.seed, index, setup.image_size).caption for index in range(num)]
         length = int(text["max_position_embeddings"])
-        tokenizer = clip_tokenizer(captions, int(self.option("clip_vocab", 900)), length)
-        self.clip = EvalClip(
-            **self.part("pictures"), width=int(self.option("projection", 128)), text=text, tokenizer=tokenizer
-        )
+        tokenizer = clip_tokenizer(captions, self.options.clip_vocab, length)
+        self.clip = EvalClip(**setup.part("pictures"), width=self.options.projection, text=text, tokenizer=tokenizer)
         self.clip.to(memory_format=torch.channels_last)
 
     def collator(self, pool: Pool | None) -> Collator:
-        return ViewCollator(self.needs, self.recipe.image_size, 0, clip_tokenizer=self.clip.tokenizer)
+        return ViewCollator(self.needs, self.setup.image_size, 0, clip_tokenizer=self.clip.tokenizer)
 
     def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
         assert batch.views is not None and batch.clip_tokens is not None
-        blur, noise = self.option("blur", 0.7), self.option("noise", 0.05)
+        blur, noise = self.options.blur, self.options.noise
         pixels_B3SS = unclear(batch.views[:, 0], random, blur=blur, noise=noise)
         shown_BE, said_BE = self.clip.embed_pictures(pixels_B3SS), self.clip.embed_tokens(batch.clip_tokens)
         logits_BB = shown_BE @ said_BE.T * self.clip.log_scale.clamp(max=MAX_LOG_SCALE).exp()
@@ -78,33 +97,31 @@ class EvalDinoStage(Stage):
 
     Source: SimCLR (arXiv:2002.05709), with backgrounds exchanged as in arXiv:2103.12719. Colours are hardly changed:
     an individual is known by them.
-
-    Options: width (of the features), temperature (of the contrast), crop (least share of a picture's side that a view
-    keeps), blur and noise (as of the judges).
     """
 
     needs = frozenset({"views"})
-    options = frozenset({"width", "temperature", "crop", "blur", "noise"})
+    Options = EvalDinoOptions
+    options: EvalDinoOptions
     trains = ("dino.",)
 
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__(recipe)
-        self.dino = EvalVit(self.part("vit"), int(self.option("width", 128)))
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.dino = EvalVit(setup.part("vit"), self.options.width)
 
     def collator(self, pool: Pool | None) -> Collator:
-        return ViewCollator(self.needs, self.recipe.image_size, 0)
+        return ViewCollator(self.needs, self.setup.image_size, 0)
 
     def heavy_parts(self) -> list[torch.nn.Module]:
         return [self.dino]
 
     def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
         assert batch.views is not None
-        blur, noise = self.option("blur", 0.7), self.option("noise", 0.05)
+        blur, noise = self.options.blur, self.options.noise
         random = random.repeated(batch.views.shape[1])
         pixels = unclear(batch.views.transpose(0, 1).flatten(0, 1), random, blur=blur, noise=noise)
         features = self.dino(self._cropped(pixels, random))
         num = len(batch.views)
-        logits = features @ features.T / self.option("temperature", 0.1)
+        logits = features @ features.T / self.options.temperature
         logits = logits.masked_fill(torch.eye(2 * num, dtype=torch.bool, device=logits.device), -torch.inf)
         partner = torch.arange(2 * num, device=logits.device).roll(num)
         return {"contrast": F.cross_entropy(logits, partner)}
@@ -114,7 +131,7 @@ class EvalDinoStage(Stage):
 
     def _cropped(self, pixels_B3SS: Tensor, random: StepRandom) -> Tensor:
         """A random part of each picture, of random size and proportion, some of them mirrored."""
-        num, least = len(pixels_B3SS), self.option("crop", 0.6)
+        num, least = len(pixels_B3SS), self.options.crop
         draws_5B = random.uniform(5).T.to(pixels_B3SS.device)
         wide_B, high_B = least + (1.0 - least) * draws_5B[0], least + (1.0 - least) * draws_5B[1]
         theta_B23 = torch.zeros(num, 2, 3, device=pixels_B3SS.device)

@@ -12,52 +12,60 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kgcli.config import Recipe
-from kgcli.data.batch import Batch, Collator, Pool
-from kgcli.data.sources.world import Sample
+from kgcli.config import Strict
+from kgcli.data.batch import Batch, Collator
+from kgcli.data.pool import Pool
+from kgcli.data.sample import Sample
+from kgcli.data.sources.world import Truth
 from kgcli.model.nano_recognisers import HEADS, UNASKED, Judges, around, label_row
 from kgcli.model.randomness import StepRandom
-from kgcli.training.stages.kosmosg import Stage
+from kgcli.training.stages.base import Setup, Stage
 
 
 class JudgeCollator(Collator):
     """Three views of each individual and the labels of it and of the whole picture."""
 
-    def __call__(self, samples: list[Sample], indices: list[int]) -> Batch:
+    def __call__(self, samples: list[Sample], rows: list[int]) -> Batch:
         views, labels = [], []
         for sample in samples:
-            assert sample.spec is not None
+            truth: Truth = sample.truth
             whole, reference = sample.images
-            part = around(whole, sample.subject, len(sample.spec.subjects))
+            part = around(whole, truth.subject, len(truth.spec.subjects))
             views.append(np.stack([np.asarray(view) for view in (whole, part, reference)]))
-            labels.append(label_row(sample.spec, sample.subject))
+            labels.append(label_row(truth.spec, truth.subject))
         pixels = torch.from_numpy(np.stack(views)).permute(0, 1, 4, 2, 3)
         return Batch(views=pixels, labels=torch.tensor(labels))
+
+
+class JudgeOptions(Strict):
+    """blur: largest fraction of blur. noise: largest deviation, of a range of 2."""
+
+    blur: float = 1.0
+    noise: float = 0.08
 
 
 class JudgeStage(Stage):
     """What is said by cross-entropy and who is shown by contrast, on pictures made as unclear as a decoder's.
 
     With `init_from.judges`, a folder of earlier judges, it goes on from those.
-
-    Options: blur (largest share of blur), noise (largest deviation, of a range of 2).
     """
 
     needs = frozenset({"views", "labels"})
-    options = frozenset({"blur", "noise"})
+    Options = JudgeOptions
+    options: JudgeOptions
     trains = ("judges.", "log_scale")
 
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__(recipe)
-        if "judges" in recipe.init_from:
-            self.judges = Judges.load(self.source("judges"))
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        if "judges" in setup.init_from:
+            self.judges = Judges.load(self.setup.source("judges"))
         else:
-            self.judges = Judges(**recipe.parts.get("judges", {}))
+            self.judges = Judges(**setup.parts.get("judges", {}))
         self.judges.to(memory_format=torch.channels_last)
         self.log_scale = nn.Parameter(torch.tensor(2.3))  # of the similarities, starts at 10
 
     def collator(self, pool: Pool | None) -> Collator:
-        return JudgeCollator(self.needs, self.recipe.image_size, 0)
+        return JudgeCollator(self.needs, self.setup.image_size, 0)
 
     def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
         assert batch.views is not None and batch.labels is not None
@@ -82,7 +90,7 @@ class JudgeStage(Stage):
         self.judges.save(folder / "judges")
 
     def _blurred(self, view_B3SS: Tensor, random: StepRandom) -> Tensor:
-        return unclear(view_B3SS, random, blur=self.option("blur", 1.0), noise=self.option("noise", 0.08))
+        return unclear(view_B3SS, random, blur=self.options.blur, noise=self.options.noise)
 
 
 def unclear(view_B3SS: Tensor, random: StepRandom, *, blur: float, noise: float) -> Tensor:

@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from tiny_model import make_diffusion
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from kgcli.config import SamplingConfig
 from kgcli.errors import IncompatibleError, MissingError, UsageError
-from kgcli.evaluation.baselines import per_subject, table
+from kgcli.evaluation.baselines import table
 from kgcli.evaluation.baselines.base import MethodOptions
 from kgcli.evaluation.baselines.decoder import find_decoder
 from kgcli.evaluation.baselines.dreambooth import LORA_WEIGHTS, DreamBooth
@@ -19,6 +20,7 @@ from kgcli.evaluation.baselines.ip_adapter import IpAdapter
 from kgcli.evaluation.baselines.textual_inversion import TOKEN, WEIGHTS, TextualInversion, word_of
 from kgcli.evaluation.baselines.words import name_subject, reference_names, split_subject
 from kgcli.evaluation.plan import Item
+from kgcli.training import trainer
 from kgcli.training.stages.decoder import clip_tokenizer
 
 QUICK = {
@@ -78,7 +80,7 @@ def data(tmp_path_factory):
 
 def make(kind, decoder, *extra, **options):
     given = dict(QUICK.get(kind, ())) | dict(extra)
-    options = {"device": "cpu", "num_steps": 2} | options
+    options = {"device": "cpu", "sampling": SamplingConfig(num_inference_steps=2)} | options
     return kind(MethodOptions(decoder=str(decoder), extra=tuple(given.items()), **options))
 
 
@@ -162,7 +164,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(kind, decoder, data, tmp_path, m
     whole = learn(make(kind, decoder), tmp_path / "whole", data)
     killed = make(kind, decoder)
     with monkeypatch.context() as patch:
-        patch.setattr(per_subject, "nn", Killer(after=3))
+        patch.setattr(trainer, "nn", Killer(after=3))
         with pytest.raises(KeyboardInterrupt):
             learn(killed, tmp_path / "killed", data)
     assert not (tmp_path / "killed" / "dog_2").exists()

@@ -6,7 +6,6 @@ import torch
 from PIL import Image
 
 from kgcli.config import load_recipe
-from kgcli.data.batch import Batches
 from kgcli.data.sources.world import draw
 from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.benchmarks import nano as nano_suites
@@ -14,8 +13,7 @@ from kgcli.evaluation.extractors.nano import NanoClip, NanoDino, nano_extractors
 from kgcli.evaluation.plan import DreamBenchOptions
 from kgcli.model.nano_evaluators import EvalClip, EvalVit
 from kgcli.model.randomness import StepRandom
-from kgcli.training.loop import train
-from kgcli.training.stages import STAGES
+from kgcli.training.loop import Run, train
 from kgcli.world.spec import Spec, Subject, place, render
 from kgcli.world.tables import FIRST_JUDGE_IDENTITY, FIRST_NEW_IDENTITY
 
@@ -116,8 +114,8 @@ def test_evaluators_see_individuals_of_their_own(kind):
     for index in range(12):
         sample = draw({kind: 1.0}, 5, index, 64)
         assert sample.caption or kind == "rescened"
-        if sample.spec is not None:
-            assert all(placed.subject.identity >= FIRST_JUDGE_IDENTITY for placed in sample.spec.subjects)
+        if sample.truth is not None:
+            assert all(placed.subject.identity >= FIRST_JUDGE_IDENTITY for placed in sample.truth.spec.subjects)
         again = draw({kind: 1.0}, 5, index, 64)
         assert all(a.tobytes() == b.tobytes() for a, b in zip(sample.images, again.images, strict=True))
 
@@ -150,9 +148,8 @@ def test_a_run_resumes_to_the_same_weights_and_loads(stage, tmp_path):
 
 def test_the_contrast_of_views_falls_when_features_are_right():
     recipe = load_recipe("smoke/eval_dino")
-    torch.manual_seed(0)
-    stage = STAGES["eval_dino"](recipe)
-    batch = Batches(recipe, stage.collator(None))[0]
+    run = Run(recipe.model_copy(update={"seed": 0}))
+    stage, batch = run.stage, next(run.batches(None, 0))
     optimizer = torch.optim.Adam(stage.parameters(), lr=2e-3)
     losses = []
     for _ in range(15):

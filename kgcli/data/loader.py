@@ -1,0 +1,131 @@
+"""The batch of each step: which samples of a source it takes, in which process, read ahead by worker processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from kgcli.data.batch import Batch, Collator
+from kgcli.data.sample import Sample
+from kgcli.data.sources.base import Source
+from kgcli.errors import ConfigError, KgError
+
+EVALUATION_STEP = 1 << 40  # samples from here on are never trained on, but for those of files: their rows come again
+
+
+class Batches(Dataset[Batch]):
+    """The batch of each step: samples step * B to (step + 1) * B of a source, of which this process takes its share.
+
+    With `bucket` above 1 that many steps share their samples: each takes those of like length, in random order. The
+    whole batch is dealt before it is shared out, so that it does not depend on the number of processes.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        collator: Collator,
+        *,
+        batch_size: int,
+        bucket: int = 1,
+        seed: int = 0,
+        rank: int = 0,
+        num_ranks: int = 1,
+    ) -> None:
+        if batch_size % num_ranks:
+            raise ConfigError(
+                f"data.batch_size is {batch_size}, which {num_ranks} processes cannot share evenly; "
+                f"make it a multiple of {num_ranks}"
+            )
+        self.source = source
+        self.collator = collator
+        self.batch_size = batch_size
+        self.bucket = bucket
+        self.seed = seed
+        self.rank = rank
+        self.num_ranks = num_ranks
+        self._dealt: tuple[int, list[list[int]]] = (-1, [])  # first step of the bucket, and the indices of its steps
+        self._ahead: dict[int, Sample] = {}  # of the bucket: read for their lengths, until their step takes them
+
+    def __getitem__(self, step: int) -> Batch:
+        indices = self.indices(step)
+        samples = [self._sample(index) for index in indices]
+        batch = self.collator(samples, [self.source.row_of(index) for index in indices])
+        return dataclasses.replace(batch, numbers=tuple(indices))
+
+    def indices(self, step: int) -> list[int]:
+        """Return which samples of the stream this process takes in a step."""
+        if self.bucket == 1:
+            return list(self._numbers(step, 1))[self.rank :: self.num_ranks]
+        first = step - step % self.bucket
+        if self._dealt[0] != first:
+            self._dealt = (first, self._deal(first))
+        return self._dealt[1][step - first]
+
+    def _numbers(self, first: int, num_steps: int) -> range:
+        return range(first * self.batch_size, (first + num_steps) * self.batch_size)
+
+    def _deal(self, first: int) -> list[list[int]]:
+        """Sort the samples of a bucket by length, cut them into steps, put these in random order; return our share."""
+        lengths, samples = {}, {}
+        for index in self._numbers(first, self.bucket):
+            samples[index] = self.source.sample(index)
+            lengths[index] = self.collator.length(samples[index])
+        ordered = sorted(lengths, key=lambda index: lengths[index])
+        order = np.random.default_rng([7, self.seed, first]).permutation(self.bucket)
+        steps = [ordered[place * self.batch_size : (place + 1) * self.batch_size] for place in order]
+        shares = [step[self.rank :: self.num_ranks] for step in steps]
+        self._ahead = {index: samples[index] for share in shares for index in share}
+        return shares
+
+    def _sample(self, index: int) -> Sample:
+        return self._ahead.pop(index) if index in self._ahead else self.source.sample(index)
+
+
+class _Guarded(Dataset[Any]):
+    """Batches that hand over an error as a value: torch would wrap it in a worker's traceback."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __getitem__(self, step: int) -> Batch | KgError:
+        try:
+            return self.batches[step]
+        except KgError as error:
+            return error
+
+
+def load_batches(batches: Batches, first: int, num_steps: int, num_workers: int) -> Iterator[Batch]:
+    """Yield the batches of steps `first` to `num_steps`, made ahead by `num_workers` processes.
+
+    Raises: KgError where a sample cannot be read.
+    """
+    loader = DataLoader(
+        _Guarded(batches),
+        batch_size=None,
+        sampler=range(first, num_steps),
+        num_workers=num_workers,
+        worker_init_fn=_leave_signals_to_parent,
+        prefetch_factor=4 if num_workers else None,
+    )
+    for batch in loader:
+        if isinstance(batch, KgError):
+            raise batch
+        yield batch
+
+
+def stop_signals() -> list[int]:
+    """Return the signals that end a process, a terminal's hang-up among them unless nohup has it ignored."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    found = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    return [number for number in found if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """A terminal sends Ctrl-C to all processes; the loop still needs its loaders to finish the step."""
+    for number in stop_signals():
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,46 @@
+"""One training example before it becomes tensors: the only thing that loaders and collators know of any data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from kgcli.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Target:
+    """An image to be generated, with a mask in [0, 255] for each subject where these are known."""
+
+    image: Image.Image
+    masks: tuple[Image.Image, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A training example.
+
+    `fragments` is what the multimodal model reads (None stands for the next of `images`), `caption` what a CLIP text
+    encoder reads. `target` renders or decodes the image to be generated when it is needed, given a size in pixels that
+    a source may use as a hint. `origin` names the file and line for messages; `truth` is a source's own knowledge of
+    the sample, opaque to everything but stages made for that source.
+    """
+
+    fragments: tuple[str | None, ...] = ()
+    images: tuple[Image.Image, ...] = ()
+    caption: str = ""
+    target: Callable[[int], Target] | None = None
+    origin: str = ""
+    truth: Any = None
+
+    def render(self, size: int) -> Target:
+        """Return the image to be generated.
+
+        Raises: ConfigError where the sample has none.
+        """
+        if self.target is None:
+            raise ConfigError(f"{self.origin or 'this kind of sample'} has no image to be generated")
+        return self.target(size)

@@ -1,0 +1,42 @@
+"""The protocol of everything that training reads: a numbered, endless, deterministic stream of samples."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+from kgcli.data.sample import Sample
+
+# How a stage uses an image with its caption: read the image and then predict the words, match the two, or generate
+# the image from the words.
+Use = Literal["read", "match", "generate"]
+
+
+class Source(Protocol):
+    """An endless stream of samples over a finite or endless set of rows. Nothing but the index decides a sample.
+
+    A row is what VAE moments are cached for and what may be kept in memory: a line of a file, an image of a pool. Two
+    samples of one row show the same images; their words may differ.
+    """
+
+    gives: frozenset[str]  # fields of Sample that no sample lacks, of: fragments, images, caption, target, truth
+    num_rows: int | None  # None: every sample is new
+
+    def sample(self, index: int) -> Sample:
+        """Return the sample at `index` of the stream."""
+        ...
+
+    def row_of(self, index: int) -> int:
+        """Return the row that the sample at `index` shows; the index itself where every sample is new."""
+        ...
+
+    def read(self, row: int) -> Sample:
+        """Return a sample that shows `row`."""
+        ...
+
+    def texts(self, num: int, seed: int) -> list[str]:
+        """Return sentences that hold the words of the source, for tokenizers: about `num` where it has as many."""
+        ...
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what decides the rows, for caches to compare; JSON values."""
+        ...

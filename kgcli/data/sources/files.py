@@ -1,0 +1,202 @@
+"""A user's own files as sources: captions, images with captions, and prompts with images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from kgcli.data.entries import data_files
+from kgcli.data.images import open_image, pad_to_square
+from kgcli.data.prompt import Prompt
+from kgcli.data.sample import Sample, Target
+from kgcli.data.sources.base import Source, Use
+from kgcli.data.sources.tables import Line, read_lines
+from kgcli.errors import ImageError, MissingError, PromptError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a file or image of a folder, checked; its images are opened when they are needed."""
+
+    origin: str
+    caption: str = ""
+    prompt: Prompt | None = None
+    images: tuple[Path, ...] = ()
+    target: Path | None = None
+
+    @property
+    def text(self) -> str:
+        """All words of the row."""
+        if self.prompt is None:
+            return self.caption
+        return "".join(part for part in self.prompt.parts if isinstance(part, str))
+
+
+class FileSource:
+    """Rows in an order of their own in every epoch: each is taken n or n + 1 times, whatever the number of samples."""
+
+    def __init__(self, rows: Sequence[Row], gives: frozenset[str], use: Use, seed: tuple[int, int]) -> None:
+        self.rows = list(rows)
+        self.gives = gives
+        self.num_rows: int | None = len(self.rows)
+        self.use = use
+        self.seed = seed
+        self._orders: dict[int, NDArray[Any]] = {}
+
+    def sample(self, index: int) -> Sample:
+        """Return the sample at `index`."""
+        return self.read(self.row_of(index))
+
+    def row_of(self, index: int) -> int:
+        """Return the row of a sample."""
+        epoch, place = divmod(index, len(self.rows))
+        if epoch not in self._orders:
+            while len(self._orders) > 1:
+                self._orders.pop(next(iter(self._orders)))
+            self._orders[epoch] = np.random.default_rng([21, *self.seed, epoch]).permutation(len(self.rows))
+        return int(self._orders[epoch][place])
+
+    def read(self, row: int) -> Sample:
+        """Return a row as a sample.
+
+        Raises: ImageError that names the line and the image.
+        """
+        found = self.rows[row]
+        target = None if found.target is None else partial(_open_target, found)
+        if found.prompt is not None:
+            shown = tuple(
+                _square(_open(found, path), ref.fit)
+                for ref, path in zip(found.prompt.images, found.images, strict=True)
+            )
+            words = "" if shown else found.text
+            return Sample(tuple(found.prompt.fragments), shown, words, target, found.origin)
+        if found.target is None or self.use == "generate":
+            fragments = (found.caption,) if found.caption else ()
+            return Sample(fragments, (), found.caption, target, found.origin)
+        images = (_open(found, found.target),)
+        told = (None, " " + found.caption) if self.use == "read" else ()
+        return Sample(told, images, found.caption, target, found.origin)
+
+    def texts(self, num: int, seed: int) -> list[str]:
+        """Return the words of `num` rows, or of all there are."""
+        order = np.random.default_rng([22, seed]).permutation(len(self.rows))[:num]
+        return [self.rows[row].text for row in order if self.rows[row].text]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return a hash of the targets' names, sizes and times."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            if row.target is not None:
+                stat = row.target.stat()
+                digest.update(f"{row.target.name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        return {"targets": digest.hexdigest(), "num": len(self.rows)}
+
+
+def open_file(kind: str, path: str, *, use: Use, seed: tuple[int, int]) -> Source:
+    """Open a source of a kind, every line checked and every image found.
+
+    Args:
+        kind: captions, images or prompts
+        use: of an image that comes with a caption
+        seed: of the order of rows
+
+    Raises: MissingError, PromptError, UsageError: a file is not there or a line is wrong; names file and line.
+    """
+    if kind == "prompts":
+        prompts = [_prompt_row(line, Path(path).parent) for line in read_lines(Path(path))]
+        gives = {"fragments"}
+        gives |= {"target"} if all(row.target for row in prompts) else set()
+        gives |= set() if any(row.images for row in prompts) else {"caption"}
+        return FileSource(prompts, frozenset(gives), use, seed)
+    if kind == "captions":
+        captions = [Row(line.origin, line.text("caption", "text")) for line in read_lines(Path(path))]
+        return FileSource(captions, frozenset({"fragments", "caption"}), use, seed)
+    rows = _folder_rows(Path(path)) if Path(path).is_dir() else _image_rows(Path(path))
+    told = {"read": {"fragments", "images"}, "match": {"images"}, "generate": {"fragments"}}[use] | {"caption"}
+    return FileSource(rows, frozenset({"target"} | (told if rows[0].caption else set())), use, seed)
+
+
+def _prompt_row(line: Line, folder: Path) -> Row:
+    """A line of the prompt grammar, and the image that is to be generated."""
+    try:
+        prompt = Prompt.parse(line.text("prompt"))
+    except PromptError as error:
+        raise PromptError(f"{line.origin}: {error}", column=error.column, prompt=error.prompt) from None
+    for ref in prompt.images:
+        if ref.slot is not None or ref.weight != 1.0:
+            what = f"<image:-{ref.slot}>: write the file's path" if ref.slot else f"weight={ref.weight:g}: leave it out"
+            message = f"{line.origin}: training data cannot use {what}"
+            raise PromptError(message, column=ref.column, prompt=prompt.text)
+    images = tuple(_find(line, folder, ref.path) for ref in prompt.images)
+    target = _find(line, folder, line.text("target")) if "target" in line.values else None
+    return Row(line.origin, prompt=prompt, images=images, target=target)
+
+
+def _image_rows(path: Path) -> list[Row]:
+    """Lines that name an image and its caption."""
+    return [
+        Row(
+            line.origin,
+            line.text("caption", "text"),
+            target=_find(line, path.parent, line.text("image", "file_name", "path")),
+        )
+        for line in read_lines(path)
+    ]
+
+
+def _folder_rows(folder: Path) -> list[Row]:
+    """Images of a folder and those below, each with its caption in a .txt file of its name, or all without."""
+    images = list(data_files(folder, suffixes=IMAGE_SUFFIXES, recursive=True))
+    if not images:
+        raise MissingError(f"data.sources: {folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    lacking = [path for path in images if not path.with_suffix(".txt").is_file()]
+    with_caption = len(lacking) < len(images)
+    if lacking and with_caption:
+        lost = lacking[0]
+        raise MissingError(f"{lost} has no caption, as others have: write it into {lost.with_suffix('.txt').name}")
+    return [Row(str(path), _caption(path) if with_caption else "", target=path) for path in images]
+
+
+def _caption(image: Path) -> str:
+    path = image.with_suffix(".txt")
+    return " ".join(line.text("caption") for line in read_lines(path))
+
+
+def _find(line: Line, folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.is_file():
+        raise MissingError(f"{line.origin}: there is no image {path}")
+    return path
+
+
+def _open_target(row: Row, size: int) -> Target:
+    assert row.target is not None
+    return Target(_open(row, row.target))
+
+
+def _square(image: Image.Image, fit: str) -> Image.Image:
+    """Make an image square as its tag says; without a word in the tag that is left to the model."""
+    if fit == "pad":
+        return pad_to_square(image)
+    side = min(image.size)
+    if fit == "crop":
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        return image.crop((left, top, left + side, top + side))
+    return image.resize((side, side), Image.Resampling.BICUBIC) if fit == "stretch" else image
+
+
+def _open(row: Row, path: Path) -> Image.Image:
+    try:
+        return open_image(path)
+    except ImageError as error:
+        raise ImageError(str(error) if row.origin == str(path) else f"{row.origin}: {error}") from None

@@ -1,0 +1,40 @@
+"""A source whose rows stay in memory once they were read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kgcli.data.sample import Sample
+from kgcli.data.sources.base import Source
+
+
+class KeptSource:
+    """A finite source that reads every row once per process and shows it again, words included."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.gives = source.gives
+        self.num_rows = source.num_rows
+        self._kept: dict[int, Sample] = {}
+
+    def sample(self, index: int) -> Sample:
+        """Return the row that the sample at `index` shows."""
+        return self.read(self.row_of(index))
+
+    def row_of(self, index: int) -> int:
+        """Return the row of a sample."""
+        return self.source.row_of(index)
+
+    def read(self, row: int) -> Sample:
+        """Return a row, from memory where it was read before."""
+        if row not in self._kept:
+            self._kept[row] = self.source.read(row)
+        return self._kept[row]
+
+    def texts(self, num: int, seed: int) -> list[str]:
+        """Return the source's sentences."""
+        return self.source.texts(num, seed)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the source's fingerprint."""
+        return self.source.fingerprint()

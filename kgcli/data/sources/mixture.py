@@ -1,0 +1,117 @@
+"""Several sources as one, each with an exact share."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kgcli.data.sample import Sample
+from kgcli.data.sources.base import Source
+
+SHORTEST_PERIOD = 1000  # samples after which every source has had its share
+LONGEST_PERIOD = 20000  # of weights that divide evenly; others are rounded to this
+
+
+class Schedule:
+    """Which source each sample is taken from, and how many of that source came before it.
+
+    Every period holds each source as often as its weight says, in an order of its own. Nothing but the sample's number
+    decides.
+
+    Example:
+        >>> schedule = Schedule([1, 2, 2], seed=0)
+        >>> taken = [schedule(number)[0] for number in range(5000)]
+        >>> [taken.count(source) for source in range(3)]
+        [1000, 2000, 2000]
+    """
+
+    def __init__(self, weights: Sequence[float], seed: int) -> None:
+        self.quotas = _quotas(weights)
+        self.period = sum(self.quotas)
+        self.seed = seed
+        self._cycles: dict[int, tuple[NDArray[Any], NDArray[Any]]] = {}
+
+    def __call__(self, number: int) -> tuple[int, int]:
+        """Return the source of a sample, and its number within that source."""
+        cycle, place = divmod(number, self.period)
+        if cycle not in self._cycles:
+            while len(self._cycles) > 3:
+                self._cycles.pop(next(iter(self._cycles)))
+            self._cycles[cycle] = self._cycle(cycle)
+        order, before = self._cycles[cycle]
+        source = int(order[place])
+        return source, cycle * self.quotas[source] + int(before[place])
+
+    def _cycle(self, cycle: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return the sources of a period in order, and how many of the same each has before it."""
+        slots = np.repeat(np.arange(len(self.quotas)), self.quotas)
+        order = np.random.default_rng([13, self.seed, cycle]).permutation(slots)
+        before = np.zeros_like(order)
+        for source, quota in enumerate(self.quotas):
+            before[order == source] = np.arange(quota)
+        return order, before
+
+
+class Mixture:
+    """A source that takes each sample from one of several, by weight."""
+
+    def __init__(self, sources: Sequence[Source], weights: Sequence[float], *, seed: int) -> None:
+        self.sources = list(sources)
+        self.schedule = Schedule(weights, seed)
+        self.gives = frozenset.intersection(*(source.gives for source in sources))
+        sizes = [source.num_rows for source in sources]
+        self.num_rows = sum(size or 0 for size in sizes) if all(sizes) else None
+        self._starts = [0, *accumulate(size or 0 for size in sizes)]
+
+    def sample(self, index: int) -> Sample:
+        """Return the sample at `index`."""
+        source, number = self.schedule(index)
+        return self.sources[source].sample(number)
+
+    def row_of(self, index: int) -> int:
+        """Return the row of a sample, counted over all sources; the index itself where one of them is endless."""
+        if self.num_rows is None:
+            return index
+        source, number = self.schedule(index)
+        return self._starts[source] + self.sources[source].row_of(number)
+
+    def read(self, row: int) -> Sample:
+        """Return a sample that shows `row`."""
+        source = bisect_right(self._starts, row) - 1
+        return self.sources[source].read(row - self._starts[source])
+
+    def texts(self, num: int, seed: int) -> list[str]:
+        """Return the sentences of all sources."""
+        return [text for source in self.sources for text in source.texts(num, seed)]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the fingerprints of all sources; weights change no row."""
+        return {"sources": [source.fingerprint() for source in self.sources], "num": self.num_rows}
+
+
+def _quotas(weights: Sequence[float]) -> list[int]:
+    """Return how often each source comes in one period: exactly by weight where there is such a period."""
+    exact = [Fraction(str(weight)) for weight in weights]
+    unit = sum(exact)
+    shares = [weight / unit for weight in exact]
+    period = math.lcm(*(share.denominator for share in shares))
+    if period > LONGEST_PERIOD:
+        return _rounded(shares, LONGEST_PERIOD)
+    period *= -(-SHORTEST_PERIOD // period)
+    return [int(share * period) for share in shares]
+
+
+def _rounded(shares: list[Fraction], period: int) -> list[int]:
+    """Return quotas that add up to the period, the largest remainders rounded up and none below 1."""
+    quotas = [max(1, int(share * period)) for share in shares]
+    by_need = sorted(range(len(shares)), key=lambda source: quotas[source] - shares[source] * period)
+    for source in by_need[: max(0, period - sum(quotas))]:
+        quotas[source] += 1
+    return quotas

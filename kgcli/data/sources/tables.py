@@ -1,0 +1,76 @@
+"""Lines of a user's file: txt, jsonl, json, csv, tsv or parquet, each with its place for messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kgcli.data.textfiles import read_entries
+from kgcli.errors import KgError, MissingError, UsageError
+
+SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
+MAX_BYTES = 4 * 2**30  # of a file of texts; more belong into several
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a file: its columns, and "FILE line N"."""
+
+    origin: str
+    values: dict[str, Any]
+
+    def text(self, *names: str) -> str:
+        """Return the text of the first of some columns that is there.
+
+        Raises: MissingError where none is, or it is empty or no text.
+        """
+        for name in names:
+            if name in self.values:
+                value = self.values[name]
+                if not isinstance(value, str) or not value.strip():
+                    raise MissingError(f"{self.origin}: {name} is {value!r}; it must be a text that is not empty")
+                return value.strip()
+        there = ", ".join(map(str, self.values)) or "nothing"
+        raise MissingError(f"{self.origin} has no {' or '.join(names)}; it has {there}")
+
+
+def read_lines(path: Path) -> list[Line]:
+    """Return the lines of a file by its suffix.
+
+    Raises: MissingError that names the file and the line; UsageError for another kind of file.
+    """
+    if path.suffix not in SUFFIXES:
+        raise UsageError(f"data.sources: {path} is none of {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise MissingError(f"data.sources: there is no file {path}")
+    lines = _read_parquet(path) if path.suffix == ".parquet" else list(_read_texts(path))
+    if not lines:
+        raise MissingError(f"data.sources: {path} is empty")
+    return lines
+
+
+def _read_texts(path: Path) -> Iterator[Line]:
+    for place, value in read_entries(str(path), max_bytes=MAX_BYTES):
+        origin = f"{path} {place}"
+        if isinstance(value, KgError):
+            raise MissingError(f"{origin}: {value}")
+        if isinstance(value, str):
+            value = {"caption": value}
+        if not isinstance(value, dict):
+            raise MissingError(f"{origin} is neither a text nor an object with names")
+        yield Line(origin, value)
+
+
+def _read_parquet(path: Path) -> list[Line]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UsageError(f"data.sources: {path} needs pyarrow: pip install 'kgcli[data]'") from None
+    try:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise MissingError(f"{path} is no parquet file: {' '.join(str(error).split())}") from None
+    return [Line(f"{path} row {number}", row) for number, row in enumerate(rows, start=1)]

@@ -1,0 +1,145 @@
+"""Parameters in training: the optimizer step that all training shares, its running mean and its checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from kgcli.config import OptimConfig
+from kgcli.errors import IncompatibleError
+from kgcli.training import checkpoint
+from kgcli.training.optim import lr_at, make_optimizer
+
+Batch = TypeVar("Batch")
+
+
+class Trainer:
+    """Named parameters, and all that changes with them from step to step.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> trainer = Trainer(dict(layer.named_parameters()), OptimConfig(lr=0.1, warmup_steps=0), num_steps=3)
+        >>> batches = (torch.ones(4, 2) for _ in range(3))
+        >>> rows = list(trainer.steps(batches, lambda batch: {"square": layer(batch).square().mean()}))
+        >>> trainer.step, bool(rows[2]["square"] < rows[0]["square"])
+        (3, True)
+    """
+
+    def __init__(
+        self,
+        trained: Mapping[str, nn.Parameter],
+        cfg: OptimConfig,
+        num_steps: int,
+        *,
+        ema_decay: float | None = None,
+        accelerator: Any = None,
+    ) -> None:
+        """Args:
+        trained: the parameters by the names that checkpoints give them
+        num_steps: of the whole run, which the learning rate depends on
+        ema_decay: of the running mean; None keeps none
+        accelerator: accelerate's, where the run has one
+        """
+        self.trained = dict(trained)
+        self.cfg = cfg
+        self.num_steps = num_steps
+        self.step = 0  # steps taken
+        self.accelerator = accelerator
+        optimizer = make_optimizer(self.trained.items(), cfg)
+        self.optimizer = optimizer if accelerator is None else accelerator.prepare(optimizer)
+        self.ema = _make_ema(self.trained.values(), ema_decay) if ema_decay else None
+
+    def steps(
+        self, batches: Iterable[Batch], losses: Callable[[Batch], dict[str, Tensor]]
+    ) -> Iterator[dict[str, Tensor | float]]:
+        """Take one optimizer step per batch; yield its losses, their sum, the gradient's norm and the learning rate.
+
+        Nothing here waits for the device: the values are tensors on it.
+        """
+        parameters = list(self.trained.values())
+        for batch in batches:
+            rate = lr_at(self.step, self.num_steps, self.cfg)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            named = losses(batch)
+            total = torch.stack(list(named.values())).sum()
+            if self.accelerator is None:
+                total.backward()
+                norm = nn.utils.clip_grad_norm_(parameters, self.cfg.clip_norm)
+            else:
+                self.accelerator.backward(total)
+                norm = self.accelerator.clip_grad_norm_(parameters, self.cfg.clip_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.ema is not None:
+                self.ema.step(parameters)
+            self.step += 1
+            yield {
+                **{name: value.detach() for name, value in named.items()},
+                "loss": total.detach(),
+                "grad_norm": norm,
+                "lr": rate,
+            }
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Put the running-mean weights in place of the last ones, for previews and export."""
+        if self.ema is None:
+            yield
+            return
+        self.ema.store(self.trained.values())
+        self.ema.copy_to(self.trained.values())
+        try:
+            yield
+        finally:
+            self.ema.restore(self.trained.values())
+
+    def save(self, folder: Path, recipe: str, keep: int, more: Mapping[str, Any] | None = None) -> Path:
+        """Write a checkpoint of the step reached, with `more` of the caller's own state."""
+        weights = {name: parameter.detach() for name, parameter in self.trained.items()}
+        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), **(more or {})}
+        if self.ema is not None:
+            state["ema"] = self.ema.state_dict()
+        return checkpoint.save(folder, self.step, weights, state, recipe, keep)
+
+    def resume(self, folder: Path) -> dict[str, Any]:
+        """Go on from a checkpoint; return its state, the caller's own included.
+
+        Raises: MissingError for a damaged one, IncompatibleError for one of other parameters.
+        """
+        step, weights, state = checkpoint.load(folder)
+        self.restore(folder, step, weights, state)
+        return state
+
+    def restore(self, folder: Path, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Go on from the content of a checkpoint; its folder is for messages.
+
+        Raises: IncompatibleError for one of other parameters.
+        """
+        shapes = {name: parameter.shape for name, parameter in self.trained.items()}
+        if {name: tensor.shape for name, tensor in weights.items()} != shapes:
+            raise IncompatibleError(
+                f"checkpoint {folder} holds other parameters than this recipe trains; "
+                "go on with the recipe beside it, or start anew with --resume none"
+            )
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(weights[name])
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise IncompatibleError(f"the optimizer of checkpoint {folder} does not fit this recipe: {error}") from None
+        if self.ema is not None and "ema" in state:
+            self.ema.load_state_dict(state["ema"])
+        self.step = step
+
+
+def _make_ema(parameters: Iterable[nn.Parameter], decay: float) -> Any:
+    from diffusers.training_utils import EMAModel
+
+    return EMAModel(parameters, decay=decay, use_ema_warmup=True, power=0.75)
