@@ -22,6 +22,7 @@ OURS = {
     *(
         "config",
         "data",
+        "data.colour",
         "data.images",
         "errors",
         "files",

@@ -6,13 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kgcli.errors import MissingError
-from kgcli.evaluation.report.compare import ScoredRun
 from kgcli.evaluation.report.page.thumbnails import NOT_GIVEN
 from kgcli.evaluation.run.folder import RunFolder
 from kgcli.evaluation.scores import Measure, PictureScore
 from kgcli.files import check_inside
+
+if TYPE_CHECKING:
+    from kgcli.evaluation.report.compare import ScoredRun
 
 MAX_PICTURES = 6000  # of one page, all runs together; about 25 MB
 NUM_EXTREMES = 4  # best and as many worst, of each measure and run

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from kgcli.evaluation.report.compare import Comparison, ScoredRun
 from kgcli.evaluation.report.page.cases import has_subjects
 from kgcli.evaluation.report.page.templates import html
 from kgcli.evaluation.scores import ALL, Figure, Measure
+
+if TYPE_CHECKING:
+    from kgcli.evaluation.report.compare import Comparison, ScoredRun
 
 DASH, MINUS, TIMES = "\u2013", "\u2212", "\u00b7"
 DECIMALS = ((0.05, 5), (2.0, 3), (100.0, 2))  # largest value below: digits after the point
