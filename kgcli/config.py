@@ -189,9 +189,8 @@ class SourceConfig(Strict):
     """One source of a run's data, and its weight beside the others."""
 
     kind: Literal["captions", "images", "prompts", "world"]
-    path: str = Field(
-        default="", max_length=4096
-    )  # file or folder; in a recipe file relative to that file, in an override to the working directory
+    # A file or folder; in a recipe file relative to that file, in an override to the working directory.
+    path: str = Field(default="", max_length=4096)
     weight: float = Field(default=1.0, gt=0, le=10**6)  # samples of this source per sample of a source of weight 1
     kinds: dict[str, Weight] = {}  # of kind world: kind of sample -> weight
 
