@@ -6,14 +6,15 @@ Model sizes (`ModelConfig`) hold for nano and full size alike; the two differ by
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from kgcli.errors import ConfigError, IncompatibleError, MissingError
+from kgcli.errors import ConfigError, IncompatibleError, MissingError, UsageError
 from kgcli.reading import parse_yaml, read_json, read_yaml
 
 
@@ -29,6 +30,7 @@ class Strict(BaseModel):
 Size = Annotated[int, Field(ge=1, le=2**20)]  # no part of any model is larger
 Seed = Annotated[int, Field(ge=0, lt=2**22)]  # each step's own seed is made of it by a shift of 40 bits
 Rate = Annotated[float, Field(ge=0, lt=1)]
+DecoderName = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^\x00]*$")]  # as long as one file name
 Weight = Annotated[float, Field(ge=0)]
 FolderName = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
 
@@ -96,15 +98,80 @@ class AlignerConfig(Strict):
     max_positions: Size = 32768  # rows of each learned position table
 
 
-class GenerationDefaults(Strict):
-    """What `kg generate` uses where no flag says otherwise; stored with the model."""
+SCHEDULERS = ("ddim", "pndm", "dpm++", "euler", "unipc", "lcm")
+SIZE_MULTIPLE = 8  # pixels
+MAX_SIDE = 4096  # pixels
+MAX_STEPS = 1000  # the length of the training schedule
+MAX_GUIDANCE = 100.0
 
-    width: int = 512  # pixels
-    height: int = 512  # pixels
-    num_inference_steps: int = 50
-    guidance_scale: float = 6.0
-    guidance_rescale: float = 0.0
-    scheduler: str = "dpm++"
+
+class SamplingConfig(Strict):
+    """How an image is sampled; None leaves a setting to the model.
+
+    Flags, batch lines, requests, the records in image files, model folders and baselines all hold one of these. Files
+    and flags call the number of steps `steps` or `num_steps`; those names are read too.
+    """
+
+    width: int | None = None  # pixels
+    height: int | None = None  # pixels
+    num_inference_steps: int | None = Field(
+        default=None, validation_alias=AliasChoices("num_inference_steps", "num_steps", "steps")
+    )
+    guidance_scale: float | None = None
+    guidance_rescale: float | None = None
+    scheduler: str | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of a complete configuration, in pixels."""
+        assert self.width is not None and self.height is not None, "not complete: call over() with defaults first"
+        return self.width, self.height
+
+    def over(self, defaults: SamplingConfig) -> SamplingConfig:
+        """Return the same with `defaults` in place of None."""
+        return defaults.model_copy(update=self.given())
+
+    def given(self) -> dict[str, Any]:
+        """Return the settings that are not None, by name."""
+        return {name: value for name, value in self if value is not None}
+
+    def check(self) -> None:
+        """Refuse what no model can do.
+
+        Raises: UsageError that names the flag.
+        """
+        for flag, side in (("--width", self.width), ("--height", self.height)):
+            if side is not None and (side % SIZE_MULTIPLE or not SIZE_MULTIPLE <= side <= MAX_SIDE):
+                raise UsageError(f"{flag} is {side}; it must be a multiple of {SIZE_MULTIPLE} up to {MAX_SIDE} pixels")
+        steps = self.num_inference_steps
+        if steps is not None and not 1 <= steps <= MAX_STEPS:
+            raise UsageError(f"--steps is {steps}; it must be from 1 to {MAX_STEPS}")
+        scale = self.guidance_scale
+        if scale is not None and not (math.isfinite(scale) and 0 <= scale <= MAX_GUIDANCE):
+            raise UsageError(f"--guidance-scale is {scale}; it must be from 0 to {MAX_GUIDANCE:g}")
+        if self.scheduler is not None and self.scheduler not in SCHEDULERS:
+            raise UsageError(f"--scheduler is {self.scheduler}; it must be one of {', '.join(SCHEDULERS)}")
+
+
+def read_sampling(settings: Mapping[str, Any]) -> SamplingConfig:
+    """Return keyword arguments of a Python caller as a configuration.
+
+    Raises: UsageError for an unknown name or a value of another type.
+    """
+    try:
+        return SamplingConfig.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(step) for step in first["loc"])
+        if first["type"] != "extra_forbidden":
+            raise UsageError(f"{name}: {first['msg']}") from None
+        raise UsageError(f"unknown setting {name}; there are {', '.join(SamplingConfig.model_fields)}") from None
+
+
+# Of a model folder that does not say otherwise. Source: the published KOSMOS-G's own demo settings.
+DEFAULT_SAMPLING = SamplingConfig(
+    width=512, height=512, num_inference_steps=50, guidance_scale=6.0, guidance_rescale=0.0, scheduler="dpm++"
+)
 
 
 class ModelConfig(Strict):
@@ -115,11 +182,18 @@ class ModelConfig(Strict):
     mllm: MLLMConfig = MLLMConfig()
     aligner: AlignerConfig = AlignerConfig()
     special_ids: SpecialIds = SpecialIds()
-    decoder: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"  # folder inside the model folder, path or Hub id
     max_subjects: int | None = None  # images that it was trained to combine in one; more get a note
     image_fit: Literal["pad", "crop", "stretch"] = "pad"  # how an image becomes square where its tag does not say
+    decoder: DecoderName = (
+        "stable-diffusion-v1-5/stable-diffusion-v1-5"  # folder inside the model folder, path or Hub id
+    )
     max_images: int = Field(default=16, ge=0, le=2**20)  # images in one prompt
-    generation: GenerationDefaults = GenerationDefaults()
+    generation: SamplingConfig = DEFAULT_SAMPLING  # what `kg generate` uses where no flag says otherwise
+
+    @field_validator("generation")
+    @classmethod
+    def _complete(cls, generation: SamplingConfig) -> SamplingConfig:
+        return generation.over(DEFAULT_SAMPLING)
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> ModelConfig:

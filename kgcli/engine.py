@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL import Image
 
-    from kgcli.config import Recipe
+    from kgcli.config import Recipe, SamplingConfig
+    from kgcli.inference.denoise import StepCallback
     from kgcli.inference.model import Model
-    from kgcli.inference.pipeline import StepCallback
-    from kgcli.inference.request import Request, Settings
+    from kgcli.inference.request import Request
     from kgcli.weights.folder import ModelFolder
 
 
@@ -24,7 +24,7 @@ def load(model: str | ModelFolder | None = None, **options: Any) -> Model:
 
     Example:
         >>> model = load(device="cpu")
-        >>> model.generate("a cat in the snow", seed=0, num_steps=2)[0].size
+        >>> model.generate("a cat in the snow", seed=0, num_inference_steps=2)[0].size
         (64, 64)
     """
     from kgcli.inference.model import load as load_model
@@ -35,39 +35,76 @@ def load(model: str | ModelFolder | None = None, **options: Any) -> Model:
 def generate(
     model: Model, requests: Iterable[Request], on_step: StepCallback | None = None
 ) -> Iterator[tuple[Request, Image.Image]]:
-    """Generate one image for each request, in order; see `kgcli.inference.model.generate`."""
+    """Generate one image for each request, in order; see `kgcli.inference.model.generate`.
+
+    Example:
+        >>> from kgcli.config import SamplingConfig
+        >>> from kgcli.inference.request import make_request
+        >>> model = load(device="cpu")
+        >>> request = make_request(model.folder, "a cat", seed=1, sampling=SamplingConfig(num_inference_steps=2))
+        >>> [image.size for _, image in generate(model, [request])]
+        [(64, 64)]
+    """
     from kgcli.inference.model import generate as run
 
     return run(model, requests, on_step)
 
 
 def edit(
-    model: Model, image: str, instruction: str, *, seed: int | None = None, settings: Settings | None = None
+    model: Model, image: str, instruction: str, *, seed: int | None = None, sampling: SamplingConfig | None = None
 ) -> Image.Image:
-    """Carry out an instruction on an image: `generate` with a prompt that begins with the image."""
+    """Carry out an instruction on an image: `generate` with a prompt that begins with the image.
+
+    Example:
+        >>> from kgcli.config import SamplingConfig
+        >>> model = load(device="cpu")
+        >>> edit(model, "nano/cat.png", "add a hat", seed=1, sampling=SamplingConfig(num_inference_steps=2)).size
+        (64, 64)
+    """
     from kgcli.inference.request import edit_prompt, make_request, random_seed
 
     seed = random_seed() if seed is None else seed
-    request = make_request(model.folder, edit_prompt(image, instruction), seed=seed, settings=settings)
+    request = make_request(model.folder, edit_prompt(image, instruction), seed=seed, sampling=sampling)
     return next(generate(model, [request]))[1]
 
 
 def encode(folder: ModelFolder, request: Request, out: Path, **options: Any) -> dict[str, list[int]]:
-    """Write the conditioning of a request to a file; see `kgcli.inference.conditioning.encode_to_file`."""
+    """Write the conditioning of a request to a file; see `kgcli.inference.conditioning.encode_to_file`.
+
+    Example:
+        >>> from kgcli.inference.request import make_request
+        >>> from kgcli.weights.folder import open_model
+        >>> folder = open_model()
+        >>> shapes = encode(folder, make_request(folder, "a cat"), Path("cond.safetensors"), device="cpu")
+        >>> sorted(shapes)
+        ['negative_prompt_embeds', 'prompt_embeds']
+    """
     from kgcli.inference.conditioning import encode_to_file
 
     return encode_to_file(folder, request, out, **options)
 
 
 def train(recipe: Recipe, resume: str = "auto", dry_run: bool = False) -> str:
-    """Run one training stage; see `kgcli.training.loop.train`."""
+    """Run one training stage; see `kgcli.training.loop.train`.
+
+    Example:
+        >>> from kgcli.config import load_recipe
+        >>> train(load_recipe("smoke/vae"), dry_run=True).splitlines()[0]
+        'vae: 4 steps of 8 samples -> runs/smoke/vae'
+    """
     from kgcli.training.loop import train as run
 
     return run(recipe, resume=resume, dry_run=dry_run)
 
 
 def evaluate(suite: str, model: Model, **options: Any) -> Any:
-    """Measure a model by the skills of the nano world (`skills`) or its adapters (`adapters`); return the report."""
+    """Measure a model by the skills of the nano world (`skills`) or its adapters (`adapters`); return the report.
+
+    Example:
+        >>> report = evaluate("skills", load(device="cpu"), num=4)
+        >>> "ceiling" in str(report)
+        True
+    """
     from kgcli.evaluation.benchmarks import nano_adapters, nano_skills
 
     return {"skills": nano_skills, "adapters": nano_adapters}[suite].evaluate(model, **options)

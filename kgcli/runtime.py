@@ -23,6 +23,8 @@ LARGE_MODEL = 10**9  # bytes of weights from which `auto` takes half precision o
 QUANTIZE_LIBRARY = "bitsandbytes"
 QUANTIZE_DEVICES = ("cpu", "cuda")  # where the library computes without fetching kernels from elsewhere
 
+own_process = False  # set where the process runs one command of `kg` and nothing else
+
 _log = logging.getLogger(__name__)
 
 

@@ -53,15 +53,20 @@ def help_text() -> str:
 
 def main(args: list[str] | None = None) -> None:
     """Run `kg`; turn every failure into one line and an exit code."""
+    own_process = args is None
     args = sys.argv[1:] if args is None else args
     if args and args not in (["--help"], ["--version"], *LISTS):
-        from kgcli.cli.app import run, unwind_on_kill
+        import kgcli.runtime as runtime
+        from kgcli.cli.app import Ending, app, unwind_on_kill
 
+        runtime.own_process = own_process
         unwind_on_kill()
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # file names that are not UTF-8 go out as they came in
                 stream.reconfigure(errors="surrogateescape" if stream is sys.stdout else "backslashreplace")
-        raise SystemExit(run(args))
+        with Ending() as end:
+            end.code = app(args, prog_name="kg", standalone_mode=False) or 0
+        raise SystemExit(end.code)
     try:
         sys.stdout.write(_answer(args))
         sys.stdout.flush()

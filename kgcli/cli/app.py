@@ -51,18 +51,34 @@ def kg(version: Annotated[bool, typer.Option("--version", callback=_print_versio
     """KOSMOS-G: pictures from text and pictures."""
 
 
-def run(args: list[str]) -> int:
-    """Run a command to its end; failures become one line on stderr. Returns the exit code."""
-    try:
-        code = app(args, prog_name="kg", standalone_mode=False) or 0
-        sys.stdout.flush()
-    except BaseException as error:  # noqa: BLE001 (the one place where all of them end)
-        code = exit_code_of(error)
+class Ending:
+    """Where every failure of a command becomes one line on stderr and an exit code, `code`."""
+
+    code: int = 0
+
+    def __enter__(self) -> Ending:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        if error is None:
+            try:
+                sys.stdout.flush()
+            except OSError as failure:
+                error = failure
+        if error is not None:
+            self.code = exit_code_of(error)
         if isinstance(error, BrokenPipeError):
             close_stdout()
-    if code == INTERRUPTED:  # typer has caught the KeyboardInterrupt
-        print("error: interrupted; what was finished is kept", file=sys.stderr)
-    return int(code)
+        if self.code == INTERRUPTED:  # typer has caught the KeyboardInterrupt
+            print("error: interrupted; what was finished is kept", file=sys.stderr)
+        return True
+
+
+def run(args: list[str]) -> int:
+    """Run a command to its end; failures become one line on stderr. Returns the exit code."""
+    with Ending() as end:
+        end.code = app(args, prog_name="kg", standalone_mode=False) or 0
+    return end.code
 
 
 def close_stdout() -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kgcli.cli.options import takes_flags
+from kgcli.cli.options import flag, takes_flags
+from kgcli.config import SamplingConfig
 
 if TYPE_CHECKING:
     from kgcli.evaluation.run.benchmark import Bench
@@ -17,74 +18,65 @@ DREAMBENCH_SUITES = {"single": "dreambench", "multi": "dreambench-multi", "nano"
 COCO_SUITES = {"full": "coco", "nano": "nano-coco"}
 
 
-def _flag(*names: str, help: str, metavar: str | None = None) -> Any:
-    return typer.Option(*names, help=help, metavar=metavar, show_default=False)
-
-
 @dataclass(frozen=True, kw_only=True)
 class BenchFlags:
     """What both benchmarks take; None leaves it to the suite or the method."""
 
-    out: Annotated[Path, _flag("-o", "--out", help="Run folder; one that was left off is taken up again.")]
-    data: Annotated[Path | None, _flag("--data", help="Folder of the benchmark's data.")] = None
+    out: Annotated[Path, flag("-o", "--out", help="Run folder; one that was left off is taken up again.")]
+    data: Annotated[Path | None, flag("--data", help="Folder of the benchmark's data.")] = None
     method: Annotated[
         str,
-        _flag(
+        flag(
             "--method",
             help="Who draws: kosmosg, sd, copy-input, textual-inversion, dreambooth, blip-diffusion, ip-adapter, "
             "package.module:Class or file.py:Class.",
         ),
     ] = "kosmosg"
     settings: Annotated[
-        list[str] | None, _flag("--set", metavar="NAME=VALUE", help="A setting of the method's own; repeatable.")
+        list[str] | None, flag("--set", metavar="NAME=VALUE", help="A setting of the method's own; repeatable.")
     ] = None
-    only: Annotated[str | None, _flag("--only", help="One step: draw or score.")] = None
+    only: Annotated[str | None, flag("--only", help="One step: draw or score.")] = None
     images: Annotated[
-        Path | None, _flag("--images", metavar="DIR_OR_CSV", help="Score these pictures; nothing is drawn.")
+        Path | None, flag("--images", metavar="DIR_OR_CSV", help="Score these pictures; nothing is drawn.")
     ] = None
-    name: Annotated[str | None, _flag("--name", help="Of who made the pictures of --images.")] = None
-    weights: Annotated[Path | None, _flag("--weights", help="Folder of the weights that scoring needs.")] = None
-    model: Annotated[str | None, _flag("--model", help="Model folder or Hub id; default: the one shipped.")] = None
-    decoder: Annotated[str | None, _flag("--decoder", help="Image decoder: folder, Hub id or .safetensors.")] = None
-    steps: Annotated[int | None, _flag("--steps", help="Denoising steps; default: the paper's.")] = None
-    guidance_scale: Annotated[
-        float | None, _flag("-g", "--guidance-scale", "--cfg-scale", help="Default: the paper's.")
-    ] = None
-    scheduler: Annotated[str | None, _flag("--scheduler", help="Default: the paper's.")] = None
-    size: Annotated[int | None, _flag("--size", help="Pixels of a side; default: the paper's 512.")] = None
-    negative_prompt: Annotated[str, _flag("--negative-prompt", help="What pictures should not show.")] = ""
-    seed: Annotated[int, _flag("-s", "--seed", help="Of the noise.")] = 0
-    device: Annotated[str, _flag("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto"
-    dtype: Annotated[str, _flag("--dtype", help="auto, float32, float16, bfloat16.")] = "auto"
-    offline: Annotated[bool, _flag("--offline", help="Fetch nothing.")] = False
-    engine: Annotated[str, _flag("--engine", help="local (also under accelerate launch and torchrun) or ray.")] = (
-        "local"
-    )
-    workers: Annotated[int, _flag("--workers", help="Processes of --engine ray.")] = 1
-    quiet: Annotated[bool, _flag("-q", "--quiet", help="Errors only on stderr.")] = False
+    name: Annotated[str | None, flag("--name", help="Of who made the pictures of --images.")] = None
+    weights: Annotated[Path | None, flag("--weights", help="Folder of the weights that scoring needs.")] = None
+    model: Annotated[str | None, flag("--model", help="Model folder or Hub id; default: the one shipped.")] = None
+    decoder: Annotated[str | None, flag("--decoder", help="Image decoder: folder, Hub id or .safetensors.")] = None
+    # Where nothing is given, the paper's.
+    sampling: Annotated[SamplingConfig, ("num_inference_steps", "guidance_scale", "scheduler")] = SamplingConfig()
+    size: Annotated[int | None, flag("--size", help="Pixels of a side; default: the paper's 512.")] = None
+    negative_prompt: Annotated[str, flag("--negative-prompt", help="What pictures should not show.")] = ""
+    seed: Annotated[int, flag("-s", "--seed", help="Of the noise.")] = 0
+    device: Annotated[str, flag("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto"
+    dtype: Annotated[str, flag("--dtype", help="auto, float32, float16, bfloat16.")] = "auto"
+    offline: Annotated[bool, flag("--offline", help="Fetch nothing.")] = False
+    engine: Annotated[str, flag("--engine", help="local (also under accelerate launch and torchrun) or ray.")] = "local"
+    workers: Annotated[int, flag("--workers", help="Processes of --engine ray.")] = 1
+    quiet: Annotated[bool, flag("-q", "--quiet", help="Errors only on stderr.")] = False
 
 
 @takes_flags(BenchFlags)
 def dreambench(
-    suite: Annotated[str, _flag("--suite", help="single (the paper's), multi (two and three pictures) or nano.")] = (
+    suite: Annotated[str, flag("--suite", help="single (the paper's), multi (two and three pictures) or nano.")] = (
         "single"
     ),
-    noise: Annotated[str, _flag("--noise", help="independent, or official (20 latents in all).")] = "independent",
-    class_noun: Annotated[bool, _flag("--class-noun", help="Keep the class noun in the input text.")] = False,
-    num_images: Annotated[int, _flag("-n", "--num-images", help="Pictures per prompt; the paper's: 4.")] = 4,
-    subjects: Annotated[str, _flag("--subjects", metavar="A,B,...", help="Some of the subjects only.")] = "",
+    noise: Annotated[str, flag("--noise", help="independent, or official (20 latents in all).")] = "independent",
+    class_noun: Annotated[bool, flag("--class-noun", help="Keep the class noun in the input text.")] = False,
+    num_images: Annotated[int, flag("-n", "--num-images", help="Pictures per prompt; the paper's: 4.")] = 4,
+    subjects: Annotated[str, flag("--subjects", metavar="A,B,...", help="Some of the subjects only.")] = "",
     masks: Annotated[
-        Path | None, _flag("--masks", help="Score without backgrounds, too: PNG masks in data/ and images/.")
+        Path | None, flag("--masks", help="Score without backgrounds, too: PNG masks in data/ and images/.")
     ] = None,
     segmenter: Annotated[
         str | None,
-        _flag(
+        flag(
             "--segmenter",
             metavar="FOLDER_OR_ID",
             help='The same with masks by a CLIPSeg; the word "default" is CIDAS/clipseg-rd64-refined.',
         ),
     ] = None,
-    also: Annotated[list[str] | None, _flag("--also", help="A further score: dinov2.")] = None,
+    also: Annotated[list[str] | None, flag("--also", help="A further score: dinov2.")] = None,
     *,
     flags: BenchFlags,
 ) -> None:
@@ -103,17 +95,17 @@ def dreambench(
 
 @takes_flags(BenchFlags)
 def coco(
-    suite: Annotated[str, _flag("--suite", help="full (COCO) or nano.")] = "full",
-    captions: Annotated[str, _flag("--captions", help="published, one (a picture) or a .txt or .jsonl file.")] = (
+    suite: Annotated[str, flag("--suite", help="full (COCO) or nano.")] = "full",
+    captions: Annotated[str, flag("--captions", help="published, one (a picture) or a .txt or .jsonl file.")] = (
         "published"
     ),
-    num: Annotated[int | None, _flag("--num", help="Captions; the paper's: 30000.")] = None,
+    num: Annotated[int | None, flag("--num", help="Captions; the paper's: 30000.")] = None,
     preset: Annotated[
-        list[str] | None, _flag("--preset", help="Of FID: kosmosg, kosmosg-rescore, clean, legacy256; repeatable.")
+        list[str] | None, flag("--preset", help="Of FID: kosmosg, kosmosg-rescore, clean, legacy256; repeatable.")
     ] = None,
-    real: Annotated[Path | None, _flag("--real", help="Real pictures; default: val2014/ of --data.")] = None,
+    real: Annotated[Path | None, flag("--real", help="Real pictures; default: val2014/ of --data.")] = None,
     also: Annotated[
-        list[str] | None, _flag("--also", help="A further score: clip-score, cmmd, fd-dinov2; repeatable.")
+        list[str] | None, flag("--also", help="A further score: clip-score, cmmd, fd-dinov2; repeatable.")
     ] = None,
     *,
     flags: BenchFlags,
@@ -165,11 +157,8 @@ def _bench(flags: BenchFlags, scoring: dict[str, Any], **asked: Any) -> Bench:
         device=flags.device,
         dtype=flags.dtype,
         offline=flags.offline,
-        num_steps=flags.steps,
-        guidance_scale=flags.guidance_scale,
-        scheduler=flags.scheduler,
+        sampling=flags.sampling.model_copy(update={"width": flags.size, "height": flags.size}),
         negative_prompt=flags.negative_prompt,
-        size=flags.size,
         extra=tuple((name, value) for _, name, _, value in pairs),
     )
     return Bench(

@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import ConfigDict, ValidationError
 
-from kgcli.cli.options import DrawFlags
-from kgcli.config import OFFLOADS, Strict
+from kgcli.cli.options import GenerateFlags
+from kgcli.config import OFFLOADS, SamplingConfig
 from kgcli.data.textfiles import TABLES, read_entries
 from kgcli.errors import KgError, OutputError, UsageError
 from kgcli.files import printable
@@ -18,7 +18,7 @@ from kgcli.inference.adapters import Adapters, read_adapters
 from kgcli.inference.metadata import is_ours, sidecar
 from kgcli.inference.output import OutputPlan, check_writable
 from kgcli.inference.replay import read_replay
-from kgcli.inference.request import Request, Settings, check_seed, make_request, random_seed
+from kgcli.inference.request import Request, check_seed, make_request, random_seed
 from kgcli.runtime import check_quantize
 from kgcli.weights.folder import ModelFolder, open_model
 
@@ -49,25 +49,25 @@ class Plan:
     adapters: Adapters = Adapters()
 
 
-class Line(Strict):
-    """One line of a batch; what it does not say comes from the flags."""
+class Line(SamplingConfig):
+    """One line of a batch, its sampling settings beside the rest; what it does not say comes from the flags."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(strict=True)
 
     prompt: str
     images: list[str] = []
     negative_prompt: str | None = None
     seed: int | list[int] | None = None
     num_images: int | None = None
-    steps: int | None = None
-    guidance_scale: float | None = None
-    width: int | None = None
-    height: int | None = None
-    scheduler: str | None = None
     out: str | None = None
 
+    @property
+    def sampling(self) -> SamplingConfig:
+        """The sampling settings alone."""
+        return SamplingConfig(**{name: getattr(self, name) for name in SamplingConfig.model_fields})
 
-def plan_prompt(prompt: str | None, flags: DrawFlags) -> Plan:
+
+def plan_prompt(prompt: str | None, flags: GenerateFlags) -> Plan:
     """The jobs of `kg generate` and `kg edit`.
 
     Raises: KgError of whatever is wrong, but for single lines of a batch: those are in the plan.
@@ -83,7 +83,7 @@ def plan_prompt(prompt: str | None, flags: DrawFlags) -> Plan:
         raise UsageError(f"--offload is {flags.offload}; it must be one of {', '.join(OFFLOADS)}")
     _check_names(flags)
     check_quantize(flags.quantize or "none", flags.device)
-    _settings(flags).check()
+    flags.sampling.check()
     plan = Plan(open_model(flags.model, flags.decoder, flags.offline), quantize=flags.quantize or "none")
     if flags.from_ is not None:
         return _plan_replay(plan, flags, Path(flags.from_))
@@ -93,7 +93,7 @@ def plan_prompt(prompt: str | None, flags: DrawFlags) -> Plan:
     return _add_jobs(plan, flags, _requests(plan, flags, Line(prompt=prompt or "", images=flags.images or [])))
 
 
-def _check_names(flags: DrawFlags) -> None:
+def _check_names(flags: GenerateFlags) -> None:
     """Refuse names that are no text before anything is generated: the metadata are to say them.
 
     Raises: UsageError.
@@ -105,7 +105,7 @@ def _check_names(flags: DrawFlags) -> None:
                 raise UsageError(f"{printable(value)} is a file name that is not UTF-8; rename the file")
 
 
-def _plan_replay(plan: Plan, flags: DrawFlags, source: Path) -> Plan:
+def _plan_replay(plan: Plan, flags: GenerateFlags, source: Path) -> Plan:
     """The picture of a file's metadata again; flags that are given change it."""
     given = bool(flags.lora or flags.controlnet)  # they take the place of all that was used
     replay = read_replay(
@@ -123,12 +123,12 @@ def _plan_replay(plan: Plan, flags: DrawFlags, source: Path) -> Plan:
         check_quantize(replay.quantize, flags.device)
         plan.quantize = replay.quantize
     plan.adapters = _adapters(plan.model, flags) if given else replay.adapters
-    record = {name: value for name, value in _given(flags).items() if value is not None}
-    line = Line(**{**replay.line, **record})
+    changed = {name: value for name, value in _given(flags).items() if value is not None}
+    line = Line(**{**replay.line, **replay.sampling.given(), **changed, **flags.sampling.given()})
     return _add_jobs(plan, flags, _requests(plan, flags, line))
 
 
-def _plan_batch(plan: Plan, flags: DrawFlags, source: str) -> Plan:
+def _plan_batch(plan: Plan, flags: GenerateFlags, source: str) -> Plan:
     """The jobs of each line; a bad one is put aside."""
     if flags.images:
         raise UsageError('--image has no place in a batch: write "images": [...] in the line')
@@ -159,14 +159,14 @@ def _plan_batch(plan: Plan, flags: DrawFlags, source: str) -> Plan:
     return plan
 
 
-def _add_jobs(plan: Plan, flags: DrawFlags, requests: list[Request]) -> Plan:
+def _add_jobs(plan: Plan, flags: GenerateFlags, requests: list[Request]) -> Plan:
     names = OutputPlan.parse(flags.out, len(requests))
     for index, request in enumerate(requests, start=1):
         _add_job(plan, flags, Job(request, names.path(request, index)))
     return plan
 
 
-def _add_job(plan: Plan, flags: DrawFlags, job: Job) -> None:
+def _add_job(plan: Plan, flags: GenerateFlags, job: Job) -> None:
     """Take a job up unless its file is there.
 
     Raises: UsageError, OutputError.
@@ -189,15 +189,9 @@ def _add_job(plan: Plan, flags: DrawFlags, job: Job) -> None:
     plan.jobs.append(replace(job, overwrite=overwrite))
 
 
-def _requests(plan: Plan, flags: DrawFlags, line: Line) -> list[Request]:
+def _requests(plan: Plan, flags: GenerateFlags, line: Line) -> list[Request]:
     """One request for each seed of a line."""
-    given = {name: value for name, value in line.model_dump().items() if value is not None}
-    merged = {**_given(flags), **given}
-    settings = Settings(
-        num_steps=merged["steps"],
-        **{name: merged[name] for name in ("guidance_scale", "width", "height", "scheduler")},
-        guidance_rescale=None,
-    )
+    merged = {**_given(flags), **line.given()}
     seeds = _seeds(merged["seed"], merged["num_images"])
     first = make_request(
         plan.model,
@@ -205,19 +199,20 @@ def _requests(plan: Plan, flags: DrawFlags, line: Line) -> list[Request]:
         images=line.images,
         negative_prompt=merged["negative_prompt"] or "",
         seed=seeds[0],
-        settings=settings,
+        sampling=line.sampling.over(flags.sampling),
         adapters=plan.adapters,
     )
     return [first, *(replace(first, seed=seed) for seed in seeds[1:])]
 
 
-def _given(flags: DrawFlags) -> dict[str, Any]:
-    """What flags say of a picture, by the names of `Line`."""
-    names = ("negative_prompt", "num_images", "steps", "guidance_scale", "width", "height", "scheduler")
-    return {**{name: getattr(flags, name) for name in names}, "seed": flags.seed or None}
+def _given(flags: GenerateFlags) -> dict[str, Any]:
+    """Return what flags say beside sampling, by the names of `Line`."""
+    return {"negative_prompt": flags.negative_prompt, "num_images": flags.num_images, "seed": flags.seed or None}
 
 
-def _adapters(model: ModelFolder, flags: DrawFlags) -> Adapters:
+def _adapters(model: ModelFolder, flags: GenerateFlags) -> Adapters:
+    if not (flags.lora or flags.controlnet or flags.controlnet_model or flags.map_model):
+        return Adapters()
     return read_adapters(
         model,
         loras=flags.lora or [],
@@ -225,11 +220,6 @@ def _adapters(model: ModelFolder, flags: DrawFlags) -> Adapters:
         controlnet_models=flags.controlnet_model or [],
         map_models=flags.map_model or [],
     )
-
-
-def _settings(flags: DrawFlags) -> Settings:
-    names = ("guidance_scale", "width", "height", "scheduler")
-    return Settings(num_steps=flags.steps, **{name: getattr(flags, name) for name in names})
 
 
 def _seeds(given: int | list[int] | None, num_images: int | None) -> list[int]:

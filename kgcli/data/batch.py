@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from kgcli.data.images import to_vae_pixels, to_vision_pixels
 from kgcli.data.pool import Pool
-from kgcli.data.prompt import Sequence, encode
+from kgcli.data.prompt import Sequence, encode, pad_sequences
 from kgcli.data.sample import Sample
 from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import PromptError
@@ -126,7 +125,5 @@ class Collator:
     def _tokens(self, samples: list[Sample]) -> dict[str, Tensor]:
         assert self.tokenizer is not None
         rows = [self._encode(sample) for sample in samples]
-        pad = self.tokenizer.special_ids.pad
-        tokens = pad_sequence([torch.tensor(row.token_ids) for row in rows], batch_first=True, padding_value=pad)
-        slots = pad_sequence([torch.tensor(row.image_mask) for row in rows], batch_first=True)
-        return {"tokens": tokens, "token_mask": tokens != pad, "image_mask": slots}
+        tokens, token_mask, image_mask = pad_sequences(rows, self.tokenizer.special_ids.pad)
+        return {"tokens": tokens, "token_mask": token_mask, "image_mask": image_mask}

@@ -14,10 +14,14 @@ import re
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
+from typing import TYPE_CHECKING
 
 from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import PromptError
 from kgcli.files import printable
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_WEIGHT = 2.0
 FITS = ("pad", "crop", "stretch")
@@ -132,6 +136,19 @@ def encode(fragments: SequenceOf[str | None], tokenizer: Tokenizer, num_slots: i
         token_ids.append(ids.eos)
         image_mask.append(False)
     return Sequence(token_ids=token_ids, image_mask=image_mask)
+
+
+def pad_sequences(rows: SequenceOf[Sequence], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return tokens, token mask and image mask, (rows, longest) each, padded on the right.
+
+    The token mask is True for a real token, the image mask for the slot of an image.
+    """
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    tokens = pad_sequence([torch.tensor(row.token_ids) for row in rows], batch_first=True, padding_value=pad_id)
+    image_mask = pad_sequence([torch.tensor(row.image_mask) for row in rows], batch_first=True)
+    return tokens, tokens != pad_id, image_mask
 
 
 def check_length(prompt: Prompt, sequence: Sequence, *, max_images: int, max_tokens: int) -> None:

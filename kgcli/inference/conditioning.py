@@ -19,10 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from kgcli.data.prompt import Prompt
 from kgcli.errors import IncompatibleError, MissingError
 from kgcli.inference.encoder import PromptEncoder
-from kgcli.inference.inputs import read_negatives
 from kgcli.inference.output import write_bytes
 from kgcli.inference.request import Request, portable_prompt
 from kgcli.runtime import choose_device, choose_dtype, memory_errors
@@ -49,11 +47,7 @@ def encode_to_file(
     dtype = choose_dtype(dtype, device, folder.num_bytes)
     with memory_errors():
         kosmosg = load_kosmosg(folder.path, device=device, dtype=DTYPES[dtype], quantize=quantize)
-        encoder = PromptEncoder(kosmosg, folder.tokenizer)
-        embeds = (
-            encoder.encode([request.prompt], [[picture.load() for picture in request.pictures]]),
-            encoder.encode_negatives(read_negatives(Prompt(parts=(request.negative_prompt,)), 1)),
-        )
+        embeds = PromptEncoder(kosmosg, folder.tokenizer).encode_request(request)
     write_conditioning(out, embeds, request, folder, quantize)
     return {name: list(tensor.shape) for name, tensor in zip(TENSORS, embeds, strict=True)}
 

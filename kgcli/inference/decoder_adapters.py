@@ -20,6 +20,7 @@ from torch import Tensor
 from kgcli.errors import IncompatibleError, MissingError
 from kgcli.inference.adapters import Adapters, Control, Source
 from kgcli.inference.control_maps import fit_to, make_map
+from kgcli.inference.denoise import steered
 from kgcli.inference.loras import Loras
 from kgcli.inference.pipeline import KosmosGPipeline
 
@@ -56,11 +57,8 @@ class Attachments:
             [_to_tensor(self.control_map(control, size), self.pipeline) for control in adapters.controls],
             [control.scale for control in adapters.controls],
         )
-        handle = self.pipeline.decoder.unet.register_forward_pre_hook(steer, with_kwargs=True)
-        try:
+        with steered(self.pipeline.decoder.unet, steer):
             yield
-        finally:
-            handle.remove()
 
     def control_map(self, control: Control, size: tuple[int, int]) -> Image.Image:
         """What a ControlNet follows, at the size that is drawn."""
@@ -84,29 +82,24 @@ class Attachments:
 
 
 class _Steering:
-    """A hook that gives the U-Net what ControlNets say of its input."""
+    """The residuals that ControlNets add to the features of a U-Net."""
 
     def __init__(self, networks: MultiControlNetModel, maps: Sequence[Tensor], scales: Sequence[float]) -> None:
         self.networks = networks
         self.maps = maps
         self.scales = list(scales)
 
-    def __call__(self, unet: Any, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """The U-Net's arguments with the residuals of all networks among them."""
-        sample_BCHW, timestep = args
+    def __call__(self, sample_BCHW: Tensor, timestep: Tensor, conditioning_BSd: Tensor) -> dict[str, Any]:
+        """Return further arguments of the U-Net."""
         down, middle = self.networks(
             sample_BCHW,
             timestep,
-            encoder_hidden_states=options["encoder_hidden_states"],
+            encoder_hidden_states=conditioning_BSd,
             controlnet_cond=[map_13XY.expand(len(sample_BCHW), -1, -1, -1) for map_13XY in self.maps],
             conditioning_scale=self.scales,
             return_dict=False,
         )
-        return args, {
-            **options,
-            "down_block_additional_residuals": down,
-            "mid_block_additional_residual": middle,
-        }
+        return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
 
 
 def load_controlnet(location: str, dtype: torch.dtype, local_files_only: bool = False) -> ControlNetModel:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from PIL import Image
@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from kgcli.config import OFFLOADS
 from kgcli.data.images import to_vision_pixels
-from kgcli.data.prompt import Prompt, check_length, encode
+from kgcli.data.prompt import Prompt, check_length, encode, pad_sequences
+from kgcli.data.prompt import Sequence as TokenSequence
 from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import UsageError
 from kgcli.inference.image_weights import weighted_terms
-from kgcli.model.kosmosg import KosmosG, place_images
+from kgcli.inference.request import Request
+from kgcli.model.kosmosg import KosmosG
 from kgcli.weights.quantize import move
 
 KEPT_IMAGES = 64  # features kept for the next call; 512 KiB each at full size in fp32
@@ -83,6 +85,13 @@ class PromptEncoder:
             )
         return found_BSd[[rows[key] for key in keys]]
 
+    def encode_request(self, request: Request) -> tuple[Tensor, Tensor]:
+        """Conditioning of a request and what it is guided away from, (1, S, d) each."""
+        words = request.negative_prompt
+        negative = Prompt(parts=(words,) if words.strip() else ())
+        pictures = [picture.load() for picture in request.pictures]
+        return self.encode([request.prompt], [pictures]), self.encode_negatives([negative])
+
     def encode_negatives(self, prompts: Sequence[Prompt]) -> Tensor:
         """Conditionings (B, S, d) to guide away from: of text alone, or of the start token where there is none."""
         for prompt in prompts:
@@ -98,7 +107,7 @@ class PromptEncoder:
         weighted = [row for row, prompt in enumerate(prompts) if any(ref.weight != 1 for ref in prompt.images)]
         if not weighted:
             return self._encode(prompts, pictures, hashes)
-        self._tokens(prompts)  # for its checks
+        self._sequences(prompts)  # for its checks
         plain = [row for row in range(len(prompts)) if row not in weighted]
         rows = {row: self._mean(prompts[row], pictures[row], hashes[row]) for row in weighted}
         if plain:
@@ -121,31 +130,24 @@ class PromptEncoder:
     def _encode(
         self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Image.Image]], hashes: Sequence[Sequence[str]]
     ) -> Tensor:
-        tokens_BT, image_mask_BT = self._tokens(prompts)
-        token_mask_BT = tokens_BT != self.model.cfg.special_ids.pad
-        with self._lent(self.model.mllm.embedding, when="sequential"):
-            embeddings_BTD = self.model.mllm.embed(tokens_BT)
-        if any(pictures):
-            pictures_NQD = self._see(prompts, pictures, hashes)
-            embeddings_BTD = place_images(embeddings_BTD, image_mask_BT, pictures_NQD)
-        with self._lent(self.model.mllm, when="sequential"):
-            hidden_BTD = self.model.mllm(embeddings_BTD, token_mask_BT)
-        with self._lent(self.model.aligner, when="sequential"):
-            return self.model.aligner.encode(hidden_BTD, token_mask_BT)
+        pad_id = self.model.cfg.special_ids.pad
+        tokens_BT, token_mask_BT, image_mask_BT = pad_sequences(self._sequences(prompts), pad_id)
+        seen = (lambda: self._see(prompts, pictures, hashes)) if any(pictures) else None
+        return self.model.encode(
+            tokens_BT.to(self.device),
+            token_mask_BT.to(self.device),
+            image_mask_BT.to(self.device),
+            seen,
+            self._lend_parts,
+        )
 
-    def _tokens(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
-        """Token ids and image mask of prompts, right-padded to one length."""
+    def _sequences(self, prompts: Sequence[Prompt]) -> list[TokenSequence]:
+        """Token ids of prompts with slots for their images, checked against the model's limits."""
         cfg = self.model.cfg
         sequences = [encode(prompt.fragments, self.tokenizer, cfg.resampler.num_queries) for prompt in prompts]
         for prompt, sequence in zip(prompts, sequences, strict=True):
             check_length(prompt, sequence, max_images=cfg.max_images, max_tokens=cfg.mllm.max_positions)
-        longest = max(len(sequence.token_ids) for sequence in sequences)
-        tokens_BT = torch.full((len(sequences), longest), cfg.special_ids.pad)
-        image_mask_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
-        for row, sequence in enumerate(sequences):
-            tokens_BT[row, : len(sequence.token_ids)] = torch.tensor(sequence.token_ids)
-            image_mask_BT[row, : len(sequence.image_mask)] = torch.tensor(sequence.image_mask)
-        return tokens_BT.to(self.device), image_mask_BT.to(self.device)
+        return sequences
 
     def _see(
         self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Image.Image]], hashes: Sequence[Sequence[str]]
@@ -169,8 +171,10 @@ class PromptEncoder:
         One by one: in a batch sums run in another order, and what is kept must not depend on its first neighbours.
         """
         pixels = torch.from_numpy(to_vision_pixels(picture, self.model.cfg.vision.image_size, fit))
-        with self._lent(self.model.vision, self.model.resampler, when="sequential"):
-            return self.model.resampler(self.model.vision(pixels[None].to(self.device, self.dtype)))
+        return self.model.see(pixels[None].to(self.device, self.dtype), self._lend_parts)
+
+    def _lend_parts(self, *parts: nn.Module) -> AbstractContextManager[None]:
+        return self._lent(*parts, when="sequential")
 
     @contextmanager
     def _lent(self, *parts: nn.Module, when: str) -> Iterator[None]:

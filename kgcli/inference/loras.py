@@ -159,7 +159,7 @@ def unet_shapes(unet: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _report(header: LoraHeader, placement: LoraPlacement) -> None:
-    """Notes of what a file holds that does not act."""
+    """Note everything in a file that does not act."""
     name = shown(header.path.name)
     if placement.left:
         _log.warning(
@@ -184,7 +184,7 @@ def _peft_tensors(pair: LowRank) -> dict[str, Tensor]:
 
 
 def _held_by_peft(unet: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
-    """What peft's layers hold under an adapter's name, where they apply it with no further scale."""
+    """Yield the tensors of peft's layers under an adapter's name, where they are applied with no further scale."""
     from peft.tuners.lora import LoraLayer
 
     for layer, module in unet.named_modules():

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import io
 import json
-import platform
 import re
 import warnings
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from kgcli.inference.adapters import Adapters, Source
 from kgcli.inference.request import Request, portable_prompt
 from kgcli.inference.user_comment import decode_comment, encode_comment
 from kgcli.reading import parse_json, read_text
+from kgcli.runtime import versions
 from kgcli.version import __version__
 from kgcli.weights.folder import ModelFolder
 
@@ -49,18 +48,18 @@ Metadata = dict[str, Any]
 
 def describe(request: Request, model: ModelFolder, device: str, dtype: str, quantize: str = "none") -> Metadata:
     """All that is needed to draw the same picture again, without paths of the user's."""
-    settings = request.settings
+    sampling = request.sampling
     return {
         "kgcli": __version__,
         "prompt": portable_prompt(request),
         "negative_prompt": request.negative_prompt,
         "seed": request.seed,
-        "steps": settings.num_steps,
-        "guidance_scale": settings.guidance_scale,
-        "guidance_rescale": settings.guidance_rescale,
-        "scheduler": settings.scheduler,
-        "width": settings.width,
-        "height": settings.height,
+        "steps": sampling.num_inference_steps,
+        "guidance_scale": sampling.guidance_scale,
+        "guidance_rescale": sampling.guidance_rescale,
+        "scheduler": sampling.scheduler,
+        "width": sampling.width,
+        "height": sampling.height,
         "images": [{"name": picture.name, "sha256": picture.sha256} for picture in request.pictures],
         "model": {"name": model.name, "sha256": model.sha256},
         "decoder": {"name": Path(model.decoder).name, "sha256": model.decoder_sha256},
@@ -68,7 +67,7 @@ def describe(request: Request, model: ModelFolder, device: str, dtype: str, quan
         "device": device,
         "dtype": dtype,
         "quantize": quantize,
-        "versions": {"python": platform.python_version(), **_package_versions()},
+        "versions": {name: number for name, number in versions(PACKAGES).items() if name != "kgcli"},
     }
 
 
@@ -226,13 +225,3 @@ def _tag_name(lora: Metadata) -> str:
 def _quoted(value: str) -> str:
     """A value of the settings, quoted as the web UI does where it would end too early."""
     return json.dumps(value, ensure_ascii=False) if re.search(r'[,:"\n\r]', value) else value
-
-
-def _package_versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

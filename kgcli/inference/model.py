@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 
-from kgcli.data.prompt import Prompt
-from kgcli.errors import UsageError
-from kgcli.inference.adapters import read_adapters
-from kgcli.inference.decoder_adapters import Attachments
-from kgcli.inference.pipeline import KosmosGPipeline, StepCallback, seeded
-from kgcli.inference.request import Request, Settings, check_seed, edit_prompt, make_request, random_seed
+from kgcli.config import read_sampling
+from kgcli.inference.adapters import Adapters, read_adapters
+from kgcli.inference.denoise import StepCallback, denoise, seeded
+from kgcli.inference.pipeline import KosmosGPipeline
+from kgcli.inference.request import Request, check_seed, edit_prompt, make_request, random_seed
 from kgcli.runtime import check_quantize, choose_device, choose_dtype, choose_offload, memory_errors
 from kgcli.weights.folder import ModelFolder, open_model
 from kgcli.weights.safetensors import DTYPES
+
+if TYPE_CHECKING:
+    from kgcli.inference.decoder_adapters import Attachments
 
 
 class Model:
@@ -30,7 +34,20 @@ class Model:
         self.pipeline = pipeline
         self.device = device
         self.dtype = dtype
-        self.attachments = Attachments(pipeline, local_files_only=offline)
+        self.offline = offline
+
+    @cached_property
+    def attachments(self) -> Attachments:
+        """What puts adapters on the decoder; made when the first is asked for."""
+        from kgcli.inference.decoder_adapters import Attachments
+
+        return Attachments(self.pipeline, local_files_only=self.offline)
+
+    def attached(self, adapters: Adapters, size: tuple[int, int]) -> AbstractContextManager[None]:
+        """Return a context in which the decoder has these adapters and no others; see `Attachments.on`."""
+        if adapters == Adapters() and "attachments" not in vars(self):
+            return nullcontext()
+        return self.attachments.on(adapters, size)
 
     def generate(
         self,
@@ -44,13 +61,19 @@ class Model:
         controls: Sequence[str] = (),
         controlnet_models: Sequence[str] = (),
         map_models: Sequence[str] = (),
-        **settings: Any,
+        **sampling: Any,
     ) -> list[Image.Image]:
         """Pictures of a prompt with `<image:PATH>` in it, for the seed and those after it.
 
         `images` fill numbered slots (`<image:-1>`); `loras` (`style.safetensors:0.7`), `controls` (`canny=a.jpg:0.8`),
-        `controlnet_models` and `map_models` (`canny=FOLDER`) are written as on the command line; `settings` are the
-        fields of `Settings`.
+        `controlnet_models` and `map_models` (`canny=FOLDER`) are written as on the command line; `sampling` are
+        fields of `SamplingConfig`.
+
+        Example:
+            >>> model = load(device="cpu")
+            >>> images = model.generate("a cat in the snow", seed=0, num_images=2, num_inference_steps=2)
+            >>> [image.size for image in images]
+            [(64, 64), (64, 64)]
         """
         adapters = read_adapters(
             self.folder,
@@ -65,7 +88,7 @@ class Model:
             images=images,
             negative_prompt=negative_prompt,
             seed=random_seed() if seed is None else seed,
-            settings=_settings(settings),
+            sampling=read_sampling(sampling),
             adapters=adapters,
         )
         check_seed(first.seed + max(num_images, 1) - 1)
@@ -73,7 +96,13 @@ class Model:
         return [image for _, image in generate(self, requests)]
 
     def edit(self, image: str, instruction: str, **options: Any) -> list[Image.Image]:
-        """Pictures of an instruction carried out on a picture; options as of `generate`."""
+        """Pictures of an instruction carried out on a picture; options as of `generate`.
+
+        Example:
+            >>> model = load(device="cpu")
+            >>> len(model.edit("nano/cat.png", "add a hat", seed=0, num_inference_steps=2))
+            1
+        """
         return self.generate(edit_prompt(image, instruction), **options)
 
 
@@ -95,6 +124,10 @@ def load(
     Raises:
         MissingError: it is not there or is damaged.
         IncompatibleError: it or the device does not fit.
+
+    Example:
+        >>> load(device="cpu").folder.name
+        'nano'
     """
     device = choose_device(device)
     check_quantize(quantize, device)
@@ -122,51 +155,24 @@ def generate(
     Each is drawn alone, so that its pixels depend on nothing but its own request; a prompt that several requests in
     a row share is encoded once.
     """
+    pipeline = model.pipeline
     previous: Request | None = None
     embeds: tuple[torch.Tensor, torch.Tensor] | None = None
     for request in requests:
-        settings = request.settings.filled(model.folder)
-        assert settings.width is not None and settings.height is not None, "filled above"
-        model.pipeline.decoder.check_size(settings.width, settings.height)
+        sampling = request.sampling.over(model.folder.cfg.generation)
+        pipeline.decoder.check_size(*sampling.size)
         with memory_errors():
             if embeds is None or previous is None or not _same_prompt(previous, request):
-                pictures = [picture.load() for picture in request.pictures]
-                embeds = model.pipeline.encode_prompt(
-                    [request.prompt], [pictures], Prompt(parts=(request.negative_prompt,))
-                )
+                embeds = pipeline.encoder.encode_request(request)
             previous = request
-            image = _draw(model, replace(request, settings=settings), embeds, on_step)
+            with model.attached(request.adapters, sampling.size):
+                (image,) = denoise(
+                    pipeline.sd, pipeline.decoder, *embeds, seeded([request.seed]), sampling, on_step=on_step
+                )
         yield request, image
-
-
-def _draw(
-    model: Model, request: Request, embeds: tuple[torch.Tensor, torch.Tensor], on_step: StepCallback | None
-) -> Image.Image:
-    """The picture of a request whose settings are all filled in."""
-    settings = request.settings
-    assert settings.width is not None and settings.height is not None, "filled in"
-    with model.attachments.on(request.adapters, (settings.width, settings.height)):
-        return model.pipeline.draw(
-            *embeds,
-            generators=seeded([request.seed]),
-            width=settings.width,
-            height=settings.height,
-            num_inference_steps=settings.num_steps,
-            guidance_scale=settings.guidance_scale,
-            guidance_rescale=settings.guidance_rescale,
-            scheduler=settings.scheduler,
-            on_step=on_step,
-        )[0]
 
 
 def _same_prompt(one: Request, other: Request) -> bool:
     """Whether two requests are encoded alike."""
     pictures = [[picture.sha256 for picture in request.pictures] for request in (one, other)]
     return (one.prompt, one.negative_prompt) == (other.prompt, other.negative_prompt) and pictures[0] == pictures[1]
-
-
-def _settings(given: dict[str, Any]) -> Settings:
-    unknown = set(given) - set(Settings.__dataclass_fields__)
-    if unknown:
-        raise UsageError(f"unknown setting {sorted(unknown)[0]}; there are {', '.join(Settings.__dataclass_fields__)}")
-    return Settings(**given)

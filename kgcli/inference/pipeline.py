@@ -8,36 +8,28 @@ Shape letters: B prompts or pictures, S d conditioning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_output import StableDiffusionPipelineOutput
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from PIL import Image
 from torch import Tensor
 
-from kgcli.config import OFFLOADS
+from kgcli.config import OFFLOADS, SamplingConfig, read_sampling
 from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import UsageError
+from kgcli.inference.denoise import StepCallback, denoise, make_scheduler, make_sd, sd_parts
 from kgcli.inference.encoder import PromptEncoder
 from kgcli.inference.inputs import PictureLike, PromptLike, read_negatives, read_prompts
-from kgcli.inference.schedulers import make_scheduler
 from kgcli.model.diffusion import Diffusion
-from kgcli.model.finite import finite_images
 from kgcli.model.kosmosg import KosmosG
 from kgcli.runtime import check_quantize
 from kgcli.weights.decoder import load_decoder
 from kgcli.weights.folder import ModelFolder, open_model
 from kgcli.weights.load import load_kosmosg
 
-MAX_BATCH = 16  # pictures drawn at once; a longer batch goes in pieces
-TILED_PIXELS = 1024 * 1024  # of one picture; a VAE decodes a larger one in tiles
-SLICED_PIXELS = 2048 * 2048  # of all pictures drawn at once; from here on each is decoded alone
-StepCallback = Callable[[int], None]
 Images = PictureLike | Sequence[PictureLike | Sequence[PictureLike] | None]
 
 
@@ -48,9 +40,7 @@ class KosmosGPipeline:
         decoder.check_conditioning(model.cfg.aligner.width)
         self.encoder = PromptEncoder(model, tokenizer)
         self.decoder = decoder
-        # Its scheduler is set by each call: the model's default may not suit another decoder.
-        self.sd: Any = StableDiffusionPipeline(**self._parts(), requires_safety_checker=False)
-        self.sd.set_progress_bar_config(disable=True)
+        self.sd = make_sd(decoder)
 
     @classmethod
     def from_pretrained(
@@ -70,6 +60,10 @@ class KosmosGPipeline:
         `quantize` (8bit, 4bit) holds the MLLM's linear layers in few bits.
 
         Raises: MissingError, IncompatibleError, UsageError.
+
+        Example:
+            >>> KosmosGPipeline.from_pretrained().dtype
+            torch.float32
         """
         check_quantize(quantize, str(device))
         if not isinstance(model, ModelFolder):
@@ -109,7 +103,7 @@ class KosmosGPipeline:
     @property
     def components(self) -> dict[str, Any]:
         """The parts of a Stable Diffusion pipeline: `StableDiffusionImg2ImgPipeline(**pipe.components)`."""
-        return {**self._parts(), "scheduler": self.make_scheduler()}
+        return {**sd_parts(self.decoder), "scheduler": self.make_scheduler()}
 
     def make_scheduler(self, name: str | None = None) -> Any:
         """The scheduler of a name (ddim, pndm, dpm++, euler, unipc, lcm) or the model's default, for this decoder.
@@ -120,17 +114,11 @@ class KosmosGPipeline:
 
     def make_pipeline(self, kind: Callable[..., Any], **parts: Any) -> Any:
         """Any diffusers pipeline of the Stable Diffusion v1 family with this decoder in it, given its further parts."""
-        # The scheduler comes later: in the making, diffusers would change one of older settings and warn of it.
         scheduler = parts.pop("scheduler", None) or self.make_scheduler()
-        pipeline = kind(**{**self._parts(), **parts}, requires_safety_checker=False)
+        pipeline = make_sd(self.decoder, kind, **parts)
+        pipeline.set_progress_bar_config(disable=False)
         pipeline.scheduler = scheduler
         return pipeline
-
-    def _parts(self) -> dict[str, Any]:
-        """What every pipeline is made of, with a scheduler that stands in for any other."""
-        absent = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
-        stand_in = DDIMScheduler(steps_offset=1, clip_sample=False)
-        return {"vae": self.decoder.vae, "unet": self.decoder.unet, "scheduler": stand_in, **absent}
 
     def to(self, *where: str | torch.device | torch.dtype, dtype: torch.dtype | None = None) -> KosmosGPipeline:
         """Move it, or change its precision, or both; returns the pipeline itself."""
@@ -179,6 +167,12 @@ class KosmosGPipeline:
             num_images_per_prompt: rows for each prompt; leave it at 1 where the drawing pipeline repeats them.
 
         Raises: PromptError, UsageError, ImageError.
+
+        Example:
+            >>> pipeline = KosmosGPipeline.from_pretrained()
+            >>> embeds, negative = pipeline.encode_prompt("a <image:nano/cat.png> in the snow")
+            >>> embeds.shape == negative.shape
+            True
         """
         prompts, pictures = read_prompts(prompt, images)
         negatives = read_negatives(negative_prompt, len(prompts))
@@ -195,12 +189,19 @@ class KosmosGPipeline:
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        **settings: Any,
+        on_step: StepCallback | None = None,
+        **sampling: Any,
     ) -> StableDiffusionPipelineOutput:
-        """Pictures of prompts, or of embeddings, as `.images`; `settings` are those of `draw`.
+        """Images of prompts, or of embeddings, as `.images`; `sampling` are fields of `SamplingConfig`.
 
-        A generator for each picture, or one that draws the noise of all of them in turn.
+        A generator for each image, or one that draws the noise of all of them in turn.
+
+        Example:
+            >>> pipeline = KosmosGPipeline.from_pretrained()
+            >>> pipeline("a cat in the snow", num_inference_steps=2, width=32, height=32).images[0].size
+            (32, 32)
         """
+        settings = read_sampling(sampling)
         if (prompt is None) == (prompt_embeds is None):
             raise UsageError("give either prompt or prompt_embeds")
         if prompt is not None:
@@ -212,93 +213,28 @@ class KosmosGPipeline:
             generator = torch.Generator()
             generator.seed()
         generators = [generator] * len(prompt_embeds) if isinstance(generator, torch.Generator) else list(generator)
-        pictures = self.draw(prompt_embeds, negative_prompt_embeds, generators=generators, **settings)
-        return StableDiffusionPipelineOutput(images=pictures, nsfw_content_detected=None)
+        images_made = self.draw(
+            prompt_embeds, negative_prompt_embeds, generators=generators, sampling=settings, on_step=on_step
+        )
+        return StableDiffusionPipelineOutput(images=images_made, nsfw_content_detected=None)
 
-    @torch.no_grad()
     def draw(
         self,
         prompt_embeds: Tensor,
         negative_prompt_embeds: Tensor | None = None,
         *,
         generators: Sequence[torch.Generator],
-        width: int | None = None,
-        height: int | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        guidance_rescale: float | None = None,
-        scheduler: str | None = None,
+        sampling: SamplingConfig | None = None,
         on_step: StepCallback | None = None,
     ) -> list[Image.Image]:
-        """One picture for each row of `prompt_embeds` and its generator; None takes the model's default.
+        """Return an image for each row of `prompt_embeds` and its generator; None takes the model's default.
 
         At a guidance scale of 1 or less nothing is guided away from and no null rows are computed.
         """
         if len(generators) != len(prompt_embeds):
             raise UsageError(f"{len(prompt_embeds)} pictures but {len(generators)} generators; give one for each")
-        defaults = self.model.cfg.generation
-        scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
-        guided = scale > 1
-        if guided and negative_prompt_embeds is None:
+        sampling = (sampling or SamplingConfig()).over(self.model.cfg.generation)
+        if negative_prompt_embeds is None and (sampling.guidance_scale or 0) > 1:
             negative_prompt_embeds = self.encoder.encode_negatives(read_negatives(None, len(prompt_embeds)))
-        options = {
-            "width": width or defaults.width,
-            "height": height or defaults.height,
-            "num_inference_steps": num_inference_steps or defaults.num_inference_steps,
-            "guidance_scale": scale,
-            "guidance_rescale": defaults.guidance_rescale if guidance_rescale is None else guidance_rescale,
-            "callback_on_step_end": _StepReport(on_step) if on_step else None,
-        }
-        pictures: list[Image.Image] = []
-        for start in range(0, len(prompt_embeds), MAX_BATCH):
-            rows = slice(start, start + MAX_BATCH)
-            negative = negative_prompt_embeds[rows] if guided and negative_prompt_embeds is not None else None
-            self.sd.scheduler = self.make_scheduler(scheduler)
-            pictures += self._draw(prompt_embeds[rows], negative, generators[rows], options)
-        return pictures
-
-    def _draw(
-        self, embeds: Tensor, negative: Tensor | None, generators: Sequence[torch.Generator], options: dict[str, Any]
-    ) -> list[Image.Image]:
-        """One call of the diffusers pipeline, its noise drawn picture by picture: the same in any batch."""
-        dtype, side = self.sd.unet.dtype, self.sd.vae_scale_factor
-        shape = (self.sd.unet.config.in_channels, options["height"] // side, options["width"] // side)
-        noise = [torch.randn(shape, generator=generator, device=generator.device) for generator in generators]
-        vae, num_pixels = self.decoder.vae, options["height"] * options["width"]
-        with _memory_spared(vae, num_pixels, len(embeds)), finite_images(vae):
-            result = self.sd(
-                prompt_embeds=embeds.to(self.device, dtype),
-                negative_prompt_embeds=None if negative is None else negative.to(self.device, dtype),
-                latents=torch.stack(noise).to(self.device, dtype),
-                generator=list(generators),  # for samplers that draw noise in every step
-                **options,
-            )
-        return list(result.images)
-
-
-class _StepReport:
-    """What diffusers calls after each step."""
-
-    def __init__(self, on_step: StepCallback) -> None:
-        self.on_step = on_step
-
-    def __call__(self, pipeline: Any, step: int, timestep: int, values: dict[str, Any]) -> dict[str, Any]:
-        self.on_step(step + 1)
-        return values
-
-
-def seeded(seeds: Sequence[int]) -> list[torch.Generator]:
-    """A generator for each seed, on the CPU: the same noise on any device."""
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-@contextmanager
-def _memory_spared(vae: Any, num_pixels: int, num_pictures: int) -> Iterator[None]:
-    """A VAE that decodes a large picture in tiles, and many of them one by one; what was set before comes back."""
-    before = vae.use_tiling, vae.use_slicing
-    vae.use_tiling = before[0] or num_pixels > TILED_PIXELS
-    vae.use_slicing = before[1] or (num_pictures > 1 and num_pixels * num_pictures > SLICED_PIXELS)
-    try:
-        yield
-    finally:
-        vae.use_tiling, vae.use_slicing = before
+        embeds, negative = prompt_embeds.to(self.device), negative_prompt_embeds
+        return denoise(self.sd, self.decoder, embeds, negative, generators, sampling, on_step=on_step)

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from kgcli.config import SamplingConfig
 from kgcli.data.images import read_picture
 from kgcli.data.prompt import ImageRef, Prompt
 from kgcli.errors import ImageError, IncompatibleError, MissingError, PromptError, UsageError
@@ -21,6 +22,7 @@ from kgcli.weights.hub import is_hub_id
 from kgcli.weights.lora_header import lora_file, lora_files
 from kgcli.weights.shipped import find_adapter, find_picture
 
+SAMPLED_BY = ("steps", "guidance_scale", "scheduler", "width", "height")  # in every record; older ones have no more
 _log = logging.getLogger(__name__)
 
 
@@ -51,11 +53,6 @@ class _Record(BaseModel):
     prompt: str
     negative_prompt: str
     seed: int
-    steps: int
-    guidance_scale: float
-    scheduler: str
-    width: int
-    height: int
     images: list[_Input]
     model: _Input
     decoder: _Input
@@ -66,9 +63,11 @@ class _Record(BaseModel):
 
 @dataclass(frozen=True)
 class Replay:
-    """What to draw again, by the names of a batch line, and in which precision."""
+    """What to generate again: the prompt and seed by the names of a batch line, how it is sampled, and in which
+    precision."""
 
     line: dict[str, Any]
+    sampling: SamplingConfig
     dtype: str
     quantize: str
     adapters: Adapters
@@ -96,9 +95,13 @@ def read_replay(
         IncompatibleError: it was drawn by another model.
     """
     try:
-        record = _Record.model_validate(read_metadata(source))
+        metadata = read_metadata(source)
+        record = _Record.model_validate(metadata)
+        sampled = {name: metadata[name] for name in SAMPLED_BY}
+        sampled["guidance_rescale"] = metadata.get("guidance_rescale")
+        sampling = SamplingConfig.model_validate(sampled, strict=True)
         prompt = Prompt.parse(record.prompt)
-    except (ValidationError, PromptError) as error:
+    except (ValidationError, PromptError, KeyError) as error:
         reason = f"{error.errors()[0]['loc']}" if isinstance(error, ValidationError) else str(error)
         raise MissingError(f"the kgcli metadata of {source} are damaged ({reason})") from None
     if len(prompt.images) != len(record.images):
@@ -111,7 +114,8 @@ def read_replay(
     adapters = Adapters()
     if with_adapters:
         adapters = _find_adapters(source, record, images, controlnet_models, map_models, allow_download)
-    return Replay({**line, "prompt": Prompt(parts=parts).format()}, record.dtype, record.quantize, adapters)
+    line["prompt"] = Prompt(parts=parts).format()
+    return Replay(line, sampling, record.dtype, record.quantize, adapters)
 
 
 def _check_model(source: Path, record: _Record, model: ModelFolder, chosen: bool) -> None:

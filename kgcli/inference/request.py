@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+from kgcli.config import SamplingConfig
 from kgcli.data.images import Picture, read_picture
 from kgcli.data.prompt import ImageRef, Prompt, check_length, encode
 from kgcli.errors import ImageError, PromptError, UsageError
@@ -17,52 +17,10 @@ from kgcli.inference.adapters import Adapters
 from kgcli.weights.folder import ModelFolder
 from kgcli.weights.shipped import find_picture
 
-SCHEDULERS = ("ddim", "pndm", "dpm++", "euler", "unipc", "lcm")
-SIZE_MULTIPLE = 8  # pixels
-MAX_SIDE = 4096  # pixels
-MAX_STEPS = 1000  # the length of the training schedule
-MAX_GUIDANCE = 100.0
 MAX_SEED = 2**63 - 1
 _IMAGE_LINK = re.compile(r"https?://\S{1,500}\.(?:png|jpe?g|webp|gif)\b", re.IGNORECASE)
 
 _log = logging.getLogger(__name__)
-
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How a picture is drawn; None leaves it to the model's own default."""
-
-    num_steps: int | None = None
-    guidance_scale: float | None = None
-    guidance_rescale: float | None = None
-    scheduler: str | None = None
-    width: int | None = None  # pixels
-    height: int | None = None  # pixels
-
-    def filled(self, model: ModelFolder) -> Settings:
-        """The same with the model's defaults in place of None."""
-        defaults = model.cfg.generation.model_dump()
-        defaults["num_steps"] = defaults.pop("num_inference_steps")
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Settings(**{name: defaults[name] if value is None else value for name, value in given.items()})
-
-    def check(self) -> None:
-        """Refuse what no model can do.
-
-        Raises: UsageError that names the flag.
-        """
-        for flag, side in (("--width", self.width), ("--height", self.height)):
-            if side is not None and (side % SIZE_MULTIPLE or not SIZE_MULTIPLE <= side <= MAX_SIDE):
-                raise UsageError(f"{flag} is {side}; it must be a multiple of {SIZE_MULTIPLE} up to {MAX_SIDE} pixels")
-        if self.num_steps is not None and not 1 <= self.num_steps <= MAX_STEPS:
-            raise UsageError(f"--steps is {self.num_steps}; it must be from 1 to {MAX_STEPS}")
-        scale = self.guidance_scale
-        if scale is not None and not (math.isfinite(scale) and 0 <= scale <= MAX_GUIDANCE):
-            raise UsageError(f"--guidance-scale is {scale}; it must be from 0 to {MAX_GUIDANCE:g}")
-        if self.scheduler is not None and self.scheduler not in SCHEDULERS:
-            raise UsageError(f"--scheduler is {self.scheduler}; it must be one of {', '.join(SCHEDULERS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +31,7 @@ class Request:
     pictures: tuple[Picture, ...] = ()  # one for each image of the prompt
     negative_prompt: str = ""
     seed: int = 0
-    settings: Settings = Settings()
+    sampling: SamplingConfig = SamplingConfig()
     adapters: Adapters = Adapters()
 
 
@@ -84,15 +42,15 @@ def make_request(
     images: Sequence[str] = (),
     negative_prompt: str = "",
     seed: int = 0,
-    settings: Settings | None = None,
+    sampling: SamplingConfig | None = None,
     adapters: Adapters | None = None,
 ) -> Request:
     """Parse a prompt, open its pictures and check everything against the model.
 
     Raises: UsageError, PromptError, ImageError.
     """
-    settings = (settings or Settings()).filled(model)
-    settings.check()
+    sampling = (sampling or SamplingConfig()).over(model.cfg.generation)
+    sampling.check()
     check_seed(seed)
     prompt = Prompt.parse(text).fill_slots(images)
     check_fits(prompt, model)
@@ -105,7 +63,7 @@ def make_request(
         pictures=open_pictures(prompt),
         negative_prompt=check_negative(negative_prompt, model),
         seed=seed,
-        settings=settings,
+        sampling=sampling,
         adapters=adapters or Adapters(),
     )
 

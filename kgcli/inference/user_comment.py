@@ -44,6 +44,6 @@ def _guess(data: bytes) -> str:
 
 
 def _num_strange(data: bytes, encoding: str) -> int:
-    """How many characters of a decoded text no text has: unassigned ones, controls and broken pairs."""
+    """Count the characters that no text has: unassigned ones, controls and broken pairs."""
     text = data[: len(data) // 2 * 2].decode(encoding, "replace")
     return sum(not character.isprintable() or character == "\ufffd" for character in text)

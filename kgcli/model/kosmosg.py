@@ -6,6 +6,9 @@ Q queries per image, D MLLM width, d conditioning width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +18,14 @@ from kgcli.model.aligner import AlignerNet
 from kgcli.model.mllm import MLLM
 from kgcli.model.resampler import Resampler
 from kgcli.model.vision import VisionTower
+
+Images = Tensor | Callable[[], Tensor] | None
+Lend = Callable[..., AbstractContextManager[None]]
+
+
+def stay(*parts: nn.Module) -> AbstractContextManager[None]:
+    """Return a context that leaves parts where they are."""
+    return nullcontext()
 
 
 class KosmosG(nn.Module):
@@ -33,33 +44,59 @@ class KosmosG(nn.Module):
         self.aligner = AlignerNet(cfg.aligner, cfg.mllm.width, with_decoder=with_aligner_decoder)
 
     def encode(
-        self, tokens_BT: Tensor, token_mask_BT: Tensor, image_mask_BT: Tensor, images_N3SS: Tensor | None = None
+        self,
+        tokens_BT: Tensor,
+        token_mask_BT: Tensor,
+        image_mask_BT: Tensor,
+        images: Images = None,
+        lend: Lend = stay,
     ) -> Tensor:
-        """Read interleaved prompts; return what the U-Net cross-attends to.
+        """Encode interleaved prompts; return what the U-Net cross-attends to.
+
+        Args:
+            images: pixels, or a function that returns the vectors that `see` would make of them, kept from earlier
+            lend: a context in which parts compute; the default leaves them where they are
 
         Shapes:
             token_mask_BT: True = a real token; image_mask_BT: True = a slot for one of an image's Q vectors
-            images_N3SS: in reading order over the whole batch; N may be 0
+            images: (N, 3, S, S), or (N, Q, D) of the function, in reading order over the whole batch; N may be 0
             returns: (B, S, d), the shape of the decoder's own text embedding
         """
-        hidden_BTD = self.hidden(tokens_BT, token_mask_BT, image_mask_BT, images_N3SS)
-        return self.aligner.encode(hidden_BTD, token_mask_BT)
+        hidden_BTD = self.hidden(tokens_BT, token_mask_BT, image_mask_BT, images, lend)
+        with lend(self.aligner):
+            return self.aligner.encode(hidden_BTD, token_mask_BT)
 
     def hidden(
-        self, tokens_BT: Tensor, token_mask_BT: Tensor, image_mask_BT: Tensor, images_N3SS: Tensor | None = None
+        self,
+        tokens_BT: Tensor,
+        token_mask_BT: Tensor,
+        image_mask_BT: Tensor,
+        images: Images = None,
+        lend: Lend = stay,
     ) -> Tensor:
         """The MLLM's half of `encode`: hidden states (B, T, D)."""
-        embeddings_BTD = self.embed(tokens_BT, image_mask_BT, images_N3SS)
-        return self.mllm(embeddings_BTD, token_mask_BT)
+        embeddings_BTD = self.embed(tokens_BT, image_mask_BT, images, lend)
+        with lend(self.mllm):
+            return self.mllm(embeddings_BTD, token_mask_BT)
 
-    def embed(self, tokens_BT: Tensor, image_mask_BT: Tensor, images_N3SS: Tensor | None = None) -> Tensor:
-        """Words and pictures in one sequence, (B, T, D)."""
-        words_BTD = self.mllm.embed(tokens_BT)
-        num_images = 0 if images_N3SS is None else len(images_N3SS)
-        self._check_slots(image_mask_BT, num_images)
-        if images_N3SS is None or num_images == 0:
+    def embed(self, tokens_BT: Tensor, image_mask_BT: Tensor, images: Images = None, lend: Lend = stay) -> Tensor:
+        """Words and images in one sequence, (B, T, D)."""
+        with lend(self.mllm.embedding):
+            words_BTD = self.mllm.embed(tokens_BT)
+        if isinstance(images, Tensor):
+            self._check_slots(image_mask_BT, len(images))  # before the costly part
+            images_NQD = self.see(images, lend) if len(images) else None
+        else:
+            images_NQD = None if images is None else images()
+            self._check_slots(image_mask_BT, 0 if images_NQD is None else len(images_NQD))
+        if images_NQD is None:
             return words_BTD
-        return place_images(words_BTD, image_mask_BT, self.resampler(self.vision(images_N3SS)))
+        return words_BTD.masked_scatter(image_mask_BT[..., None], images_NQD.to(words_BTD.dtype))
+
+    def see(self, images_N3SS: Tensor, lend: Lend = stay) -> Tensor:
+        """The vectors that stand for images in the MLLM's sequence, (N, Q, D)."""
+        with lend(self.vision, self.resampler):
+            return self.resampler(self.vision(images_N3SS))
 
     def encode_null(self, batch_size: int = 1) -> Tensor:
         """The conditioning of no prompt at all, (B, S, d): the start token alone."""
@@ -75,8 +112,3 @@ class KosmosG(nn.Module):
                 f"the prompts hold {slots} image slots but {num_images} image(s) of {per_image} slots each were given; "
                 "give one image per place, in reading order over the whole batch"
             )
-
-
-def place_images(words_BTD: Tensor, image_mask_BT: Tensor, pictures_NQD: Tensor) -> Tensor:
-    """The word embeddings with picture vectors in the masked places, in row-major order."""
-    return words_BTD.masked_scatter(image_mask_BT[..., None], pictures_NQD.to(words_BTD.dtype))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from kgcli.config import (
     ALIGNER,
@@ -79,7 +81,7 @@ def load_kosmosg(
     if not fresh:
         check_aligner(weights, folder)
     # Nothing but a fresh part needs memory before its weights arrive.
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         model = KosmosG(cfg, with_aligner_decoder=with_aligner_decoder)
     if fresh:
         assert all(prefix.startswith(ALIGNER) for prefix in fresh), "no other part is ever made anew"
@@ -135,7 +137,7 @@ def load_tower(folder: Path, cfg: VisionConfig) -> dict[str, Tensor]:
 
 def _load_quantized(folder: Path, cfg: ModelConfig, device: torch.device, dtype: torch.dtype, quantize: str) -> KosmosG:
     """Load the model with an MLLM in few bits, weight by weight: it is never whole in full precision."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         model = KosmosG(cfg)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     found: dict[str, torch.Size] = {}
@@ -160,3 +162,19 @@ def _noting_shapes(
     for name, tensor in weights:
         shapes[name] = tensor.shape
         yield name, tensor
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves weights without memory as they are: to fill or scale those, torch would load its compiler."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.randn:
+            return torch.empty(*args, **(kwargs or {}))
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        scaled = func is Tensor.mul and isinstance(args[1], int | float)
+        if scaled or func in (Tensor.normal_, Tensor.uniform_):
+            return args[0]
+        return func(*args, **(kwargs or {}))

@@ -1,4 +1,4 @@
-"""How strongly each layer of a LoRA acts: alpha / rank, from whatever part of the file says it.
+"""The scale of each layer of a LoRA, alpha / rank, from whatever part of the file gives it.
 
 In this order: an alpha among the tensors; peft's configuration, in the file's header (`lora_adapter_metadata`, as
 diffusers writes it) or beside it (adapter_config.json); a plain `alpha` in the header; or else 1. What kohya's header
@@ -88,7 +88,7 @@ class LoraScale:
 
 
 def _matches(pattern: str, layer: str) -> bool:
-    """As peft matches them: the end of a layer's name, from a dot on."""
+    """Match the end of a layer's name, from a dot on, as peft does."""
     return re.match(rf"(.*\.)?({pattern})$", layer) is not None
 
 

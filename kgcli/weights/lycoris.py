@@ -1,4 +1,4 @@
-"""What the kinds of LyCORIS add to a layer's weight, computed in float32.
+"""Formulas of LyCORIS: the change of a layer's weight of each kind, computed in float32.
 
 Shape letters: O I a layer's outputs and inputs, K its kernel (absent in a linear layer), R rank.
 

@@ -1,4 +1,4 @@
-"""A decoder in one .safetensors file, before its weights are read: what it holds, what it was trained to predict.
+"""A decoder in one .safetensors file, before its weights are read: its parts, and what it was trained to predict.
 
 Such a file holds a U-Net and a VAE in the names of latent diffusion, often a text encoder too, which KOSMOS-G replaces.
 """

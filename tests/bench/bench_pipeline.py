@@ -22,7 +22,8 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from kgcli import KosmosGPipeline
-from kgcli.inference.pipeline import seeded
+from kgcli.config import SamplingConfig
+from kgcli.inference.denoise import seeded
 from kgcli.weights.safetensors import DTYPES
 
 SAMPLER = "ddim"
@@ -77,9 +78,8 @@ def main() -> None:
     settings = {"num_inference_steps": options.steps, "guidance_scale": 3.0, "width": size.width, "height": size.height}
 
     def draw_ours() -> object:
-        return kosmos.draw(
-            embeds, negative, generators=seeded([1]), scheduler=SAMPLER, guidance_rescale=0.0, **settings
-        )
+        sampling = SamplingConfig(scheduler=SAMPLER, guidance_rescale=0.0, **settings)
+        return kosmos.draw(embeds, negative, generators=seeded([1]), sampling=sampling)
 
     def draw_theirs() -> object:
         given = {"prompt_embeds": embeds, "negative_prompt_embeds": negative}

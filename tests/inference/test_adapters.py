@@ -18,8 +18,9 @@ from kgcli import engine
 from kgcli.errors import IncompatibleError, UsageError
 from kgcli.inference.adapters import CONTROLNETS, find_controlnet, find_maker, read_adapters
 from kgcli.inference.control_maps import ADE20K_COLOURS, fit_to, make_map
+from kgcli.inference.denoise import seeded
 from kgcli.inference.metadata import read_metadata
-from kgcli.inference.pipeline import KosmosGPipeline, seeded
+from kgcli.inference.pipeline import KosmosGPipeline
 from kgcli.weights.decoder import load_decoder
 from kgcli.weights.folder import open_model
 

@@ -96,3 +96,29 @@ def test_more_subjects_than_a_model_combines_get_a_note(tiny_model, cat, caplog)
     caplog.clear()
     make_request(shipped, prompt.replace(f"{cat}>", f"{cat}|weight=0>", 1))
     assert not caplog.records
+
+
+@pytest.mark.slow
+def test_generated_images_come_nearer_to_the_reference_with_the_weight():
+    """On the shipped model, by the CLIP that no generator was trained with."""
+    from dataclasses import replace
+
+    from kgcli.evaluation.benchmarks.skills import draw_cases
+    from kgcli.evaluation.benchmarks.skills_methods import as_prompt
+    from kgcli.evaluation.extractors.nano import NanoClip
+    from kgcli.inference.pipeline import seeded
+
+    pipeline, cases, clip = engine.load(device="cpu").pipeline, draw_cases("subject", 12, 3), NanoClip()
+    references = clip.pictures([case.images[0] for case in cases])
+
+    def similarity(weight):
+        prompts = [
+            Prompt(tuple(replace(p, weight=weight) if isinstance(p, ImageRef) else p for p in as_prompt(case).parts))
+            for case in cases
+        ]
+        embeds = pipeline.encode_prompt(prompts, [case.images for case in cases])
+        images = pipeline.draw(*embeds, generators=seeded([case.seed for case in cases]), num_inference_steps=12)
+        return float((clip.pictures(images) * references).sum(1).mean())
+
+    found = [similarity(weight) for weight in (0, 0.25, 0.5, 1, 1.5, 2)]
+    assert found == sorted(found) and found[-1] - found[0] > 0.3, found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 
+import accelerate
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -229,3 +230,19 @@ def test_autov3_is_the_hash_of_the_tensors_alone(maker, tiny_model, tmp_path):
     assert one.autov3 == sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
     os.replace(tmp_path / "other.SafeTensors", tmp_path / "x.safetensors")
     assert read_adapters(open_model(str(tiny_model)), loras=[f"{tmp_path}/x.safetensors"]).loras[0].scale == 1.0
+
+
+@pytest.mark.parametrize("name", ["dora", "loha", "differences", "kohya_one_alpha"])
+def test_weights_that_are_lent_layer_by_layer_take_loras_too(
+    name, unet, loras, maker, tiny_model, tmp_path, monkeypatch
+):
+    """Sequential offload keeps no weight in the module itself; accelerate's hooks bring each when it is needed."""
+    layout = LAYOUTS[name](maker)
+    accelerate.cpu_offload(unet, torch.device("cpu"))
+    assert unet.conv_in.weight.is_meta
+    # diffusers takes the hooks off to load, and would put them on again for an accelerator.
+    monkeypatch.setattr(
+        loras.sd, "enable_sequential_cpu_offload", lambda: accelerate.cpu_offload(unet, torch.device("cpu"))
+    )
+    loras.put_on([open_lora(write(tmp_path, layout), 1.0)])
+    torch.testing.assert_close(look(unet), look_merged(tiny_model, layout), **EXPECTED_LAYERS)

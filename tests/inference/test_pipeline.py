@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 from kgcli import engine
+from kgcli.config import SamplingConfig
 from kgcli.data.prompt import Prompt, encode
 from kgcli.errors import IncompatibleError, UsageError
-from kgcli.inference.pipeline import MAX_BATCH, KosmosGPipeline, seeded
-from kgcli.inference.schedulers import make_scheduler
+from kgcli.inference.denoise import MAX_BATCH, make_scheduler, seeded
+from kgcli.inference.pipeline import KosmosGPipeline
 
 SD15_SCHEDULER = {
     "_class_name": "PNDMScheduler",
@@ -89,8 +90,10 @@ def test_rows_of_a_batch_are_those_of_single_prompts(pipeline):
 def test_a_long_batch_goes_in_pieces_and_keeps_its_order(pipeline):
     seeds = list(range(MAX_BATCH + 2))
     embeds, _ = embeds_of(pipeline, "a cat")
-    pictures = pipeline.draw(embeds.expand(len(seeds), -1, -1), generators=seeded(seeds), num_inference_steps=1)
-    alone = pipeline.draw(embeds, generators=seeded(seeds[-1:]), num_inference_steps=1)
+    pictures = pipeline.draw(
+        embeds.expand(len(seeds), -1, -1), generators=seeded(seeds), sampling=SamplingConfig(num_inference_steps=1)
+    )
+    alone = pipeline.draw(embeds, generators=seeded(seeds[-1:]), sampling=SamplingConfig(num_inference_steps=1))
     assert len(pictures) == len(seeds)
     difference = np.abs(np.asarray(pictures[-1], int) - np.asarray(alone[0], int))
     assert difference.max() <= 1  # a batch sums in another order
@@ -103,7 +106,8 @@ def test_null_rows_are_computed_only_where_they_guide(pipeline, monkeypatch, sca
     forward = unet.forward
     monkeypatch.setattr(unet, "forward", lambda sample, *a, **k: seen.append(len(sample)) or forward(sample, *a, **k))
     embeds, _ = embeds_of(pipeline, "a cat")
-    pipeline.draw(embeds, generators=seeded([1]), guidance_scale=scale, num_inference_steps=1)
+    sampling = SamplingConfig(guidance_scale=scale, num_inference_steps=1)
+    pipeline.draw(embeds, generators=seeded([1]), sampling=sampling)
     assert set(seen) == {rows}
 
 
@@ -222,12 +226,12 @@ def test_parts_that_are_lent_in_turn_read_the_same(tiny_model, pipeline):
 
 
 def test_large_pictures_are_decoded_in_tiles(pipeline, monkeypatch):
-    monkeypatch.setattr("kgcli.inference.pipeline.TILED_PIXELS", 16 * 16)
+    monkeypatch.setattr("kgcli.inference.denoise.TILED_PIXELS", 16 * 16)
     tiled = []
     vae, decode = pipeline.decoder.vae, pipeline.decoder.vae.tiled_decode
     monkeypatch.setattr(vae, "tiled_decode", lambda *args, **options: tiled.append(1) or decode(*args, **options))
     embeds, _ = embeds_of(pipeline, "a cat")
-    pipeline.draw(embeds, generators=seeded([1]), num_inference_steps=1)
+    pipeline.draw(embeds, generators=seeded([1]), sampling=SamplingConfig(num_inference_steps=1))
     assert not tiled
-    pipeline.draw(embeds, generators=seeded([1]), num_inference_steps=1, width=32, height=32)
+    pipeline.draw(embeds, generators=seeded([1]), sampling=SamplingConfig(num_inference_steps=1, width=32, height=32))
     assert tiled and not vae.use_tiling

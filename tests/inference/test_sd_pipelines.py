@@ -20,7 +20,8 @@ from diffusers import (
 from PIL import Image, ImageDraw
 
 from kgcli import KosmosGPipeline
-from kgcli.inference.pipeline import seeded
+from kgcli.config import SamplingConfig
+from kgcli.inference.denoise import seeded
 from kgcli.weights.shipped import DEFAULT_MODEL
 
 TEXTS = ["a <image> in the snow", "a cat"]
@@ -93,9 +94,7 @@ def test_stable_diffusion(case):
         case.embeds[:1],
         case.negative[:1],
         generators=seeded([1]),
-        num_inference_steps=2,
-        guidance_scale=3.0,
-        guidance_rescale=0.5,
+        sampling=SamplingConfig(num_inference_steps=2, guidance_scale=3.0, guidance_rescale=0.5),
     )[0]
     assert np.array_equal((pixels * 255).round().astype(np.uint8), np.asarray(ours))
 

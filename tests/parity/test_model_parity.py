@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kgcli.data.tokenizer import Tokenizer
+from kgcli.inference.denoise import make_scheduler
 from kgcli.inference.pipeline import KosmosGPipeline
-from kgcli.inference.schedulers import make_scheduler
 from kgcli.model.kosmosg import KosmosG
 from kgcli.weights.names import is_dropped, to_published, vision_from_open_clip
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from kgcli.config import SamplingConfig
 from kgcli.evaluation.run.folder import Item
 
 
@@ -21,11 +22,8 @@ class MethodOptions:
     device: str = "auto"
     dtype: str = "auto"
     offline: bool = False
-    num_steps: int | None = None
-    guidance_scale: float | None = None
-    scheduler: str | None = None
+    sampling: SamplingConfig = SamplingConfig()
     negative_prompt: str = ""
-    size: int | None = None  # pixels, square
     extra: tuple[tuple[str, str], ...] = ()  # name=value pairs of the method's own (--set)
 
 

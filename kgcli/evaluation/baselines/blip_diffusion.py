@@ -24,7 +24,7 @@ from kgcli.evaluation.baselines.decoder import fetch, read_dtype
 from kgcli.evaluation.baselines.settings import check_range, read_settings
 from kgcli.evaluation.baselines.words import split_subject
 from kgcli.evaluation.run.folder import Item
-from kgcli.inference.pipeline import seeded
+from kgcli.inference.denoise import seeded
 from kgcli.runtime import choose_device, memory_errors
 from kgcli.weights.folder import check_diffusers_part, hash_files
 from kgcli.weights.hub import is_hub_id
@@ -46,7 +46,7 @@ class BlipDiffusion:
         self.options = options
         self.settings = read_settings(self.name, self.defaults, options.extra)
         check_range(self.name, self.settings, {"prompt_strength": 0.0, "prompt_reps": 1})
-        if options.decoder is not None or options.scheduler is not None:
+        if options.decoder is not None or options.sampling.scheduler is not None:
             raise IncompatibleError(f"--method {self.name} has its own decoder and scheduler; --model names them all")
         self.path = _find(options.model or REPOSITORY, options.offline)
         for part in PARTS:
@@ -90,10 +90,10 @@ class BlipDiffusion:
     def _drawing(self) -> dict[str, Any]:
         """Where nothing is said, as the protocol of DreamBench."""
         options = self.options
-        size = options.size or 512
+        size = options.sampling.width or 512
         return {
-            "num_inference_steps": options.num_steps or 100,
-            "guidance_scale": 7.5 if options.guidance_scale is None else options.guidance_scale,
+            "num_inference_steps": options.sampling.num_inference_steps or 100,
+            "guidance_scale": 7.5 if options.sampling.guidance_scale is None else options.sampling.guidance_scale,
             "height": size,
             "width": size,
         }

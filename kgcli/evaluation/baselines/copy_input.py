@@ -11,7 +11,7 @@ from PIL import Image
 from kgcli.data.images import open_image
 from kgcli.errors import UsageError
 from kgcli.evaluation.baselines.base import MethodOptions
-from kgcli.evaluation.baselines.settings import drawing_settings
+from kgcli.evaluation.baselines.settings import check_sampling
 from kgcli.evaluation.run.folder import Item
 
 
@@ -23,8 +23,8 @@ class CopyInput:
     def __init__(self, options: MethodOptions) -> None:
         if options.extra:
             raise UsageError(f"--set {options.extra[0][0]}: the method {self.name} has no settings of its own")
-        drawing_settings(options)  # it draws nothing, and yet a typing error should not go unnoticed
-        self.size = options.size
+        check_sampling(options.sampling)  # it draws nothing, and yet a typing error should not go unnoticed
+        self.size = options.sampling.width
 
     def facts(self) -> dict[str, Any]:
         """Its name and size."""

@@ -6,25 +6,23 @@ Shape letters: B pictures, S d conditioning length and width.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from kgcli.config import SamplingConfig
 from kgcli.data.images import open_image, to_vae_pixels
 from kgcli.errors import IncompatibleError, MissingError, UsageError
 from kgcli.evaluation.baselines.base import MethodOptions
-from kgcli.inference.pipeline import seeded
-from kgcli.inference.schedulers import make_scheduler
-from kgcli.model.finite import finite_images
+from kgcli.evaluation.baselines.settings import check_sampling, sampling_facts
+from kgcli.inference.denoise import MAX_BATCH, denoise, make_sd, seeded
 from kgcli.model.randomness import StepRandom
 from kgcli.runtime import choose_device
 from kgcli.weights.decoder import load_decoder
@@ -34,26 +32,13 @@ from kgcli.weights.shipped import DEFAULT_MODEL
 
 PARTS = ("unet", "vae", "text_encoder")
 SD_WIDTH = 768  # of what Stable Diffusion v1 attends to; narrower decoders are small ones
-MAX_BATCH = 16  # pictures drawn at once
 DTYPES = ("auto", "float32", "bfloat16")  # of the forward pass; weights stay float32
-# What is drawn where nothing is said. Full size: the protocol of DreamBench (`kg eval dreambench`); small: the
+# How images are sampled where nothing is said. Full size: the protocol of DreamBench (`kg eval dreambench`); small: the
 # settings of the model that ships.
-DRAWING = {
-    "sd": {"num_steps": 100, "guidance_scale": 7.5, "guidance_rescale": 0.0, "scheduler": "dpm++"},
-    "small": {"num_steps": 25, "guidance_scale": 3.0, "guidance_rescale": 0.7, "scheduler": "ddim"},
+SAMPLING = {
+    "sd": SamplingConfig(num_inference_steps=100, guidance_scale=7.5, guidance_rescale=0.0, scheduler="dpm++"),
+    "small": SamplingConfig(num_inference_steps=25, guidance_scale=3.0, guidance_rescale=0.7, scheduler="ddim"),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drawing:
-    """How pictures are drawn."""
-
-    num_steps: int
-    guidance_scale: float
-    guidance_rescale: float
-    scheduler: str
-    size: int  # pixels, square
-    negative_prompt: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +59,17 @@ class DecoderFolder:
         """Of its weights."""
         return hash_files([file for part in PARTS for file in sorted((self.path / part).glob("*.safetensors"))])
 
-    def drawing(self, options: MethodOptions) -> Drawing:
-        """How it draws, with defaults where the user said nothing. Raises: UsageError for an unknown scheduler."""
-        said = {name: getattr(options, name) for name in ("num_steps", "guidance_scale", "scheduler", "size")}
-        found: dict[str, Any] = {**DRAWING[self.scale], "size": self.size}
-        found |= {name: value for name, value in said.items() if value is not None}
-        return Drawing(**found, negative_prompt=options.negative_prompt)
+    def sampling(self, options: MethodOptions) -> SamplingConfig:
+        """How it samples, with defaults where the user said nothing. Raises: UsageError for what cannot be."""
+        own = SAMPLING[self.scale].model_copy(update={"width": self.size, "height": self.size})
+        return check_sampling(options.sampling).over(own)
+
+    def sampling_facts(self, options: MethodOptions) -> dict[str, Any]:
+        """The same as run files say it: one size, since these images are square."""
+        facts = sampling_facts(self.sampling(options))
+        size = facts.pop("width")
+        del facts["height"]
+        return {**facts, "size": size, "negative_prompt": options.negative_prompt}
 
 
 def find_decoder(location: str | None, offline: bool) -> DecoderFolder:
@@ -142,16 +132,10 @@ class TextDecoder:
             folder.path / "text_encoder", torch_dtype=torch.float32, local_files_only=True
         )
         self.text_encoder.requires_grad_(False).eval().to(self.device)
-        self.drawing = folder.drawing(options)
-        self.diffusion.check_size(self.drawing.size, self.drawing.size)
-        self.pipeline: Any = StableDiffusionPipeline(
-            vae=self.diffusion.vae,
-            unet=self.diffusion.unet,
-            scheduler=make_scheduler(self.drawing.scheduler, self.diffusion.scheduler_config),
-            **dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor")),
-            requires_safety_checker=False,
-        )
-        self.pipeline.set_progress_bar_config(disable=True)
+        self.sampling = folder.sampling(options)
+        self.negative_prompt = options.negative_prompt
+        self.diffusion.check_size(*self.sampling.size)
+        self.pipeline = make_sd(self.diffusion)
 
     def computing(self) -> contextlib.AbstractContextManager[object]:
         """The precision of what is computed inside."""
@@ -176,9 +160,8 @@ class TextDecoder:
         """
         means, logvars = [], []
         for path in paths:
-            pixels = torch.from_numpy(to_vae_pixels(open_image(path, srgb=False), self.drawing.size))[None].to(
-                self.device
-            )
+            pixels = torch.from_numpy(to_vae_pixels(open_image(path, srgb=False), self.sampling.size[0]))[None]
+            pixels = pixels.to(self.device)
             for shown in (pixels, pixels.flip(-1)) if mirrored else (pixels,):
                 mean, logvar = self.diffusion.moments(shown)
                 means.append(mean)
@@ -200,29 +183,14 @@ class TextDecoder:
         pictures: list[Image.Image] = []
         for start in range(0, len(captions), MAX_BATCH):
             rows = slice(start, start + MAX_BATCH)
-            pictures += self._draw_batch(captions[rows], seeds[rows], more)
+            with self.computing():
+                embeds, negative = (
+                    self.encode(captions[rows]),
+                    self.encode([self.negative_prompt] * len(captions[rows])),
+                )
+                generators = seeded(seeds[rows])
+                pictures += denoise(self.pipeline, self.diffusion, embeds, negative, generators, self.sampling, **more)
         return pictures
-
-    def _draw_batch(self, captions: Sequence[str], seeds: Sequence[int], more: Mapping[str, Any]) -> list[Image.Image]:
-        drawing, unet = self.drawing, self.diffusion.unet
-        side = drawing.size // self.diffusion.pixels_per_latent
-        generators = seeded(seeds)
-        noise = [torch.randn(unet.config.in_channels, side, side, generator=g) for g in generators]
-        with self.computing(), finite_images(self.diffusion.vae):
-            result = self.pipeline(
-                prompt_embeds=self.encode(captions),
-                negative_prompt_embeds=self.encode([drawing.negative_prompt] * len(captions)),
-                latents=torch.stack(noise).to(self.device),
-                generator=generators,
-                width=drawing.size,
-                height=drawing.size,
-                num_inference_steps=drawing.num_steps,
-                guidance_scale=drawing.guidance_scale,
-                guidance_rescale=drawing.guidance_rescale,
-                output_type="np",
-                **more,
-            )
-        return [Image.fromarray(values) for values in (result.images * 255).round().astype(np.uint8)]
 
 
 def read_dtype(name: str) -> torch.dtype:

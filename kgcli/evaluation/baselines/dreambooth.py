@@ -111,7 +111,7 @@ class DreamBooth(PerSubject):
 
     def _draw_class(self, noun: str, shared: Path) -> list[Path]:
         """Pictures of the class, kept for all subjects of it; whoever draws them draws the same."""
-        made_of = f"{noun}/{self.decoder.drawing}/{self.folder.sha256}"
+        made_of = f"{noun}/{self.decoder.sampling}/{self.folder.sha256}"
         slug = hashlib.sha256(made_of.encode()).hexdigest()[:12]
         folder = shared / f".class-{slug}"
         folder.mkdir(exist_ok=True)

@@ -5,7 +5,6 @@ Source: IP-Adapter (arXiv:2308.06721).
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -47,7 +46,7 @@ class IpAdapter:
         check_range(self.name, self.settings, {"scale": 0.0})
         self.path = _find(options.model or REPOSITORY, self.settings, options.offline)
         self.folder = find_decoder(options.decoder or SD15, options.offline)
-        self.folder.drawing(options)
+        self.folder.sampling(options)
         shapes = check_single_file(self._weights)
         check_diffusers_part(self._encoder, "")
         width = next((shape[1] for name, shape in shapes.items() if name.endswith("to_k_ip.weight")), None)
@@ -65,7 +64,7 @@ class IpAdapter:
             "adapter_sha256": hash_files([self._weights]),
             "image_encoder_sha256": hash_files(sorted(self._encoder.glob("*.safetensors"))),
             "dtype": "bfloat16" if self.options.dtype == "bfloat16" else "float32",
-            **dataclasses.asdict(self.folder.drawing(self.options)),
+            **self.folder.sampling_facts(self.options),
             "settings": dict(sorted(self.settings.items())),
         }
 

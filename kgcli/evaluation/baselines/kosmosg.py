@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,7 @@ from kgcli.data.images import open_image
 from kgcli.data.prompt import ImageRef, Prompt
 from kgcli.errors import PromptError, UsageError
 from kgcli.evaluation.baselines.base import MethodOptions
-from kgcli.evaluation.baselines.settings import drawing_settings
+from kgcli.evaluation.baselines.settings import check_sampling, sampling_facts
 from kgcli.evaluation.run.folder import Item
 from kgcli.inference.request import check_fits, check_negative
 from kgcli.weights.folder import open_model
@@ -35,13 +34,12 @@ class KosmosG:
             raise UsageError(f"--set {options.extra[0][0]}: the method {self.name} has no settings of its own")
         self.options = options
         self.folder = open_model(options.model, options.decoder, options.offline)
-        self.settings = drawing_settings(options).filled(self.folder)
+        self.sampling = check_sampling(options.sampling).over(self.folder.cfg.generation)
         self.negative = check_negative(options.negative_prompt, self.folder)
         self._model: Model | None = None
 
     def facts(self) -> dict[str, Any]:
         """Model, decoder and settings."""
-        settings = {name: value for name, value in dataclasses.asdict(self.settings).items() if value is not None}
         return {
             "name": self.name,
             "model": self.folder.name,
@@ -50,7 +48,7 @@ class KosmosG:
             "decoder_sha256": self.folder.decoder_sha256,
             "dtype": self.dtype,
             "negative_prompt": self.negative,
-            **settings,
+            **sampling_facts(self.sampling),
         }
 
     @cached_property
@@ -82,22 +80,12 @@ class KosmosG:
 
     def draw_embeds(self, embeds: Any, negative: Any, items: Sequence[Item]) -> list[Image.Image]:
         """The pictures of what the U-Net is to attend to."""
-        from kgcli.inference.pipeline import seeded
+        from kgcli.inference.denoise import seeded
         from kgcli.runtime import memory_errors
 
-        settings = self.settings
+        generators = seeded([item.seed for item in items])
         with memory_errors():
-            return self.loaded().pipeline.draw(
-                embeds,
-                negative,
-                generators=seeded([item.seed for item in items]),
-                width=settings.width,
-                height=settings.height,
-                num_inference_steps=settings.num_steps,
-                guidance_scale=settings.guidance_scale,
-                guidance_rescale=settings.guidance_rescale,
-                scheduler=settings.scheduler,
-            )
+            return self.loaded().pipeline.draw(embeds, negative, generators=generators, sampling=self.sampling)
 
     def loaded(self) -> Model:
         """The model with its weights."""

@@ -7,7 +7,6 @@ resumed run repeats an uninterrupted one bit for bit on a CPU.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import shutil
@@ -55,7 +54,7 @@ class PerSubject:
         check_range(self.name, self.settings, {"steps": 1, "batch": 1, "lr": 0.0, "save_every": 1})
         if self.settings["references"] not in ("input", "all"):
             raise UsageError(f"--method {self.name}: references is {self.settings['references']}; write input or all")
-        self.folder.drawing(options)
+        self.folder.sampling(options)
         self._decoder: TextDecoder | None = None
         self._held: Path | None = None  # the subject whose parameters are in place
 
@@ -69,7 +68,7 @@ class PerSubject:
             "name": self.name,
             "decoder_sha256": self.folder.sha256,
             "dtype": "bfloat16" if self.options.dtype == "bfloat16" else "float32",
-            **dataclasses.asdict(self.folder.drawing(self.options)),
+            **self.folder.sampling_facts(self.options),
             # How often it is saved changes nothing in what is learnt.
             "settings": {name: value for name, value in sorted(self.settings.items()) if name != "save_every"},
         }

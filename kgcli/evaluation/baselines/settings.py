@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from kgcli.config import SCHEDULERS, SamplingConfig
 from kgcli.errors import UsageError
-from kgcli.evaluation.baselines.base import MethodOptions
-from kgcli.inference.request import SCHEDULERS, Settings
 
 PROTOCOL_SCHEDULERS = ("dpm++-sigma-min", "ddim-leading")  # of `samplers`, which loads diffusers
+RECORDED = {  # name of a setting -> its name in plan.json
+    "num_inference_steps": "num_steps",
+    **{name: name for name in ("guidance_scale", "guidance_rescale", "scheduler", "width", "height")},
+}
 TRUTHS = {"true": True, "false": False, "1": True, "0": False}
 
 
-def drawing_settings(options: MethodOptions) -> Settings:
-    """What is said of drawing as settings, checked. Raises: UsageError."""
-    settings = Settings(
-        num_steps=options.num_steps,
-        guidance_scale=options.guidance_scale,
-        scheduler=options.scheduler,
-        width=options.size,
-        height=options.size,
-    )
-    if options.scheduler in PROTOCOL_SCHEDULERS:
-        dataclasses.replace(settings, scheduler=None).check()
-    elif options.scheduler is not None and options.scheduler not in SCHEDULERS:
+def check_sampling(sampling: SamplingConfig) -> SamplingConfig:
+    """Return what is said of sampling, checked; protocols may name samplers that users' commands do not take.
+
+    Raises: UsageError.
+    """
+    if sampling.scheduler in PROTOCOL_SCHEDULERS:
+        sampling.model_copy(update={"scheduler": None}).check()
+    elif sampling.scheduler is not None and sampling.scheduler not in SCHEDULERS:
         known = ", ".join(PROTOCOL_SCHEDULERS + SCHEDULERS)
-        raise UsageError(f"--scheduler is {options.scheduler}; it must be one of {known}")
+        raise UsageError(f"--scheduler is {sampling.scheduler}; it must be one of {known}")
     else:
-        settings.check()
-    return settings
+        sampling.check()
+    return sampling
+
+
+def sampling_facts(sampling: SamplingConfig) -> dict[str, Any]:
+    """Return the settings by the names that run files have for them."""
+    given = sampling.given()
+    return {recorded: given[name] for name, recorded in RECORDED.items() if name in given}
 
 
 def read_settings(method: str, defaults: Mapping[str, Any], given: Iterable[tuple[str, str]]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kgcli.config import SamplingConfig
 from kgcli.data.textfiles import read_entries
 from kgcli.errors import KgError, MissingError, UsageError
 from kgcli.evaluation.benchmarks.dreambench import derive_seed
@@ -34,7 +35,7 @@ PUBLISHED = "published"
 CHOICES = (PUBLISHED, "one")
 UNIT = 8  # captions drawn at once
 # How the paper drew. Source: KOSMOS-G (arXiv:2310.02992).
-DRAWING: Mapping[str, Any] = {"num_steps": 250, "guidance_scale": 3.0, "scheduler": "ddim-leading", "size": 512}
+DRAWING = SamplingConfig(num_inference_steps=250, guidance_scale=3.0, scheduler="ddim-leading", width=512, height=512)
 
 
 @dataclass(frozen=True)

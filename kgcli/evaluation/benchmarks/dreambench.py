@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kgcli.config import SamplingConfig
 from kgcli.errors import UsageError
 from kgcli.evaluation.benchmarks.dreambench_data import (
     ATTRIBUTES,
@@ -31,7 +32,9 @@ NUM_IMAGES = 4
 NOISES = ("independent", "official")
 OFFICIAL_BATCH = 5  # prompts that the published script draws at once, after seeding anew
 # How the paper drew: 100 steps of DPM-Solver++ at 512 pixels. Source: KOSMOS-G (arXiv:2310.02992).
-DRAWING: Mapping[str, Any] = {"num_steps": 100, "guidance_scale": 7.5, "scheduler": "dpm++-sigma-min", "size": 512}
+DRAWING = SamplingConfig(
+    num_inference_steps=100, guidance_scale=7.5, scheduler="dpm++-sigma-min", width=512, height=512
+)
 _STRIDE = 7  # between the subjects of a group: neighbours in the alphabet are often of one class
 
 

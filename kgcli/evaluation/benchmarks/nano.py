@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from kgcli.config import SamplingConfig
 from kgcli.data.sources.world import BASE_NOUNS
 from kgcli.errors import UsageError
 from kgcli.evaluation.benchmarks.dreambench import DreamBenchAsk, derive_seed
@@ -42,7 +43,7 @@ HELD_OUT_EVERY = 12  # captions: one in so many has a noun, scene and style that
 UNIT = 8  # captions, or prompts of a subject, drawn at once
 INPUT = "00.png"  # the photo of each subject that a method sees
 # How nano models are drawn with.
-DRAWING: Mapping[str, Any] = {"num_steps": 25, "guidance_scale": 3.0, "scheduler": "ddim", "size": SIZE}
+DRAWING = SamplingConfig(num_inference_steps=25, guidance_scale=3.0, scheduler="ddim", width=SIZE, height=SIZE)
 
 
 @dataclass(frozen=True)

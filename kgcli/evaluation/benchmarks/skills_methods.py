@@ -13,7 +13,7 @@ from PIL import Image
 from kgcli.data.images import to_vae_pixels
 from kgcli.data.prompt import ImageRef, Prompt
 from kgcli.evaluation.benchmarks.skills import SIZE, Case, other_subject
-from kgcli.inference.pipeline import seeded
+from kgcli.inference.denoise import seeded
 from kgcli.model.finite import finite_images
 from kgcli.world.spec import render
 

@@ -41,8 +41,8 @@ class NanoBench:
 
     def __call__(self, job: Job) -> Scores:
         """The scores of a row and seed. Raises: UsageError where its folder holds what was asked otherwise."""
-        drawing = {name: value for name, value in DRAWING.items() if getattr(job.options, name) is None}
-        method = make(job.row.method, dataclasses.replace(job.options, **drawing))
+        sampling = job.options.sampling.over(DRAWING)
+        method = make(job.row.method, dataclasses.replace(job.options, sampling=sampling))
         folder = self.folder / job.suite
         data = coco_data(folder, self.num_real) if job.suite == COCO else dreambench_data(folder)
         run = RunFolder.start(job.out, self.plan(job, data, method))

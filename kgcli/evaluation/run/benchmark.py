@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from kgcli.config import SamplingConfig
 from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.baselines.base import Method, MethodOptions
 from kgcli.evaluation.baselines.table import make, source_facts
@@ -25,9 +26,10 @@ from kgcli.evaluation.benchmarks.dreambench_data import HOW_TO_GET, open_dreambe
 from kgcli.evaluation.benchmarks.nano_data import cached_folder, coco_data, dreambench_data
 from kgcli.evaluation.run.folder import PLAN, Plan, RunFolder
 from kgcli.evaluation.run.foreign import find_pictures, foreign_plan, take_pictures
-from kgcli.evaluation.run.generate import POLL_SECONDS, draw_run, environment_shard, finish, wait_for_pictures
+from kgcli.evaluation.run.generate import LOCKS, POLL_SECONDS, draw_run, environment_shard, finish, wait_for_pictures
 from kgcli.evaluation.run.ray_engine import check_ray, draw_with_ray
 from kgcli.evaluation.run.suites import Ready, Scoring, check_texts, get_ready, score_run
+from kgcli.files import locked
 from kgcli.version import __version__
 
 STEPS = ("draw", "score")
@@ -79,7 +81,7 @@ class Suite:
     """What sets one benchmark apart: its plan, and how the paper drew."""
 
     plan: Callable[[Bench, Mapping[str, Any]], Plan]
-    drawing: Mapping[str, Any]  # fields of MethodOptions where the user says nothing
+    drawing: SamplingConfig  # where the user says nothing
 
 
 def run_benchmark(bench: Bench) -> RunFolder:
@@ -101,16 +103,15 @@ def run_benchmark(bench: Bench) -> RunFolder:
         wait_for_pictures(run)
     finish(run)
     if ready is not None:
-        score_run(run, ready)
+        with locked(run.path / LOCKS, name="score"):
+            score_run(run, ready)
     return run
 
 
 def suite_options(bench: Bench) -> MethodOptions:
     """The options of a method, with the suite's drawing where the user said nothing."""
     drawing = SUITES[bench.suite].drawing
-    return dataclasses.replace(
-        bench.options, **{name: value for name, value in drawing.items() if getattr(bench.options, name) is None}
-    )
+    return dataclasses.replace(bench.options, sampling=bench.options.sampling.over(drawing))
 
 
 def method_facts(method: Method, name: str) -> dict[str, Any]:
@@ -141,10 +142,11 @@ def _draw(bench: Bench, shard: tuple[int, int], ready: Ready | None) -> RunFolde
     if ready is not None:
         check_texts(plan, ready)
     run = _start(bench.out, plan, shard)
-    if bench.engine == "ray":
-        draw_with_ray(run, bench.method, options, bench.num_workers)
-    else:
-        draw_run(run, method, shard)
+    with locked(run.path / LOCKS, name=f"shard-{shard[0]}-of-{shard[1]}"):
+        if bench.engine == "ray":
+            draw_with_ray(run, bench.method, options, bench.num_workers)
+        else:
+            draw_run(run, method, shard)
     return run
 
 

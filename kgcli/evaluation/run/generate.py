@@ -24,11 +24,13 @@ from PIL import Image, PngImagePlugin
 from kgcli.errors import MissingError
 from kgcli.evaluation.baselines.base import Method
 from kgcli.evaluation.run.folder import MANIFEST, Item, RunFolder, sha256
+from kgcli.reading import parse_json, read_text
 
 MARK = "kgcli-item"  # PNG text chunk
 SUBJECTS = "subjects"  # folder of what methods have learnt
 FOREIGN = "pictures_sha256"  # of a method that is no more than its pictures (`foreign`): they bear no marks
 LOCKS = ".locks"
+MAX_MANIFEST = 512 * 2**20  # bytes; each of its lines repeats the protocol
 NUM_LOCKS = 64  # COCO has as many subjects as captions
 REPORT_SECONDS = 10.0
 POLL_SECONDS = 1.0
@@ -151,9 +153,10 @@ def _is_of(run: RunFolder, item: Item) -> bool:
 def _check_manifest(run: RunFolder) -> None:
     """See that the pictures are still those that the manifest lists. Raises: MissingError."""
     try:
-        lines = [json.loads(line) for line in (run.path / MANIFEST).read_text("utf-8").splitlines()]
+        text = read_text(run.path / MANIFEST, max_bytes=MAX_MANIFEST)
+        lines = [parse_json(line, name="a line of it") for line in text.split("\n") if line]
         listed = {line["path"]: line["sha256"] for line in lines}
-    except (ValueError, KeyError, TypeError) as error:
+    except (MissingError, KeyError, TypeError) as error:
         raise MissingError(f"{run.path / MANIFEST} is damaged ({error}); move it away and start again") from None
     changed = [item.path for item in run.plan.items if listed.get(item.path) != sha256(run.path / item.path)]
     if changed:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from tiny_model import make_diffusion
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from kgcli.config import SamplingConfig
 from kgcli.errors import IncompatibleError, MissingError, UsageError
 from kgcli.evaluation.baselines.base import MethodOptions
 from kgcli.evaluation.baselines.blip_diffusion import BlipDiffusion
@@ -79,7 +80,7 @@ def data(tmp_path_factory):
 
 def make(kind, decoder, *extra, **options):
     given = dict(QUICK.get(kind, ())) | dict(extra)
-    options = {"device": "cpu", "num_steps": 2} | options
+    options = {"device": "cpu", "sampling": SamplingConfig(num_inference_steps=2)} | options
     return kind(MethodOptions(decoder=str(decoder), extra=tuple(given.items()), **options))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
-from kgcli.config import dump_recipe
+from kgcli.config import SamplingConfig, dump_recipe
 from kgcli.errors import ConfigError, MissingError, UsageError
 from kgcli.evaluation.reproduce.lineage import compute_in_all, compute_of, pending, recipe_at, result_of
 from kgcli.evaluation.reproduce.order import compare_order
@@ -236,7 +236,9 @@ def small_job(out, row, suite, **asked):
     ask = Reproduction(table=table, out=out, runs=out / "runs", rows=(row,), **asked)
     (job,) = jobs(ask)
     decoder = str(PACKAGE / "nano/model/decoder") if job.row.method != "copy-input" else None
-    options = dataclasses.replace(job.options, model=None, decoder=decoder, num_steps=2)
+    options = dataclasses.replace(
+        job.options, model=None, decoder=decoder, sampling=SamplingConfig(num_inference_steps=2)
+    )
     return dataclasses.replace(job, options=options)
 
 

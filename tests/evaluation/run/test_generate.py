@@ -11,6 +11,7 @@ import pytest
 from benchmark_data import OWN_METHOD, write_annotations, write_dreambench
 from PIL import Image
 
+from kgcli.config import SamplingConfig
 from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.baselines.base import MethodOptions
 from kgcli.evaluation.baselines.table import make
@@ -169,7 +170,7 @@ def test_kosmosg_goes_on_where_it_stopped(kg, tmp_path, data, tiny_model):
 def test_two_pictures_are_read_and_the_decoder_alone_reads_words(kg, tmp_path, data):
     """The model that ships brings the text encoder that `sd` needs."""
     plan = multi_plan(open_dreambench(data), DreamBenchAsk(num_images=1), {})
-    options = MethodOptions(device="cpu", num_steps=1)
+    options = MethodOptions(device="cpu", sampling=SamplingConfig(num_inference_steps=1))
     items = plan.items[:2]
     drawn = {name: make(name, options).draw(items, data, tmp_path) for name in ("kosmosg", "sd")}
     assert [len(pictures) for pictures in drawn.values()] == [2, 2]
@@ -178,7 +179,9 @@ def test_two_pictures_are_read_and_the_decoder_alone_reads_words(kg, tmp_path, d
 
 def test_copies_are_the_inputs(tmp_path, data):
     plan = single_plan(open_dreambench(data), DreamBenchAsk(subjects=("dog",), num_images=1), {})
-    (copy,) = make("copy-input", MethodOptions(size=512)).draw(plan.items[:1], data, tmp_path)
+    (copy,) = make("copy-input", MethodOptions(sampling=SamplingConfig(width=512, height=512))).draw(
+        plan.items[:1], data, tmp_path
+    )
     assert copy.tobytes() == Image.open(data / "dog" / "02.jpg").tobytes()
 
 
@@ -345,4 +348,4 @@ def test_a_plan_that_is_none_is_damaged(tmp_path):
 def test_captions_are_utf8(kg, tmp_path):
     (tmp_path / "captions.txt").write_bytes("caf\xe9\n".encode("latin-1"))
     ran = kg("eval", "coco", "--captions", "captions.txt", "--only", "draw", "-o", "run")
-    assert ran.code == 2 and "is no UTF-8 text" in ran.err
+    assert ran.code == 2 and "is not UTF-8 text" in ran.err
