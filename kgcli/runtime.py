@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 
-from kgcli.config import OFFLOADS, QUANTIZE
 from kgcli.errors import IncompatibleError, OutOfMemoryError, UsageError
 from kgcli.version import __version__
 
@@ -80,6 +80,8 @@ def choose_offload(name: str, device: str) -> str:
 
     Raises: UsageError.
     """
+    from kgcli.config import OFFLOADS
+
     if name not in OFFLOADS:
         raise UsageError(f"--offload is {name}; it must be one of {', '.join(OFFLOADS)}")
     if name != "none" and not device.startswith("cuda"):
@@ -115,6 +117,8 @@ def check_quantize(name: str, device: str = "auto") -> None:
         UsageError: there is no such kind, or the library is not installed.
         IncompatibleError: the device cannot compute with it.
     """
+    from kgcli.config import QUANTIZE
+
     if name not in QUANTIZE:
         raise UsageError(f"--quantize is {name}; it must be one of {', '.join(QUANTIZE)}")
     if name == "none":
@@ -134,6 +138,11 @@ def check_quantize(name: str, device: str = "auto") -> None:
 def is_offline(asked: bool = False) -> bool:
     """Return whether nothing may be fetched: it was asked for, or the Hub's own variable says so."""
     return asked or os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "True")
+
+
+def user_cache() -> Path:
+    """Return the folder where anything that can be made again is kept between runs: kgcli in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kgcli"
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:

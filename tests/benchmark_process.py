@@ -10,7 +10,7 @@ DEADLINE = 120  # seconds
 # `kg` where the weights of CLIP may be any: real ones cannot be had in a test.
 KG = """
 import dataclasses, sys
-from kgcli.evaluation.extractors.base import weight_files as weightfiles
+from kgcli.evaluation.extractors import weight_files as weightfiles
 weightfiles.TABLE["clip"] = dataclasses.replace(weightfiles.TABLE["clip"], sha256="")
 from kgcli.cli import main
 main(sys.argv[1:])

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from kgcli.evaluation.metrics.clusters import cluster_mean
+from kgcli.evaluation.metrics.intervals import cluster_mean
+from kgcli.evaluation.plan import Item, Plan
 from kgcli.evaluation.report.compare import cluster_means, values_of
-from kgcli.evaluation.run.folder import Item, Plan, RunFolder
+from kgcli.evaluation.run.folder import RunFolder
 from kgcli.evaluation.scores import Figure, Measure, PictureScore, Scores
 
 SUBJECTS = ("dog", "cat", "backpack", "rc_car", "berry_bowl", "can", "clock", "vase")

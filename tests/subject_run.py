@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from kgcli.evaluation.metrics.subjects import SubjectPhotos
-from kgcli.evaluation.run.folder import Item, Plan
+from kgcli.evaluation.plan import Item, Plan
 
 SUBJECTS = {"cat": ("live", "orange"), "dog": ("live", "brown"), "can": ("object", "blue")}
 PROMPTS = (("on the beach", "context"), ("in a hat", "accessory"))

@@ -28,7 +28,7 @@ class BenchFlags:
         str,
         flag(
             "--method",
-            help="Who draws: kosmosg, sd, copy-input, textual-inversion, dreambooth, blip-diffusion, ip-adapter, "
+            help="Who draws: kosmosg, sd, copy-input, textual-inversion, dreambooth, ip-adapter, "
             "package.module:Class or file.py:Class.",
         ),
     ] = "kosmosg"
@@ -85,10 +85,10 @@ def dreambench(
     --data is the `dataset` folder of github.com/google/dreambooth. --images DIR scores the pictures of another
     system, named <subject>/<prompt:02d>_<image>.png; a .csv has the columns path, subject, prompt, image.
     """
-    from kgcli.evaluation.benchmarks.dreambench import DreamBenchAsk
+    from kgcli.evaluation.plan import DreamBenchOptions
 
     names = tuple(name.strip() for name in subjects.split(",") if name.strip())
-    ask = DreamBenchAsk(seed=flags.seed, noise=noise, class_noun=class_noun, num_images=num_images, subjects=names)
+    ask = DreamBenchOptions(seed=flags.seed, noise=noise, class_noun=class_noun, num_images=num_images, subjects=names)
     scoring = {"masks": masks, "segmenter": segmenter, "also": tuple(also or ())}
     _run(flags, _suite(suite, DREAMBENCH_SUITES), scoring, ask=ask)
 
@@ -114,10 +114,10 @@ def coco(
 
     --data is a folder with annotations/captions_val2014.json and val2014/.
     """
-    from kgcli.evaluation.benchmarks.dreambench import DreamBenchAsk
+    from kgcli.evaluation.plan import DreamBenchOptions
 
     scoring = {"presets": tuple(preset or ("kosmosg",)), "real": real, "also": tuple(also or ())}
-    ask = DreamBenchAsk(seed=flags.seed)
+    ask = DreamBenchOptions(seed=flags.seed)
     _run(flags, _suite(suite, COCO_SUITES), scoring, ask=ask, captions=captions, num=num)
 
 
@@ -145,7 +145,7 @@ def _bench(flags: BenchFlags, scoring: dict[str, Any], **asked: Any) -> Bench:
     from kgcli.errors import UsageError
     from kgcli.evaluation.baselines.base import MethodOptions
     from kgcli.evaluation.run.benchmark import Bench
-    from kgcli.evaluation.run.suites import Scoring
+    from kgcli.evaluation.run.scoring import Scoring
 
     pairs = [(setting, *setting.partition("=")) for setting in flags.settings or []]
     for setting, name, equals, _ in pairs:

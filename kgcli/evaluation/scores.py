@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kgcli.errors import MissingError
-from kgcli.evaluation.run.folder import SCORES
-from kgcli.inference.output import write_bytes
+from kgcli.evaluation.metrics.intervals import cluster_mean, subject_means
+from kgcli.evaluation.plan import SCORES, Item
+from kgcli.files import write_whole
 from kgcli.reading import PathBelow, read_record
 
 ALL = "all"
@@ -96,7 +97,7 @@ class Scores:
 
     def write(self, folder: Path) -> None:
         """Write scores.json into a folder, whole."""
-        write_bytes(folder / SCORES, self.to_json().encode())
+        write_whole(folder / SCORES, self.to_json().encode())
 
     @classmethod
     def read(cls, path: Path) -> Scores:
@@ -105,3 +106,65 @@ class Scores:
         if not file.is_file():
             raise MissingError(f"there are no scores {file}; score the run first")
         return dataclasses.replace(read_record(file, cls, max_bytes=MAX_BYTES), data="")
+
+
+def figures_of(
+    pictures: Sequence[PictureScore], measures: Sequence[str], row: str = "method", *, by_subject: bool = True
+) -> tuple[Figure, ...]:
+    """The mean of each measure, over images, then prompts, then subjects: for all, and by category, kind, subject.
+
+    Captions have a subject each, thousands of them, that nobody asks for: there, leave `by_subject` out.
+    """
+    groups = dict(_groups(pictures, ("category", "kind", "subject") if by_subject else ("category", "kind")))
+    figures = (_figure(name, row, group, members) for name in measures for group, members in groups.items())
+    return tuple(figure for figure in figures if figure is not None)
+
+
+def means_by_subject(pictures: Sequence[PictureScore], measure: str) -> dict[str, float]:
+    """The mean of each subject that has the measure, over images, then prompts."""
+    return subject_means((one.subject, one.prompt, one.values[measure]) for one in pictures if measure in one.values)
+
+
+def _groups(pictures: Sequence[PictureScore], names: Sequence[str]) -> Iterator[tuple[str, list[PictureScore]]]:
+    yield ALL, list(pictures)
+    for name in names:
+        members: dict[str, list[PictureScore]] = {}
+        for picture in pictures:
+            if value := getattr(picture, name):
+                members.setdefault(value, []).append(picture)
+        for value in sorted(members):
+            yield f"{name}:{value}", members[value]
+
+
+def _figure(measure: str, row: str, group: str, members: Sequence[PictureScore]) -> Figure | None:
+    means = means_by_subject(members, measure)
+    if not means:
+        return None
+    mean = cluster_mean([means[subject] for subject in sorted(means)])
+    return Figure(
+        measure=measure,
+        value=mean.value,
+        row=row,
+        group=group,
+        low=mean.low,
+        high=mean.high,
+        bootstrap_low=mean.bootstrap_low,
+        bootstrap_high=mean.bootstrap_high,
+        num_subjects=mean.num,
+        num_pictures=sum(measure in one.values for one in members),
+    )
+
+
+def picture_score(item: Item, values: Mapping[str, float] | None = None) -> PictureScore:
+    """The facts of an item with the numbers of its picture."""
+    return PictureScore(
+        path=item.path,
+        subject=item.subject,
+        prompt=item.prompt,
+        image=item.image,
+        scored_text=item.scored_text,
+        inputs=item.inputs,
+        values=values or {},
+        category=item.category,
+        kind=item.kind,
+    )

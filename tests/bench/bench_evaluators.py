@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from kgcli.data.sources.world import BASE_NOUNS
-from kgcli.evaluation.benchmarks.nano_skills import SHIPPED_JUDGES
 from kgcli.evaluation.extractors.nano import SHIPPED, nano_extractors
+from kgcli.evaluation.metrics.recognition import SHIPPED as SHIPPED_JUDGES
 from kgcli.model.nano_recognisers import Judges
 from kgcli.world.spec import Spec, Subject, place, render
 from kgcli.world.tables import FIRST_NEW_IDENTITY, SCENES

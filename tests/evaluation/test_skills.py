@@ -1,18 +1,26 @@
+import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from kgcli.data.images import open_image
+from kgcli.data.sources.world import BASE_NOUNS
 from kgcli.errors import IncompatibleError, MissingError
+from kgcli.evaluation.baselines.base import MethodOptions
+from kgcli.evaluation.baselines.copy_input import CopyInput
+from kgcli.evaluation.baselines.kosmosg import as_prompt
+from kgcli.evaluation.baselines.world import Other, Truth
 from kgcli.evaluation.benchmarks import nano_skills as nano
-from kgcli.evaluation.benchmarks.grid import draw_grid
-from kgcli.evaluation.benchmarks.skills import EDIT_KINDS, SIZE, TASKS, draw_cases, other_subject, portrait
-from kgcli.evaluation.benchmarks.skills_methods import as_prompt, paint_copy, paint_other, paint_truth
-from kgcli.evaluation.benchmarks.skills_scoring import SCORES, Scorer
+from kgcli.evaluation.benchmarks.skills import EDIT_KINDS, TASKS, case_of, draw_cases, skills_plan, write_inputs
 from kgcli.evaluation.metrics.intervals import bootstrap, estimate, wilson
+from kgcli.evaluation.metrics.recognition import SHIPPED, SIZE, Recognition, Seen, other_subject, portrait
+from kgcli.evaluation.report.grid import write_cases
 from kgcli.evaluation.report.skills import Report, summarise
+from kgcli.evaluation.scores import picture_score
 from kgcli.model.nano_recognisers import HEADS, UNASKED, Judges, around, label_row, labels
 from kgcli.world.spec import is_held_out, render
 from kgcli.world.tables import BASE_ONLY_NOUNS, FIRST_JUDGE_IDENTITY, FIRST_NEW_IDENTITY
@@ -26,7 +34,7 @@ class KnowingJudges:
     def __init__(self, cases):
         self.known = {}
         for case in cases:
-            other = other_subject(case.spec, np.random.default_rng(case.seed))
+            other = other_subject(case.spec, np.random.default_rng(case.seed), BASE_NOUNS)
             for spec in filter(None, (case.spec, other, case.before)):
                 self._learn(render(spec, SIZE).picture, spec)
             for subject in {subject for gallery in case.galleries.values() for subject in gallery}:
@@ -64,11 +72,31 @@ def cases():
 
 
 @pytest.fixture(scope="module")
-def rows(cases):
-    painters = {"model": (paint_truth, tuple(TASKS)), "other": (paint_other, tuple(TASKS))}
-    painters["copy"] = (paint_copy, tuple(task for task in TASKS if task != "text"))
+def plan(tmp_path_factory):
+    made = skills_plan(tmp_path_factory.mktemp("skills"), NUM, 1, {})
+    write_inputs(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def rows(cases, plan):
+    options = MethodOptions()
+    columns = {"model": (Truth(options), tuple(TASKS)), "other": (Other(options), tuple(TASKS))}
+    columns["copy"] = (CopyInput(options), tuple(task for task in TASKS if task != "text"))
     judges = KnowingJudges([case for drawn in cases.values() for case in drawn])
-    return nano.run(painters, judges, NUM, 1, say=lambda line: None)
+    return nano.measure(columns, plan, judges, say=lambda line: None)
+
+
+def truth(cases):
+    return [render(case.spec, SIZE).picture for case in cases]
+
+
+def recognition(cases, judges):
+    return Recognition(judges, [case.spec for case in cases], [case.galleries for case in cases])
+
+
+def scores_of(cases, seen):
+    return [TASKS[case.task].score(case, one) for case, one in zip(cases, seen, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -152,9 +180,23 @@ def test_tasks_ask_what_they_say(cases):
 
 def test_a_prompt_reads_back_as_it_is_typed(cases):
     case = cases["edit"][0]
-    prompt = as_prompt(case)
+    prompt = as_prompt(f"<image>{case.parts[1]}")
     assert prompt.fragments == [None, case.parts[1]]
     assert type(prompt).parse(prompt.format()) == prompt
+
+
+def test_items_say_all_that_a_method_needs(cases, plan):
+    for item in plan.items:
+        case = case_of(item)
+        assert (item.seed, item.kind, item.category, item.scored_text) == (case.seed, case.kind, case.task, case.words)
+        assert len(item.inputs) == len(case.images) == item.input_text.count("<image>")
+        shown = [open_image(Path(plan.data) / name) for name in item.inputs]
+        assert [image.tobytes() for image in shown] == [image.tobytes() for image in case.images]
+    assert {task: [case_of(one).words for one in plan.items if one.category == task] for task in TASKS} == {
+        task: [case.words for case in drawn] for task, drawn in cases.items()
+    }
+    again = type(plan).from_json(plan.to_json())
+    assert again == dataclasses.replace(plan, data="") and max(len(unit) for unit in again.units()) <= 16
 
 
 # ---------------------------------------------------------------- scores
@@ -162,9 +204,9 @@ def test_a_prompt_reads_back_as_it_is_typed(cases):
 
 def test_right_pictures_score_one_and_those_of_others_never_have_the_subject(report):
     for row in report.rows:
-        if row.painter == "model":
+        if row.column == "model":
             assert row.estimate.value == 1.0, row
-        if row.painter == "other" and row.measure in ("picked", "picked_of_noun", "kept", "done", "pair"):
+        if row.column == "other" and row.measure in ("picked", "picked_of_noun", "kept", "done", "pair"):
             assert row.estimate.value <= 0.25, row  # an individual of no candidate's: chance
 
 
@@ -181,26 +223,28 @@ def test_a_copied_input_is_no_edit(report):
 
 def test_swapped_sides_count_as_both_shown_but_not_in_order(cases):
     case = cases["pair"][0]
-    verdict = {head: np.zeros(len(choices)) for head, choices in HEADS.items()}
-    verdict["noun"] = np.zeros((2, len(HEADS["noun"])))
-    scores = SCORES["pair"](case, verdict, {"pair": [1, 0]})
+    heads = {head: np.zeros(len(choices)) for head, choices in HEADS.items()}
+    score = lambda picked: TASKS["pair"].score(  # noqa: E731
+        case, Seen(case.spec, labels(case.spec), heads, HEADS, ("", ""), {"pair": picked})
+    )
+    scores = score([1, 0])
     assert (scores["pair"], scores["pair_in_order"]) == (1.0, 0.0)
-    twice = SCORES["pair"](case, verdict, {"pair": [0, 0]})
+    twice = score([0, 0])
     assert twice["pair"] == 0.0
-    colours_swapped = SCORES["pair"](case, verdict, {"pair": [2, 3]})
+    colours_swapped = score([2, 3])
     assert colours_swapped["pair"] == 0.0
 
 
 def test_every_task_has_scores_and_edits_are_summed_up_by_kind_too(report):
-    assert set(SCORES) == set(TASKS)
+    assert {row.task for row in report.rows} == set(TASKS)
     assert report.find("edit", "done", kind="colour").num * len(EDIT_KINDS) == report.find("edit", "done").num
 
 
 def test_scores_do_not_depend_on_who_else_is_scored(cases):
     drawn = cases["subject"]
     judges = KnowingJudges(drawn)
-    together = Scorer(drawn, judges)(paint_truth(drawn))
-    alone = [Scorer([case], judges)(paint_truth([case]))[0] for case in drawn]
+    together = scores_of(drawn, recognition(drawn, judges)(truth(drawn)))
+    alone = [scores_of([case], recognition([case], judges)(truth([case])))[0] for case in drawn]
     assert together == alone
 
 
@@ -238,14 +282,18 @@ def test_heads_that_do_not_apply_are_not_asked(cases):
     assert asked(two) == set(HEADS) - {"accessory"}
 
 
-@pytest.mark.skipif(not nano.SHIPPED_JUDGES.is_dir(), reason="no judges are shipped")
-def test_the_shipped_judges_know_true_pictures_from_others():
-    cases, judges = draw_cases("subject", 24, seed=3), Judges.load(nano.SHIPPED_JUDGES)
-    scorer = Scorer(cases, judges)
-    true, other = (
-        Report(facts={}, rows=summarise("subject", "model", cases, scorer(paint(cases))))
-        for paint in (paint_truth, paint_other)
-    )
+@pytest.mark.skipif(not SHIPPED.is_dir(), reason="no judges are shipped")
+def test_the_shipped_judges_know_true_pictures_from_others(tmp_path):
+    items, judges, data = skills_plan(tmp_path, 24, 3, {}, ("subject",)).items, Judges.load(SHIPPED), tmp_path
+    cases = [case_of(item) for item in items]
+    recognise = recognition(cases, judges)
+
+    def report(method):
+        values = scores_of(cases, recognise(method.draw(items, data, data)))
+        scored = [picture_score(*pair) for pair in zip(items, values, strict=True)]
+        return Report(facts={}, rows=summarise("subject", "model", scored))
+
+    true, other = report(Truth(MethodOptions())), report(Other(MethodOptions()))
     assert true.find("subject", "noun").value > 0.9
     assert true.find("subject", "picked").value > 0.8 and other.find("subject", "picked").value < 0.3
 
@@ -269,7 +317,7 @@ def test_the_json_holds_all_figures_and_versions(report):
 
 def test_the_grid_has_a_cell_for_each_answer(cases, tmp_path):
     answers = [(case, render(case.spec, SIZE).picture) for case in cases["pair"] + cases["edit"]]
-    draw_grid(answers * 2, tmp_path / "grid.png")
+    write_cases(answers * 2, tmp_path / "grid.png")
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.width > grid.height > 100
 

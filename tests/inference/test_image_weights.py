@@ -103,8 +103,9 @@ def test_generated_images_come_nearer_to_the_reference_with_the_weight():
     """On the shipped model, by the CLIP that no generator was trained with."""
     from dataclasses import replace
 
-    from kgcli.evaluation.benchmarks.skills import draw_cases
     from kgcli.evaluation.benchmarks.skills_methods import as_prompt
+
+    from kgcli.evaluation.benchmarks.skills import draw_cases
     from kgcli.evaluation.extractors.nano import NanoClip
     from kgcli.inference.pipeline import seeded
 

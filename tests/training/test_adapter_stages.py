@@ -1,5 +1,7 @@
 """Laws of the stages that make adapters, of what they are measured with, and of the two that ship."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -19,10 +21,10 @@ from kgcli.config import load_recipe, recipes_folder
 from kgcli.data.sources.world import draw
 from kgcli.errors import ConfigError
 from kgcli.evaluation.benchmarks import nano_adapters as suite
-from kgcli.evaluation.benchmarks.skills import SIZE, draw_cases
-from kgcli.evaluation.benchmarks.skills_methods import ModelPainter
+from kgcli.evaluation.benchmarks.skills import case_of, draw_cases, skills_plan, write_inputs
 from kgcli.evaluation.metrics.exact import StyleScale, edge_f1
 from kgcli.evaluation.metrics.intervals import estimate
+from kgcli.evaluation.metrics.recognition import SIZE
 from kgcli.evaluation.report.skills import Row
 from kgcli.inference.adapters import find_controlnet, read_lora
 from kgcli.inference.control_maps import make_map
@@ -265,23 +267,30 @@ def test_what_ships_is_a_few_megabytes_under_short_names():
     assert find_adapter("comic.safetensors") == find_adapter("nano/comic") and find_adapter("nano/gone") is None
 
 
-def test_the_shipped_controlnet_makes_pictures_follow_edges(nano):
-    cases = draw_cases("subject", 6, 11)
-    drawn = suite.draw_controlled(nano, cases, find_controlnet("canny", None, nano.folder))
-    drawn["without"] = ModelPainter(nano)(cases)
+def answers(model, folder, num, controls):
+    """Images of a few cases by column, and their true renders."""
+    plan = skills_plan(folder, num, 11, {}, ("subject",))
+    plan = replace(plan, items=plan.items[:num])
+    write_inputs(plan)
+    columns = suite.columns_of(model, find_controlnet("canny", None, model.folder), read_lora("nano/comic"))
+    methods = {name: columns[controls][name] for name in ("without", "with", "true")}
+    truth = [render(case_of(item).spec, SIZE).picture for item in plan.items]
+    return suite.answer_all(plan, {controls: methods})[controls], truth
+
+
+def test_the_shipped_controlnet_makes_pictures_follow_edges(nano, tmp_path):
+    drawn, truth = answers(nano, tmp_path, 6, "controlnet")
     followed = {
-        column: np.mean([scores["edges"] for scores in suite.measure_edges(cases, drawn[column])])
+        column: np.mean([scores["edges"] for scores in suite.measure_edges(truth, drawn[column])])
         for column in ("with", "without", "true")
     }
     assert followed["with"] > followed["without"] + 0.03 and followed["true"] == 1.0, followed
 
 
-def test_the_shipped_lora_paints_its_style(nano):
-    cases = draw_cases("subject", 4, 11)
-    drawn = suite.draw_styled(nano, cases, read_lora("nano/comic"))
-    drawn["without"] = ModelPainter(nano)(cases)
+def test_the_shipped_lora_paints_its_style(nano, tmp_path):
+    drawn, truth = answers(nano, tmp_path, 4, "lora")
     degrees = {
-        column: np.mean([scores["degree"] for scores in suite.measure_style(cases, drawn[column])])
+        column: np.mean([scores["degree"] for scores in suite.measure_style(truth, drawn[column])])
         for column in ("with", "without")
     }
     assert degrees["with"] > degrees["without"] + 0.2, degrees

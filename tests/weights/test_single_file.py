@@ -155,6 +155,7 @@ def test_an_image_that_is_no_numbers_is_not_kept(kg, tensors, tiny_model, tmp_pa
 
 def test_methods_and_reconstructions_refuse_them_too(tiny_model):
     from kgcli.evaluation.benchmarks.skills_methods import through_vae
+
     from kgcli.model.finite import finite_images
 
     model = engine.load(str(tiny_model), device="cpu")

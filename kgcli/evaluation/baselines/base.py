@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from kgcli.config import SamplingConfig
-from kgcli.evaluation.run.folder import Item
+from kgcli.evaluation.plan import Item
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from kgcli.data.images import open_image
 from kgcli.errors import UsageError
 from kgcli.evaluation.baselines.base import MethodOptions
 from kgcli.evaluation.baselines.settings import check_sampling
-from kgcli.evaluation.run.folder import Item
+from kgcli.evaluation.plan import Item
 
 
 class CopyInput:

@@ -27,7 +27,7 @@ from kgcli.model.randomness import StepRandom
 from kgcli.runtime import choose_device
 from kgcli.weights.decoder import load_decoder
 from kgcli.weights.folder import RENAMED_REPOSITORIES, check_diffusers_part, hash_files
-from kgcli.weights.hub import HubError, is_hub_id, snapshot
+from kgcli.weights.hub import is_hub_id, snapshot
 from kgcli.weights.shipped import DEFAULT_MODEL
 
 PARTS = ("unet", "vae", "text_encoder")
@@ -83,7 +83,7 @@ def find_decoder(location: str | None, offline: bool) -> DecoderFolder:
     if not path.is_dir():
         if location is None or not is_hub_id(location):
             raise MissingError(f"there is no decoder folder {path}")
-        path = fetch(RENAMED_REPOSITORIES.get(location, location), DECODER_FILES, offline)
+        path = snapshot(RENAMED_REPOSITORIES.get(location, location), files=DECODER_FILES, offline=offline)
     configs = {part: check_diffusers_part(path, part) for part in PARTS}
     width, blocks = configs["unet"].get("cross_attention_dim"), configs["vae"].get("block_out_channels")
     latent_size = configs["unet"].get("sample_size")
@@ -104,17 +104,6 @@ DECODER_FILES = (
     "text_encoder/model.safetensors",
     *(f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae")),
 )
-
-
-def fetch(repository: str, files: Sequence[str] | None, offline: bool) -> Path:
-    """The folder of a Hub repository, from the cache where it is there; `files` are patterns of those needed.
-
-    Raises: MissingError.
-    """
-    try:
-        return snapshot(repository, files=files, offline=offline)
-    except HubError as error:
-        raise MissingError(f"there is no folder {repository}, and it could not be fetched: {error}") from None
 
 
 class TextDecoder:

@@ -25,8 +25,8 @@ from kgcli.evaluation.baselines.decoder import TextDecoder
 from kgcli.evaluation.baselines.per_subject import PerSubject
 from kgcli.evaluation.baselines.settings import check_range
 from kgcli.evaluation.baselines.words import name_subject
-from kgcli.evaluation.run.folder import Item
-from kgcli.inference.output import write_bytes
+from kgcli.evaluation.plan import Item
+from kgcli.files import write_whole
 from kgcli.model.randomness import StepRandom
 
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"  # the name that `load_lora_weights` looks for
@@ -124,7 +124,7 @@ class DreamBooth(PerSubject):
             for path, picture in zip(batch, self.decoder.draw([f"a {noun}"] * len(batch), seeds), strict=True):
                 content = io.BytesIO()
                 picture.save(content, "PNG")
-                write_bytes(path, content.getvalue())
+                write_whole(path, content.getvalue())
         return paths
 
     def write(self, folder: Path, subject: str) -> None:

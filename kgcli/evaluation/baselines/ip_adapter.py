@@ -15,12 +15,12 @@ from PIL import Image
 from kgcli.data.images import open_image
 from kgcli.errors import IncompatibleError, MissingError
 from kgcli.evaluation.baselines.base import MethodOptions
-from kgcli.evaluation.baselines.decoder import TextDecoder, fetch, find_decoder, read_dtype
+from kgcli.evaluation.baselines.decoder import TextDecoder, find_decoder, read_dtype
 from kgcli.evaluation.baselines.settings import check_range, read_settings
-from kgcli.evaluation.run.folder import Item
+from kgcli.evaluation.plan import Item
 from kgcli.runtime import memory_errors
 from kgcli.weights.folder import check_diffusers_part, check_single_file, hash_files
-from kgcli.weights.hub import is_hub_id
+from kgcli.weights.hub import is_hub_id, snapshot
 
 REPOSITORY = "h94/IP-Adapter"
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -117,4 +117,4 @@ def _find(location: str, settings: dict[str, Any], offline: bool) -> Path:
         raise MissingError(f"there is no IP-Adapter folder {location}")
     encoder = f"{settings['subfolder']}/{settings['image_encoder']}"
     wanted = [f"{settings['subfolder']}/{settings['weight']}", f"{encoder}/config.json", f"{encoder}/*.safetensors"]
-    return fetch(location, wanted, offline)
+    return snapshot(location, files=wanted, offline=offline)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from PIL import Image
 
@@ -14,9 +14,9 @@ from kgcli.data.prompt import ImageRef, Prompt
 from kgcli.errors import PromptError, UsageError
 from kgcli.evaluation.baselines.base import MethodOptions
 from kgcli.evaluation.baselines.settings import check_sampling, sampling_facts
-from kgcli.evaluation.run.folder import Item
+from kgcli.evaluation.plan import Item
 from kgcli.inference.request import check_fits, check_negative
-from kgcli.weights.folder import open_model
+from kgcli.weights.folder import ModelFolder, open_model
 
 if TYPE_CHECKING:
     from kgcli.inference.model import Model
@@ -29,14 +29,21 @@ class KosmosG:
 
     name = "kosmosg"
 
-    def __init__(self, options: MethodOptions) -> None:
+    def __init__(self, options: MethodOptions, folder: ModelFolder | None = None) -> None:
         if options.extra:
             raise UsageError(f"--set {options.extra[0][0]}: the method {self.name} has no settings of its own")
         self.options = options
-        self.folder = open_model(options.model, options.decoder, options.offline)
+        self.folder = folder or open_model(options.model, options.decoder, options.offline)
         self.sampling = check_sampling(options.sampling).over(self.folder.cfg.generation)
         self.negative = check_negative(options.negative_prompt, self.folder)
         self._model: Model | None = None
+
+    @classmethod
+    def of(cls, model: Model) -> Self:
+        """The method of a model that is loaded already."""
+        method = cls(MethodOptions(device=model.device, dtype=model.dtype), model.folder)
+        method._model = model
+        return method
 
     def facts(self) -> dict[str, Any]:
         """Model, decoder and settings."""

@@ -25,8 +25,8 @@ from kgcli.evaluation.baselines.base import MethodOptions
 from kgcli.evaluation.baselines.decoder import TextDecoder, find_decoder, read_dtype
 from kgcli.evaluation.baselines.settings import check_range, read_settings
 from kgcli.evaluation.baselines.words import reference_names
-from kgcli.evaluation.run.folder import Item, sha256
-from kgcli.inference.output import write_bytes
+from kgcli.evaluation.plan import Item
+from kgcli.files import sha256, write_whole
 from kgcli.model.randomness import StepRandom
 from kgcli.runtime import memory_errors
 from kgcli.training import checkpoint
@@ -140,7 +140,7 @@ class PerSubject:
         shutil.rmtree(result, ignore_errors=True)
         result.mkdir()
         self.write(result, made_of["subject"])
-        write_bytes(result / LEARNT, _dump(made_of).encode())
+        write_whole(result / LEARNT, _dump(made_of).encode())
         result.rename(folder)
 
     # What a kind of it says:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,29 +12,28 @@ from PIL import Image
 from kgcli.errors import MissingError
 from kgcli.evaluation.baselines.base import MethodOptions
 from kgcli.evaluation.baselines.kosmosg import KosmosG
-from kgcli.evaluation.run.folder import Item
+from kgcli.evaluation.plan import Item
+from kgcli.weights.folder import ModelFolder
 
 if TYPE_CHECKING:
-    from kgcli.evaluation.benchmarks.skills_methods import BasePainter
+    from torch import Tensor
 
 
 class StableDiffusion(KosmosG):
-    """Draws the scored text, class noun and all; pictures in the prompt are not seen."""
+    """Generates from the scored text, class noun and all; images in the prompt are not seen."""
 
     name = "sd"
 
-    def __init__(self, options: MethodOptions) -> None:
-        super().__init__(options)
-        self._text: BasePainter | None = None
-        decoder = Path(self.folder.decoder)
-        if decoder.exists() and not (decoder / "text_encoder" / "config.json").is_file():
+    def __init__(self, options: MethodOptions, folder: ModelFolder | None = None) -> None:
+        super().__init__(options, folder)
+        if Path(self.folder.decoder).exists() and not has_text_encoder(self.folder):
             raise MissingError(
-                f"the decoder {decoder} has no text_encoder/, which --method sd draws with; give --decoder with a "
-                "whole diffusers folder"
+                f"the decoder {self.folder.decoder} has no text_encoder/, which --method sd draws with; give "
+                "--decoder with a whole diffusers folder"
             )
 
     def facts(self) -> dict[str, Any]:
-        """As of the model, but for the part that reads prompts, which has no say."""
+        """As of the model, but for the multimodal encoder, which has no say."""
         facts = super().facts()
         return {name: value for name, value in facts.items() if name not in ("model", "model_sha256")}
 
@@ -44,10 +44,31 @@ class StableDiffusion(KosmosG):
         """One batch; each text is encoded alone."""
         import torch
 
-        if self._text is None:
-            from kgcli.evaluation.benchmarks.skills_methods import BasePainter
-
-            self._text = BasePainter(self.loaded(), local_files_only=self.options.offline)
-        rows = {text: self._text.encode([text]) for text in {self.negative, *(item.scored_text for item in items)}}
+        rows = {text: self.encode([text]) for text in {self.negative, *(item.scored_text for item in items)}}
         embeds = torch.cat([rows[item.scored_text] for item in items])
         return self.draw_embeds(embeds, rows[self.negative].expand(len(items), -1, -1), items)
+
+    def encode(self, captions: list[str]) -> Tensor:
+        """Encode captions to what the U-Net attends to, (captions, tokens, width)."""
+        import torch
+
+        tokenizer, encoder = self._text_encoder
+        tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        with torch.no_grad():
+            hidden: Tensor = encoder(tokens.to(encoder.device)).last_hidden_state
+        return hidden
+
+    @cached_property
+    def _text_encoder(self) -> tuple[Any, Any]:
+        """Tokenizer and text encoder of the decoder."""
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        where, fetch = self.folder.decoder, {"local_files_only": self.options.offline}
+        tokenizer = CLIPTokenizer.from_pretrained(where, subfolder="tokenizer", **fetch)
+        encoder = CLIPTextModel.from_pretrained(where, subfolder="text_encoder", **fetch)
+        return tokenizer, encoder.to(self.loaded().pipeline.device).eval()
+
+
+def has_text_encoder(folder: ModelFolder) -> bool:
+    """Tell whether the decoder is a folder that brings its text encoder."""
+    return (Path(folder.decoder) / "text_encoder" / "config.json").is_file()

@@ -22,8 +22,11 @@ METHODS = {
     "copy-input": f"{_HERE}.copy_input:CopyInput",
     "textual-inversion": f"{_HERE}.textual_inversion:TextualInversion",
     "dreambooth": f"{_HERE}.dreambooth:DreamBooth",
-    "blip-diffusion": f"{_HERE}.blip_diffusion:BlipDiffusion",
     "ip-adapter": f"{_HERE}.ip_adapter:IpAdapter",
+}
+GONE = {
+    "blip-diffusion": "its classes in diffusers do not work with transformers 5; generate its images in another "
+    "environment and score them with --images"
 }
 _NEEDED = ("facts", "prepare", "draw")
 
@@ -56,6 +59,8 @@ def absolute(name: str) -> str:
 
 
 def _find(name: str) -> Any:
+    if name in GONE:
+        raise UsageError(f"there is no method {name}: {GONE[name]}")
     target = METHODS.get(name, name)
     if ":" not in target:
         found = [entry for entry in entry_points(group=ENTRY_POINTS) if entry.name == name]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from kgcli.evaluation.baselines.decoder import TextDecoder
 from kgcli.evaluation.baselines.per_subject import PerSubject
 from kgcli.evaluation.baselines.words import name_subject
-from kgcli.evaluation.run.folder import Item
+from kgcli.evaluation.plan import Item
 from kgcli.model.randomness import StepRandom
 
 WEIGHTS = "learned_embeds.safetensors"  # the name that `load_textual_inversion` looks for

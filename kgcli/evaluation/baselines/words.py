@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kgcli.errors import IncompatibleError, MissingError
-from kgcli.evaluation.run.folder import Item
+from kgcli.evaluation.plan import Item
 from kgcli.weights.shipped import PICTURE_SUFFIXES
 
 MARK = "<image>"

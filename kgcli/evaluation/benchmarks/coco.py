@@ -9,8 +9,6 @@ Source: COCO (arXiv:1405.0312), captions_val2014.json; the sample of the publish
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,8 +18,8 @@ from typing import Any
 from kgcli.config import SamplingConfig
 from kgcli.data.textfiles import read_entries
 from kgcli.errors import KgError, MissingError, UsageError
-from kgcli.evaluation.benchmarks.dreambench import derive_seed
-from kgcli.evaluation.run.folder import Item, Plan, sha256
+from kgcli.evaluation.plan import Item, Plan, derive_seed, fingerprint
+from kgcli.files import sha256
 from kgcli.reading import read_json
 
 NUM = 30_000
@@ -107,7 +105,7 @@ def coco_plan(captions: Captions, seed: int, method: Mapping[str, Any], data: Pa
         )
         for index, caption in enumerate(captions.chosen)
     )
-    texts = hashlib.sha256(json.dumps([item.scored_text for item in items]).encode()).hexdigest()
+    texts = fingerprint([item.scored_text for item in items])
     return Plan(
         suite="coco",
         protocol={"suite": "coco", "num_items": len(items), "captions": captions.facts, "captions_sha256": texts},

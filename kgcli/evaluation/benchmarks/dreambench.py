@@ -7,10 +7,7 @@ the picture says what it is. What is scored is the prompt as DreamBooth wrote it
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kgcli.config import SamplingConfig
@@ -25,11 +22,9 @@ from kgcli.evaluation.benchmarks.dreambench_data import (
     input_photo,
     prompt_text,
 )
-from kgcli.evaluation.run.folder import Item, Plan
+from kgcli.evaluation.plan import DreamBenchOptions, Item, Plan, asked_prompts, derive_seed, fingerprint
 
 NUM_PROMPTS = 25
-NUM_IMAGES = 4
-NOISES = ("independent", "official")
 OFFICIAL_BATCH = 5  # prompts that the published script draws at once, after seeding anew
 # How the paper drew: 100 steps of DPM-Solver++ at 512 pixels. Source: KOSMOS-G (arXiv:2310.02992).
 DRAWING = SamplingConfig(
@@ -38,34 +33,7 @@ DRAWING = SamplingConfig(
 _STRIDE = 7  # between the subjects of a group: neighbours in the alphabet are often of one class
 
 
-@dataclass(frozen=True, kw_only=True)
-class DreamBenchAsk:
-    """What may be chosen of a run; all but the defaults is another protocol or another way of drawing."""
-
-    seed: int = 0
-    noise: str = "independent"
-    class_noun: bool = False
-    num_images: int = NUM_IMAGES
-    subjects: tuple[str, ...] = ()  # () is all
-
-    def __post_init__(self) -> None:
-        if self.noise not in NOISES:
-            raise UsageError(f"--noise is {self.noise}; it must be {' or '.join(NOISES)}")
-        if self.num_images < 1:
-            raise UsageError(f"--num-images is {self.num_images}; it must be at least 1")
-
-    def named(self, known: Collection[str]) -> str | list[str]:
-        """The subjects as a protocol says them, which knows no order: all, or their names."""
-        return "all" if set(self.subjects) in (set(), set(known)) else sorted(set(self.subjects))
-
-    def check_subjects(self, known: Collection[str]) -> None:
-        """Raises: UsageError where a subject is asked for that the suite does not have."""
-        unknown = [name for name in self.subjects if name not in known]
-        if unknown:
-            raise UsageError(f"--subjects: there is no {unknown[0]}; the subjects are {', '.join(known)}")
-
-
-def single_plan(data: DreamBenchData, ask: DreamBenchAsk, method: Mapping[str, Any]) -> Plan:
+def single_plan(data: DreamBenchData, ask: DreamBenchOptions, method: Mapping[str, Any]) -> Plan:
     """One subject in each prompt: the DreamBench of all papers."""
     ask.check_subjects(SUBJECTS)
     names = [name for name in SUBJECTS if not ask.subjects or name in ask.subjects]
@@ -73,7 +41,7 @@ def single_plan(data: DreamBenchData, ask: DreamBenchAsk, method: Mapping[str, A
     return _plan("dreambench", data, ask, method, items)
 
 
-def multi_plan(data: DreamBenchData, ask: DreamBenchAsk, method: Mapping[str, Any]) -> Plan:
+def multi_plan(data: DreamBenchData, ask: DreamBenchOptions, method: Mapping[str, Any]) -> Plan:
     """Two and three subjects in each prompt: 30 pairs and 30 triples, in the ten scenes that all subjects share."""
     ask.check_subjects(SUBJECTS)
     groups = [group for num in (2, 3) for group in subject_groups(num)]
@@ -104,13 +72,7 @@ def kind_of(subject: str, prompt: int) -> str:
     return "accessory" if category_of(subject) == "live" and prompt >= len(SHARED_PROMPTS) else "context"
 
 
-def derive_seed(*parts: object) -> int:
-    """A seed for a picture that depends on nothing but what names it."""
-    digest = hashlib.sha256(json.dumps(parts).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1  # torch takes 63 bits
-
-
-def noise_seed(ask: DreamBenchAsk, subject: str, prompt: int, image: int) -> int:
+def noise_seed(ask: DreamBenchOptions, subject: str, prompt: int, image: int) -> int:
     """The seed of one picture.
 
     `official` keeps what the published script's re-seeding does: with four pictures a prompt there are 20 different
@@ -121,7 +83,7 @@ def noise_seed(ask: DreamBenchAsk, subject: str, prompt: int, image: int) -> int
     return derive_seed(ask.seed, subject, prompt, image)
 
 
-def _items_of_subject(subject: str, ask: DreamBenchAsk) -> Iterator[Item]:
+def _items_of_subject(subject: str, ask: DreamBenchOptions) -> Iterator[Item]:
     noun, category = SUBJECTS[subject][0], category_of(subject)
     for prompt in range(NUM_PROMPTS):
         for image in range(ask.num_images):
@@ -141,7 +103,7 @@ def _items_of_subject(subject: str, ask: DreamBenchAsk) -> Iterator[Item]:
             )
 
 
-def _items_of_group(group: tuple[str, ...], ask: DreamBenchAsk) -> Iterator[Item]:
+def _items_of_group(group: tuple[str, ...], ask: DreamBenchOptions) -> Iterator[Item]:
     name, nouns = "+".join(group), [SUBJECTS[subject][0] for subject in group]
     marks = [f"{noun} <image>" if ask.class_noun else "<image>" for noun in nouns]
     categories = {category_of(subject) for subject in group}
@@ -179,17 +141,16 @@ def _enumerated(words: Sequence[str]) -> str:
 
 
 def _plan(
-    suite: str, data: DreamBenchData, ask: DreamBenchAsk, method: Mapping[str, Any], items: Sequence[Item]
+    suite: str, data: DreamBenchData, ask: DreamBenchOptions, method: Mapping[str, Any], items: Sequence[Item]
 ) -> Plan:
     """What is asked and measured is the protocol; how it was drawn belongs to the method."""
-    asked = [[item.subject, item.prompt, item.scored_text, item.inputs] for item in items if item.image == 0]
     protocol = {
         "suite": suite,
         "num_items": len(items),
         "num_subjects": len({item.subject for item in items}),
         "num_images": ask.num_images,
         "subjects": ask.named(SUBJECTS),
-        "prompts_sha256": hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
+        "prompts_sha256": fingerprint(asked_prompts(items)),
         "data_sha256": data.sha256,
     }
     drawing = {

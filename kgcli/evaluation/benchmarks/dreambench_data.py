@@ -15,7 +15,7 @@ from PIL import Image
 
 from kgcli.data.entries import data_files
 from kgcli.errors import MissingError
-from kgcli.evaluation.run.folder import sha256
+from kgcli.files import sha256
 
 HOW_TO_GET = "git clone https://github.com/google/dreambooth, then --data dreambooth/dataset"
 NUM_PHOTOS = 158

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +18,14 @@ from typing import Any
 import numpy as np
 
 from kgcli.config import SamplingConfig
-from kgcli.data.sources.world import BASE_NOUNS
 from kgcli.errors import UsageError
-from kgcli.evaluation.benchmarks.dreambench import DreamBenchAsk, derive_seed
-from kgcli.evaluation.run.folder import Item, Plan
+from kgcli.evaluation.plan import DreamBenchOptions, Item, Plan, asked_prompts, derive_seed, fingerprint
 from kgcli.world import text
 from kgcli.world.scenes import NUM_VARIANTS
 from kgcli.world.spec import Spec, Subject, draw_spec, draw_subject, place
-from kgcli.world.tables import SCENES, STYLES
+from kgcli.world.tables import BASE_ONLY_NOUNS, SCENES, SEEN_NOUNS, STYLES
 
+BASE_NOUNS = [*SEEN_NOUNS, *BASE_ONLY_NOUNS]
 DREAMBENCH, COCO = "nano-dreambench", "nano-coco"
 VERSION = 1  # of the data and prompts: a new number whenever a figure would mean something else
 SIZE = 64  # pixels
@@ -122,7 +119,7 @@ def caption_of(index: int) -> tuple[str, Spec]:
     return text.caption(spec, rng), spec
 
 
-def dreambench_plan(data_sha256: str, data: Path, ask: DreamBenchAsk, method: Mapping[str, Any]) -> Plan:
+def dreambench_plan(data_sha256: str, data: Path, ask: DreamBenchOptions, method: Mapping[str, Any]) -> Plan:
     """One subject in each prompt; `data` is the folder of `nano_data.dreambench_data` and `data_sha256` its hash.
 
     Raises: UsageError for subjects or noise that the suite does not have.
@@ -132,7 +129,6 @@ def dreambench_plan(data_sha256: str, data: Path, ask: DreamBenchAsk, method: Ma
         raise UsageError(f"--noise is {ask.noise}; the nano suite has independent noise alone")
     names = [name for name in subjects() if not ask.subjects or name in ask.subjects]
     items = tuple(item for name in names for item in _items_of_subject(name, ask))
-    asked = [[item.subject, item.prompt, item.scored_text, item.inputs] for item in items if item.image == 0]
     protocol = {
         "suite": DREAMBENCH,
         "version": VERSION,
@@ -140,7 +136,7 @@ def dreambench_plan(data_sha256: str, data: Path, ask: DreamBenchAsk, method: Ma
         "num_subjects": len(names),
         "num_images": ask.num_images,
         "subjects": ask.named(subjects()),
-        "prompts_sha256": _sha256_of(asked),
+        "prompts_sha256": fingerprint(asked_prompts(items)),
         "data_sha256": data_sha256,
     }
     drawing = {"seed": ask.seed, "class_noun": ask.class_noun, "unit": UNIT}
@@ -161,7 +157,7 @@ def coco_plan(
         "version": VERSION,
         "num_items": num,
         "num_real": num_real,
-        "captions_sha256": _sha256_of([item.scored_text for item in items]),
+        "captions_sha256": fingerprint([item.scored_text for item in items]),
         "data_sha256": data_sha256,
     }
     facts = {**method, "seed": seed, "unit": UNIT}
@@ -181,7 +177,7 @@ def spec_of(item: Item, suite: str) -> Spec:
     return asked_spec(subjects()[item.subject], PROMPTS[item.prompt], item.seed)
 
 
-def _items_of_subject(name: str, ask: DreamBenchAsk) -> Iterator[Item]:
+def _items_of_subject(name: str, ask: DreamBenchOptions) -> Iterator[Item]:
     noun = subjects()[name].noun
     mark = f"{_with_article(noun)} <image>" if ask.class_noun else "<image>"
     for prompt, asked in enumerate(PROMPTS):
@@ -221,7 +217,3 @@ def _with_article(noun: str) -> str:
     if noun == "sunglasses":
         return noun
     return ("an " if noun[0] in "aeiou" else "a ") + noun
-
-
-def _sha256_of(value: Sequence[Any]) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

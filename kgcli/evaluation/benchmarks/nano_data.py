@@ -31,8 +31,8 @@ from kgcli.evaluation.benchmarks.nano import (
     photo_specs,
     subjects,
 )
-from kgcli.evaluation.extractors.weight_files import user_cache
-from kgcli.evaluation.run.folder import sha256
+from kgcli.files import sha256
+from kgcli.runtime import user_cache
 from kgcli.world.spec import render
 
 INDEX = "data.json"

@@ -1,43 +1,41 @@
-"""The nano suite: what a model of the nano world can do, on individuals no stage has seen.
+"""`kg eval nano`: what a model of the nano world can do, on instances that no stage has seen.
 
-Protocol: `cases` says what is asked and by what rule an individual is picked, `painters` who answers, `scoring` how
-answers are judged. Beside the model stand true renders (`true`, the ceiling), those through the VAE (`vae`), true
-renders of other individuals (`other`, the floor) and the prompt's first picture unchanged (`copy`).
+`skills` says what is asked and how answers are scored. Beside the model stand true renders (`true`, the ceiling),
+their VAE reconstructions (`vae`), true renders of other instances (`other`, the floor) and the prompt's first image
+unchanged (`copy`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kgcli.evaluation.benchmarks.grid import draw_grid
-from kgcli.evaluation.benchmarks.skills import TASKS, Case, draw_cases
-from kgcli.evaluation.benchmarks.skills_methods import (
-    BasePainter,
-    DecodedPainter,
-    ModelPainter,
-    Painter,
-    has_text_encoder,
-    paint_copy,
-    paint_other,
-    paint_truth,
-)
-from kgcli.evaluation.benchmarks.skills_scoring import Scorer
+from PIL import Image
+
+from kgcli.evaluation.baselines.base import Method, MethodOptions
+from kgcli.evaluation.baselines.world import Other, Reconstruction, Truth
+from kgcli.evaluation.benchmarks.skills import TASKS, Case, case_of, skills_plan, write_inputs
+from kgcli.evaluation.metrics.recognition import SHIPPED, Recognition
+from kgcli.evaluation.plan import Item, Plan
 from kgcli.evaluation.report.skills import Report, Row, summarise
-from kgcli.model.nano_recognisers import Judges
-from kgcli.weights.shipped import PACKAGE
+from kgcli.evaluation.scores import picture_score
 
 if TYPE_CHECKING:
     from kgcli.inference.model import Model
+    from kgcli.model.nano_recognisers import Judges
 
-PROTOCOL = "kgcli-nano-3"  # a new number whenever a figure would mean something else
-SHIPPED_JUDGES = PACKAGE / "nano" / "judges"
+PROTOCOL = "kgcli-nano-3"  # a new number whenever a score would mean something else
 DEFAULT_NUM = 96
 NUM_GRID = 100
 BEFORE_TASKS = ("subject", "named")  # asked of the model before instruct too
+
+Columns = Mapping[str, tuple[Method, Sequence[str]]]  # name in the report -> method and its tasks
+Answers = dict[str, list[tuple[Case, Image.Image]]]  # by task
 
 
 def evaluate(
@@ -54,23 +52,29 @@ def evaluate(
     Args:
         num: cases of a task of share 1
         before: the same model before instruct
-        judges: their folder, where not the shipped ones
-        grid: where to draw prompts, their pictures and the answers
+        judges: folder of the recognisers, where not the shipped ones
+        grid: where to write prompts, their images and the answers
 
-    Raises: MissingError where there are no judges.
+    Raises: MissingError where there are no recognisers.
     """
+    from kgcli.model.nano_recognisers import Judges
+
     start = time.monotonic()
-    chosen = Judges.load(judges or SHIPPED_JUDGES)
-    painters = make_painters(model, before)
-    kept: dict[str, list[Any]] = {}
-    rows = run(painters, chosen, num, seed, keep=kept)
+    chosen = Judges.load(judges or SHIPPED)
+    answers: Answers = {}
+    with tempfile.TemporaryDirectory() as work:
+        plan = skills_plan(Path(work), num, seed, {})
+        write_inputs(plan)
+        rows = measure(columns_of(model, before), plan, chosen, keep=answers)
     if grid is not None:
-        draw_grid(_shown(kept), grid)
+        from kgcli.evaluation.report.grid import write_cases
+
+        write_cases(_in_turns(answers), grid)
     facts = {
         "protocol": PROTOCOL,
         "seed": seed,
         "num": num,
-        "model": {"name": model.folder.name, "sha256": model.folder.sha256, "decoder": model.folder.decoder_sha256},
+        "model": model_facts(model),
         "before": None if before is None else {"name": before.folder.name, "sha256": before.folder.sha256},
         "judges": chosen.sha256(),
         "device": model.device,
@@ -81,54 +85,74 @@ def evaluate(
     return Report(facts=facts, rows=rows)
 
 
-def make_painters(model: Model, before: Model | None = None) -> dict[str, tuple[Painter, Sequence[str]]]:
-    """Who is measured, by column, and on which tasks."""
-    all_tasks = tuple(TASKS)
-    with_images = tuple(name for name in TASKS if name != "text")
-    painters: dict[str, tuple[Painter, Sequence[str]]] = {"model": (ModelPainter(model), all_tasks)}
+def columns_of(model: Model, before: Model | None = None) -> Columns:
+    """Return the methods that are measured, and on which tasks."""
+    from kgcli.evaluation.baselines.copy_input import CopyInput
+    from kgcli.evaluation.baselines.kosmosg import KosmosG
+    from kgcli.evaluation.baselines.sd import StableDiffusion, has_text_encoder
+
+    options, all_tasks = MethodOptions(), tuple(TASKS)
+    truth = Truth(options)
+    columns: dict[str, tuple[Method, Sequence[str]]] = {"model": (KosmosG.of(model), all_tasks)}
     if before is not None:
-        painters["before"] = (ModelPainter(before), BEFORE_TASKS)
-    if has_text_encoder(model):
-        painters["base"] = (BasePainter(model), ("text",))
-    painters["true"] = (paint_truth, all_tasks)
-    painters["vae"] = (DecodedPainter(model), all_tasks)
-    painters["other"] = (paint_other, all_tasks)
-    painters["copy"] = (paint_copy, with_images)
-    return painters
+        columns["before"] = (KosmosG.of(before), BEFORE_TASKS)
+    if has_text_encoder(model.folder):
+        columns["base"] = (StableDiffusion.of(model), ("text",))
+    columns["true"] = (truth, all_tasks)
+    columns["vae"] = (Reconstruction(truth, model), all_tasks)
+    columns["other"] = (Other(options), all_tasks)
+    columns["copy"] = (CopyInput(options), tuple(name for name in TASKS if name != "text"))
+    return columns
 
 
-def run(
-    painters: dict[str, tuple[Painter, Sequence[str]]],
+def measure(
+    columns: Columns,
+    plan: Plan,
     judges: Judges,
-    num: int,
-    seed: int,
     *,
-    keep: dict[str, list[Any]] | None = None,
+    keep: Answers | None = None,
     say: Callable[[str], None] | None = None,
 ) -> list[Row]:
-    """Ask every painter all of its tasks and sum up what the judges say; `keep` takes the first one's answers."""
+    """Score the answers of every method to all of its tasks; `keep` takes the first method's answers."""
     rows: list[Row] = []
-    for task in TASKS:
-        cases = draw_cases(task, num, seed)
-        scorer = Scorer(cases, judges)
-        for number, (name, (paint, tasks)) in enumerate(painters.items()):
+    for task in dict.fromkeys(item.category for item in plan.items):
+        items = [item for item in plan.items if item.category == task]
+        cases = [case_of(item) for item in items]
+        recognise = Recognition(judges, [case.spec for case in cases], [case.galleries for case in cases])
+        for number, (name, (method, tasks)) in enumerate(columns.items()):
             if task not in tasks:
                 continue
-            (say or _say)(f"{TASKS[task].title}: {len(cases)} pictures, {name}")
-            pictures = paint(cases)
-            rows += summarise(task, name, cases, scorer(pictures))
+            (say or note)(f"{TASKS[task].title}: {len(items)} images, {name}")
+            images = answer(method, plan, items)
+            seen = zip(items, cases, recognise(images), strict=True)
+            rows += summarise(task, name, [picture_score(i, TASKS[task].score(case, one)) for i, case, one in seen])
             if keep is not None and number == 0:
-                keep[task] = list(zip(cases, pictures, strict=True))
+                keep[task] = list(zip(cases, images, strict=True))
     return rows
 
 
-def _shown(kept: dict[str, list[Any]]) -> list[tuple[Case, Any]]:
-    """The first answers of every task with pictures in its prompts, in turns."""
-    columns = [pairs for task, pairs in kept.items() if task != "text"]
+def answer(method: Method, plan: Plan, items: Sequence[Item]) -> list[Image.Image]:
+    """Return a method's image for each item of a plan, in memory: nothing of it is kept."""
+    data, images = Path(plan.data), []
+    for unit in dataclasses.replace(plan, items=tuple(items)).units():
+        images += method.draw(unit, data, data)
+    return images
+
+
+def model_facts(model: Model) -> dict[str, Any]:
+    """Return what identifies a model in a report."""
+    folder = model.folder
+    return {"name": folder.name, "sha256": folder.sha256, "decoder": folder.decoder_sha256}
+
+
+def note(line: str) -> None:
+    """Say on stderr what is being done."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _in_turns(answers: Answers) -> list[tuple[Case, Image.Image]]:
+    """The first answers of every task with images in its prompts, in turns."""
+    columns = [pairs for task, pairs in answers.items() if task != "text"]
     longest = max(len(pairs) for pairs in columns)
     turns = [pairs[index] for index in range(longest) for pairs in columns if index < len(pairs)]
     return turns[:NUM_GRID]
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -19,9 +19,9 @@ from PIL import Image
 
 from kgcli.data.images import open_image
 from kgcli.errors import MissingError
-from kgcli.evaluation.extractors.base import PictureExtractor
-from kgcli.evaluation.run.folder import sha256
-from kgcli.inference.output import write_bytes
+from kgcli.evaluation.extractors.base import PictureExtractor, TextExtractor
+from kgcli.evaluation.plan import fingerprint
+from kgcli.files import sha256, write_whole
 
 FOLDER = "features"
 BLOCK = 64  # pictures
@@ -54,6 +54,16 @@ class FeatureCache:
             self._block(extractor, files[start : start + BLOCK], alteration) for start in range(0, len(files), BLOCK)
         ]
         return np.concatenate(blocks)
+
+    def texts(self, extractor: TextExtractor, texts: Sequence[str]) -> Rows:
+        """(N, D), a row for each text. Raises: UsageError."""
+        named = fingerprint({"extractor": extractor.facts(), "texts": list(texts)})
+        kept = self.folder / f"{extractor.name}-texts-{named[:32]}.npy"
+        rows = _read(kept, len(texts))
+        if rows is None:
+            rows = np.asarray(extractor.texts(texts), np.float32)
+            _write(kept, rows)
+        return rows
 
     def _block(self, extractor: PictureExtractor, files: Sequence[Path], alteration: Alteration | None) -> Rows:
         kept = self._file(extractor, hashes(files, alteration))
@@ -98,4 +108,4 @@ def _write(path: Path, rows: Rows) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
     np.save(content, rows, allow_pickle=False)
-    write_bytes(path, content.getvalue())
+    write_whole(path, content.getvalue())

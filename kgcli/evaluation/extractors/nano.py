@@ -1,29 +1,34 @@
-"""The two extractors of nano pictures: networks of `evaluators`, which no generator was trained with.
+"""The two extractors of nano images: networks of `nano_evaluators`, which no generator was trained with.
 
-Pictures go through one at a time: in a batch, the last bits of a row would depend on its neighbours' number.
+Images go through one at a time: in a batch, the last bits of a row would depend on its neighbours' number. Networks,
+and torch, are loaded when there is something to look at.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
-from kgcli.errors import UsageError
+from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.extractors.base import Extractors, PictureExtractor
-from kgcli.evaluation.run.folder import sha256
-from kgcli.model.nano_evaluators import WEIGHTS, EvalClip, EvalVit
-from kgcli.model.nano_recognisers import to_pixels
+from kgcli.files import sha256
 from kgcli.weights.shipped import PACKAGE
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kgcli.model.nano_evaluators import EvalClip, EvalVit
 
 SHIPPED = PACKAGE / "nano" / "evaluators"
 CLIP_FOLDER, DINO_FOLDER = "eval_clip", "eval_dino"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SIZE = 64  # pixels
 TRANSFORM = f"PIL bicubic {SIZE}, values in [-1, 1]"
 
@@ -36,53 +41,57 @@ class NanoDino:
     name = "nano-dino"
 
     def __init__(self, folder: Path = SHIPPED / DINO_FOLDER) -> None:
-        self._model = EvalVit.load(folder)
-        self._sha256 = sha256(folder / WEIGHTS)
+        self._folder = folder
+        self._config, self._sha256 = _identify(folder, DINO_FOLDER)
 
     def facts(self) -> dict[str, Any]:
         """Architecture, transform and weights."""
         return {
             "extractor": self.name,
             "architecture": "timm ViT trained by SimCLR on the nano world, projected feature",
-            "sizes": self._model.config,
+            "sizes": self._config,
             "transform": TRANSFORM,
             "precision": "float32",
             "weights_sha256": self._sha256,
         }
 
-    @torch.inference_mode()
     def pictures(self, pictures: Sequence[Image.Image]) -> Rows:
         """(N, D), rows of length 1."""
         return _one_by_one(self._model, [_fitted(picture) for picture in pictures], self._model.projection.out_features)
 
+    @cached_property
+    def _model(self) -> EvalVit:
+        from kgcli.model.nano_evaluators import EvalVit
+
+        one_thread()
+        return EvalVit.load(self._folder)
+
 
 class NanoClip:
-    """The CLIP of evaluation: pictures and captions of the nano world."""
+    """The CLIP of evaluation: images and captions of the nano world."""
 
     name = "nano-clip"
 
     def __init__(self, folder: Path = SHIPPED / CLIP_FOLDER) -> None:
-        self._model = EvalClip.load(folder)
-        self._sha256 = sha256(folder / WEIGHTS)
+        self._folder = folder
+        self._config, self._sha256 = _identify(folder, CLIP_FOLDER)
 
     def facts(self) -> dict[str, Any]:
         """Architecture, transform and weights."""
         return {
             "extractor": self.name,
             "architecture": "convolutional CLIP trained on the nano world",
-            "sizes": self._model.config,
+            "sizes": self._config,
             "transform": TRANSFORM,
             "texts": "as they are: no prefix; plain cosine",
             "precision": "float32",
             "weights_sha256": self._sha256,
         }
 
-    @torch.inference_mode()
     def pictures(self, pictures: Sequence[Image.Image]) -> Rows:
         """(N, D), rows of length 1."""
         return _one_by_one(self._model.embed_pictures, [_fitted(picture) for picture in pictures], self._width)
 
-    @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Rows:
         """(N, D), rows of length 1. Raises: UsageError for a text of more tokens than the tower reads."""
         return _one_by_one(self._model.embed_tokens, [self._tokens(text) for text in texts], self._width)
@@ -99,6 +108,13 @@ class NanoClip:
     def _width(self) -> int:
         return self._model.picture_projection.out_features
 
+    @cached_property
+    def _model(self) -> EvalClip:
+        from kgcli.model.nano_evaluators import EvalClip
+
+        one_thread()
+        return EvalClip.load(self._folder)
+
 
 class UnitVariance:
     """An extractor whose rows have length sqrt(D), as rows of unit variance have: KID is made for those."""
@@ -108,7 +124,7 @@ class UnitVariance:
         self._extractor = extractor
 
     def facts(self) -> dict[str, Any]:
-        """Those of the extractor, and the length."""
+        """The extractor's fingerprint plus the length of rows."""
         return {**self._extractor.facts(), "length": "sqrt(D)"}
 
     def pictures(self, pictures: Sequence[Image.Image]) -> Rows:
@@ -119,17 +135,36 @@ class UnitVariance:
 
 
 def nano_extractors(folder: Path = SHIPPED) -> Extractors:
-    """Both extractors, as the nano suites score with. Raises: MissingError."""
+    """Return both extractors, as the nano suites score with. Raises: MissingError."""
     return Extractors(dino=NanoDino(folder / DINO_FOLDER), clip=NanoClip(folder / CLIP_FOLDER))
 
 
+def one_thread() -> None:
+    """Compute on one thread: sums are split by their number, and scores are a function of images and weights."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _identify(folder: Path, stage: str) -> tuple[dict[str, Any], str]:
+    """The sizes of a network and the hash of its weights. Raises: MissingError."""
+    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        raise MissingError(f"there is no {stage} in {folder}; train it with `kg base {stage} nano/{stage}`")
+    return json.loads((folder / CONFIG).read_text("utf-8")), sha256(folder / WEIGHTS)
+
+
 def _fitted(picture: Image.Image) -> Tensor:
+    from kgcli.model.nano_recognisers import to_pixels
+
     return to_pixels([picture.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC)])
 
 
 def _one_by_one(encode: Callable[[Tensor], Tensor], inputs: Sequence[Tensor], width: int) -> Rows:
+    import torch
+
     if not inputs:
         return np.zeros((0, width), np.float32)
-    rows = torch.cat([encode(one) for one in inputs]).double().numpy()
+    with torch.inference_mode():
+        rows = torch.cat([encode(one) for one in inputs]).double().numpy()
     unit: Rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     return unit

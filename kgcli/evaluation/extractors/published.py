@@ -1,4 +1,4 @@
-"""The two extractors of published subject scores: DINO ViT-S/16 and OpenAI's CLIP ViT-B/32.
+"""OpenAI's CLIP ViT-B/32, the extractor of published CLIP scores, and what published extractors share.
 
 Pictures go through one at a time: in a batch, the last bits of a row would depend on its neighbours' number.
 """
@@ -12,20 +12,17 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 import open_clip
-import timm
 import torch
 from numpy.typing import NDArray
 from open_clip.transform import image_transform
 from PIL import Image
 from torch import Tensor, nn
-from torchvision import transforms
 
 from kgcli.data.images import CLIP_MEAN, CLIP_STD
 from kgcli.errors import IncompatibleError, UsageError
 from kgcli.evaluation.extractors.weight_files import Weights
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-DINO_ARCHITECTURE, CLIP_ARCHITECTURE = "vit_small_patch16_224.dino", "ViT-B-32-quickgelu"
+CLIP_ARCHITECTURE = "ViT-B-32-quickgelu"
 RANDOM = "random"  # in place of a hash
 MAX_TOKENS = 77  # of CLIP, with start and end
 SIZE = 224  # pixels
@@ -33,65 +30,9 @@ SIZE = 224  # pixels
 Rows = NDArray[np.float32]
 
 
-def dino_transform() -> Callable[[Image.Image], Tensor]:
-    """DINO's own transform for evaluation: bicubic to 256 pixels on the shorter side, the middle 224."""
-    return transforms.Compose(
-        [
-            transforms.Resize(256, interpolation=transforms.InterpolationMode.BICUBIC),
-            transforms.CenterCrop(SIZE),
-            transforms.ToTensor(),
-            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-        ]
-    )
-
-
 def clip_transform() -> Callable[[Image.Image], Tensor]:
     """CLIP's own transform: bicubic to 224 pixels on the shorter side, the middle 224."""
     return image_transform(SIZE, is_train=False, mean=CLIP_MEAN, std=CLIP_STD, interpolation="bicubic")
-
-
-class DinoExtractor:
-    """The class token of DINO ViT-S/16 after its last norm."""
-
-    name = "dino"
-
-    def __init__(self, weights: Weights, device: str = "cpu") -> None:
-        model = _bare_dino()
-        try:
-            model.load_state_dict(torch.load(weights.path, map_location="cpu", weights_only=True))
-        except (RuntimeError, pickle.UnpicklingError, KeyError, EOFError, AttributeError) as error:
-            raise IncompatibleError(f"{weights.path} holds no DINO ViT-S/16 ({first_line(error)})") from None
-        self._take(model, weights.sha256, device)
-
-    @classmethod
-    def random_weights(cls, seed: int = 0, device: str = "cpu") -> DinoExtractor:
-        """The same network with weights that know nothing: for tests."""
-        extractor = cls.__new__(cls)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            extractor._take(_bare_dino(), f"{RANDOM}-{seed}", device)
-        return extractor
-
-    def facts(self) -> dict[str, Any]:
-        """Architecture, transform and weights."""
-        transform = "PIL bicubic 256, centre 224, ImageNet mean and std"
-        return {
-            "extractor": self.name,
-            "architecture": f"timm {DINO_ARCHITECTURE}, class token after the norm",
-            "transform": transform,
-            "precision": "float32",
-            "weights_sha256": self._sha256,
-        }
-
-    @torch.inference_mode()
-    def pictures(self, pictures: Sequence[Image.Image]) -> Rows:
-        """(N, 384), rows of length 1."""
-        return one_by_one(self._model, [self._transform(picture.convert("RGB")) for picture in pictures], self._device)
-
-    def _take(self, model: nn.Module, sha256: str, device: str) -> None:
-        self._model = model.eval().requires_grad_(False).float().to(device)
-        self._sha256, self._device = sha256, device
-        self._transform = dino_transform()
 
 
 class _Clip(Protocol):
@@ -161,10 +102,6 @@ def clip_tokens(texts: Sequence[str]) -> Tensor:
         if num > MAX_TOKENS:
             raise UsageError(f"a text to score has {num} tokens, CLIP takes {MAX_TOKENS}; shorten {text[:60]!r}...")
     return tokenizer(list(texts))
-
-
-def _bare_dino() -> nn.Module:
-    return timm.create_model(DINO_ARCHITECTURE, pretrained=False, num_classes=0)
 
 
 def one_by_one(encode: Callable[[Tensor], Tensor], inputs: Sequence[Tensor], device: str, *, unit: bool = True) -> Rows:

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from kgcli.errors import IncompatibleError, MissingError
-from kgcli.evaluation.extractors.weight_files import Weights, hash_of
+from kgcli.evaluation.extractors.weight_files import Weights
+from kgcli.files import sha256
 from kgcli.weights.hub import HubError, is_hub_id, snapshot
 
 DEFAULT = "default"  # the word for this one:
@@ -42,7 +43,7 @@ def find_segmenter(name: str, *, offline: bool = False) -> Weights:
     found = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
     if found is None:
         raise MissingError(f"the segmenter {folder} has no {' or '.join(WEIGHTS)}; copy the whole repository again")
-    return Weights(found, hash_of(found))
+    return Weights(found, sha256(found))
 
 
 def _kind_of(folder: Path) -> str:

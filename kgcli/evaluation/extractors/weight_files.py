@@ -5,17 +5,16 @@ A file is looked for in the folder of `--weights`, then in `cache_folder()`; all
 
 from __future__ import annotations
 
-import hashlib
 import os
-import tempfile
-import urllib.error
+import shutil
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kgcli.errors import IncompatibleError, MissingError
-from kgcli.runtime import is_offline
+from kgcli.errors import IncompatibleError, MissingError, OutputError
+from kgcli.files import make_folder, sha256, whole_file
+from kgcli.runtime import is_offline, user_cache
 
 VARIABLE = "KG_WEIGHTS"  # names a folder that takes the place of the cache
 CHUNK = 2**20  # bytes
@@ -84,11 +83,6 @@ TABLE = {
 }
 
 
-def user_cache() -> Path:
-    """Where anything that can be made again is kept between runs: kgcli in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kgcli"
-
-
 def cache_folder() -> Path:
     """Where files of weights are kept between runs: $KG_WEIGHTS, or weights in the user's cache."""
     if named := os.environ.get(VARIABLE):
@@ -121,17 +115,11 @@ def resolve_all(names: Sequence[str], folder: Path | None = None, *, offline: bo
     return {name: weights for name, weights in complete.items() if weights is not None}
 
 
-def hash_of(path: Path) -> str:
-    """The sha256 of a large file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _look(wanted: WeightFile, places: Sequence[Path]) -> Weights | None:
     for place in places:
         path = place / wanted.file
         if path.is_file():
-            digest = hash_of(path)
+            digest = sha256(path)
             if wanted.sha256 and digest != wanted.sha256:
                 raise IncompatibleError(
                     f"{path} is not the published file (sha256 {digest[:16]}..., expected {wanted.sha256[:16]}...): "
@@ -150,23 +138,24 @@ def _what_to_do(missing: Sequence[WeightFile], place: Path, why: str) -> str:
 
 def _fetch(wanted: WeightFile, place: Path) -> None:
     """Download a file into the cache, whole or not at all."""
-    partial = None
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=place, prefix=f".{wanted.file}.", suffix=".partial")
-        with os.fdopen(handle, "wb") as file, urllib.request.urlopen(wanted.url, timeout=TIMEOUT) as answer:
-            while chunk := answer.read(CHUNK):
-                file.write(chunk)
+        make_folder(place)
+        with whole_file(place / wanted.file) as partial:
+            _download(wanted, partial)
+            digest = sha256(partial)
+            if wanted.sha256 and digest != wanted.sha256:
+                raise IncompatibleError(f"{wanted.url} gave another file than the published one (sha256 {digest})")
+    except OutputError as error:
+        raise MissingError(_what_to_do([wanted], place, f"and could not be kept ({error})")) from None
+
+
+def _download(wanted: WeightFile, path: Path) -> None:
+    """Fetch a file. Raises: MissingError."""
+    try:
+        with path.open("wb") as file, urllib.request.urlopen(wanted.url, timeout=TIMEOUT) as answer:
+            shutil.copyfileobj(answer, file, CHUNK)
             promised = answer.headers.get("Content-Length")
             if promised is not None and file.tell() != int(promised):  # read() ends early without a word
                 raise OSError(f"the answer ended after {file.tell():,} of {int(promised):,} bytes")
-        digest = hash_of(Path(partial))
-        if wanted.sha256 and digest != wanted.sha256:
-            raise IncompatibleError(f"{wanted.url} gave another file than the published one (sha256 {digest})")
-        os.chmod(partial, 0o644)
-        os.replace(partial, place / wanted.file)
-    except (OSError, urllib.error.URLError) as error:
-        raise MissingError(_what_to_do([wanted], place, f"and could not be fetched ({error})")) from None
-    finally:
-        if partial is not None:
-            Path(partial).unlink(missing_ok=True)
+    except OSError as error:
+        raise MissingError(_what_to_do([wanted], cache_folder(), f"and could not be fetched ({error})")) from None

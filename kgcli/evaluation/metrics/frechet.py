@@ -6,9 +6,12 @@ Shape letters: N vectors, D features.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
+
+from kgcli.evaluation.metrics.intervals import percentiles, resamples
 
 Array = NDArray[np.float64]
 NUM_POINTS = 15  # sizes the extrapolation is fitted to
@@ -118,11 +121,8 @@ def distance_interval(reference: Reference, rows: NDArray[np.floating]) -> tuple
     Resampled sets repeat pictures, so their distances lie higher than the set's own; that shift is taken off. The bias
     of a distance of so many pictures is not: it is the same for all rows.
     """
-    rng = np.random.default_rng(0)
     value = reference.distance(Moments.of(rows))
-    resampled = [
-        reference.distance(Moments.of(rows[rng.integers(len(rows), size=len(rows))])) for _ in range(NUM_RESAMPLES)
-    ]
-    shifted = np.asarray(resampled) - (np.mean(resampled) - value)
-    low, high = np.quantile(shifted, [0.025, 0.975])
-    return max(float(low), 0.0), float(high)
+    chosen = chain.from_iterable(resamples(len(rows), NUM_RESAMPLES))
+    resampled = [reference.distance(Moments.of(rows[places])) for places in chosen]
+    low, high = percentiles(np.asarray(resampled) - (np.mean(resampled) - value))
+    return max(low, 0.0), high

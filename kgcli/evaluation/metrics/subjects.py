@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from kgcli.errors import UsageError
 from kgcli.evaluation.extractors.base import Extractors, PictureExtractor
 from kgcli.evaluation.extractors.cache import Alteration, FeatureCache
-from kgcli.evaluation.run.folder import Item
-from kgcli.evaluation.scores import Measure, PictureScore
+from kgcli.evaluation.plan import Item
+from kgcli.evaluation.scores import Measure, PictureScore, picture_score
 
 COPIED = 0.95  # DINO similarity to the input above which a picture counts as a copy
 COPY_INPUT, ORACLE = "copy-input", "oracle"
 REFERENCES = {"input": "the input", "all": "all photos", "others": "the other photos"}
-MEASURES = (
+SUBJECT_MEASURES = (
     *(
         Measure(name=f"dino_{key}", title=f"DINO to {words}", primary=key == "input")
         for key, words in REFERENCES.items()
@@ -116,7 +116,7 @@ class SubjectScorer:
 
     def _texts(self, extractors: Extractors) -> Vectors:
         texts = list(dict.fromkeys(item.scored_text for item in self.items))
-        return dict(zip(texts, _unit(extractors.clip.texts(texts)), strict=True))
+        return dict(zip(texts, _unit(self.cache.texts(extractors.clip, texts)), strict=True))
 
     def _vectors(
         self, extractor: PictureExtractor, named: Sequence[tuple[str, Path]], masks: Masks | None
@@ -196,21 +196,6 @@ class SubjectScorer:
             if cosines:
                 values[f"{prefix}_{key}"] = sum(cosines) / len(cosines)
         return values
-
-
-def picture_score(item: Item, values: Mapping[str, float] | None = None) -> PictureScore:
-    """The facts of an item with the numbers of its picture."""
-    return PictureScore(
-        path=item.path,
-        subject=item.subject,
-        prompt=item.prompt,
-        image=item.image,
-        scored_text=item.scored_text,
-        inputs=item.inputs,
-        values=values or {},
-        category=item.category,
-        kind=item.kind,
-    )
 
 
 def _unit(rows: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -11,8 +11,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kgcli.errors import MissingError, UsageError
-from kgcli.evaluation.metrics.clusters import paired, subject_means
-from kgcli.evaluation.run.folder import PLAN, SCORES, RunFolder
+from kgcli.evaluation.metrics.intervals import paired, subject_means
+from kgcli.evaluation.plan import PLAN, SCORES
+from kgcli.evaluation.report.tables import aligned
+from kgcli.evaluation.run.folder import RunFolder
 from kgcli.evaluation.scores import Figure, Measure, PictureScore, Scores
 
 DIFFERENCES_NAMED = 3  # keys in the message of a refusal
@@ -22,7 +24,7 @@ Key = tuple[str, int, int, str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class ScoredRun:
     """A scored run under the name it is shown by."""
 
     name: str
@@ -56,7 +58,7 @@ class Difference:
 class Comparison:
     """Runs of one protocol, the first of which is what the others are compared with."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[ScoredRun, ...]
     measures: tuple[Measure, ...]
     differences: tuple[Difference, ...]
 
@@ -89,19 +91,19 @@ class Comparison:
         return "\n".join([*_figure_lines(self), "", *_difference_lines(self)])
 
 
-def open_runs(paths: Sequence[Path]) -> tuple[Run, ...]:
+def open_runs(paths: Sequence[Path]) -> tuple[ScoredRun, ...]:
     """Scored runs, named by their folders. Raises: MissingError, and UsageError where protocols differ."""
     runs = []
     for path, name in zip(paths, _names(paths), strict=True):
         _check_scored(path)
         folder = path if path.is_dir() else path.parent
-        runs.append(Run(name=name, folder=folder, scores=Scores.read(path)))
+        runs.append(ScoredRun(name=name, folder=folder, scores=Scores.read(path)))
     for run in runs[1:]:
         check_comparable(runs[0], run)
     return tuple(runs)
 
 
-def check_comparable(first: Run, other: Run) -> None:
+def check_comparable(first: ScoredRun, other: ScoredRun) -> None:
     """See that two runs have one suite, protocol and set of pictures. Raises: UsageError that names what differs."""
     if first.scores.suite != other.scores.suite:
         differing = [f"suite {first.scores.suite} against {other.scores.suite}"]
@@ -121,7 +123,7 @@ def check_comparable(first: Run, other: Run) -> None:
         )
 
 
-def compare(runs: Sequence[Run]) -> Comparison:
+def compare(runs: Sequence[ScoredRun]) -> Comparison:
     """The measures of runs of one protocol and their differences from the first."""
     differences = []
     for measure in runs[0].scores.measures:
@@ -162,7 +164,7 @@ def _key(one: PictureScore) -> Key:
     return one.subject, one.prompt, one.image, PurePosixPath(one.path).with_suffix("").as_posix()
 
 
-def _difference(measure: str, first: Scores, run: Run) -> Difference | None:
+def _difference(measure: str, first: Scores, run: ScoredRun) -> Difference | None:
     """None where no picture has this measure in both, as for FID."""
     before, after = values_of(measure, first.pictures), values_of(measure, run.scores.pictures)
     both = before.keys() & after.keys()
@@ -209,7 +211,7 @@ def _figure_lines(comparison: Comparison) -> list[str]:
     rows = [["measure [95 % interval]", *figures]]
     for measure in shown:
         rows.append([_title(measure), *(_cell(found.get(measure.name)) for found in figures.values())])
-    return _aligned(rows)
+    return [aligned(rows)]
 
 
 def _difference_lines(comparison: Comparison) -> list[str]:
@@ -224,7 +226,7 @@ def _difference_lines(comparison: Comparison) -> list[str]:
         return ["no measure has values for single pictures that the runs have in common: no paired differences"]
     first = comparison.runs[0].name
     heading = f"differences from {first}, paired on subjects (* both intervals leave out 0)"
-    return [heading, *_aligned(rows)]
+    return [heading, aligned(rows)]
 
 
 def _title(measure: Measure) -> str:
@@ -240,8 +242,3 @@ def _cell(figure: Figure | None) -> str:
 
 def _interval(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"[{low:.4f}, {high:.4f}]"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

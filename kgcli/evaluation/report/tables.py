@@ -1,4 +1,4 @@
-"""Scores as tables: CSV for programs, Markdown for people. No torch."""
+"""All tables of text: plain and Markdown for people, CSV for programs; and the scores of a run in them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EMPTY = "-"
 def to_csv(scores: Scores) -> str:
     """A line for each figure, all digits."""
     names = [one.name for one in dataclasses.fields(Figure)]
-    return _csv(names, [[getattr(figure, name) for name in names] for figure in scores.figures])
+    return csv_table(names, [[getattr(figure, name) for name in names] for figure in scores.figures])
 
 
 def pictures_to_csv(scores: Scores) -> str:
@@ -29,7 +29,7 @@ def pictures_to_csv(scores: Scores) -> str:
         [getattr(picture, name) for name in facts] + [picture.values.get(name) for name in measures]
         for picture in scores.pictures
     ]
-    return _csv([*facts, *measures], lines)
+    return csv_table([*facts, *measures], lines)
 
 
 def to_markdown(scores: Scores) -> str:
@@ -57,7 +57,7 @@ def _of_rows(scores: Scores) -> str:
         + [_cell(figures, one, row, ALL) for row in rows]
         for one in ordered
     ]
-    return _table(["", *rows], lines)
+    return markdown(["", *rows], lines)
 
 
 def _of_groups(scores: Scores, groups: Sequence[str]) -> str:
@@ -65,7 +65,7 @@ def _of_groups(scores: Scores, groups: Sequence[str]) -> str:
     figures = _by_place(scores)
     measures = [one for one in scores.measures if one.primary and _cell(figures, one, "method", groups[0]) != EMPTY]
     lines = [[group.split(":", 1)[1], *(_cell(figures, one, "method", group) for one in measures)] for group in groups]
-    return _table(["", *(one.title for one in measures)], lines)
+    return markdown(["", *(one.title for one in measures)], lines)
 
 
 def _cell(figures: Figures, measure: Measure, row: str, group: str) -> str:
@@ -86,12 +86,35 @@ def _name(scores: Scores) -> str:
     return str(scores.method.get("name", "pictures"))
 
 
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
     cells = [list(head), ["---"] * len(head), *(list(line) for line in lines)]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells)
 
 
-def _csv(head: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Return a plain table of columns as wide as their cells."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(lines)
+
+
+def sections(head: Sequence[str], blocks: Sequence[tuple[str, Sequence[Sequence[str]]]], widths: Sequence[int]) -> str:
+    """Return a plain table of indented lines under titles; all columns but the first have `widths`, to the right."""
+    first = max(len(line[0]) for _, lines in blocks for line in lines) + 4
+    rows = [head]
+    for title, lines in blocks:
+        rows += [[title], *([f"  {line[0]}", *line[1:]] for line in lines)]
+    return "\n".join(
+        f"{row[0]:<{first}}" + " ".join(f"{cell:>{width}}" for cell, width in zip(row[1:], widths, strict=False))
+        if len(row) > 1
+        else row[0]
+        for row in rows
+    )
+
+
+def csv_table(head: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
+    """Return comma-separated values."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head)

@@ -14,16 +14,16 @@ from kgcli.evaluation.benchmarks.nano import COCO, DRAWING, NUM_REAL, coco_plan,
 from kgcli.evaluation.benchmarks.nano_data import NanoData, coco_data, dreambench_data
 from kgcli.evaluation.extractors.base import Extractors
 from kgcli.evaluation.extractors.nano import SHIPPED, nano_extractors
+from kgcli.evaluation.plan import Plan
 from kgcli.evaluation.reproduce.reproduction import Job, Reproduction, minutes_file, reproduce
 from kgcli.evaluation.reproduce.table import write_table
 from kgcli.evaluation.run.benchmark import method_facts
-from kgcli.evaluation.run.folder import Plan, RunFolder
+from kgcli.evaluation.run.folder import RunFolder
 from kgcli.evaluation.run.generate import draw_run, finish
 from kgcli.evaluation.run.nano_score import score_nano
 from kgcli.evaluation.scores import Scores
-from kgcli.inference.output import write_bytes
+from kgcli.files import write_whole
 from kgcli.runtime import choose_device
-from kgcli.training.loop import train
 
 
 class NanoBench:
@@ -63,6 +63,8 @@ class NanoBench:
 
 def run(ask: Reproduction, weights: Path | None = None) -> str:
     """Reproduce a table; returns it as Markdown. Raises: KgError."""
+    from kgcli.training.loop import train
+
     choose_device(ask.device)  # before anything is trained, as are the extractors
     bench = NanoBench.open(ask.out / "data", weights)
     return write_table(ask, reproduce(ask, train, bench))
@@ -71,4 +73,4 @@ def run(ask: Reproduction, weights: Path | None = None) -> str:
 def _add_minutes(path: Path, minutes: float) -> None:
     """Add to what earlier, interrupted calls took."""
     before = float(json.loads(path.read_text("utf-8"))["minutes"]) if path.is_file() else 0.0
-    write_bytes(path, (json.dumps({"minutes": before + minutes}) + "\n").encode())
+    write_whole(path, (json.dumps({"minutes": before + minutes}) + "\n").encode())

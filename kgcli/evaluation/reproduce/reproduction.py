@@ -19,9 +19,9 @@ from pathlib import Path
 from kgcli.config import Recipe
 from kgcli.errors import UsageError
 from kgcli.evaluation.baselines.base import MethodOptions
-from kgcli.evaluation.benchmarks.dreambench import NUM_IMAGES, DreamBenchAsk
 from kgcli.evaluation.benchmarks.nano import NUM_CAPTIONS, check_captions
 from kgcli.evaluation.benchmarks.nano import subjects as known_subjects
+from kgcli.evaluation.plan import NUM_IMAGES, DreamBenchOptions
 from kgcli.evaluation.reproduce.lineage import (
     Compute,
     compute_in_all,
@@ -75,10 +75,10 @@ class Reproduction:
         """The rows that are asked for."""
         return self.table.pick(self.rows)
 
-    def subject_ask(self, seed: int) -> DreamBenchAsk:
+    def subject_ask(self, seed: int) -> DreamBenchOptions:
         """What is asked for of a suite of subjects. Raises: UsageError."""
         num_images = NUM_IMAGES if self.num_images is None else self.num_images
-        return DreamBenchAsk(seed=seed, num_images=num_images, subjects=self.subjects)
+        return DreamBenchOptions(seed=seed, num_images=num_images, subjects=self.subjects)
 
     def recipe(self, row: Row, seed: int) -> Recipe:
         """What makes a row's model. A row that is no model has none of its own, and the first seed's stands for it."""
@@ -95,7 +95,7 @@ class Job:
     suite: str
     options: MethodOptions
     num: int  # captions
-    ask: DreamBenchAsk  # where the suite has subjects
+    ask: DreamBenchOptions  # where the suite has subjects
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ class RowResult:
 
 
 Train = Callable[[Recipe], object]
-Measure = Callable[[Job], Scores]
+MeasureRow = Callable[[Job], Scores]
 
 
 def trainings(ask: Reproduction) -> list[Recipe]:
@@ -131,7 +131,7 @@ def jobs(ask: Reproduction) -> list[Job]:
     return [_job(ask, row, seed) for row in ask.chosen for seed in range(ask.num_seeds)]
 
 
-def reproduce(ask: Reproduction, train: Train, measure: Measure) -> list[RowResult]:
+def reproduce(ask: Reproduction, train: Train, measure: MeasureRow) -> list[RowResult]:
     """Train what is missing, measure every row; what was done before is not done again."""
     for recipe in trainings(ask):
         train(recipe)

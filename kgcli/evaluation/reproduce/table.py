@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scipy.stats import t as student
-
+from kgcli.evaluation.metrics.intervals import t_half
+from kgcli.evaluation.report.tables import EMPTY, markdown
 from kgcli.evaluation.reproduce.order import Order, compare_order
 from kgcli.evaluation.reproduce.paper import Column, Table
 from kgcli.evaluation.reproduce.reproduction import Reproduction, RowResult
 from kgcli.evaluation.scores import Figure, Scores
-from kgcli.inference.output import write_bytes
+from kgcli.files import write_whole
 
 JSON, COMPUTE, MARKDOWN = "table.json", "compute.json", "table.md"
-EMPTY = "-"
 FAILED = "failed"
-LEVEL = 0.95
 COMPUTE_HEADS = ("samples", "CPU minutes", "minutes", "minutes in all", "minutes of drawing")
 
 
@@ -38,9 +35,9 @@ def write_table(ask: Reproduction, results: Sequence[RowResult]) -> str:
     """Write table.json, compute.json and table.md; returns the last."""
     shown = to_markdown(ask, results)
     ask.out.mkdir(parents=True, exist_ok=True)
-    write_bytes(ask.out / JSON, to_json(ask, results).encode())
-    write_bytes(ask.out / COMPUTE, _compute_json(results).encode())
-    write_bytes(ask.out / MARKDOWN, shown.encode())
+    write_whole(ask.out / JSON, to_json(ask, results).encode())
+    write_whole(ask.out / COMPUTE, _compute_json(results).encode())
+    write_whole(ask.out / MARKDOWN, shown.encode())
     return shown
 
 
@@ -76,7 +73,7 @@ def to_markdown(ask: Reproduction, results: Sequence[RowResult]) -> str:
         ]
         for result in results
     ]
-    table = _table([*head, *COMPUTE_HEADS], lines)
+    table = markdown([*head, *COMPUTE_HEADS], lines)
     parts = [
         f"# {ask.table.title} ({ask.scale})",
         table,
@@ -104,7 +101,7 @@ def cell_of(result: RowResult, column: Column) -> Cell | None:
         return Cell(figures[0].value, *(figures[0].bounds or (None, None)))
     values = [figure.value for figure in figures]
     mean, num = statistics.fmean(values), len(values)
-    half = float(student.ppf(0.5 + LEVEL / 2, num - 1)) * statistics.stdev(values) / math.sqrt(num)
+    half = t_half(statistics.stdev(values), num)
     return Cell(mean, mean - half, mean + half)
 
 
@@ -219,8 +216,3 @@ def _show(cell: Cell | None) -> str:
         return EMPTY
     interval = "" if cell.low is None or cell.high is None else f" [{cell.low:.3f}, {cell.high:.3f}]"
     return f"{cell.value:.3f}{interval}"
-
-
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    cells = [list(head), ["---"] * len(head), *(list(line) for line in lines)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in cells)

@@ -10,28 +10,24 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kgcli.config import SamplingConfig
 from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.baselines.base import Method, MethodOptions
 from kgcli.evaluation.baselines.table import make, source_facts
-from kgcli.evaluation.benchmarks import coco, dreambench
-from kgcli.evaluation.benchmarks import nano as nano_suites
-from kgcli.evaluation.benchmarks.coco import PUBLISHED, choose_captions, coco_plan
-from kgcli.evaluation.benchmarks.dreambench import DreamBenchAsk, multi_plan, single_plan
-from kgcli.evaluation.benchmarks.dreambench_data import HOW_TO_GET, open_dreambench
-from kgcli.evaluation.benchmarks.nano_data import cached_folder, coco_data, dreambench_data
-from kgcli.evaluation.run.folder import PLAN, Plan, RunFolder
-from kgcli.evaluation.run.foreign import find_pictures, foreign_plan, take_pictures
+from kgcli.evaluation.plan import PLAN, DreamBenchOptions, Plan
+from kgcli.evaluation.run.folder import RunFolder
 from kgcli.evaluation.run.generate import LOCKS, POLL_SECONDS, draw_run, environment_shard, finish, wait_for_pictures
-from kgcli.evaluation.run.ray_engine import check_ray, draw_with_ray
-from kgcli.evaluation.run.suites import Ready, Scoring, check_texts, get_ready, score_run
+from kgcli.evaluation.run.scoring import Ready, Scoring, check_texts, get_ready, score_run
 from kgcli.files import locked
-from kgcli.version import __version__
+from kgcli.runtime import versions
 
+if TYPE_CHECKING:
+    from kgcli.evaluation.benchmarks.dreambench_data import DreamBenchData
+
+PUBLISHED = "published"  # --captions: those of the paper
 STEPS = ("draw", "score")
 ENGINES = ("local", "ray")
 _LIBRARIES = ("torch", "diffusers", "transformers", "pillow")  # that pictures depend on
@@ -52,7 +48,7 @@ class Bench:
     engine: str = "local"
     num_workers: int = 1
     scoring: Scoring = Scoring()
-    ask: DreamBenchAsk = DreamBenchAsk()
+    ask: DreamBenchOptions = DreamBenchOptions()
     captions: str = PUBLISHED
     num: int | None = None  # captions
 
@@ -70,7 +66,7 @@ class Bench:
             raise UsageError(f"--name is {self.name!r}; it must be text that can be printed")
         if self.name is not None and self.images is None:
             raise UsageError("--name is of who made the pictures of --images, which is not given")
-        if self.suite == nano_suites.COCO and self.captions != PUBLISHED:
+        if self.suite == "nano-coco" and self.captions != PUBLISHED:
             raise UsageError(f"--captions has no use with {self.suite}, which has captions of its own; give --num")
         if self.num is not None and self.num < 2 and self.only != "draw":
             raise UsageError(f"--num is {self.num}; a distribution needs two captions or more")
@@ -110,29 +106,34 @@ def run_benchmark(bench: Bench) -> RunFolder:
 
 def suite_options(bench: Bench) -> MethodOptions:
     """The options of a method, with the suite's drawing where the user said nothing."""
-    drawing = SUITES[bench.suite].drawing
+    drawing = SUITES[bench.suite]().drawing
     return dataclasses.replace(bench.options, sampling=bench.options.sampling.over(drawing))
 
 
 def method_facts(method: Method, name: str) -> dict[str, Any]:
     """All that the pictures of a method depend on: its own facts, a user's code, versions."""
-    versions = {"kgcli": __version__, **{library: _version(library) for library in _LIBRARIES}}
-    return {**method.facts(), **source_facts(name), "versions": versions}
+    found = versions(_LIBRARIES)
+    known = {"kgcli": found["kgcli"], **{library: found.get(library, "") for library in _LIBRARIES}}
+    return {**method.facts(), **source_facts(name), "versions": known}
 
 
 def _draw(bench: Bench, shard: tuple[int, int], ready: Ready | None) -> RunFolder:
     """The run with this process's share of the pictures in it."""
-    make_plan = SUITES[bench.suite].plan
+    make_plan = SUITES[bench.suite]().plan
     if bench.images is not None:
         plan = make_plan(bench, {})
         if ready is not None:
             check_texts(plan, ready)
+        from kgcli.evaluation.run.foreign import find_pictures, foreign_plan, take_pictures
+
         sources = find_pictures(bench.images, plan)
         run = _start(bench.out, foreign_plan(plan, sources, bench.name or bench.images.stem), shard)
         if shard[0] == 0:
             take_pictures(run, sources)
         return run
     if bench.engine == "ray":
+        from kgcli.evaluation.run.ray_engine import check_ray, draw_with_ray
+
         check_ray()
     options = _on_own_device(suite_options(bench), shard)
     method = make(bench.method, options)
@@ -186,53 +187,77 @@ def _on_own_device(options: MethodOptions, shard: tuple[int, int]) -> MethodOpti
     return dataclasses.replace(options, device=f"cuda:{local % torch.cuda.device_count()}")
 
 
-def _single(bench: Bench, method: Mapping[str, Any]) -> Plan:
-    return single_plan(open_dreambench(_given_data(bench)), bench.ask, method)
+def _dreambench() -> Suite:
+    from kgcli.evaluation.benchmarks.dreambench import DRAWING, single_plan
+
+    return Suite(lambda bench, method: single_plan(_photos(bench), bench.ask, method), DRAWING)
 
 
-def _multi(bench: Bench, method: Mapping[str, Any]) -> Plan:
-    return multi_plan(open_dreambench(_given_data(bench)), bench.ask, method)
+def _dreambench_multi() -> Suite:
+    from kgcli.evaluation.benchmarks.dreambench import DRAWING, multi_plan
+
+    return Suite(lambda bench, method: multi_plan(_photos(bench), bench.ask, method), DRAWING)
 
 
-def _coco(bench: Bench, method: Mapping[str, Any]) -> Plan:
-    return coco_plan(choose_captions(bench.captions, bench.data, bench.num), bench.ask.seed, method, bench.data)
+def _photos(bench: Bench) -> DreamBenchData:
+    from kgcli.evaluation.benchmarks.dreambench_data import open_dreambench
 
-
-def _nano_dreambench(bench: Bench, method: Mapping[str, Any]) -> Plan:
-    data = dreambench_data(_nano_folder(bench, nano_suites.DREAMBENCH))
-    return nano_suites.dreambench_plan(data.sha256, data.folder, bench.ask, method)
-
-
-def _nano_coco(bench: Bench, method: Mapping[str, Any]) -> Plan:
-    num = nano_suites.NUM_CAPTIONS if bench.num is None else bench.num
-    nano_suites.check_captions(num)
-    data = coco_data(_nano_folder(bench, nano_suites.COCO))
-    return nano_suites.coco_plan(data.sha256, data.folder, num, bench.ask.seed, method)
-
-
-def _nano_folder(bench: Bench, suite: str) -> Path:
-    """Where the pictures of a nano suite are, or are made: a folder given, or one in the user's cache."""
-    return (bench.data or cached_folder(suite)).expanduser().resolve()
+    return open_dreambench(_given_data(bench))
 
 
 def _given_data(bench: Bench) -> Path:
+    from kgcli.evaluation.benchmarks.dreambench_data import HOW_TO_GET
+
     if bench.data is None:
         raise UsageError(f"give --data FOLDER with the DreamBench photos; get them: {HOW_TO_GET}")
     return bench.data
 
 
-def _version(library: str) -> str:
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return ""
+def _coco() -> Suite:
+    from kgcli.evaluation.benchmarks.coco import DRAWING, choose_captions, coco_plan
+
+    def plan(bench: Bench, method: Mapping[str, Any]) -> Plan:
+        return coco_plan(choose_captions(bench.captions, bench.data, bench.num), bench.ask.seed, method, bench.data)
+
+    return Suite(plan, DRAWING)
 
 
-# By the name of the suite in plans and scores.
-SUITES: dict[str, Suite] = {
-    "dreambench": Suite(_single, dreambench.DRAWING),
-    "dreambench-multi": Suite(_multi, dreambench.DRAWING),
-    "coco": Suite(_coco, coco.DRAWING),
-    nano_suites.DREAMBENCH: Suite(_nano_dreambench, nano_suites.DRAWING),
-    nano_suites.COCO: Suite(_nano_coco, nano_suites.DRAWING),
+def _nano_dreambench() -> Suite:
+    from kgcli.evaluation.benchmarks.nano import DRAWING, DREAMBENCH, dreambench_plan
+    from kgcli.evaluation.benchmarks.nano_data import dreambench_data
+
+    def plan(bench: Bench, method: Mapping[str, Any]) -> Plan:
+        data = dreambench_data(_nano_folder(bench, DREAMBENCH))
+        return dreambench_plan(data.sha256, data.folder, bench.ask, method)
+
+    return Suite(plan, DRAWING)
+
+
+def _nano_coco() -> Suite:
+    from kgcli.evaluation.benchmarks.nano import COCO, DRAWING, NUM_CAPTIONS, check_captions, coco_plan
+    from kgcli.evaluation.benchmarks.nano_data import coco_data
+
+    def plan(bench: Bench, method: Mapping[str, Any]) -> Plan:
+        num = NUM_CAPTIONS if bench.num is None else bench.num
+        check_captions(num)
+        data = coco_data(_nano_folder(bench, COCO))
+        return coco_plan(data.sha256, data.folder, num, bench.ask.seed, method)
+
+    return Suite(plan, DRAWING)
+
+
+def _nano_folder(bench: Bench, suite: str) -> Path:
+    """Where the images of a nano suite are, or are made: a folder given, or one in the user's cache."""
+    from kgcli.evaluation.benchmarks.nano_data import cached_folder
+
+    return (bench.data or cached_folder(suite)).expanduser().resolve()
+
+
+# By the name of the suite in plans and scores; a suite's module is imported when it is asked for.
+SUITES: dict[str, Callable[[], Suite]] = {
+    "dreambench": _dreambench,
+    "dreambench-multi": _dreambench_multi,
+    "coco": _coco,
+    "nano-dreambench": _nano_dreambench,
+    "nano-coco": _nano_coco,
 }

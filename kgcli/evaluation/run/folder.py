@@ -12,78 +12,13 @@ was shared out over processes, leaves the same bytes as one that was not.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 from kgcli.errors import MissingError, UsageError
-from kgcli.files import check_inside
-from kgcli.inference.output import write_bytes
-from kgcli.reading import MAX_JSON_BYTES, PathBelow, parse_record, read_text
-
-T = TypeVar("T")
-PLAN, MANIFEST, SCORES = "plan.json", "manifest.jsonl", "scores.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Item:
-    """One picture that is asked for.
-
-    Items of one `unit` are drawn in one batch, whoever draws them: a batch of another make-up may differ in the last
-    bits. `inputs` name pictures below the data folder, in the order of the `<image>` marks of `input_text`.
-    """
-
-    path: PathBelow  # of the picture, below the run folder
-    unit: str
-    subject: PathBelow  # the cluster of the intervals
-    prompt: int
-    image: int
-    input_text: str  # what the method reads, "<image>" where a picture belongs
-    scored_text: str  # what CLIP-T and other text scores compare with
-    inputs: tuple[PathBelow, ...]
-    seed: int
-    class_noun: str = ""
-    category: str = ""  # of the subject: object, live
-    kind: str = ""  # of the prompt: context, accessory, attribute
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """All that a run asks for. Runs are comparable where `protocol` is equal."""
-
-    suite: str  # dreambench, coco; nano-dreambench, nano-coco
-    protocol: dict[str, Any]
-    method: dict[str, Any]  # name, settings, weights' hashes
-    items: tuple[Item, ...]
-    data: str = ""  # the folder the inputs are in, as this process knows it: never in the file, never read from it
-
-    def to_json(self) -> str:
-        """The plan as the bytes of its file."""
-        fields = dataclasses.asdict(self)
-        del fields["data"]
-        return json.dumps(fields, indent=1, ensure_ascii=False) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str, name: str = PLAN) -> Plan:
-        """The plan of a file's text; where its inputs are is for the caller to say. Raises: MissingError."""
-        return dataclasses.replace(parse_record(text, cls, name=name), data="")
-
-    def fact(self, name: str, kind: type[T]) -> T:
-        """One value of the protocol. Raises: MissingError where it is not there or of another type."""
-        value = self.protocol.get(name)
-        if not isinstance(value, kind):
-            raise MissingError(f"the {PLAN} of this run is damaged: protocol.{name} is {value!r}")
-        return value
-
-    def units(self) -> list[list[Item]]:
-        """The items in the batches they are drawn in, in order."""
-        batches: dict[str, list[Item]] = {}
-        for item in self.items:
-            batches.setdefault(item.unit, []).append(item)
-        return list(batches.values())
+from kgcli.evaluation.plan import MANIFEST, PLAN, Item, Plan
+from kgcli.files import check_inside, sha256, write_whole
+from kgcli.reading import MAX_JSON_BYTES, read_text
 
 
 class RunFolder:
@@ -104,7 +39,7 @@ class RunFolder:
         if (path / PLAN).is_file():
             held = cls.open(path)
             if dataclasses.replace(held.plan, data=plan.data) != plan:
-                raise UsageError(f"{path} holds another run ({_difference(held.plan, plan)}); choose another folder")
+                raise UsageError(f"{path} holds another run ({held.plan.difference(plan)}); choose another folder")
             return cls(path, plan)
         # A process that was killed in its first moments leaves the beginnings of a plan.
         if path.exists() and (not path.is_dir() or any(not one.name.startswith(f".{PLAN}.") for one in path.iterdir())):
@@ -113,7 +48,7 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"the folder {path} cannot be made: {error.strerror}; choose another") from None
-        write_bytes(path / PLAN, text.encode())
+        write_whole(path / PLAN, text.encode())
         return cls(path, plan)
 
     @classmethod
@@ -133,7 +68,7 @@ class RunFolder:
         """One picture, whole or not at all."""
         target = self.path / item.path
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(target, content)
+        write_whole(target, content)
 
     def write_manifest(self) -> None:
         """The manifest of a run whose pictures are all there. Raises: MissingError that counts those which are not."""
@@ -145,22 +80,4 @@ class RunFolder:
             json.dumps({**dataclasses.asdict(item), "sha256": sha256(self.path / item.path), **shared})
             for item in self.plan.items
         ]
-        write_bytes(self.path / MANIFEST, ("\n".join(lines) + "\n").encode())
-
-
-def sha256(path: Path) -> str:
-    """The hash of a file's bytes, in hex."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _difference(one: Plan, other: Plan) -> str:
-    """The first thing two plans differ in, in words."""
-    for part in ("suite", "protocol", "method"):
-        a, b = getattr(one, part), getattr(other, part)
-        if a == b:
-            continue
-        if isinstance(a, str):
-            return f"{part} {a}, not {b}"
-        names: Sequence[str] = sorted(name for name in {*a, *b} if a.get(name) != b.get(name))
-        return ", ".join(f"{name} {a.get(name)}, not {b.get(name)}" for name in names[:3])
-    return "other items"
+        write_whole(self.path / MANIFEST, ("\n".join(lines) + "\n").encode())

@@ -19,7 +19,8 @@ from typing import Any
 from kgcli.data.entries import data_files
 from kgcli.data.images import open_image
 from kgcli.errors import ImageError, MissingError, UsageError
-from kgcli.evaluation.run.folder import MANIFEST, Item, Plan, RunFolder
+from kgcli.evaluation.plan import MANIFEST, Item, Plan
+from kgcli.evaluation.run.folder import RunFolder
 from kgcli.evaluation.run.generate import FOREIGN, check_foreign, digest_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")

@@ -23,7 +23,9 @@ from PIL import Image, PngImagePlugin
 
 from kgcli.errors import MissingError
 from kgcli.evaluation.baselines.base import Method
-from kgcli.evaluation.run.folder import MANIFEST, Item, RunFolder, sha256
+from kgcli.evaluation.plan import MANIFEST, Item
+from kgcli.evaluation.run.folder import RunFolder
+from kgcli.files import sha256
 from kgcli.reading import parse_json, read_text
 
 MARK = "kgcli-item"  # PNG text chunk

@@ -19,8 +19,7 @@ from PIL import Image
 from kgcli.data.images import open_image
 from kgcli.errors import ImageError, MissingError, UsageError
 from kgcli.evaluation.extractors.cache import Alteration
-from kgcli.evaluation.run.folder import sha256
-from kgcli.inference.output import write_bytes
+from kgcli.files import sha256, write_whole
 
 FOLDER = "masks"
 WHITE = (255, 255, 255)
@@ -119,7 +118,7 @@ class _Segmented:
             content = io.BytesIO()
             mask.save(content, "PNG")
             kept.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(kept, content.getvalue())
+            write_whole(kept, content.getvalue())
         return mask
 
     def _file(self, path: Path) -> Path:

@@ -18,7 +18,7 @@ from kgcli.errors import UsageError
 from kgcli.evaluation.extractors.base import PictureExtractor
 from kgcli.evaluation.extractors.cache import FeatureCache, hashes
 from kgcli.evaluation.metrics.frechet import Moments
-from kgcli.inference.output import write_bytes
+from kgcli.files import write_whole
 
 SAMPLE = 10_000  # vectors kept for the measures that need more than moments
 SEED = 0  # of the choice
@@ -70,7 +70,7 @@ def _write(path: Path, found: RealSet) -> None:
     moments = found.moments
     np.savez(content, num=moments.num, sum=moments.sum_D, products=moments.products_DD, sample=found.sample)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, content.getvalue())
+    write_whole(path, content.getvalue())
 
 
 def _read(path: Path, of_pictures: str) -> RealSet | None:

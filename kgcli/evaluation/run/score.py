@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,6 @@ from numpy.typing import NDArray
 from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.extractors.base import Extractors, TextExtractor
 from kgcli.evaluation.extractors.cache import FOLDER, Alteration, FeatureCache, hashes
-from kgcli.evaluation.metrics.aggregate import figures_of
 from kgcli.evaluation.metrics.distribution import (
     DEFINITIONS,
     FEWEST,
@@ -29,19 +25,18 @@ from kgcli.evaluation.metrics.subjects import (
     COPY_INPUT,
     DINOV2,
     MASKED,
-    MEASURES,
     ORACLE,
+    SUBJECT_MEASURES,
     Masks,
     SubjectPhotos,
     SubjectScorer,
-    picture_score,
 )
+from kgcli.evaluation.plan import Item, Plan, fingerprint
 from kgcli.evaluation.report.tables import CSV, MARKDOWN, PICTURES_CSV, pictures_to_csv, to_csv, to_markdown
-from kgcli.evaluation.run.folder import Item, Plan
 from kgcli.evaluation.run.real_set import chosen, real_set
-from kgcli.evaluation.scores import Figure, Measure, PictureScore, Scores
-from kgcli.inference.output import write_bytes
-from kgcli.version import __version__
+from kgcli.evaluation.scores import Figure, Measure, PictureScore, Scores, figures_of, picture_score
+from kgcli.files import write_whole
+from kgcli.runtime import versions
 
 PACKAGES = (
     *("clean-fid", "numpy", "open_clip_torch", "pillow", "scipy"),
@@ -84,8 +79,8 @@ def score_subjects(
     _check_pictures(folder, plan.items)
     scorer = SubjectScorer(plan.items, data or Path(plan.data), references, FeatureCache(out / FOLDER, progress))
     found = scorer(folder, extractors, masks)
-    measures = MEASURES
-    photos = _digest(hashes([file for _, file in scorer.photo_files()]))
+    measures = SUBJECT_MEASURES
+    photos = fingerprint(hashes([file for _, file in scorer.photo_files()]))
     scoring = {"dino": extractors.dino.facts(), "clip": extractors.clip.facts(), "photos_sha256": photos}
     if masks is not None:
         measures += MASKED
@@ -145,7 +140,7 @@ def score_distribution(
         scoring["real_sha256"] = reals.pictures_sha256
     if clip is not None:
         rows = cache.pictures(clip, files)
-        pictures = _with_clip(plan.items, pictures, rows, clip)
+        pictures = _with_clip(plan.items, rows, clip, cache)
         measures += (CLIP_SCORE,)
         figures += figures_of(pictures, [CLIP_SCORE.name], by_subject=False)
         scoring["clip"] = clip.facts()
@@ -161,11 +156,11 @@ def score_distribution(
 
 
 def _with_clip(
-    items: Sequence[Item], pictures: Sequence[PictureScore], rows: NDArray[np.float32], clip: TextExtractor
+    items: Sequence[Item], rows: NDArray[np.float32], clip: TextExtractor, cache: FeatureCache
 ) -> tuple[PictureScore, ...]:
     """The pictures with the cosine to their texts."""
     texts = list(dict.fromkeys(item.scored_text for item in items))
-    vectors = dict(zip(texts, np.asarray(clip.texts(texts), np.float64), strict=True))
+    vectors = dict(zip(texts, np.asarray(cache.texts(clip, texts), np.float64), strict=True))
     scored = []
     for item, row in zip(items, np.asarray(rows, np.float64), strict=True):
         text = vectors[item.scored_text]
@@ -193,12 +188,12 @@ def _scores(
     pictures: tuple[PictureScore, ...],
     notes: Sequence[str],
 ) -> Scores:
-    versions = {"kgcli": __version__, **{name: metadata.version(name) for name in PACKAGES}}
+    found = versions(PACKAGES)
     return Scores(
         suite=plan.suite,
         protocol={**plan.protocol, "num_pictures": len({item.path for item in plan.items}), "scoring": dict(scoring)},
         method=plan.method,
-        versions=versions,
+        versions={name: version for name, version in found.items() if name != "python"},
         data=plan.data,
         measures=measures,
         figures=figures,
@@ -210,9 +205,9 @@ def _scores(
 def write_tables(scores: Scores, out: Path) -> None:
     """Write scores as tables and scores.json into a folder."""
     out.mkdir(parents=True, exist_ok=True)
-    write_bytes(out / CSV, to_csv(scores).encode())
-    write_bytes(out / PICTURES_CSV, pictures_to_csv(scores).encode())
-    write_bytes(out / MARKDOWN, to_markdown(scores).encode())
+    write_whole(out / CSV, to_csv(scores).encode())
+    write_whole(out / PICTURES_CSV, pictures_to_csv(scores).encode())
+    write_whole(out / MARKDOWN, to_markdown(scores).encode())
     scores.write(out)  # last: where it is, the tables are too
 
 
@@ -268,7 +263,3 @@ def _count_notes(num: int, num_reference: int, figures: Sequence[Figure]) -> lis
     if num < FEWEST:
         notes.append(f"Fewer than {FEWEST} pictures: no precision, recall, density or coverage.")
     return notes
-
-
-def _digest(parts: Sequence[str]) -> str:
-    return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()

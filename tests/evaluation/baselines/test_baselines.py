@@ -12,14 +12,14 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVi
 
 from kgcli.config import SamplingConfig
 from kgcli.errors import IncompatibleError, MissingError, UsageError
+from kgcli.evaluation.baselines import table
 from kgcli.evaluation.baselines.base import MethodOptions
-from kgcli.evaluation.baselines.blip_diffusion import BlipDiffusion
 from kgcli.evaluation.baselines.decoder import find_decoder
 from kgcli.evaluation.baselines.dreambooth import LORA_WEIGHTS, DreamBooth
 from kgcli.evaluation.baselines.ip_adapter import IpAdapter
 from kgcli.evaluation.baselines.textual_inversion import TOKEN, WEIGHTS, TextualInversion, word_of
 from kgcli.evaluation.baselines.words import name_subject, reference_names, split_subject
-from kgcli.evaluation.run.folder import Item
+from kgcli.evaluation.plan import Item
 from kgcli.training import trainer
 from kgcli.training.stages.decoder import clip_tokenizer
 
@@ -350,6 +350,6 @@ def _contiguous(weights):
     return [(name, tensor[:, :8].contiguous() if "_ip" in name else tensor) for name, tensor in weights.items()]
 
 
-def test_blip_diffusion_says_why_it_cannot_run_here():
-    with pytest.raises(IncompatibleError, match="do not work with transformers"):
-        BlipDiffusion(MethodOptions())
+def test_blip_diffusion_is_gone_and_says_why():
+    with pytest.raises(UsageError, match="do not work with transformers 5.*--images"):
+        table.make("blip-diffusion", MethodOptions())

@@ -3,7 +3,6 @@ from benchmark_data import write_dreambench
 
 from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.benchmarks.dreambench import (
-    DreamBenchAsk,
     input_text,
     kind_of,
     multi_plan,
@@ -12,7 +11,7 @@ from kgcli.evaluation.benchmarks.dreambench import (
     subject_groups,
 )
 from kgcli.evaluation.benchmarks.dreambench_data import SUBJECTS, category_of, open_dreambench, prompt_text
-from kgcli.evaluation.run.folder import Plan
+from kgcli.evaluation.plan import DreamBenchOptions, Plan
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +26,7 @@ def data(folder):
 
 @pytest.fixture(scope="module")
 def plan(data):
-    return single_plan(data, DreamBenchAsk(), {"name": "none"})
+    return single_plan(data, DreamBenchOptions(), {"name": "none"})
 
 
 def test_the_benchmark_has_30_subjects_9_of_them_live():
@@ -58,17 +57,17 @@ def test_inputs_and_texts_are_the_published_ones(plan):
 
 
 def test_a_seed_depends_on_nothing_but_its_own_picture(data, plan):
-    some = single_plan(data, DreamBenchAsk(subjects=("dog",), num_images=2), {})
+    some = single_plan(data, DreamBenchOptions(subjects=("dog",), num_images=2), {})
     seeds = {(item.subject, item.prompt, item.image): item.seed for item in plan.items}
     assert all(seeds[item.subject, item.prompt, item.image] == item.seed for item in some.items)
     assert some.protocol != plan.protocol and some.protocol["subjects"] == ["dog"]
-    other = single_plan(data, DreamBenchAsk(seed=1), {})
+    other = single_plan(data, DreamBenchOptions(seed=1), {})
     assert not {item.seed for item in other.items} & set(seeds.values())
     assert other.protocol == plan.protocol  # another seed is the same question
 
 
 def test_official_noise_has_20_latents(data):
-    ask = DreamBenchAsk(noise="official")
+    ask = DreamBenchOptions(noise="official")
     plan = single_plan(data, ask, {})
     assert len({item.seed for item in plan.items}) == 20
     assert noise_seed(ask, "dog", 3, 2) == noise_seed(ask, "can", 8, 2) != noise_seed(ask, "dog", 3, 1)
@@ -82,13 +81,13 @@ def test_groups_are_of_different_classes():
 
 
 def test_the_second_suite_asks_for_two_and_three_subjects(data):
-    plan = multi_plan(data, DreamBenchAsk(), {})
+    plan = multi_plan(data, DreamBenchOptions(), {})
     assert len(plan.items) == 2400 == len({item.path for item in plan.items})
     assert all(item.input_text.count("<image>") == len(item.inputs) for item in plan.items)
     three = next(item for item in plan.items if item.kind == "three")
     assert three.input_text == "<image>, <image> and <image> in the jungle"
     assert three.scored_text.startswith("a backpack, a ") and len(three.inputs) == 3
-    noun = multi_plan(data, DreamBenchAsk(class_noun=True), {}).items[0]
+    noun = multi_plan(data, DreamBenchOptions(class_noun=True), {}).items[0]
     assert noun.input_text.startswith("backpack <image> and ")
 
 
@@ -123,4 +122,4 @@ def test_what_is_wrong_with_the_data_is_said_in_one_message(tmp_path, spoil, wor
 )
 def test_wrong_choices_are_refused(data, fields, words):
     with pytest.raises(UsageError, match=words):
-        single_plan(data, DreamBenchAsk(**fields), {})
+        single_plan(data, DreamBenchOptions(**fields), {})

@@ -11,12 +11,10 @@ from kgcli.evaluation.baselines.base import MethodOptions
 from kgcli.evaluation.baselines.world import Other
 from kgcli.evaluation.benchmarks import nano as nano_suites
 from kgcli.evaluation.benchmarks import nano_data
-from kgcli.evaluation.benchmarks.dreambench import DreamBenchAsk
-from kgcli.evaluation.benchmarks.nano_skills import SHIPPED_JUDGES
-from kgcli.evaluation.metrics.subjects import picture_score
-from kgcli.evaluation.run import nano_recognition as nano_judging
-from kgcli.evaluation.run.folder import Plan
-from kgcli.evaluation.scores import Scores
+from kgcli.evaluation.metrics.recognition import SHIPPED as SHIPPED_JUDGES
+from kgcli.evaluation.plan import DreamBenchOptions, Plan
+from kgcli.evaluation.run import nano_score
+from kgcli.evaluation.scores import Scores, figures_of, picture_score
 from kgcli.model.nano_recognisers import Judges
 from kgcli.world.spec import is_held_out, render
 from kgcli.world.tables import FIRST_JUDGE_IDENTITY, FIRST_NEW_IDENTITY
@@ -25,7 +23,7 @@ METHOD = {"name": "test"}
 
 
 def dreambench(**ask):
-    return nano_suites.dreambench_plan("0" * 64, Path("data"), DreamBenchAsk(**ask), METHOD)
+    return nano_suites.dreambench_plan("0" * 64, Path("data"), DreamBenchOptions(**ask), METHOD)
 
 
 def coco(num=24, seed=0):
@@ -140,9 +138,11 @@ def test_the_judges_know_true_pictures_from_those_of_others(data, tmp_path):
     items = [item for item in dreambench(num_images=1, subjects=tuple(names)).items if item.prompt in (1, 12)]
     true = [render(nano_suites.spec_of(item, suite), 64).picture for item in items]
     others = [render(Other(MethodOptions()).spec(item), 64).picture for item in items]
-    judge, found = nano_judging.NanoJudge(items, suite, judges), {}
-    for row, pictures in (("true", true), ("other", others)):
-        figures = judge.figures(judge.values(pictures), row)
+    found = {}
+    rows = zip(("true", "other"), nano_score.recognise(items, suite, [true, others], judges), strict=True)
+    for row, values in rows:
+        scored = [picture_score(item, one) for item, one in zip(items, values, strict=True)]
+        figures = figures_of(scored, [one.name for one in nano_score.RECOGNISED], row)
         found[row] = {one.measure: one.value for one in figures if one.group == "all"}
         assert {one.row for one in figures} == {row} and "category:live" in {one.group for one in figures}
     assert found["true"]["judge_picked"] > 0.7 > 0.3 > found["other"]["judge_picked"]
@@ -153,7 +153,7 @@ def test_the_judges_know_true_pictures_from_those_of_others(data, tmp_path):
 def test_the_judges_score_captions_of_one_and_two_subjects():
     judges, items = Judges.load(SHIPPED_JUDGES), coco(num=24).items
     true = [render(nano_suites.spec_of(item, nano_suites.COCO), 64).picture for item in items]
-    values = nano_judging.NanoJudge(items, nano_suites.COCO, judges).values(true)
+    (values,) = nano_score.recognise(items, nano_suites.COCO, [true], judges)
     assert np.mean([one["judge_noun"] for one in values]) > 0.7
     assert not any("judge_picked" in one for one in values)
     assert {len(one) for one in values} == {3, 4}  # of two subjects no accessory is asked
@@ -162,7 +162,8 @@ def test_the_judges_score_captions_of_one_and_two_subjects():
 def test_the_judges_are_added_to_scores(data, tmp_path):
     judges = Judges.load(SHIPPED_JUDGES)
     name = next(iter(nano_suites.subjects()))
-    plan = nano_suites.dreambench_plan(data.sha256, data.folder, DreamBenchAsk(num_images=1, subjects=(name,)), METHOD)
+    options = DreamBenchOptions(num_images=1, subjects=(name,))
+    plan = nano_suites.dreambench_plan(data.sha256, data.folder, options, METHOD)
     for item in plan.items:
         (tmp_path / item.path).parent.mkdir(parents=True, exist_ok=True)
         render(nano_suites.spec_of(item, plan.suite), 64).picture.save(tmp_path / item.path)
@@ -171,7 +172,7 @@ def test_the_judges_are_added_to_scores(data, tmp_path):
         suite=plan.suite, protocol=plan.protocol, method=METHOD, versions={}, data=plan.data, measures=(), figures=(),
         pictures=tuple(bare),
     )  # fmt: skip
-    judged = nano_judging.add_judges(scores, plan.items, tmp_path, judges, "a note")
+    judged = nano_score.add_recognition(scores, plan.items, tmp_path, "a note")
     assert judged.protocol["judges_sha256"] == judges.sha256()
     assert judged.notes == ("a note",)
     assert judged.find("judge_noun").value >= 0.8 and judged.find("judge_picked", "copy-input").value == 1.0

@@ -6,6 +6,7 @@ import pytest
 import torch
 from cleanfid.resize import make_resizer
 from PIL import Image
+from random_inception import write_random_inception
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
 from kgcli.errors import IncompatibleError, UsageError
@@ -21,7 +22,6 @@ from kgcli.evaluation.extractors.inception import (
     preset,
     tensor_256,
 )
-from kgcli.evaluation.extractors.random_inception import write_random_inception
 from kgcli.evaluation.extractors.weight_files import Weights
 
 

@@ -9,8 +9,8 @@ from kgcli.config import load_recipe
 from kgcli.data.sources.world import draw
 from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.benchmarks import nano as nano_suites
-from kgcli.evaluation.benchmarks.dreambench import DreamBenchAsk
 from kgcli.evaluation.extractors.nano import NanoClip, NanoDino, nano_extractors
+from kgcli.evaluation.plan import DreamBenchOptions
 from kgcli.model.nano_evaluators import EvalClip, EvalVit
 from kgcli.model.randomness import StepRandom
 from kgcli.training.loop import Run, train
@@ -162,4 +162,4 @@ def test_the_contrast_of_views_falls_when_features_are_right():
 
 
 def _plan():
-    return nano_suites.dreambench_plan("0" * 64, "data", DreamBenchAsk(num_images=1), {})
+    return nano_suites.dreambench_plan("0" * 64, "data", DreamBenchOptions(num_images=1), {})

@@ -5,19 +5,18 @@ import torch
 from pixels import by_hand, picture
 
 from kgcli.errors import IncompatibleError, UsageError
+from kgcli.evaluation.extractors.dino import DINO, DinoExtractor, dino_transform
 from kgcli.evaluation.extractors.published import (
     ClipExtractor,
-    DinoExtractor,
     clip_tokens,
     clip_transform,
-    dino_transform,
 )
 from kgcli.evaluation.extractors.weight_files import Weights
 
 
 @pytest.fixture(scope="module")
 def dino() -> DinoExtractor:
-    return DinoExtractor.random_weights()
+    return DinoExtractor.random_weights(DINO)
 
 
 @pytest.mark.parametrize("size", [(512, 512), (300, 210), (128, 200)])
@@ -58,24 +57,24 @@ def test_dinos_published_names_fit_and_others_do_not(dino, tmp_path):
     assert {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.11.mlp.fc2.bias", "norm.weight"} <= set(state)
     assert not any(name.startswith(("head", "fc_norm")) for name in state)
     torch.save(state, tmp_path / "dino.pth")
-    loaded = DinoExtractor(Weights(tmp_path / "dino.pth", "abc"))
+    loaded = DinoExtractor(DINO, Weights(tmp_path / "dino.pth", "abc"))
     assert np.array_equal(loaded.pictures([picture()]), dino.pictures([picture()]))
     assert loaded.facts()["weights_sha256"] == "abc" and dino.facts()["weights_sha256"] == "random-0"
     torch.save({"head": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(IncompatibleError, match="holds no DINO"):
-        DinoExtractor(Weights(tmp_path / "other.pth", ""))
+        DinoExtractor(DINO, Weights(tmp_path / "other.pth", ""))
     (tmp_path / "text.pth").write_text("hello")
     with pytest.raises(IncompatibleError, match="holds no DINO"):
-        DinoExtractor(Weights(tmp_path / "text.pth", ""))
+        DinoExtractor(DINO, Weights(tmp_path / "text.pth", ""))
 
 
 def test_random_weights_are_seeded_and_leave_the_generator_alone():
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    one = DinoExtractor.random_weights(1).pictures([picture()])
+    one = DinoExtractor.random_weights(DINO, 1).pictures([picture()])
     assert torch.equal(torch.rand(1), expected)
-    assert np.array_equal(one, DinoExtractor.random_weights(1).pictures([picture()]))
+    assert np.array_equal(one, DinoExtractor.random_weights(DINO, 1).pictures([picture()]))
 
 
 def test_a_text_that_clip_would_cut_is_refused():

@@ -14,18 +14,21 @@ from subject_run import SUBJECTS, Colours, build_run
 from tiny_clipseg import PREPROCESSOR, SIDE, write_clipseg
 
 from kgcli.errors import IncompatibleError, MissingError, UsageError
-from kgcli.evaluation.benchmarks.dreambench import DreamBenchAsk, multi_plan
+from kgcli.evaluation.benchmarks.dreambench import multi_plan
 from kgcli.evaluation.benchmarks.dreambench_data import SUBJECTS as REAL_SUBJECTS
 from kgcli.evaluation.benchmarks.dreambench_data import open_dreambench
 from kgcli.evaluation.extractors.base import Extractors
 from kgcli.evaluation.extractors.segmenter import ClipSegmenter
 from kgcli.evaluation.extractors.segmenter_files import REPOSITORY, find_segmenter
-from kgcli.evaluation.extractors.weight_files import TABLE, hash_of
-from kgcli.evaluation.report.compare import Run, check_comparable
+from kgcli.evaluation.extractors.weight_files import TABLE
+from kgcli.evaluation.plan import DreamBenchOptions
+from kgcli.evaluation.report.compare import ScoredRun, check_comparable
 from kgcli.evaluation.run.masks import masks_from_segmenter
 from kgcli.evaluation.run.score import score_subjects
-from kgcli.evaluation.run.suites import Scoring, each_subject, get_ready
+from kgcli.evaluation.run.scoring import Scoring, get_ready
+from kgcli.evaluation.run.suites import each_subject
 from kgcli.evaluation.scores import Scores
+from kgcli.files import sha256 as hash_of
 
 NOUNS = {name: name for name in SUBJECTS}
 
@@ -169,16 +172,16 @@ def test_runs_with_other_masks_are_not_compared(tmp_path, segmenter):
     bare = score_subjects(
         tmp_path / "run", plan, references, Extractors(Colours("dino"), Colours("clip")), out=tmp_path / "c"
     )
-    first = Run(name="a", folder=tmp_path, scores=one)
+    first = ScoredRun(name="a", folder=tmp_path, scores=one)
     with pytest.raises(UsageError, match=r"scoring\.masks\.weights_sha256"):
-        check_comparable(first, Run(name="b", folder=tmp_path, scores=two))
+        check_comparable(first, ScoredRun(name="b", folder=tmp_path, scores=two))
     with pytest.raises(UsageError, match=r"scoring\.masks.* against absent"):
-        check_comparable(first, Run(name="c", folder=tmp_path, scores=bare))
-    check_comparable(first, Run(name="d", folder=tmp_path, scores=Scores.read(tmp_path / "a")))
+        check_comparable(first, ScoredRun(name="c", folder=tmp_path, scores=bare))
+    check_comparable(first, ScoredRun(name="d", folder=tmp_path, scores=Scores.read(tmp_path / "a")))
 
 
 def test_each_subject_of_a_picture_is_sought_by_its_own_noun(tmp_path):
-    plan = multi_plan(open_dreambench(write_dreambench(tmp_path / "dataset")), DreamBenchAsk(num_images=1), {})
+    plan = multi_plan(open_dreambench(write_dreambench(tmp_path / "dataset")), DreamBenchOptions(num_images=1), {})
     nouns = {item.subject: item.class_noun for item in each_subject(plan).items}
     assert nouns == {name: noun for name, (noun, _) in REAL_SUBJECTS.items()}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kgcli.errors import IncompatibleError, MissingError
-from kgcli.evaluation.extractors.base import weight_files as weightfiles
+from kgcli.evaluation.extractors import weight_files as weightfiles
 from kgcli.evaluation.extractors.weight_files import TABLE, WeightFile, resolve, resolve_all
 
 

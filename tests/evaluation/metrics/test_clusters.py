@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from kgcli.errors import UsageError
-from kgcli.evaluation.metrics.clusters import cluster_mean, expanded_tail, paired, subject_means
+from kgcli.evaluation.metrics.intervals import cluster_mean, expanded_tail, paired, subject_means
 
 NUM_SUBJECTS, NUM_PROMPTS, NUM_IMAGES = 30, 25, 4
 TRUTH = 0.69

@@ -13,14 +13,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from markupsafe import Markup
 from PIL import Image
 from scored_run import MEASURES, SUBJECTS, make_caption_run, make_subject_run, rewrite
 
-from kgcli.evaluation.report.compare import Run, open_runs
+from kgcli.evaluation.report.compare import ScoredRun, open_runs
 from kgcli.evaluation.report.page import NANO, build_page
 from kgcli.evaluation.report.page.cases import NUM_EXTREMES, choose
-from kgcli.evaluation.report.page.markup import Html, tag
 from kgcli.evaluation.report.page.tables import Figures, number
+from kgcli.evaluation.report.page.templates import html
 from kgcli.evaluation.report.page.thumbnails import Thumbnails, side_for
 
 ROOT = str(Path(__file__).parents[3])
@@ -120,8 +121,12 @@ def test_what_people_wrote_is_shown_and_not_obeyed(tmp_path):
 
 
 def test_parts_are_escaped_unless_they_are_html():
-    assert tag("p", "<a>", Html("<b>"), class_='"') == '<p class="&quot;">&lt;a&gt;<b></p>'
-    assert tag("td", data_sort=1, hidden=True, title=None) == '<td data-sort="1" hidden></td>'
+    assert html("image", source='"', alt="<a>", width=1, height=2) == (
+        '<img src="&#34;" alt="&lt;a&gt;" width="1" height="2">'
+    )
+    assert html("more", summary="<a>", content=Markup("<b>")) == (
+        '<details class="more"><summary>&lt;a&gt;</summary><b></details>'
+    )
 
 
 def test_nano_scores_cannot_be_taken_for_scores_of_the_paper(folder, pages, tmp_path):
@@ -188,7 +193,9 @@ def test_captions_are_no_subjects(folder, pages):
     scores = open_runs([folder / "captions"])[0].scores
     own = tuple(dataclasses.replace(one, subject=f"{number:06d}") for number, one in enumerate(scores.pictures))
     for pictures in (scores.pictures, own):
-        run = Run(name="captions", folder=folder / "captions", scores=dataclasses.replace(scores, pictures=pictures))
+        run = ScoredRun(
+            name="captions", folder=folder / "captions", scores=dataclasses.replace(scores, pictures=pictures)
+        )
         page = build_page([run])
         assert 'id="subjects"' not in page and "Pictures 1 to 24" in page
         assert "A caption &lt;b&gt;number&lt;/b&gt; 7 &amp; more" in page

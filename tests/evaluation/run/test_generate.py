@@ -15,8 +15,9 @@ from kgcli.config import SamplingConfig
 from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.baselines.base import MethodOptions
 from kgcli.evaluation.baselines.table import make
-from kgcli.evaluation.benchmarks.dreambench import DreamBenchAsk, multi_plan, single_plan
+from kgcli.evaluation.benchmarks.dreambench import multi_plan, single_plan
 from kgcli.evaluation.benchmarks.dreambench_data import SUBJECTS, open_dreambench
+from kgcli.evaluation.plan import DreamBenchOptions
 from kgcli.evaluation.run.folder import RunFolder
 from kgcli.evaluation.run.generate import draw_run, encode_picture, finish, share_of
 
@@ -169,7 +170,7 @@ def test_kosmosg_goes_on_where_it_stopped(kg, tmp_path, data, tiny_model):
 
 def test_two_pictures_are_read_and_the_decoder_alone_reads_words(kg, tmp_path, data):
     """The model that ships brings the text encoder that `sd` needs."""
-    plan = multi_plan(open_dreambench(data), DreamBenchAsk(num_images=1), {})
+    plan = multi_plan(open_dreambench(data), DreamBenchOptions(num_images=1), {})
     options = MethodOptions(device="cpu", sampling=SamplingConfig(num_inference_steps=1))
     items = plan.items[:2]
     drawn = {name: make(name, options).draw(items, data, tmp_path) for name in ("kosmosg", "sd")}
@@ -178,7 +179,7 @@ def test_two_pictures_are_read_and_the_decoder_alone_reads_words(kg, tmp_path, d
 
 
 def test_copies_are_the_inputs(tmp_path, data):
-    plan = single_plan(open_dreambench(data), DreamBenchAsk(subjects=("dog",), num_images=1), {})
+    plan = single_plan(open_dreambench(data), DreamBenchOptions(subjects=("dog",), num_images=1), {})
     (copy,) = make("copy-input", MethodOptions(sampling=SamplingConfig(width=512, height=512))).draw(
         plan.items[:1], data, tmp_path
     )
@@ -228,7 +229,8 @@ def test_coco_is_drawn(kg, tmp_path, tiny_model):
 
 @pytest.fixture
 def run(tmp_path, data):
-    plan = single_plan(open_dreambench(data), DreamBenchAsk(subjects=("dog",), num_images=1), {"name": "copy-input"})
+    options = DreamBenchOptions(subjects=("dog",), num_images=1)
+    plan = single_plan(open_dreambench(data), options, {"name": "copy-input"})
     run = RunFolder.start(tmp_path / "run", plan)
     draw_run(run, make("copy-input", MethodOptions()))
     return run
@@ -302,14 +304,14 @@ def test_a_run_goes_on_when_its_data_has_moved(kg, tmp_path, data):
 
 
 def test_facts_of_a_method_may_hold_tuples(tmp_path, data):
-    plan = single_plan(open_dreambench(data), DreamBenchAsk(num_images=1), {"name": "mine", "range": (0, 1)})
+    plan = single_plan(open_dreambench(data), DreamBenchOptions(num_images=1), {"name": "mine", "range": (0, 1)})
     RunFolder.start(tmp_path / "run", plan)
     assert RunFolder.start(tmp_path / "run", plan).plan.method["range"] == [0, 1]
 
 
 def test_subjects_are_a_set(data):
     plans = [
-        single_plan(open_dreambench(data), DreamBenchAsk(subjects=names), {})
+        single_plan(open_dreambench(data), DreamBenchOptions(subjects=names), {})
         for names in (("dog", "cat"), ("cat", "dog", "dog"), (), tuple(SUBJECTS))
     ]
     assert plans[0].protocol == plans[1].protocol and plans[2].protocol == plans[3].protocol

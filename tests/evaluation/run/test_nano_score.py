@@ -5,9 +5,10 @@ from kgcli.evaluation.baselines.base import MethodOptions
 from kgcli.evaluation.baselines.copy_input import CopyInput
 from kgcli.evaluation.baselines.world import Other, Truth
 from kgcli.evaluation.benchmarks import nano as nano_suites
-from kgcli.evaluation.benchmarks.dreambench import DreamBenchAsk, single_plan
+from kgcli.evaluation.benchmarks.dreambench import single_plan
 from kgcli.evaluation.benchmarks.dreambench_data import DreamBenchData
 from kgcli.evaluation.benchmarks.nano_data import coco_data, dreambench_data
+from kgcli.evaluation.plan import DreamBenchOptions
 from kgcli.evaluation.run.folder import RunFolder
 from kgcli.evaluation.run.generate import draw_run, finish
 from kgcli.evaluation.run.nano_score import score_nano
@@ -32,7 +33,7 @@ def scored(root):
     scores = {}
     for kind in (Truth, Other, CopyInput):
         method = kind(MethodOptions())
-        ask = DreamBenchAsk(num_images=1, subjects=SUBJECTS)
+        ask = DreamBenchOptions(num_images=1, subjects=SUBJECTS)
         plans = {"dreambench": nano_suites.dreambench_plan(data.sha256, data.folder, ask, method.facts())}
         if kind is not CopyInput:
             plans["coco"] = nano_suites.coco_plan(real.sha256, real.folder, NUM, 0, method.facts(), num_real=2 * NUM)
@@ -88,6 +89,6 @@ def test_other_photos_than_those_of_the_run_are_refused(scored, root):
 
 
 def test_the_world_draws_no_other_suite(tmp_path):
-    plan = single_plan(DreamBenchData(tmp_path, {}, "0" * 64), DreamBenchAsk(num_images=1, subjects=("vase",)), {})
+    plan = single_plan(DreamBenchData(tmp_path, {}, "0" * 64), DreamBenchOptions(num_images=1, subjects=("vase",)), {})
     with pytest.raises(UsageError, match="the nano suites alone"):
         Truth(MethodOptions()).prepare("vase", plan.items, tmp_path, tmp_path)

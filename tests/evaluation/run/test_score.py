@@ -5,17 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from random_inception import write_random_inception
 from subject_run import SUBJECTS, Colours, build_run, draw
 
 from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.extractors.base import Extractors
+from kgcli.evaluation.extractors.dino import DINO, DinoExtractor
 from kgcli.evaluation.extractors.inception import NETWORKS, PRESETS, InceptionExtractor
-from kgcli.evaluation.extractors.published import ClipExtractor, DinoExtractor
-from kgcli.evaluation.extractors.random_inception import write_random_inception
+from kgcli.evaluation.extractors.published import ClipExtractor
 from kgcli.evaluation.metrics.distribution import DistributionExtractor
 from kgcli.evaluation.metrics.frechet import Moments, Reference
 from kgcli.evaluation.metrics.subjects import SubjectPhotos
-from kgcli.evaluation.report.compare import Run, check_comparable
+from kgcli.evaluation.report.compare import ScoredRun, check_comparable
 from kgcli.evaluation.run.masks import masks_from_files, masks_from_segmenter, on_white
 from kgcli.evaluation.run.score import RealPictures, score_distribution, score_subjects
 from kgcli.evaluation.scores import Scores
@@ -156,7 +157,7 @@ def test_masks_take_the_background_away(tmp_path, extractors):
     with pytest.raises(UsageError, match="empty"):
         on_white(Image.new("RGB", (4, 4)), Image.new("L", (4, 4)), "x")
     with pytest.raises(UsageError, match="different protocols"):
-        check_comparable(*(Run(name="a", folder=tmp_path, scores=scores) for scores in (from_files, segmented)))
+        check_comparable(*(ScoredRun(name="a", folder=tmp_path, scores=scores) for scores in (from_files, segmented)))
 
 
 class Dark:
@@ -239,7 +240,7 @@ def test_a_set_of_one_is_no_distribution(tmp_path):
 def test_the_full_size_networks_score_a_run(tmp_path):
     """DINO, CLIP and Inception of the true architectures, weights that know nothing: all presets, resumed, equal."""
     plan, references = build_run(tmp_path, images=1)
-    extractors = Extractors(DinoExtractor.random_weights(), ClipExtractor.random_weights())
+    extractors = Extractors(DinoExtractor.random_weights(DINO), ClipExtractor.random_weights())
     scores = score_subjects(tmp_path / "run", plan, references, extractors, out=tmp_path / "subjects")
     assert scores.find("dino_input", "copy-input").value == pytest.approx(1)
     assert 0 < scores.find("dino_all").value < 1 and len(scores.notes) == 2

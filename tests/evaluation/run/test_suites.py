@@ -9,12 +9,14 @@ from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.baselines.base import MethodOptions
 from kgcli.evaluation.baselines.table import make
 from kgcli.evaluation.benchmarks.coco import choose_captions, coco_plan
-from kgcli.evaluation.benchmarks.dreambench import DreamBenchAsk, multi_plan, single_plan
+from kgcli.evaluation.benchmarks.dreambench import multi_plan, single_plan
 from kgcli.evaluation.benchmarks.dreambench_data import open_dreambench
 from kgcli.evaluation.extractors.weight_files import Weights
+from kgcli.evaluation.plan import DreamBenchOptions
 from kgcli.evaluation.run.folder import RunFolder
 from kgcli.evaluation.run.generate import draw_run, finish
-from kgcli.evaluation.run.suites import PRESET_WEIGHTS, Ready, Scoring, check_texts, each_subject, get_ready
+from kgcli.evaluation.run.scoring import PRESET_WEIGHTS, Ready, Scoring, check_texts, get_ready
+from kgcli.evaluation.run.suites import each_subject
 from kgcli.evaluation.scores import Scores
 
 SCORED = ("scores.json", "manifest.jsonl")
@@ -58,7 +60,7 @@ def data(tmp_path_factory):
 
 def drawn(path, data):
     """A run of copies, all of them there."""
-    plan = single_plan(open_dreambench(data), DreamBenchAsk(num_images=1), {"name": "copy-input"})
+    plan = single_plan(open_dreambench(data), DreamBenchOptions(num_images=1), {"name": "copy-input"})
     run = RunFolder.start(path, plan)
     draw_run(run, make("copy-input", MethodOptions()))
     finish(run)
@@ -108,11 +110,11 @@ def test_a_run_is_scored_only_when_it_is_complete(kg, tmp_path, data):
 
 
 def test_pictures_of_several_subjects_are_scored_for_each(data):
-    plan = multi_plan(open_dreambench(data), DreamBenchAsk(num_images=1), {})
+    plan = multi_plan(open_dreambench(data), DreamBenchOptions(num_images=1), {})
     each = each_subject(plan)
     assert len(each.items) == 300 * 2 + 300 * 3 and len({item.subject for item in each.items}) == 30
     assert all(item.inputs[0].startswith(f"{item.subject}/") for item in each.items)
-    single = single_plan(open_dreambench(data), DreamBenchAsk(num_images=1), {})
+    single = single_plan(open_dreambench(data), DreamBenchOptions(num_images=1), {})
     assert each_subject(single) == single
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
-from string import Template
 
-from kgcli.evaluation.report.compare import Run, compare, flatten
+from markupsafe import Markup
+
+from kgcli.evaluation.report.compare import ScoredRun, compare, flatten
 from kgcli.evaluation.report.page.cases import MAX_PICTURES, Cases, choose
 from kgcli.evaluation.report.page.gallery import captioned, extremes, galleries, subject_id
-from kgcli.evaluation.report.page.markup import Html, join, tag
 from kgcli.evaluation.report.page.plots import histogram, subject_plot
 from kgcli.evaluation.report.page.tables import (
     Figures,
@@ -19,8 +18,8 @@ from kgcli.evaluation.report.page.tables import (
     full_table,
     group_table,
     results_table,
-    run_mark,
 )
+from kgcli.evaluation.report.page.templates import asset, html, page
 from kgcli.evaluation.report.page.thumbnails import Thumbnails, side_for
 from kgcli.evaluation.scores import Measure
 
@@ -32,7 +31,7 @@ NANO = (
 
 
 def build_page(
-    runs: Sequence[Run], pictures: Sequence[Path] = (), limit: int = MAX_PICTURES, data: Path | None = None
+    runs: Sequence[ScoredRun], pictures: Sequence[Path] = (), limit: int = MAX_PICTURES, data: Path | None = None
 ) -> str:
     """The page of runs of one protocol.
 
@@ -54,22 +53,17 @@ def build_page(
         ("pictures", "Pictures", _pictures(figures, cases, thumbnails)),
         ("protocol", "Protocol", _protocol(figures)),
     ]
-    present = [(name, title, content) for name, title, content in sections if content]
-    body = join(
-        tag("section", tag("h2", title, id=f"{name}-title"), content, id=name, aria_labelledby=f"{name}-title")
-        for name, title, content in present
-    )
     suite = runs[0].scores.suite
-    return Template(_asset("page.html")).substitute(
-        title=join([f"{_suite_title(suite)}: {', '.join(run.name for run in runs)}"]),
-        heading=join([_suite_title(suite)]),
-        runs=join(tag("li", run_mark(at), tag("b", run.name), _method(run)) for at, run in enumerate(runs)),
-        banner=tag("p", NANO, class_="banner", role="note") if suite.startswith("nano") else "",
-        navigation=join(tag("a", title, href=f"#{name}") for name, title, _ in present),
-        body=body,
-        style=_asset("style.css"),
-        script=_asset("script.js"),
-        measures=json.dumps([measure.title for measure in runs[0].scores.measures]).replace("<", "\\u003c"),
+    measures = json.dumps([measure.title for measure in runs[0].scores.measures]).replace("<", "\\u003c")
+    return page(
+        title=f"{_suite_title(suite)}: {', '.join(run.name for run in runs)}",
+        heading=_suite_title(suite),
+        runs=[(run.name, run.scores.method.get("name")) for run in runs],
+        banner=NANO if suite.startswith("nano") else "",
+        sections=[(name, title, content) for name, title, content in sections if content],
+        style=Markup(asset("style.css")),
+        script=Markup(asset("script.js")),
+        measures=Markup(measures),
     )
 
 
@@ -79,75 +73,65 @@ def _suite_title(suite: str) -> str:
     return f"{title}, nano twin" if suite != name else title
 
 
-def _method(run: Run) -> Html:
-    method = run.scores.method.get("name")
-    return tag("span", f"method {method}", class_="what") if method else Html("")
-
-
-def _results(figures: Figures) -> Html:
+def _results(figures: Figures) -> Markup:
     nano = " (nano)" if figures.runs[0].scores.suite.startswith("nano") else ""
-    note = tag(
-        "p",
-        "Below each value stands its 95 % interval: from the t distribution over subjects, else from a bootstrap. "
+    note = html(
+        "note",
+        text="Below each value stands its 95 % interval: from the t distribution over subjects, else from a bootstrap. "
         "Click the head of a column to sort.",
-        class_="note",
     )
-    every = tag("details", tag("summary", "All figures, with both intervals"), full_table(figures), class_="more")
+    every = html("more", summary="All figures, with both intervals", content=full_table(figures))
     tables = [results_table(figures, figures.main, f"All pictures{nano}")]
     others = [measure for measure in figures.measures if measure not in figures.main]
     if others:
         tables.append(results_table(figures, others, f"Other measures{nano}"))
-    return join([note, *tables, every])
+    return Markup("").join([note, *tables, every])
 
 
-def _differences(figures: Figures) -> Html | None:
+def _differences(figures: Figures) -> Markup | None:
     if len(figures.runs) == 1:
         return None
     shown = difference_table(compare(figures.runs), figures)
     note = "Clear: both intervals leave out 0. Only pictures that both runs have are compared."
-    return None if shown is None else join([tag("p", note, class_="note"), shown])
+    return None if shown is None else html("note", text=note) + shown
 
 
-def _subjects(figures: Figures, links: dict[str, str]) -> Html | None:
+def _subjects(figures: Figures, links: dict[str, str]) -> Markup | None:
     plots = [(measure, subject_plot(figures, measure, links)) for measure in figures.measures]
     shown = _plots(plots, "The line is the mean over subjects, the band its 95 % interval.")
     if shown is None:
         return None
     rows = group_table(figures, "subject", "Scores of each subject", links)
-    more = tag("details", tag("summary", "The same as a table"), rows, class_="more") if rows else ""
-    return join([shown, more])
+    return shown + html("more", summary="The same as a table", content=rows) if rows else shown
 
 
-def _spread(figures: Figures) -> Html | None:
+def _spread(figures: Figures) -> Markup | None:
     plots = [(measure, histogram(figures, measure)) for measure in figures.measures]
     return _plots(plots, "How the values of single pictures are spread, each run as shares of its own pictures.")
 
 
-def _plots(plots: Sequence[tuple[Measure, Html | None]], note: str) -> Html | None:
+def _plots(plots: Sequence[tuple[Measure, Markup | None]], note: str) -> Markup | None:
     """The drawings there are; those of measures that are not primary in a closed box."""
     drawn = [(measure, plot) for measure, plot in plots if plot is not None]
     if not drawn:
         return None
     first = [one for one in drawn if one[0].primary] or drawn[:3]
     later = [one for one in drawn if one not in first]
-    parts = [tag("p", note, class_="note"), _figures(first)]
-    if later:
-        parts.append(tag("details", tag("summary", "Other measures"), _figures(later), class_="more"))
-    return join(parts)
+    shown = html("note", text=note) + _figures(first)
+    return shown + html("more", summary="Other measures", content=_figures(later)) if later else shown
 
 
-def _figures(plots: Sequence[tuple[Measure, Html]]) -> Html:
-    shown = (tag("figure", tag("figcaption", measure.title), plot) for measure, plot in plots)
-    return tag("div", *shown, class_="plots")
+def _figures(plots: Sequence[tuple[Measure, Markup]]) -> Markup:
+    return html("plots", drawn=[(measure.title, plot) for measure, plot in plots])
 
 
-def _groups(figures: Figures) -> Html | None:
+def _groups(figures: Figures) -> Markup | None:
     tables = [group_table(figures, prefix, f"By {prefix}") for prefix in figures.prefixes()]
     shown = [one for one in tables if one is not None]
-    return join(shown) if shown else None
+    return Markup("").join(shown) if shown else None
 
 
-def _extremes(figures: Figures, cases: Cases, thumbnails: Thumbnails) -> Html | None:
+def _extremes(figures: Figures, cases: Cases, thumbnails: Thumbnails) -> Markup | None:
     others = [measure for measure in figures.measures if measure not in figures.main]
     blocks = extremes(figures, cases, thumbnails, figures.main)
     later = extremes(figures, cases, thumbnails, others)
@@ -155,12 +139,13 @@ def _extremes(figures: Figures, cases: Cases, thumbnails: Thumbnails) -> Html | 
         blocks, later = later, []
     if not blocks:
         return None
-    more = tag("details", tag("summary", "Other measures"), *later, class_="more") if later else ""
-    note = tag("p", "Each is a link to its place among the pictures.", class_="note")
-    return join([note, *blocks, more])
+    parts = [html("note", text="Each is a link to its place among the pictures."), *blocks]
+    if later:
+        parts.append(html("more", summary="Other measures", content=Markup("").join(later)))
+    return Markup("").join(parts)
 
 
-def _pictures(figures: Figures, cases: Cases, thumbnails: Thumbnails) -> Html | None:
+def _pictures(figures: Figures, cases: Cases, thumbnails: Thumbnails) -> Markup | None:
     if not cases.shown:
         return None
     boxes = galleries(figures, cases, thumbnails)
@@ -174,33 +159,22 @@ def _pictures(figures: Figures, cases: Cases, thumbnails: Thumbnails) -> Html | 
         said.append(f"{thumbnails.num_missing:,} files were not found or could not be read.")
     if thumbnails.num_not_given:
         said.append("The inputs are not shown: kg eval report --data FOLDER says where they are.")
-    note = tag("p", " ".join(said), class_="note")
-    return join([note, Html(_asset("filter.html")) if len(boxes) > 1 else "", *boxes])
+    tools = [Markup(asset("filter.html"))] if len(boxes) > 1 else []
+    return Markup("").join([html("note", text=" ".join(said)), *tools, *boxes])
 
 
-def _protocol(figures: Figures) -> Html:
+def _protocol(figures: Figures) -> Markup:
     first = figures.runs[0].scores
     notes = list(dict.fromkeys(note for run in figures.runs for note in run.scores.notes))
     same = _beside("Of drawing and scoring", [{"suite": first.suite, **dict(flatten(first.protocol))}])
     names = [run.name for run in figures.runs]
     method = _beside("Method", [dict(flatten(run.scores.method)) for run in figures.runs], names)
     versions = _beside("Versions", [dict(run.scores.versions) for run in figures.runs], names)
-    listed = [tag("h3", "Notes"), tag("ul", *(tag("li", note) for note in notes))] if notes else []
-    return tag("div", same, method, versions, *listed, class_="facts")
+    return html("protocol", tables=same + method + versions, notes=notes)
 
 
-def _beside(caption: str, facts: Sequence[dict[str, str]], names: Sequence[str] = ()) -> Html:
+def _beside(caption: str, facts: Sequence[dict[str, str]], names: Sequence[str] = ()) -> Markup:
     """Facts in a table: those of the runs, where they are named, in columns."""
     keys = dict.fromkeys(key for one in facts for key in one)
-    rows = (
-        tag("tr", tag("th", key, scope="row"), *(tag("td", one.get(key, ""), class_="text") for one in facts))
-        for key in keys
-    )
-    heads = tag("tr", tag("td"), *(tag("th", name, scope="col", class_="text") for name in names))
-    head = [tag("thead", heads)] if len(names) > 1 else []
-    inner = tag("table", tag("caption", caption), *head, tag("tbody", *rows))
-    return tag("div", inner, class_="scroll", tabindex=0, role="region", aria_label=caption)
-
-
-def _asset(name: str) -> str:
-    return resources.files(__name__).joinpath(name).read_text("utf-8")
+    rows = [(key, [one.get(key, "") for one in facts]) for key in keys]
+    return html("beside", caption=caption, names=names if len(names) > 1 else (), rows=rows)

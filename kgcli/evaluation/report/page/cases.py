@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kgcli.errors import MissingError
-from kgcli.evaluation.report.compare import Run
+from kgcli.evaluation.report.compare import ScoredRun
 from kgcli.evaluation.report.page.thumbnails import NOT_GIVEN
 from kgcli.evaluation.run.folder import RunFolder
 from kgcli.evaluation.scores import Measure, PictureScore
@@ -21,7 +21,7 @@ BLOCK = 200  # pictures of captions shown together
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class ShownCase:
     """One picture of one run, with its place in the page."""
 
     run: int
@@ -42,20 +42,22 @@ class Case:
 class Cases:
     """The cases of all runs."""
 
-    shown: tuple[Case, ...]
-    extremes: dict[tuple[str, int], tuple[tuple[Case, ...], tuple[Case, ...]]]  # measure, run: best and worst
+    shown: tuple[ShownCase, ...]
+    extremes: dict[tuple[str, int], tuple[tuple[ShownCase, ...], tuple[ShownCase, ...]]]  # measure, run: best and worst
     subjects: tuple[str, ...]  # or names of blocks of captions
     total: int
 
 
-def has_subjects(runs: Sequence[Run]) -> bool:
+def has_subjects(runs: Sequence[ScoredRun]) -> bool:
     """Whether pictures come in subjects that two prompts or more share; else they have captions of their own."""
     prompts = {(score.subject, score.prompt) for run in runs for score in run.scores.pictures}
     subjects = {subject for subject, _ in prompts}
     return 2 * len(subjects) <= len(prompts) and len(subjects) <= MAX_SUBJECTS and subjects != {""}
 
 
-def choose(runs: Sequence[Run], folders: Sequence[Path], limit: int = MAX_PICTURES, data: Path | None = None) -> Cases:
+def choose(
+    runs: Sequence[ScoredRun], folders: Sequence[Path], limit: int = MAX_PICTURES, data: Path | None = None
+) -> Cases:
     """The cases of a page. `folders` hold the pictures of each run, `data` the inputs.
 
     Raises: MissingError where a run's pictures are links that lead out of its folder.
@@ -63,7 +65,7 @@ def choose(runs: Sequence[Run], folders: Sequence[Path], limit: int = MAX_PICTUR
     most = max(len(run.scores.pictures) for run in runs)
     step = max(math.ceil(most * len(runs) / limit), 1)
     subjects = _subjects(runs) if has_subjects(runs) else _blocks(most, BLOCK * step)
-    shown: list[Case] = []
+    shown: list[ShownCase] = []
     extremes = {}
     for index, (run, folder) in enumerate(zip(runs, folders, strict=True)):
         check_inside(folder, (score.path for score in run.scores.pictures))
@@ -79,7 +81,7 @@ def choose(runs: Sequence[Run], folders: Sequence[Path], limit: int = MAX_PICTUR
     return Cases(shown=tuple(shown), extremes=extremes, subjects=tuple(subjects), total=total)
 
 
-def _subjects(runs: Sequence[Run]) -> list[str]:
+def _subjects(runs: Sequence[ScoredRun]) -> list[str]:
     return list(dict.fromkeys(score.subject for run in runs for score in run.scores.pictures))
 
 
@@ -89,15 +91,15 @@ def _blocks(num_pictures: int, size: int) -> list[str]:
 
 
 def _all(
-    index: int, run: Run, folder: Path, subjects: Sequence[str], block: int | None, data: Path | None
-) -> list[Case]:
+    index: int, run: ScoredRun, folder: Path, subjects: Sequence[str], block: int | None, data: Path | None
+) -> list[ShownCase]:
     texts = _input_texts(run.folder)
     places = {name: place for place, name in enumerate(subjects)}
     scores = sorted(
         run.scores.pictures, key=lambda one: (places.get(one.subject, 0), one.prompt, one.image, one.subject, one.path)
     )
     return [
-        Case(
+        ShownCase(
             run=index,
             subject=number // block if block else places[score.subject],
             number=number,
@@ -118,7 +120,7 @@ def _input_texts(folder: Path) -> dict[str, str]:
     return {item.path: item.input_text for item in plan.items}
 
 
-def _extremes(measure: Measure, cases: Sequence[Case]) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+def _extremes(measure: Measure, cases: Sequence[ShownCase]) -> tuple[tuple[ShownCase, ...], tuple[ShownCase, ...]]:
     """The best and the worst; none of both where there are too few to tell them apart."""
     scored = [case for case in cases if measure.name in case.score.values]
     num = min(NUM_EXTREMES, len(scored) // 2)

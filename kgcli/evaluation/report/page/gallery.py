@@ -7,9 +7,11 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from kgcli.evaluation.report.page.cases import Case, Cases
-from kgcli.evaluation.report.page.markup import Html, join, tag
-from kgcli.evaluation.report.page.tables import TIMES, Figures, number, run_mark
+from markupsafe import Markup
+
+from kgcli.evaluation.report.page.cases import Cases, ShownCase
+from kgcli.evaluation.report.page.tables import TIMES, Figures, number
+from kgcli.evaluation.report.page.templates import html
 from kgcli.evaluation.report.page.thumbnails import Thumbnails
 from kgcli.evaluation.scores import Measure
 
@@ -27,9 +29,9 @@ def captioned(figures: Figures) -> list[Measure]:
     return [measure for measure in figures.measures if measure.name in scored][:MAX_CAPTION]
 
 
-def galleries(figures: Figures, cases: Cases, thumbnails: Thumbnails) -> list[Html]:
+def galleries(figures: Figures, cases: Cases, thumbnails: Thumbnails) -> list[Markup]:
     """One closed box for each subject; its pictures are not decoded before it is opened."""
-    held: dict[int, list[Case]] = {}
+    held: dict[int, list[ShownCase]] = {}
     for case in cases.shown:
         held.setdefault(case.subject, []).append(case)
     alone = len(cases.subjects) == 1
@@ -40,102 +42,102 @@ def galleries(figures: Figures, cases: Cases, thumbnails: Thumbnails) -> list[Ht
     ]
 
 
-def extremes(figures: Figures, cases: Cases, thumbnails: Thumbnails, measures: Iterable[Measure]) -> list[Html]:
+def extremes(figures: Figures, cases: Cases, thumbnails: Thumbnails, measures: Iterable[Measure]) -> list[Markup]:
     """For each measure and run a strip of the best and one of the worst, each a link to its place in the grids."""
     blocks = []
     for measure in measures:
         strips = []
         for run in range(len(figures.runs)):
             for title, found in zip(("best", "worst"), cases.extremes.get((measure.name, run), ()), strict=False):
-                links = (_link(figures, case, measure, thumbnails) for case in found)
-                strips.append(tag("div", tag("h4", run_mark(run), f"{figures.runs[run].name}, {title}"), *links))
+                links = [_link(figures, case, measure, thumbnails) for case in found]
+                strips.append((run, f"{figures.runs[run].name}, {title}", links))
         if strips:
-            blocks.append(tag("div", tag("h3", measure.title), tag("div", *strips, class_="strips"), class_="extreme"))
+            blocks.append(html("extreme", title=measure.title, strips=strips))
     return blocks
 
 
 def _gallery(
-    figures: Figures, place: int, name: str, cases: Sequence[Case], thumbnails: Thumbnails, alone: bool
-) -> Html:
+    figures: Figures, place: int, name: str, cases: Sequence[ShownCase], thumbnails: Thumbnails, alone: bool
+) -> Markup:
     inputs = next((case.inputs for case in cases if case.inputs), ())
-    small = [thumbnails.image(path, "") for path in inputs[:1]]
     kinds = sorted({case.score.category for case in cases} - {""})
-    summary = tag(
-        "summary",
-        *small,
-        tag("span", name, class_="name"),
-        tag("span", ", ".join(kinds), class_="what") if len(kinds) == 1 else "",
-        _means(figures, name),
-        tag("span", f"{len(cases):,} pictures", class_="count"),
-    )
     ordered = sorted(
         cases, key=lambda case: (case.score.prompt, case.score.subject, case.score.inputs, case.run, case.score.image)
     )
-    by_inputs: dict[tuple[Path, ...], list[Case]] = {}
+    by_inputs: dict[tuple[Path, ...], list[ShownCase]] = {}
     for case in ordered:
         by_inputs.setdefault(case.inputs, []).append(case)
-    groups = (_group(figures, paths, some, thumbnails) for paths, some in by_inputs.items())
-    content = tag("template", *groups)
-    return tag("details", summary, content, id=subject_id(place), class_="subject", open=alone)
+    return html(
+        "gallery",
+        id=subject_id(place),
+        open=alone,
+        small=Markup("").join(thumbnails.image(path, "") for path in inputs[:1]),
+        name=name,
+        kind=kinds[0] if len(kinds) == 1 else "",
+        means=_means(figures, name),
+        count=f"{len(cases):,}",
+        groups=Markup("").join(_group(figures, paths, some, thumbnails) for paths, some in by_inputs.items()),
+    )
 
 
-def _means(figures: Figures, name: str) -> Html:
+def _means(figures: Figures, name: str) -> list[tuple[int, str]]:
     """The subject's own figures, by run."""
     parts = []
     for run in range(len(figures.runs)):
         found = [(one, figures.find(run, one.name, group=f"subject:{name}")) for one in captioned(figures)]
         shown = [number(figure.value, figures.decimals(one.name)) for one, figure in found if figure is not None]
         if shown:
-            parts.append(tag("span", run_mark(run), f" {TIMES} ".join(shown)))
-    return tag("span", *parts, class_="means")
+            parts.append((run, f" {TIMES} ".join(shown)))
+    return parts
 
 
-def _group(figures: Figures, inputs: Sequence[Path], cases: Sequence[Case], thumbnails: Thumbnails) -> Html:
-    prompts = (_prompt(figures, list(some), thumbnails) for _, some in groupby(cases, key=_asked))
-    single = len({(one.run, *_asked(one)) for one in cases}) == len(cases)
-    rows = tag("div", *prompts, class_="prompts tiles" if single else "prompts")
-    if not inputs:
-        return tag("div", rows, class_="group")
-    pictures = (
-        tag("figure", thumbnails.image(path, f"input {path.name}"), tag("figcaption", path.name)) for path in inputs
+def _group(figures: Figures, inputs: Sequence[Path], cases: Sequence[ShownCase], thumbnails: Thumbnails) -> Markup:
+    prompts = Markup("").join(_prompt(figures, list(some), thumbnails) for _, some in groupby(cases, key=_asked))
+    return html(
+        "group",
+        title="Input" if len(inputs) == 1 else "Inputs",
+        inputs=[(thumbnails.image(path, f"input {path.name}"), path.name) for path in inputs],
+        tiles=len({(one.run, *_asked(one)) for one in cases}) == len(cases),
+        prompts=prompts,
     )
-    title = "Input" if len(inputs) == 1 else "Inputs"
-    return tag("div", tag("div", tag("h4", title), *pictures, class_="inputs"), rows, class_="group")
 
 
-def _asked(case: Case) -> tuple[str, int]:
+def _asked(case: ShownCase) -> tuple[str, int]:
     return case.score.subject, case.score.prompt
 
 
-def _prompt(figures: Figures, cases: Sequence[Case], thumbnails: Thumbnails) -> Html:
-    first = cases[0]
-    heading = [tag("h4", first.score.scored_text or "(no text)")]
-    if first.input_text and first.input_text != first.score.scored_text:
-        heading.append(tag("p", "read: ", tag("code", first.input_text), class_="read"))
-    if first.score.kind:
-        heading.append(tag("span", first.score.kind, class_="kind"))
-    rows = []
-    for run, some in groupby(cases, key=lambda case: case.run):
-        label = [tag("span", run_mark(run), figures.runs[run].name, class_="run")] if len(figures.runs) > 1 else []
-        rows.append(tag("div", *label, *(_case(figures, case, thumbnails) for case in some), class_="outputs"))
-    return tag("div", tag("div", *heading, class_="says"), *rows, class_="prompt")
+def _prompt(figures: Figures, cases: Sequence[ShownCase], thumbnails: Thumbnails) -> Markup:
+    first, several = cases[0], len(figures.runs) > 1
+    rows = [
+        (
+            run,
+            figures.runs[run].name if several else "",
+            Markup("").join(_case(figures, case, thumbnails) for case in some),
+        )
+        for run, some in groupby(cases, key=lambda case: case.run)
+    ]
+    return html(
+        "prompt",
+        text=first.score.scored_text or "(no text)",
+        read=first.input_text if first.input_text != first.score.scored_text else "",
+        kind=first.score.kind,
+        rows=rows,
+    )
 
 
-def _case(figures: Figures, case: Case, thumbnails: Thumbnails) -> Html:
+def _case(figures: Figures, case: ShownCase, thumbnails: Thumbnails) -> Markup:
     values = case.score.values
     shown = [_short(figures, values[one.name], one) for one in captioned(figures) if one.name in values]
     numbers = ",".join(
         f"{values[one.name]:.6g}" if one.name in values else "" for one in figures.runs[0].scores.measures
     )
-    return tag(
-        "button",
-        thumbnails.image(case.picture, f"{case.score.scored_text}, image {case.score.image}"),
-        tag("span", "  ".join(shown), class_="score"),
-        type="button",
-        class_="case",
+    return html(
+        "case",
+        shown=thumbnails.image(case.picture, f"{case.score.scored_text}, image {case.score.image}"),
+        scores="  ".join(shown),
         id=case.id,
-        data_values=numbers,
-        data_path=case.score.path,
+        values=numbers,
+        path=case.score.path,
     )
 
 
@@ -144,13 +146,11 @@ def _short(figures: Figures, value: float, measure: Measure) -> str:
     return re.sub(r"^(\W?)0\.", r"\1.", number(value, figures.decimals(measure.name)))
 
 
-def _link(figures: Figures, case: Case, measure: Measure, thumbnails: Thumbnails) -> Html:
-    value = number(case.score.values[measure.name], figures.decimals(measure.name))
-    said = join([tag("b", value), tag("span", case.score.subject)])
-    return tag(
-        "a",
-        thumbnails.image(case.picture, case.score.scored_text),
-        tag("span", said, class_="score"),
-        href=f"#{case.id}",
-        title=case.score.scored_text,
-    )
+def _link(figures: Figures, case: ShownCase, measure: Measure, thumbnails: Thumbnails) -> dict[str, str]:
+    return {
+        "id": case.id,
+        "text": case.score.scored_text,
+        "image": thumbnails.image(case.picture, case.score.scored_text),
+        "value": number(case.score.values[measure.name], figures.decimals(measure.name)),
+        "subject": case.score.subject,
+    }

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from markupsafe import Markup
 
-from kgcli.evaluation.metrics.clusters import cluster_mean
+from kgcli.evaluation.metrics.intervals import cluster_mean
 from kgcli.evaluation.report.compare import Key, cluster_means, values_of
-from kgcli.evaluation.report.page.markup import Html, tag
 from kgcli.evaluation.report.page.tables import Figures, interval, number
+from kgcli.evaluation.report.page.templates import html
 from kgcli.evaluation.scores import Measure
 
 WIDTH, LABELS, RIGHT, TOP, BOTTOM = 460, 128, 14, 8, 26  # pixels of the drawing
@@ -44,7 +45,7 @@ class Axis:
         return round(self.left + share * (WIDTH - self.left - RIGHT), 1)
 
 
-def subject_plot(figures: Figures, measure: Measure, links: dict[str, str]) -> Html | None:
+def subject_plot(figures: Figures, measure: Measure, links: dict[str, str]) -> Markup | None:
     """Subjects in rows, from the best of the first run down; None where the measure has no subjects."""
     dots = [_dots(figures, run, measure.name) for run in range(len(figures.runs))]
     names = sorted({name for one in dots for name in one}, key=lambda name: _rank(dots, name, measure))
@@ -54,18 +55,19 @@ def subject_plot(figures: Figures, measure: Measure, links: dict[str, str]) -> H
     digits = figures.decimals(measure.name)
     height = ROW + RUN_STEP * (len(dots) - 1)
     bottom = TOP + height * len(names)
-    parts = [*_grid(axis, bottom), *_means(figures, measure.name, axis, bottom)]
+    parts: list[Markup] = []
     for place, name in enumerate(names):
         parts.append(_label(name, TOP + height * (place + 0.5), links.get(name)))
         for run, found in enumerate(dots):
             if name in found:
                 y = TOP + height * place + ROW / 2 + RUN_STEP * run
                 title = f"{name}, {figures.runs[run].name}: {number(found[name].value, digits)}"
-                parts.append(_draw(found[name], axis, y, run, title, digits))
-    return _svg(parts, bottom + BOTTOM, f"{measure.title} of each subject")
+                parts.append(_dot(found[name], axis, y, run, title, digits))
+    means = _means(figures, measure.name, axis)
+    return _svg(axis, bottom, means, parts, f"{measure.title} of each subject")
 
 
-def histogram(figures: Figures, measure: Measure) -> Html | None:
+def histogram(figures: Figures, measure: Measure) -> Markup | None:
     """How the values of single pictures are spread; None where there are none."""
     values = [list(values_of(measure.name, run.scores.pictures).values()) for run in figures.runs]
     every = [value for one in values for value in one]
@@ -76,14 +78,14 @@ def histogram(figures: Figures, measure: Measure) -> Html | None:
     counts = [np.histogram(one, edges)[0] / max(len(one), 1) for one in values]
     scale = 120 / max(float(count.max()) for count in counts)
     bottom = TOP + 124
-    parts = _grid(axis, bottom)
+    parts: list[Markup] = []
     for run, shares in enumerate(counts):
         steps = [f"M{axis.at(edges[0])},{bottom}"]
         for at, share in enumerate(shares):
             steps.append(f"V{bottom - scale * share:.1f}H{axis.at(edges[at + 1])}")
-        title = tag("title", f"{figures.runs[run].name}: {len(values[run]):,} pictures")
-        parts.append(tag("path", title, d="".join([*steps, f"V{bottom}Z"]), class_=f"steps run-{run % 6}"))
-    return _svg(parts, bottom + BOTTOM, f"{measure.title}: spread over pictures")
+        title = f"{figures.runs[run].name}: {len(values[run]):,} pictures"
+        parts.append(html("steps", run=run, title=title, path="".join([*steps, f"V{bottom}Z"])))
+    return _svg(axis, bottom, [], parts, f"{measure.title}: spread over pictures")
 
 
 def _dots(figures: Figures, run: int, measure: str) -> dict[str, Dot]:
@@ -128,44 +130,46 @@ def _ticks(axis: Axis) -> list[float]:
     return [step * n for n in range(math.ceil(axis.low / step), math.floor(axis.high / step) + 1)]
 
 
-def _grid(axis: Axis, bottom: float) -> list[Html]:
-    parts = []
-    for tick in _ticks(axis):
-        x = axis.at(tick)
-        parts.append(tag("line", x1=x, x2=x, y1=TOP, y2=bottom, class_="grid"))
-        parts.append(tag("text", f"{round(tick, 6):g}", x=x, y=bottom + 16, class_="tick"))
-    return parts
-
-
-def _means(figures: Figures, measure: str, axis: Axis, bottom: float) -> list[Html]:
-    parts = []
+def _means(figures: Figures, measure: str, axis: Axis) -> list[tuple[int, float, tuple[float, float] | None]]:
+    """The mean of each run, and where its interval begins and how wide it is."""
+    found = []
     for run in range(len(figures.runs)):
         figure = figures.find(run, measure)
         if figure is None or not axis.low <= figure.value <= axis.high:
             continue
-        known = figure.bounds
+        known, band = figure.bounds, None
         if known is not None:
             left, right = (axis.at(min(max(end, axis.low), axis.high)) for end in known)
-            band = {"x": left, "y": TOP, "width": round(right - left, 1), "height": bottom - TOP}
-            parts.append(tag("rect", **band, class_=f"band run-{run % 6}"))
-        x = axis.at(figure.value)
-        parts.append(tag("line", x1=x, x2=x, y1=TOP, y2=bottom, class_=f"mean run-{run % 6}"))
-    return parts
+            band = left, round(right - left, 1)
+        found.append((run, axis.at(figure.value), band))
+    return found
 
 
-def _label(name: str, y: float, link: str | None) -> Html:
+def _label(name: str, y: float, link: str | None) -> Markup:
     short = name if len(name) <= MAX_LABEL else name[: MAX_LABEL - 1] + "\u2026"
-    text = tag("text", tag("title", name), short, x=LABELS - 10, y=y + 4, class_="label")
-    return text if link is None else tag("a", text, href=f"#{link}")
+    return html("label", name=name, short=short, x=LABELS - 10, y=y + 4, link=link)
 
 
-def _draw(dot: Dot, axis: Axis, y: float, run: int, title: str, digits: int) -> Html:
+def _dot(dot: Dot, axis: Axis, y: float, run: int, title: str, digits: int) -> Markup:
     said = f"{title} ({interval(dot.low, dot.high, digits)})" if dot.low < dot.high else title
-    whisker = tag("line", x1=axis.at(dot.low), x2=axis.at(dot.high), y1=y, y2=y, class_="whisker")
-    return tag(
-        "g", tag("title", said), whisker, tag("circle", cx=axis.at(dot.value), cy=y, r=3.5), class_=f"run-{run % 6}"
+    return html("dot", run=run, title=said, low=axis.at(dot.low), high=axis.at(dot.high), at=axis.at(dot.value), y=y)
+
+
+def _svg(
+    axis: Axis,
+    bottom: float,
+    means: Sequence[tuple[int, float, tuple[float, float] | None]],
+    parts: Sequence[Markup],
+    label: str,
+) -> Markup:
+    return html(
+        "svg",
+        label=label,
+        width=WIDTH,
+        height=f"{bottom + BOTTOM:g}",
+        top=TOP,
+        bottom=bottom,
+        ticks=[(axis.at(tick), f"{round(tick, 6):g}") for tick in _ticks(axis)],
+        means=means,
+        content=Markup("").join(parts),
     )
-
-
-def _svg(parts: Sequence[Html], height: float, label: str) -> Html:
-    return tag("svg", *parts, viewBox=f"0 0 {WIDTH} {height:g}", role="group", aria_label=label)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from kgcli.evaluation.report.compare import Comparison, Run
+from markupsafe import Markup
+
+from kgcli.evaluation.report.compare import Comparison, ScoredRun
 from kgcli.evaluation.report.page.cases import has_subjects
-from kgcli.evaluation.report.page.markup import Html, join, tag
+from kgcli.evaluation.report.page.templates import html
 from kgcli.evaluation.scores import ALL, Figure, Measure
 
 DASH, MINUS, TIMES = "\u2013", "\u2212", "\u00b7"
@@ -23,7 +25,7 @@ ROWS = {
 class Figures:
     """The figures of all runs, found by run, measure, row and group."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[ScoredRun, ...]
 
     @property
     def measures(self) -> tuple[Measure, ...]:
@@ -82,123 +84,119 @@ def interval(low: float | None, high: float | None, decimals: int, sign: bool = 
     return f"{number(low, decimals, sign)} {between} {number(high, decimals, sign)}"
 
 
-def results_table(figures: Figures, measures: Sequence[Measure], caption: str) -> Html:
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A cell of a table: a head of its row, or a number, an interval or words."""
+
+    text: str = ""
+    head: bool = False
+    run: int | None = None  # whose mark stands before the text
+    link: str = ""  # id of an element
+    note: str = ""
+    css: str = ""
+    sort: str | None = None
+    value: str | None = None
+    value_css: str = "v"
+    interval: str | None = None
+
+
+Row = tuple[str, list[Cell]]  # class and cells
+
+
+def results_table(figures: Figures, measures: Sequence[Measure], caption: str) -> Markup:
     """Measures in columns; each run's method and what it is compared with in rows."""
-    rows = [
-        tag("tr", _run_head(figures, run), *(_cell(figures, run, one) for one in measures), class_="method")
+    rows: list[Row] = [
+        ("method", [_run_head(figures, run), *(_cell(figures, run, one) for one in measures)])
         for run in range(len(figures.runs))
     ]
     for row, runs in _reference_rows(figures):
         shown = f"{row} ({figures.runs[runs[0]].name})" if len(runs) < len(figures.runs) else row
-        note = [tag("span", ROWS[row], class_="what")] if row in ROWS else []
-        cells = (_cell(figures, runs[0], one, row) for one in measures)
-        rows.append(tag("tr", tag("th", shown, *note, scope="row"), *cells))
+        head = Cell(head=True, text=shown, note=ROWS.get(row, ""))
+        rows.append(("", [head, *(_cell(figures, runs[0], one, row) for one in measures)]))
     return table(["Method", *measures], rows, caption)
 
 
-def group_table(figures: Figures, prefix: str, caption: str, links: dict[str, str] | None = None) -> Html | None:
+def group_table(figures: Figures, prefix: str, caption: str, links: dict[str, str] | None = None) -> Markup | None:
     """Measures in columns, groups (and runs) in rows; None where there are no such groups."""
     groups = figures.groups(f"{prefix}:")
     measures = [one for one in figures.main if any(figures.find(0, one.name, group=group) for group in groups)]
     if not measures:
         return None
     several = len(figures.runs) > 1
-    rows = []
+    rows: list[Row] = []
     for group in groups:
         name = group.partition(":")[2]
-        label = tag("a", name, href=f"#{links[name]}") if links and name in links else name
+        label = Cell(head=True, text=name, link=(links or {}).get(name, ""))
         for run in range(len(figures.runs)):
-            heads: list[str] = [tag("th", label, scope="row"), *([_run_head(figures, run)] if several else [])]
-            rows.append(tag("tr", *heads, *(_cell(figures, run, one, group=group) for one in measures)))
-    heads = [prefix.capitalize(), *(["Run"] if several else [])]
-    return table([*heads, *measures], rows, caption, num_texts=len(heads))
+            heads = [label, *([_run_head(figures, run)] if several else [])]
+            rows.append(("", [*heads, *(_cell(figures, run, one, group=group) for one in measures)]))
+    titles = [prefix.capitalize(), *(["Run"] if several else [])]
+    return table([*titles, *measures], rows, caption, num_texts=len(titles))
 
 
-def difference_table(comparison: Comparison, figures: Figures) -> Html | None:
+def difference_table(comparison: Comparison, figures: Figures) -> Markup | None:
     """Paired differences from the first run; None where there are none."""
     titles = {measure.name: measure for measure in comparison.measures}
     places = {run.name: _run_head(figures, at) for at, run in enumerate(figures.runs)}
-    rows = []
+    rows: list[Row] = []
     for one in comparison.differences:
         digits = figures.decimals(one.measure) + 1
-        t = interval(one.low, one.high, digits, sign=True)
-        b = interval(one.bootstrap_low, one.bootstrap_high, digits, sign=True)
         verdict = _verdict(one.value, titles[one.measure].higher_is_better) if one.clear else "not clear"
-        cells = [_sorted_cell(one.value, tag("span", number(one.value, digits, sign=True), class_="v"))]
-        cells += [tag("td", shown, class_="ci") for shown in (t, b)]
-        cells.append(tag("td", verdict, class_=verdict.replace(" ", "-")))
-        cells += [_sorted_cell(count, f"{count:,}") for count in (one.num_clusters, one.num_pictures)]
-        rows.append(tag("tr", tag("th", titles[one.measure].title, scope="row"), places[one.run], *cells))
+        cells = [Cell(sort=repr(one.value), value=number(one.value, digits, sign=True))]
+        cells.append(Cell(css="ci", text=interval(one.low, one.high, digits, sign=True)))
+        cells.append(Cell(css="ci", text=interval(one.bootstrap_low, one.bootstrap_high, digits, sign=True)))
+        cells.append(Cell(css=verdict.replace(" ", "-"), text=verdict))
+        cells += [Cell(sort=repr(count), text=f"{count:,}") for count in (one.num_clusters, one.num_pictures)]
+        rows.append(("", [Cell(head=True, text=titles[one.measure].title), places[one.run], *cells]))
     heads = ["Measure", "Run", "Difference", "95 % t", "95 % bootstrap", "Reading", "Subjects", "Pictures"]
     caption = f"Differences from {comparison.runs[0].name}, paired on subjects"
     return table(heads, rows, caption, num_texts=2) if rows else None
 
 
-def full_table(figures: Figures) -> Html:
+def full_table(figures: Figures) -> Markup:
     """Every figure with both intervals and its counts."""
     titles = {measure.name: measure.title for measure in figures.measures}
-    rows = []
+    rows: list[Row] = []
     for run in figures.runs:
         for one in run.scores.figures:
             if one.group.startswith("subject:") and not figures.by_subject:
                 continue
             digits = figures.decimals(one.measure) + 1
             texts = (run.name, titles.get(one.measure, one.measure), one.row, one.group)
-            rows.append(
-                tag(
-                    "tr",
-                    *(tag("td", text, class_="text") for text in texts),
-                    _sorted_cell(one.value, number(one.value, digits)),
-                    tag("td", interval(one.low, one.high, digits), class_="ci"),
-                    tag("td", interval(one.bootstrap_low, one.bootstrap_high, digits), class_="ci"),
-                    *(_sorted_cell(count, f"{count:,}") for count in (one.num_subjects, one.num_pictures)),
-                )
-            )
+            cells = [Cell(css="text", text=text) for text in texts]
+            cells.append(Cell(sort=repr(one.value), text=number(one.value, digits)))
+            cells.append(Cell(css="ci", text=interval(one.low, one.high, digits)))
+            cells.append(Cell(css="ci", text=interval(one.bootstrap_low, one.bootstrap_high, digits)))
+            cells += [Cell(sort=repr(count), text=f"{count:,}") for count in (one.num_subjects, one.num_pictures)]
+            rows.append(("", cells))
     heads = ["Run", "Measure", "Row", "Group", "Value", "95 % t", "95 % bootstrap", "Subjects", "Pictures"]
     return table(heads, rows, f"All {len(rows):,} figures", num_texts=4)
 
 
-def table(heads: Sequence[str | Measure], rows: Iterable[Html], caption: str, num_texts: int = 1) -> Html:
+def table(heads: Sequence[str | Measure], rows: Sequence[Row], caption: str, num_texts: int = 1) -> Markup:
     """A table whose columns are sorted by their heads; the first `num_texts` hold words."""
-    cells = [
-        tag("th", tag("button", *_head(head), type="button"), scope="col", class_="text" if at < num_texts else None)
-        for at, head in enumerate(heads)
-    ]
-    head = tag("thead", tag("tr", *cells))
-    inner = tag("table", tag("caption", caption), head, tag("tbody", *rows))
-    return tag("div", inner, class_="scroll", tabindex=0, role="region", aria_label=caption)
+    titles = [(*_head(head), at < num_texts) for at, head in enumerate(heads)]
+    return html("table", caption=caption, heads=titles, rows=rows)
 
 
-def _head(head: str | Measure) -> list[str]:
+def _head(head: str | Measure) -> tuple[str, str]:
     if isinstance(head, str):
-        return [head]
-    arrow = "higher is better" if head.higher_is_better else "lower is better"
-    return [head.title, tag("span", arrow, class_="what")]
+        return head, ""
+    return head.title, "higher is better" if head.higher_is_better else "lower is better"
 
 
-def _cell(figures: Figures, run: int, measure: Measure, row: str = "method", group: str = ALL) -> Html:
+def _cell(figures: Figures, run: int, measure: Measure, row: str = "method", group: str = ALL) -> Cell:
     figure = figures.find(run, measure.name, row, group)
     if figure is None:
-        return tag("td", tag("span", DASH, class_="none"), data_sort="")
+        return Cell(sort="", value=DASH, value_css="none")
     digits = figures.decimals(measure.name)
     known = figure.bounds
-    shown = [tag("span", number(figure.value, digits), class_="v")]
-    if known is not None:
-        shown.append(tag("span", interval(*known, digits), class_="ci"))
-    return _sorted_cell(figure.value, join(shown))
+    shown = None if known is None else interval(*known, digits)
+    return Cell(sort=repr(figure.value), value=number(figure.value, digits), interval=shown)
 
 
-def _sorted_cell(value: float, shown: str) -> Html:
-    return tag("td", shown, data_sort=repr(value))
-
-
-def _run_head(figures: Figures, run: int) -> Html:
-    return tag("th", run_mark(run), figures.runs[run].name, scope="row")
-
-
-def run_mark(run: int) -> Html:
-    """The coloured dot of a run."""
-    return tag("span", class_=f"mark run-{run % 6}", aria_hidden="true")
+def _run_head(figures: Figures, run: int) -> Cell:
+    return Cell(head=True, run=run, text=figures.runs[run].name)
 
 
 def _reference_rows(figures: Figures) -> list[tuple[str, list[int]]]:

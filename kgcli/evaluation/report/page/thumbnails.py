@@ -8,11 +8,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from markupsafe import Markup
 from PIL import Image
 
 from kgcli.data.images import open_image
 from kgcli.errors import ImageError
-from kgcli.evaluation.report.page.markup import Html, tag
+from kgcli.evaluation.report.page.templates import html
 
 SIDES = ((400, 256), (1500, 176))  # up to so many pictures: longest side in pixels
 SMALLEST_SIDE = 128
@@ -34,18 +35,18 @@ class Thumbnails:
     num_missing: int = 0
     num_not_given: int = 0
 
-    def image(self, path: Path, alt: str) -> Html:
+    def image(self, path: Path, alt: str) -> Markup:
         """An <img> that holds the picture, or a box that says it is not there."""
         if path.is_relative_to(NOT_GIVEN):
             self.num_not_given += 1
-            return tag("span", "not shown", class_="absent", role="img", aria_label=f"not shown: {alt}")
+            return html("absent", alt=alt, words="not shown", why="not shown")
         try:
             content, size = _encode(path, self.side)
         except ImageError:
             self.num_missing += 1
-            return tag("span", "no picture", class_="absent", role="img", aria_label=f"missing: {alt}")
+            return html("absent", alt=alt, words="no picture", why="missing")
         source = "data:image/webp;base64," + base64.b64encode(content).decode()
-        return tag("img", src=source, alt=alt, width=size[0], height=size[1])
+        return html("image", source=source, alt=alt, width=size[0], height=size[1])
 
 
 def _encode(path: Path, side: int) -> tuple[bytes, tuple[int, int]]:

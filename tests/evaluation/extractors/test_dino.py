@@ -14,13 +14,13 @@ from transformers import Dinov2Config, Dinov2Model
 
 from kgcli.errors import IncompatibleError, MissingError, UsageError
 from kgcli.evaluation.extractors.base import Extractors
-from kgcli.evaluation.extractors.dinov2 import DISTANCE, SIMILARITY, Dinov2Extractor, resize_positions, square_transform
+from kgcli.evaluation.extractors.dino import DISTANCE, SIMILARITY, DinoExtractor, resize_positions, square_transform
 from kgcli.evaluation.extractors.weight_files import TABLE, Weights
 from kgcli.evaluation.metrics.distribution import DistributionExtractor
 from kgcli.evaluation.metrics.frechet import Moments, Reference
-from kgcli.evaluation.report.compare import Run, check_comparable
+from kgcli.evaluation.report.compare import ScoredRun, check_comparable
 from kgcli.evaluation.run.score import RealPictures, score_distribution, score_subjects
-from kgcli.evaluation.run.suites import Scoring, get_ready
+from kgcli.evaluation.run.scoring import Scoring, get_ready
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -41,7 +41,7 @@ def published():
 def extractor(published, tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / TABLE["dinov2"].file
     torch.save(published, path)
-    return Dinov2Extractor(SIMILARITY, Weights(path, "abc"))
+    return DinoExtractor(SIMILARITY, Weights(path, "abc"))
 
 
 @pytest.mark.parametrize("size", [(512, 512), (300, 210), (128, 200)])
@@ -132,7 +132,7 @@ def test_a_row_does_not_depend_on_its_neighbours(extractor):
 
 def test_features_of_sets_are_as_the_network_gives_them():
     """Not of length 1, from the square of the whole picture; the small network in place of the large."""
-    small = Dinov2Extractor.random_weights(dataclasses.replace(DISTANCE, architecture=SIMILARITY.architecture))
+    small = DinoExtractor.random_weights(dataclasses.replace(DISTANCE, architecture=SIMILARITY.architecture))
     row = small.pictures([picture()])[0]
     with torch.inference_mode():
         token = small._model.forward_features(square_transform()(picture())[None])[0, 0]
@@ -144,7 +144,7 @@ def test_facts_name_network_transform_and_weights(extractor):
     facts = extractor.facts()
     assert facts["weights_sha256"] == "abc" and "vit_small_patch14_dinov2" in facts["architecture"]
     assert "centre 224" in facts["transform"]
-    random = Dinov2Extractor.random_weights(SIMILARITY, 3)
+    random = DinoExtractor.random_weights(SIMILARITY, 3)
     assert random.facts() == {**facts, "weights_sha256": "random-3"}
 
 
@@ -153,10 +153,10 @@ def test_other_files_are_refused(published, tmp_path):
     for state in ({**published, "register_tokens": torch.zeros(1, 4, 384)}, {"head": torch.zeros(2)}, [1]):
         torch.save(state, path)
         with pytest.raises(IncompatibleError, match="holds no vit_small_patch14_dinov2"):
-            Dinov2Extractor(SIMILARITY, Weights(path, ""))
+            DinoExtractor(SIMILARITY, Weights(path, ""))
     path.write_text("hello")
     with pytest.raises(IncompatibleError, match="holds no vit_small_patch14_dinov2"):
-        Dinov2Extractor(SIMILARITY, Weights(path, ""))
+        DinoExtractor(SIMILARITY, Weights(path, ""))
 
 
 def test_the_addresses_are_timms():
@@ -181,7 +181,7 @@ def test_subjects_have_three_more_measures_and_another_protocol(tmp_path, extrac
     assert scores.find("dinov2_all", "oracle").num_pictures == 9
     without = score_subjects(tmp_path / "run", plan, references, bare, out=tmp_path / "b")
     assert "dinov2_input" not in without.pictures[0].values
-    one, two = (Run(name=name, folder=tmp_path, scores=of) for name, of in (("a", scores), ("b", without)))
+    one, two = (ScoredRun(name=name, folder=tmp_path, scores=of) for name, of in (("a", scores), ("b", without)))
     with pytest.raises(UsageError, match=r"scoring\.dinov2\.\w+ .* against absent"):
         check_comparable(one, two)
 
@@ -212,7 +212,7 @@ def test_sets_have_a_frechet_distance_of_raw_features(tmp_path):
     seen = raw.num_seen
     assert score_distribution(tmp_path / "run", plan, real, presets) == scores and raw.num_seen == seen
     alone = score_distribution(tmp_path / "run", plan, real, presets[:1], out=tmp_path / "alone")
-    one, two = (Run(name=name, folder=tmp_path, scores=of) for name, of in (("a", scores), ("b", alone)))
+    one, two = (ScoredRun(name=name, folder=tmp_path, scores=of) for name, of in (("a", scores), ("b", alone)))
     with pytest.raises(UsageError, match=r"scoring\.dinov2\.fake.* against absent"):
         check_comparable(one, two)
 
@@ -251,7 +251,7 @@ def test_what_further_scores_of_sets_take_is_found_first(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_full_size_network_measures_sets(tmp_path):
     """ViT-L/14, weights that know nothing: features of 1024, as they are."""
-    large = Dinov2Extractor.random_weights(DISTANCE)
+    large = DinoExtractor.random_weights(DISTANCE)
     plan, _ = build_run(tmp_path, images=1)
     real = RealPictures(files=sorted((tmp_path / "data").rglob("*.png")), cache=tmp_path / "cache")
     preset = DistributionExtractor("dinov2", large, large, frechet="FD", kernel="KD")

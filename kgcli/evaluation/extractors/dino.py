@@ -1,6 +1,7 @@
-"""DINOv2's class token: of ViT-S/14 for the similarity of subjects, of ViT-L/14 for the distance of sets (FD-DINOv2).
+"""The class token of self-supervised ViTs: DINO and DINOv2 for subjects, DINOv2 for sets.
 
-Source: DINOv2 (arXiv:2304.07193); FD-DINOv2: Exposing flaws of generative model evaluation metrics (arXiv:2306.04675).
+Source: DINO (arXiv:2104.14294); DINOv2 (arXiv:2304.07193); FD-DINOv2: Exposing flaws of generative model evaluation
+metrics (arXiv:2306.04675).
 """
 
 from __future__ import annotations
@@ -20,19 +21,29 @@ from torchvision import transforms
 
 from kgcli.errors import IncompatibleError
 from kgcli.evaluation.extractors.published import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     RANDOM,
     SIZE,
     Rows,
-    dino_transform,
     first_line,
     one_by_one,
 )
 from kgcli.evaluation.extractors.weight_files import Weights
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GRID = SIZE // 14  # patches of a side
 OFFSET = 0.1  # of the official interpolation, in patches
+
+
+def dino_transform() -> Callable[[Image.Image], Tensor]:
+    """DINO's own transform for evaluation: bicubic to 256 pixels on the shorter side, the middle 224."""
+    return transforms.Compose(
+        [
+            transforms.Resize(256, interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(SIZE),
+            transforms.ToTensor(),
+            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
 
 
 def square_transform() -> Callable[[Image.Image], Tensor]:
@@ -48,75 +59,16 @@ def square_transform() -> Callable[[Image.Image], Tensor]:
 
 @dataclass(frozen=True, kw_only=True)
 class Use:
-    """A published use of DINOv2."""
+    """A published use of one of the networks."""
 
     name: str  # of its file in `weightfiles.TABLE`
     architecture: str  # timm's
     transform: Callable[[], Callable[[Image.Image], Tensor]]
     words: str  # the transform
-    unit: bool  # whether rows are of length 1
-
-
-# The network and transform of DreamBench++ (arXiv:2406.16855); the transform is DINOv2's own for evaluation.
-SIMILARITY = Use(
-    name="dinov2",
-    architecture="vit_small_patch14_dinov2.lvd142m",
-    transform=dino_transform,
-    words="PIL bicubic 256, centre 224, ImageNet mean and std",
-    unit=True,
-)
-DISTANCE = Use(
-    name="dinov2-large",
-    architecture="vit_large_patch14_dinov2.lvd142m",
-    transform=square_transform,
-    words="PIL bicubic 224 x 224, ImageNet mean and std",
-    unit=False,
-)
-
-
-class Dinov2Extractor:
-    """The class token of a DINOv2 network after its last norm."""
-
-    def __init__(self, use: Use, weights: Weights, device: str = "cpu") -> None:
-        model = _bare(use)
-        try:
-            state = torch.load(weights.path, map_location="cpu", weights_only=True)
-            state["pos_embed"] = resize_positions(state["pos_embed"])
-            model.load_state_dict(checkpoint_filter_fn(state, model))
-        except (RuntimeError, pickle.UnpicklingError, KeyError, TypeError, EOFError, AttributeError) as error:
-            raise IncompatibleError(f"{weights.path} holds no {use.architecture} ({first_line(error)})") from None
-        self._take(use, model, weights.sha256, device)
-
-    @classmethod
-    def random_weights(cls, use: Use, seed: int = 0, device: str = "cpu") -> Dinov2Extractor:
-        """The same network with weights that know nothing: for tests."""
-        extractor = cls.__new__(cls)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            extractor._take(use, _bare(use), f"{RANDOM}-{seed}", device)
-        return extractor
-
-    def facts(self) -> dict[str, Any]:
-        """Architecture, transform and weights."""
-        return {
-            "extractor": self.name,
-            "architecture": f"timm {self._use.architecture}, official positions, class token after the norm",
-            "transform": self._use.words,
-            "precision": "float32",
-            "weights_sha256": self._sha256,
-        }
-
-    @torch.inference_mode()
-    def pictures(self, pictures: Sequence[Image.Image]) -> Rows:
-        """(N, 384) of length 1 for SIMILARITY; (N, 1024) as they are for DISTANCE."""
-        pixels = [self._transform(picture.convert("RGB")) for picture in pictures]
-        return one_by_one(self._model, pixels, self._device, unit=self._use.unit)
-
-    def _take(self, use: Use, model: VisionTransformer, sha256: str, device: str) -> None:
-        self.name = use.name
-        self._use, self._sha256, self._device = use, sha256, device
-        self._model = model.eval().requires_grad_(False).float().to(device)
-        self._transform = use.transform()
+    title: str = ""  # of the network, for people
+    unit: bool = True  # whether rows are of length 1
+    token: str = "class token after the norm"
+    adapt: Callable[[dict[str, Tensor], VisionTransformer], dict[str, Tensor]] = lambda state, model: state
 
 
 def resize_positions(positions: Tensor) -> Tensor:
@@ -131,6 +83,86 @@ def resize_positions(positions: Tensor) -> Tensor:
     scale = (GRID + OFFSET) / side
     resized = torch.nn.functional.interpolate(patches, scale_factor=(scale, scale), mode="bicubic")
     return torch.cat([positions[:, :1].float(), resized.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+
+def _of_dinov2(state: dict[str, Tensor], model: VisionTransformer) -> dict[str, Tensor]:
+    """The official weights under timm's names, their positions for 224 pixels."""
+    resized = {**state, "pos_embed": resize_positions(state["pos_embed"])}
+    adapted: dict[str, Tensor] = checkpoint_filter_fn(resized, model)
+    return adapted
+
+
+DINO = Use(
+    name="dino",
+    architecture="vit_small_patch16_224.dino",
+    title="DINO ViT-S/16",
+    transform=dino_transform,
+    words="PIL bicubic 256, centre 224, ImageNet mean and std",
+)
+# The network and transform of DreamBench++ (arXiv:2406.16855); the transform is DINOv2's own for evaluation.
+SIMILARITY = Use(
+    name="dinov2",
+    architecture="vit_small_patch14_dinov2.lvd142m",
+    transform=dino_transform,
+    words="PIL bicubic 256, centre 224, ImageNet mean and std",
+    token="official positions, class token after the norm",
+    adapt=_of_dinov2,
+)
+DISTANCE = Use(
+    name="dinov2-large",
+    architecture="vit_large_patch14_dinov2.lvd142m",
+    transform=square_transform,
+    words="PIL bicubic 224 x 224, ImageNet mean and std",
+    unit=False,
+    token="official positions, class token after the norm",
+    adapt=_of_dinov2,
+)
+
+
+class DinoExtractor:
+    """The class token of a network after its last norm."""
+
+    def __init__(self, use: Use, weights: Weights, device: str = "cpu") -> None:
+        model = _bare(use)
+        try:
+            state = torch.load(weights.path, map_location="cpu", weights_only=True)
+            model.load_state_dict(use.adapt(state, model))
+        except (RuntimeError, pickle.UnpicklingError, KeyError, TypeError, EOFError, AttributeError) as error:
+            raise IncompatibleError(
+                f"{weights.path} holds no {use.title or use.architecture} ({first_line(error)})"
+            ) from None
+        self._take(use, model, weights.sha256, device)
+
+    @classmethod
+    def random_weights(cls, use: Use, seed: int = 0, device: str = "cpu") -> DinoExtractor:
+        """The same network with weights that know nothing: for tests."""
+        extractor = cls.__new__(cls)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            extractor._take(use, _bare(use), f"{RANDOM}-{seed}", device)
+        return extractor
+
+    def facts(self) -> dict[str, Any]:
+        """Architecture, transform and weights."""
+        return {
+            "extractor": self.name,
+            "architecture": f"timm {self._use.architecture}, {self._use.token}",
+            "transform": self._use.words,
+            "precision": "float32",
+            "weights_sha256": self._sha256,
+        }
+
+    @torch.inference_mode()
+    def pictures(self, pictures: Sequence[Image.Image]) -> Rows:
+        """(N, 384), rows of length 1, for subjects; (N, 1024) as they are for sets."""
+        pixels = [self._transform(picture.convert("RGB")) for picture in pictures]
+        return one_by_one(self._model, pixels, self._device, unit=self._use.unit)
+
+    def _take(self, use: Use, model: VisionTransformer, sha256: str, device: str) -> None:
+        self.name = use.name
+        self._use, self._sha256, self._device = use, sha256, device
+        self._model = model.eval().requires_grad_(False).float().to(device)
+        self._transform = use.transform()
 
 
 def _bare(use: Use) -> VisionTransformer:
