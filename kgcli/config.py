@@ -181,9 +181,7 @@ class ModelConfig(Strict):
     special_ids: SpecialIds = SpecialIds()
     max_subjects: int | None = None  # images that it was trained to combine in one; more get a note
     image_fit: Literal["pad", "crop", "stretch"] = "pad"  # how an image becomes square where its tag does not say
-    decoder: DecoderName = (
-        "stable-diffusion-v1-5/stable-diffusion-v1-5"  # folder inside the model folder, path or Hub id
-    )
+    decoder: DecoderName = "stable-diffusion-v1-5/stable-diffusion-v1-5"  # folder inside the model folder, or Hub id
     max_images: int = Field(default=16, ge=0, le=2**20)  # images in one prompt
     generation: SamplingConfig = DEFAULT_SAMPLING  # what `kg generate` uses where no flag says otherwise
 

@@ -4,11 +4,13 @@ import errno
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
-from kgcli.errors import BusyError, OutputError, printable
+from kgcli.errors import BusyError, MissingError, OutputError, printable
 from kgcli.files import (
     claim,
     locked,
@@ -19,6 +21,7 @@ from kgcli.files import (
     whole_folder,
     write_whole,
 )
+from kgcli.weights.tensor_files import check_archive, save_state, save_tensors
 
 
 def names(folder):
@@ -180,3 +183,25 @@ def test_paths_in_messages_are_printable():
 def test_sha256_is_that_of_the_bytes(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_an_archive_that_states_more_than_it_has_is_not_read(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("data.pkl", b"\0" * 10_000_000)
+    with pytest.raises(MissingError, match="states more bytes than it has"):
+        check_archive(tmp_path / "bomb.pt")
+    save_state(tmp_path / "good.pt", {"a": torch.zeros(3)})
+    check_archive(tmp_path / "good.pt")
+
+
+@pytest.mark.parametrize("save", [save_tensors, save_state], ids=["tensors", "state"])
+def test_tensors_that_find_no_room_are_one_line(tmp_path, save):
+    script = (
+        "import resource, torch; from pathlib import Path; from kgcli.files import whole_file\n"
+        f"from kgcli.weights.tensor_files import {save.__name__}\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        f"with whole_file(Path({str(tmp_path / 'a')!r})) as path: {save.__name__}(path, {{'a': torch.zeros(9999)}})"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stderr.strip().splitlines()[-1].startswith("kgcli.errors.OutputError"), done.stderr
+    assert names(tmp_path) == []

@@ -37,7 +37,8 @@ def cp(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
     """Copy a shipped recipe or picture."""
-    from kgcli.inference.output import check_writable, write_bytes
+    from kgcli.files import write_whole
+    from kgcli.inference.output import check_writable
     from kgcli.weights.shipped import get_shipped
 
     source = get_shipped(name)
@@ -45,7 +46,7 @@ def cp(
     if target.exists() and not overwrite:
         raise UsageError(f"{target} is there already; give --overwrite or another name")
     check_writable(target)
-    write_bytes(target, source.read_bytes())
+    write_whole(target, source.read_bytes(), overwrite=overwrite)
     print(target)
 
 

@@ -44,7 +44,8 @@ def report(
     from kgcli.errors import UsageError
     from kgcli.evaluation.report.compare import open_runs
     from kgcli.evaluation.report.page import build_page
-    from kgcli.inference.output import check_writable, write_bytes
+    from kgcli.files import write_whole
+    from kgcli.inference.output import check_writable
 
     if images and len(images) != len(runs):
         raise UsageError(f"{len(images)} --images were given for {len(runs)} runs; give one for each, in order")
@@ -53,7 +54,7 @@ def report(
     if out.exists() and not overwrite:
         raise UsageError(f"{out} is there already; give --overwrite or another --out")
     page = build_page(opened, images or (), data=data or _cached_inputs(opened[0].scores.suite))
-    write_bytes(out, page.encode())
+    write_whole(out, page, overwrite=overwrite)
     typer.echo(str(out))
 
 

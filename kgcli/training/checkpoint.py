@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kgcli.errors import MissingError, UsageError
-from kgcli.files import output_errors, whole_folder, write_whole
+from kgcli.files import output_errors, temporary_name, whole_folder, write_whole
 from kgcli.reading import read_json
-from kgcli.weights.tensor_files import save_state, save_tensors
+from kgcli.weights.tensor_files import check_archive, save_state, save_tensors
 
 FOLDER = "checkpoints"
 RETIRED = "retired"  # folder of what runs that were begun anew have put aside
@@ -38,8 +38,23 @@ def save(run: Path, step: int, weights: dict[str, Tensor], state: dict[str, Any]
     steps = list_steps(run)
     last = steps.index(folder) + 1
     for other in [*steps[: max(0, last - keep)], *steps[last:]]:
-        shutil.rmtree(other)
+        _remove(other)
     return folder
+
+
+def prune(run: Path, newest: Path, keep: int) -> None:
+    """Remove what a run that was killed just after it wrote `newest` had still to remove of the older ones."""
+    steps = list_steps(run)
+    if newest in steps:
+        for older in steps[: max(0, steps.index(newest) + 1 - keep)]:
+            _remove(older)
+
+
+def _remove(folder: Path) -> None:
+    """Take a checkpoint's name away first: half of one never stands under it."""
+    leaving = temporary_name(folder)
+    folder.rename(leaving)
+    shutil.rmtree(leaving)
 
 
 def load(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
@@ -53,6 +68,7 @@ def load(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
         if type(step) is not int or step < 0:
             raise ValueError(f"step {step}")
         weights = load_file(folder / "model.safetensors")
+        check_archive(folder / "state.pt")
         state = torch.load(folder / "state.pt", weights_only=True)
         dict(state["optimizer"])
     except (*UNREADABLE, MissingError) as error:

@@ -229,6 +229,8 @@ def _resume(run: Run, resume: str) -> dict[str, Any]:
     for change in recipe_changes(found / "recipe.yaml", run.recipe):
         say(f"the recipe is not that of {found.name}: {change}")
     run.trainer.restore(found, *content)
+    if run.accelerator.is_main_process:
+        checkpoint.prune(run.folder, found, run.recipe.keep_checkpoints)
     return content[2]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kgcli.errors import MissingError, printable
+
+MAX_MEMBERS = 1_000_000  # of an archive; a model has a few thousand tensors
 _ERROR_NUMBER = re.compile(r"\(os error (\d+)\)")
 
 
@@ -44,3 +48,20 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
+
+
+def check_archive(path: Path) -> None:
+    """See that an archive of tensors states no sizes that it does not have; torch writes its members uncompressed.
+
+    Raises: MissingError.
+    """
+    if not zipfile.is_zipfile(path):
+        return  # the format before torch 1.6, or damaged: for the reader to say
+    size = path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise MissingError(f"{printable(path)} is damaged ({error})") from None
+    if len(members) > MAX_MEMBERS or sum(member.file_size for member in members) > size:
+        raise MissingError(f"{printable(path)} is damaged: it states more bytes than it has; nothing of it was read")

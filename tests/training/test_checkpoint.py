@@ -104,3 +104,19 @@ def test_a_checkpoint_can_be_named(tmp_path):
     assert checkpoint.find(tmp_path / "elsewhere", str(tmp_path / "checkpoints/step_0000010")).name == "step_0000010"
     with pytest.raises(UsageError, match="write auto, true, none or the folder of a checkpoint"):
         checkpoint.find(tmp_path, str(tmp_path))
+
+
+def test_a_rotation_that_was_killed_is_finished_and_leaves_no_half(tmp_path, monkeypatch):
+    for step in (10, 20):
+        save(tmp_path, step, keep=3)
+
+    def killed(_folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda folder, **_: killed(folder) if not _ else None)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 30, keep=1)
+    monkeypatch.undo()
+    assert 10 not in steps_of(tmp_path) and steps_of(tmp_path)[-1] == 30
+    checkpoint.prune(tmp_path, checkpoint.find(tmp_path, "auto"), keep=1)
+    assert steps_of(tmp_path) == [30]

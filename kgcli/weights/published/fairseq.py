@@ -23,6 +23,7 @@ from torch import Tensor
 from kgcli.config import ModelConfig
 from kgcli.errors import IncompatibleError, MissingError, OutOfMemoryError, UsageError
 from kgcli.weights.safetensors import read_weights
+from kgcli.weights.tensor_files import check_archive
 
 STATE_KEYS = ("model", "state_dict")  # where fairseq and open_clip keep the weights
 ZIP_MAGIC = b"PK\x03\x04"
@@ -138,6 +139,7 @@ def _unpickle(path: Path) -> Any:
 
 
 def _load(path: Path, allowed: list[Any]) -> Any:
+    check_archive(path)
     with path.open("rb") as file:
         is_zip = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC  # the format before torch 1.6 cannot be mapped
     with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):
