@@ -1,4 +1,4 @@
-"""KOSMOS-G: pictures from text and pictures, as a library and as the command `kg`.
+"""KOSMOS-G: generate images from interleaved text and images, as a library and as the command `kg`.
 
 import kgcli
 model = kgcli.load()  # the small model that ships with the package
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """The public names, imported when first asked for, so that `import kgcli` stays cheap."""
+    """Import a public name on first use, so that `import kgcli` stays cheap."""
     if name == "Prompt":
         from kgcli.data.prompt import Prompt
 

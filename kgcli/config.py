@@ -12,8 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from kgcli.errors import IncompatibleError, MissingError, UsageError
-from kgcli.reading import read_json
+from kgcli.errors import IncompatibleError, UsageError
 
 
 class Strict(BaseModel):
@@ -101,7 +100,7 @@ MAX_GUIDANCE = 100.0
 
 
 class SamplingConfig(Strict):
-    """How an image is sampled; None leaves a setting to the model.
+    """Sampling settings of an image; None takes the model's default.
 
     Flags, batch lines, requests, the records in image files, model folders and baselines all hold one of these. Files
     and flags call the number of steps `steps` or `num_steps`; those names are read too.
@@ -125,7 +124,7 @@ class SamplingConfig(Strict):
         return self.width, self.height
 
     def over(self, defaults: SamplingConfig) -> SamplingConfig:
-        """Return the same with `defaults` in place of None."""
+        """Return these settings with `defaults` in place of None."""
         return defaults.model_copy(update=self.given())
 
     def given(self) -> dict[str, Any]:
@@ -133,7 +132,7 @@ class SamplingConfig(Strict):
         return {name: value for name, value in self if value is not None}
 
     def check(self) -> None:
-        """Refuse what no model can do.
+        """Refuse settings out of range.
 
         Raises: UsageError that names the flag.
         """
@@ -165,7 +164,7 @@ def read_sampling(settings: Mapping[str, Any]) -> SamplingConfig:
         raise UsageError(f"unknown setting {name}; there are {', '.join(SamplingConfig.model_fields)}") from None
 
 
-# Of a model folder that does not say otherwise. Source: the published KOSMOS-G's own demo settings.
+# Default of a model folder. Source: the published KOSMOS-G's own demo settings.
 DEFAULT_SAMPLING = SamplingConfig(
     width=512, height=512, num_inference_steps=50, guidance_scale=6.0, guidance_rescale=0.0, scheduler="dpm++"
 )
@@ -180,10 +179,10 @@ class ModelConfig(Strict):
     aligner: AlignerConfig = AlignerConfig()
     special_ids: SpecialIds = SpecialIds()
     max_subjects: int | None = None  # images that it was trained to combine in one; more get a note
-    image_fit: Literal["pad", "crop", "stretch"] = "pad"  # how an image becomes square where its tag does not say
+    image_fit: Literal["pad", "crop", "stretch"] = "pad"  # how an image becomes square unless its tag sets it
     decoder: DecoderName = "stable-diffusion-v1-5/stable-diffusion-v1-5"  # folder inside the model folder, or Hub id
     max_images: int = Field(default=16, ge=0, le=2**20)  # images in one prompt
-    generation: SamplingConfig = DEFAULT_SAMPLING  # what `kg generate` uses where no flag says otherwise
+    generation: SamplingConfig = DEFAULT_SAMPLING  # defaults of `kg generate`
 
     @field_validator("generation")
     @classmethod
@@ -207,45 +206,19 @@ class ModelConfig(Strict):
                 raise ValueError(f"{name}: width {width} does not divide into {heads} heads")
         if self.vision.image_size % self.vision.patch_size:
             raise ValueError(
-                f"vision: image_size {self.vision.image_size} is no multiple of patch_size {self.vision.patch_size}"
+                f"vision: image_size {self.vision.image_size} is not a multiple of patch_size {self.vision.patch_size}"
             )
         return self
 
 
 CONFIG_NAME = "config.json"  # of a model folder
 ALIGNER = "aligner."  # the names of AlignerNet's weights begin so
-MAX_CONFIG_BYTES = 2**20
 OFFLOADS = ("none", "model", "sequential")  # how weights are kept out of an accelerator's memory
 QUANTIZE = ("none", "8bit", "4bit")  # how the MLLM's linear layers are held
 
 
-def read_model_config(folder: Path) -> ModelConfig:
-    """The sizes of a model folder.
-
-    Raises:
-        MissingError: the folder or its config.json is not there or is no JSON.
-        IncompatibleError: it holds other keys or values than this version knows.
-    """
-    if not folder.is_dir():
-        raise MissingError(f"there is no model folder {folder}")
-    return read_model_config_file(folder / CONFIG_NAME)
-
-
-def read_model_config_file(path: Path) -> ModelConfig:
-    """The sizes that a config.json states. Raises as `read_model_config`."""
-    if not path.is_file():
-        raise MissingError(f"there is no {path.name} in {path.parent}; a model folder has one")
-    values = read_json(path, max_bytes=MAX_CONFIG_BYTES)
-    try:
-        return ModelConfig.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise IncompatibleError(f"{path} is of another version: {where or 'model'}: {first['msg']}") from None
-
-
 def check_aligner(names: Iterable[str], folder: Path) -> None:
-    """See that there is an AlignerNet among the weights of a folder.
+    """Check that the weights of a folder include an AlignerNet.
 
     Raises: IncompatibleError.
     """

@@ -1,6 +1,6 @@
-"""The verbs that every command dispatches into: load, generate, edit, encode, train, evaluate.
+"""The entry points behind the commands: load, generate, edit, encode, train, evaluate.
 
-Thin on purpose: each hands over to the folder that does the work, imported when it is called.
+Each imports and calls the module that does the work.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def load(model: str | ModelFolder | None = None, **options: Any) -> Model:
-    """Load a model: a folder, a Hub id, or None for the small one that ships; see `kgcli.inference.model.load`.
+    """Load a model: a folder, a Hub id, or None for the shipped nano model; see `kgcli.inference.model.load`.
 
     Example:
         >>> model = load(device="cpu")
@@ -89,7 +89,7 @@ def train(recipe: Recipe, resume: str = "auto", dry_run: bool = False) -> str:
     """Run one training stage; see `kgcli.training.loop.train`.
 
     Example:
-        >>> from kgcli.config import load_recipe
+        >>> from kgcli.recipe import load_recipe
         >>> train(load_recipe("smoke/vae"), dry_run=True).splitlines()[0]
         'vae: 4 steps of 8 samples -> runs/smoke/vae'
     """
@@ -99,7 +99,7 @@ def train(recipe: Recipe, resume: str = "auto", dry_run: bool = False) -> str:
 
 
 def evaluate(suite: str, model: Model, **options: Any) -> Any:
-    """Measure a model by the skills of the nano world (`skills`) or its adapters (`adapters`); return the report.
+    """Evaluate a model on the nano world's `skills` or `adapters` suite; return the report.
 
     Example:
         >>> report = evaluate("skills", load(device="cpu"), num=4)

@@ -8,14 +8,14 @@ from pathlib import Path
 
 
 class KgError(Exception):
-    """Something a user can act on; printed as one line, exit code 1."""
+    """Base of errors that a user can act on; printed as one line, exit code 1."""
 
     exit_code = 1
 
     def __init__(self, message: str, *, column: int | None = None, prompt: str | None = None) -> None:
         super().__init__(message)
         self.column = column
-        self.prompt = prompt  # what the column counts in
+        self.prompt = prompt  # the text that `column` points into
 
 
 class UsageError(KgError):
@@ -39,7 +39,7 @@ class MissingError(KgError):
 
 
 class ImageError(MissingError):
-    """A picture is missing or cannot be used."""
+    """An image is missing or cannot be used."""
 
 
 class IncompatibleError(KgError):
@@ -53,7 +53,7 @@ class NotFiniteError(KgError):
 
 
 class OutOfMemoryError(KgError):
-    """The device's memory did not suffice; the message names the flag to try."""
+    """Out of memory; the message names the flag to try."""
 
     exit_code = 5
 
@@ -82,14 +82,14 @@ _ADVICE = {
 
 
 def reason(error: OSError | ValueError) -> str:
-    """Return why a file operation failed and, where there is something to do about it, what."""
+    """Return why a file operation failed and, where possible, what to do about it."""
     if isinstance(error, OSError):
         return _ADVICE.get(error.errno or 0, error.strerror or str(error))
     return str(error)  # a name with a NUL or with characters that the file system cannot hold
 
 
 def printable(path: Path | str) -> str:
-    """Return a path for a message: bytes that are no UTF-8 and control characters are escaped."""
+    """Return a path for a message: bytes that are not UTF-8 and control characters are escaped."""
     try:
         text = os.fsencode(path).decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # half of a surrogate pair

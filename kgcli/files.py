@@ -1,7 +1,7 @@
 """Whole-file and whole-folder writes, folder locks and hashes. (The bounded reader is `kgcli.reading`.)
 
 A write lands in a temporary name beside its target (random, opened exclusively), is flushed to the disk and renamed:
-whoever looks, or a process killed at any moment, finds the old content or the new one and nothing between.
+at any moment, and after a kill, the file holds either the old or the new content.
 """
 
 from __future__ import annotations

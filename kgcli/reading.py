@@ -1,7 +1,7 @@
-"""The one bounded reader of text, JSON and YAML: limits on bytes, depth, aliases, numbers and characters.
+"""Bounded reading of text, JSON and YAML: limits on bytes, depth, aliases, numbers and characters.
 
-Files come from strangers (recipes, plans, scores, configurations, metadata); one that is larger, deeper or stranger
-than any real one is refused in one line, in time linear in its length.
+Files (recipes, plans, scores, configurations, metadata) are untrusted; one that is larger or deeper than any real one
+is refused in one line, in time linear in its length.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _check_below(name: str) -> str:
     return name
 
 
-PathBelow = Annotated[str, AfterValidator(_check_below)]  # a field of a record: never a path of the file's own choice
+PathBelow = Annotated[str, AfterValidator(_check_below)]  # a field of a record that cannot lead out of its folder
 
 
 def read_bytes(path: Path, *, max_bytes: int, error: type[KgError] = MissingError) -> bytes:
@@ -210,7 +210,7 @@ def _check_text(text: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise ValueError("it holds half of a surrogate pair, which is no text") from None
+        raise ValueError("it holds half of a surrogate pair, which is not text") from None
 
 
 def _refuse_constant(name: str) -> Any:

@@ -160,13 +160,13 @@ def _anchor_sources(values: dict[str, Any], folder: Path) -> None:
 def _set(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise ConfigError(f"{override!r} is no override; write key=value, as optim.lr=1e-4")
+        raise ConfigError(f"{override!r} is not an override; write key=value, as optim.lr=1e-4")
     *parents, last = key.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise ConfigError(f"{override!r}: {parent} has no keys below it")
-    value = parse_yaml(text, name=f"{override[:80]!r} is no override: its value", error=ConfigError)
+    value = parse_yaml(text, name=f"{override[:80]!r} is not an override: its value", error=ConfigError)
     try:
         values[last] = float(value) if isinstance(value, str) else value  # PyYAML reads 1e-3 as text
     except ValueError:

@@ -1,6 +1,6 @@
-"""Everything that is read from the machine and its environment: device, precision, memory, offline, versions.
+"""The machine and its environment: device, precision, memory, offline mode, versions.
 
-Nothing here imports torch before it is asked about a device.
+torch is imported only when a device is looked up.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _log = logging.getLogger(__name__)
 
 
 def choose_device(name: str) -> str:
-    """The device of a name; `auto` is the fastest there is.
+    """Return the device of a name; `auto` is the fastest available.
 
-    Raises: IncompatibleError where it is not there, UsageError where there is no such kind.
+    Raises: IncompatibleError if it is not available, UsageError for an unknown kind.
     """
     import torch
 
@@ -48,14 +48,14 @@ def choose_device(name: str) -> str:
     except RuntimeError:
         raise UsageError(f"--device is {name}; write {kind} or {kind}:0") from None
     if index and kind != "cuda":
-        raise IncompatibleError(f"--device is {name}, but there is one {kind} alone; write --device {kind}")
+        raise IncompatibleError(f"--device is {name}, but there is only one {kind} device; write --device {kind}")
     if not available[kind] or (kind == "cuda" and index >= torch.cuda.device_count()):
         raise IncompatibleError(f"--device is {name}, but there is no such device here; use --device cpu or auto")
     return name
 
 
 def choose_dtype(name: str, device: str, num_bytes: int) -> str:
-    """Return the precision of a name; `auto` is half for large models on a GPU (bfloat16 where it has that), else full.
+    """Return the precision of a name; `auto` is half for large models on a GPU (bfloat16 if supported), else full.
 
     Small models stay in full precision: they are fast in any, and replay alike on any machine.
 
@@ -76,7 +76,7 @@ def choose_dtype(name: str, device: str, num_bytes: int) -> str:
 
 
 def choose_offload(name: str, device: str) -> str:
-    """How weights are kept out of a device's memory: not at all where it has none of its own.
+    """Return the offload mode, `none` on a device without memory of its own.
 
     Raises: UsageError.
     """
@@ -85,7 +85,7 @@ def choose_offload(name: str, device: str) -> str:
     if name not in OFFLOADS:
         raise UsageError(f"--offload is {name}; it must be one of {', '.join(OFFLOADS)}")
     if name != "none" and not device.startswith("cuda"):
-        _log.warning("--offload %s changes nothing here: %s shares the main memory", name, device)
+        _log.warning("--offload %s has no effect: %s uses main memory", name, device)
         return "none"
     return name
 
@@ -111,10 +111,10 @@ def memory_errors() -> Iterator[None]:
 
 
 def check_quantize(name: str, device: str = "auto") -> None:
-    """Refuse what cannot be loaded; `none` always can.
+    """Refuse a quantization that cannot be loaded; `none` always can.
 
     Raises:
-        UsageError: there is no such kind, or the library is not installed.
+        UsageError: unknown kind, or the library is not installed.
         IncompatibleError: the device cannot compute with it.
     """
     from kgcli.config import QUANTIZE
@@ -136,12 +136,12 @@ def check_quantize(name: str, device: str = "auto") -> None:
 
 
 def is_offline(asked: bool = False) -> bool:
-    """Return whether nothing may be fetched: it was asked for, or the Hub's own variable says so."""
+    """Return True if nothing may be downloaded: by the flag, or by HF_HUB_OFFLINE."""
     return asked or os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "True")
 
 
 def user_cache() -> Path:
-    """Return the folder where anything that can be made again is kept between runs: kgcli in the user's cache."""
+    """Return the folder for files that can be recreated: kgcli in the user's cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kgcli"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from hypothesis import settings
 from PIL import Image, ImageDraw
 
 import kgcli
+
+if hasattr(signal, "SIGHUP"):  # nohup and background jobs ignore it, and every process started here would too
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Models this small are slower on several threads than on one, far slower on a busy machine. Read when torch loads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

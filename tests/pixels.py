@@ -1,10 +1,10 @@
-"""A picture to look at, and what extractors should see of it, by Pillow and numpy alone."""
+"""A test image and its expected pixels, by Pillow and numpy alone."""
 
 import numpy as np
 from PIL import Image
 
 
-def picture(size=(300, 210), seed=0) -> Image.Image:
+def make_image(size=(300, 210), seed=0) -> Image.Image:
     noise = np.random.default_rng(seed).integers(0, 256, (size[1] // 10, size[0] // 10, 3), np.uint8)
     return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
 

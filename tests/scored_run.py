@@ -13,7 +13,7 @@ from kgcli.evaluation.metrics.intervals import cluster_mean
 from kgcli.evaluation.plan import Item, Plan
 from kgcli.evaluation.report.compare import cluster_means, values_of
 from kgcli.evaluation.run.folder import RunFolder
-from kgcli.evaluation.scores import Figure, Measure, PictureScore, Scores
+from kgcli.evaluation.scores import Figure, ImageScore, Measure, Scores
 
 SUBJECTS = ("dog", "cat", "backpack", "rc_car", "berry_bowl", "can", "clock", "vase")
 LIVE = ("dog", "cat")
@@ -87,7 +87,7 @@ def make_subject_run(
         measures=MEASURES,
         figures=tuple(_figures(scored)),
         pictures=tuple(scored),
-        notes=("Copy rate: share of pictures with DINO (input) > 0.95.",),
+        notes=("Copy rate: fraction of images with DINO (input) > 0.95.",),
     )
     scores.write(folder)
     return scores
@@ -103,7 +103,7 @@ def make_caption_run(folder: Path, *, seed: int = 0, num: int = 40, size: int = 
         values = {"clip_t": float(rng.normal(0.27, 0.03))}
         text = f"A caption <b>number</b> {number} & more"
         scored.append(
-            PictureScore(path=path, subject="", prompt=number, image=0, scored_text=text, inputs=(), values=values)
+            ImageScore(path=path, subject="", prompt=number, image=0, scored_text=text, inputs=(), values=values)
         )
     mean = float(np.mean([one.values["clip_t"] for one in scored]))
     figures = [
@@ -152,12 +152,12 @@ def _item(subject: str, number: int, image: int, words: str, kind: str) -> Item:
     )
 
 
-def _score(item: Item, values: dict[str, float]) -> PictureScore:
+def _score(item: Item, values: dict[str, float]) -> ImageScore:
     names = ("path", "subject", "prompt", "image", "scored_text", "inputs", "category", "kind")
-    return PictureScore(**{name: getattr(item, name) for name in names}, values=values)
+    return ImageScore(**{name: getattr(item, name) for name in names}, values=values)
 
 
-def _figures(scored: list[PictureScore]) -> list[Figure]:
+def _figures(scored: list[ImageScore]) -> list[Figure]:
     figures = []
     for measure in MEASURES:
         groups = {"all": scored}
@@ -171,7 +171,7 @@ def _figures(scored: list[PictureScore]) -> list[Figure]:
     return figures
 
 
-def _figure(measure: str, group: str, some: list[PictureScore]) -> Figure:
+def _figure(measure: str, group: str, some: list[ImageScore]) -> Figure:
     mean = cluster_mean(list(cluster_means(values_of(measure, some)).values()))
     return Figure(
         measure=measure,

@@ -22,16 +22,16 @@ class Colours:
     def facts(self):
         return {"extractor": self.name, "architecture": "64 colours", "weights_sha256": "none"}
 
-    def pictures(self, pictures):
-        self.num_seen += len(pictures)
+    def images(self, images):
+        self.num_seen += len(images)
         rows = []
-        for picture in pictures:
-            bins = (np.asarray(picture) // 64).astype(int) @ [16, 4, 1]
+        for image in images:
+            bins = (np.asarray(image) // 64).astype(int) @ [16, 4, 1]
             rows.append(np.bincount(bins.ravel(), minlength=64) + 1.0)
         return _unit(rows)
 
     def texts(self, texts):
-        return self.pictures([Image.new("RGB", (4, 4), SUBJECTS[text.split()[1]][1]) for text in texts])
+        return self.images([Image.new("RGB", (4, 4), SUBJECTS[text.split()[1]][1]) for text in texts])
 
 
 def _unit(rows):

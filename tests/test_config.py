@@ -100,8 +100,8 @@ def test_the_last_override_wins():
         ("data.batchsize=1", r"unknown key data\.batchsize; did you mean batch_size\?"),
         ("model.vision.widht=1", r"unknown key model\.vision\.widht; did you mean width\?"),
         ("zzz=1", "unknown key zzz$"),
-        ("steps", "'steps' is no override; write key=value"),
-        ("=1", "is no override"),
+        ("steps", "'steps' is not an override; write key=value"),
+        ("=1", "is not an override"),
         ("steps.more=1", "steps has no keys below it"),
         ("steps=many", "steps: .*integer"),
         ("steps=0", "steps: .*greater than or equal to 1"),
@@ -112,8 +112,8 @@ def test_the_last_override_wins():
         ("precision=fp8", "precision: .*'fp32' or 'bf16'"),
         ("keep_checkpoints=0", "keep_checkpoints: .*greater than or equal to 1"),
         ("model.mllm.num_heads=7", "mllm: width 2048 does not divide into 7 heads"),
-        ("model.vision.patch_size=15", "image_size 224 is no multiple of patch_size 15"),
-        ("steps=[", "is no override"),
+        ("model.vision.patch_size=15", "image_size 224 is not a multiple of patch_size 15"),
+        ("steps=[", "is not an override"),
     ],
 )
 def test_a_wrong_override_is_one_clear_error(override, message):
@@ -154,7 +154,7 @@ def test_every_default_is_a_valid_value():
 
 
 def test_a_model_folder_of_another_version_is_no_fault_of_the_user(tmp_path):
-    from kgcli.config import read_model_config
+    from kgcli.weights.config import read_model_config
 
     (tmp_path / "config.json").write_text(ModelConfig().model_dump_json())
     assert read_model_config(tmp_path) == ModelConfig()

@@ -10,7 +10,6 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from scored_run import make_subject_run
 
-from kgcli.config import read_model_config
 from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.report.compare import open_runs
 from kgcli.evaluation.report.page import build_page
@@ -19,6 +18,7 @@ from kgcli.evaluation.run import nano_score as nano_scoring
 from kgcli.evaluation.run.folder import RunFolder
 from kgcli.evaluation.scores import Scores
 from kgcli.files import sha256
+from kgcli.weights.config import read_model_config
 from kgcli.weights.folder import open_model
 
 FEW = ("nano_cat", "nano_dog")
@@ -70,7 +70,7 @@ def test_scoring_makes_and_reads_no_folder_that_the_plan_names(kg, run, tmp_path
 def test_a_value_that_a_plan_lacks_or_exaggerates_is_named(run):
     opened = RunFolder.open(run)
     with pytest.raises(MissingError, match="protocol.data_sha256"):
-        opened.plan.fact("data_sha256", str)
+        opened.plan.protocol_value("data_sha256", str)
     plan = dataclasses.replace(opened.plan, protocol={"num_real": 10**9})
     with pytest.raises(MissingError, match="num_real is 1000000000"):
         nano_scoring._num_real(RunFolder(run, plan))
@@ -108,8 +108,8 @@ def test_images_of_a_page_pass_the_limits_of_all_images(tmp_path):
     Image.new("1", (12_000, 12_000)).save(tmp_path / "bomb.png")
     Image.new("RGB", (8, 8)).save(tmp_path / "icon.png", "ICO")
     thumbnails = Thumbnails(64)
-    assert "no picture" in thumbnails.image(tmp_path / "bomb.png", "")
-    assert "no picture" in thumbnails.image(tmp_path / "icon.png", "")
+    assert "no image" in thumbnails.image(tmp_path / "bomb.png", "")
+    assert "no image" in thumbnails.image(tmp_path / "icon.png", "")
     assert thumbnails.num_missing == 2
 
 
@@ -153,7 +153,7 @@ def test_an_image_fetches_nothing_unless_it_is_allowed(kg, tiny_model, tmp_path,
     replayed_with(tmp_path, {"type": "controlnet", "kind": "canny", "scale": 1.0, "image": image, "model": model})
     asked = ("generate", "--from", "stranger.png", "--model", tiny_model, "-o", "again.png")
     done = kg(*asked)
-    assert done.code == 2 and "someone/controlnet on the Hub; --allow-download" in done.err
+    assert done.code == 2 and "someone/controlnet on the Hub; allow downloads with --allow-download" in done.err
     done = kg(*asked, "--allow-download", "--offline")
     assert done.code == 3 and "--allow-download" not in done.err
     assert kg("generate", "a cat", "--allow-download").code == 2

@@ -149,7 +149,7 @@ def test_a_model_without_heads_is_refused(tiny_model, tmp_path, part):
 
 def test_a_cpu_has_no_number(kg, tiny_model):
     done = kg("generate", "a cat", "--model", tiny_model, "--device", "cpu:7", "-s", "1")
-    assert done.code == 4 and "there is one cpu alone; write --device cpu" in done.err
+    assert done.code == 4 and "there is only one cpu device; write --device cpu" in done.err
 
 
 def test_names_that_are_not_utf8_work_or_are_refused_before_generation(kg, tiny_model, tmp_path, cat, without_engine):
@@ -176,7 +176,7 @@ def test_a_home_folder_is_found(kg, tiny_model, cat, tmp_path, monkeypatch):
 
 def test_a_link_in_a_prompt_gets_a_note(kg, tiny_model):
     done = kg("generate", "a cat as in https://x.org/cat.png", "--model", tiny_model, "-s", 1)
-    assert done.code == 0 and "fetch it and write <image:FILE>" in done.err
+    assert done.code == 0 and "download it and write <image:FILE>" in done.err
 
 
 def test_every_error_of_a_recipe_is_one_of_ours(tmp_path):

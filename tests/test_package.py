@@ -15,7 +15,7 @@ import kgcli
 from kgcli.cli import COMMANDS
 from kgcli.data.images import open_image
 from kgcli.files import PACKAGE
-from kgcli.weights.shipped import DEFAULT_MODEL, find_picture, find_shipped, shipped_names
+from kgcli.weights.shipped import DEFAULT_MODEL, find_image, find_shipped, shipped_names
 from kgcli.world.examples import EXAMPLES
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +74,7 @@ def test_dependencies_are_what_is_imported():
 def test_example_pictures_are_found_by_name(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for given in (f"nano/{name}", f"recipes/nano/{name}"):
-        path = find_picture(given)
+        path = find_image(given)
         assert Path(path).is_file()
         assert open_image(path).size == (256, 256)
 
@@ -83,7 +83,7 @@ def test_a_picture_at_hand_comes_before_a_shipped_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes" / "nano").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "recipes" / "nano" / "cat.png")
-    assert open_image(find_picture("recipes/nano/cat.png")).size == (8, 8)
+    assert open_image(find_image("recipes/nano/cat.png")).size == (8, 8)
 
 
 def test_recipes_are_found_by_name():

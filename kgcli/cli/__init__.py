@@ -1,6 +1,6 @@
-"""The command `kg`. One thin file per command, loaded when the command is called; no torch at import.
+"""The command `kg`. One thin file per command, imported when the command is called.
 
-`kg --help` is answered from the table below: importing typer alone takes as long as all of it may.
+`kg --help` is answered from the table below, without importing typer, which would take most of its time budget.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
-# Command -> (module and its Typer app, what `kg --help` says of it).
+# Command -> (module and its Typer app, help text).
 COMMANDS = {
-    "generate": ("generate:generate_app", "Make pictures of a prompt with pictures in it."),
-    "edit": ("generate:edit_app", "Carry out an instruction on a picture."),
-    "encode": ("encode:app", "Write a prompt as embeddings for other programs."),
-    "inspect": ("inspect:app", "Show how a picture was made, or what a model folder holds."),
-    "pretrain": ("train:pretrain_app", "Stage 1: teach the language model to read text and pictures."),
-    "align": ("train:align_app", "Stage 2: teach AlignerNet the language of CLIP, on text alone."),
-    "instruct": ("train:instruct_app", "Stage 3: learn to draw what a prompt with pictures says."),
-    "base": ("train:base_app", "Train what the nano model starts from, or its adapters."),
-    "convert": ("convert:app", "Make a model folder of a published checkpoint, or the way back."),
-    "models": ("models:app", "List, fetch and verify published weights; show the sizes of a model."),
-    "eval": ("evaluate:app", "Measure a model."),
-    "reproduce": ("reproduce:app", "Make the paper's tables at nano size: train, draw, score, compare."),
-    "ls": ("recipes:ls_app", "List the shipped recipes and example pictures."),
-    "cp": ("recipes:cp_app", "Copy a shipped recipe or picture."),
+    "generate": ("generate:generate_app", "Generate images from a prompt of text and images."),
+    "edit": ("generate:edit_app", "Edit an image by an instruction."),
+    "encode": ("encode:app", "Write prompt embeddings for other programs."),
+    "inspect": ("inspect:app", "Show the metadata of an image, or the configuration of a model folder."),
+    "pretrain": ("train:pretrain_app", "Stage 1: train the multimodal language model on text and images."),
+    "align": ("train:align_app", "Stage 2: align AlignerNet with the CLIP text encoder, on captions alone."),
+    "instruct": ("train:instruct_app", "Stage 3: learn to generate images from interleaved prompts."),
+    "base": ("train:base_app", "Train the nano model's base parts, adapters or evaluation models."),
+    "convert": ("convert:app", "Convert a published checkpoint to a model folder, or back."),
+    "models": ("models:app", "List, download and verify published weights; show a model's sizes."),
+    "eval": ("evaluate:app", "Evaluate models: benchmarks, comparison, report."),
+    "reproduce": ("reproduce:app", "Reproduce the paper's tables at nano size: train, generate, score."),
+    "ls": ("recipes:ls_app", "List the shipped recipes and example images."),
+    "cp": ("recipes:cp_app", "Copy a shipped recipe or image."),
     "cat": ("recipes:cat_app", "Print a shipped recipe."),
     "validate": ("recipes:validate_app", "Check recipes without running them."),
 }
@@ -39,15 +39,15 @@ LISTS = (["models", "ls"], ["models", "ls", "--json"])
 
 
 def help_text() -> str:
-    """What `kg --help` prints."""
+    """Return the output of `kg --help`."""
     width = max(map(len, COMMANDS))
     commands = "\n".join(f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items())
     return (
         "Usage: kg [OPTIONS] COMMAND [ARGS]...\n\n"
-        "  KOSMOS-G: pictures from text and pictures.\n\n"
+        "  KOSMOS-G: generate images from interleaved text and images.\n\n"
         '  kg generate "a cat <image:cat.png> in Minecraft" -o out.png\n\n'
-        "Options:\n  --version  Print the version and leave.\n  --help     Show this message and leave.\n\n"
-        f"Commands (kg COMMAND --help says more):\n{commands}\n"
+        "Options:\n  --version  Print the version and exit.\n  --help     Show this message and exit.\n\n"
+        f"Commands (kg COMMAND --help lists their options):\n{commands}\n"
     )
 
 
@@ -78,7 +78,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _answer(args: list[str]) -> str:
-    """What needs no typer, the import of which takes most of the time that these may take."""
+    """Return the output of a call that is answered without importing typer."""
     if args in LISTS:
         from kgcli.weights.published.catalogue import sources_text
 
@@ -87,7 +87,7 @@ def _answer(args: list[str]) -> str:
 
 
 def __getattr__(name: str) -> Any:
-    """`app`, the typer application, imported when first asked for."""
+    """Import `app`, the typer application, on first use."""
     if name == "app":
         from kgcli.cli.app import app
 

@@ -1,4 +1,4 @@
-"""The typer application behind `kg`, and the run in which every failure ends."""
+"""The typer application of `kg`, and the handling of its failures."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from kgcli.version import __version__
 
 
 class LazyGroup(TyperGroup):
-    """A group whose commands are imported when one of them is called."""
+    """A group that imports a command when it is called."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The names in the order of `COMMANDS`."""
+        """Return the names in the order of `COMMANDS`."""
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of a name, imported."""
+        """Import and return a command."""
         if cmd_name not in COMMANDS:
             return None
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
@@ -33,7 +33,7 @@ class LazyGroup(TyperGroup):
         return command
 
     def get_help(self, ctx: Any) -> str:
-        """The same text as of `kg --help` without typer."""
+        """Return the text that `kg --help` prints without typer."""
         return help_text().rstrip("\n")
 
 
@@ -48,11 +48,11 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def kg(version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False) -> None:
-    """KOSMOS-G: pictures from text and pictures."""
+    """KOSMOS-G: generate images from interleaved text and images."""
 
 
 class Ending:
-    """Where every failure of a command becomes one line on stderr and an exit code, `code`."""
+    """Context that turns any failure into one line on stderr and an exit code, `code`."""
 
     code: int = 0
 
@@ -70,24 +70,24 @@ class Ending:
         if isinstance(error, BrokenPipeError):
             close_stdout()
         if self.code == INTERRUPTED:  # typer has caught the KeyboardInterrupt
-            print("error: interrupted; what was finished is kept", file=sys.stderr)
+            print("error: interrupted; finished files are kept", file=sys.stderr)
         return True
 
 
 def run(args: list[str]) -> int:
-    """Run a command to its end; failures become one line on stderr. Returns the exit code."""
+    """Run a command and return its exit code; failures become one line on stderr."""
     with Ending() as end:
         end.code = app(args, prog_name="kg", standalone_mode=False) or 0
     return end.code
 
 
 def close_stdout() -> None:
-    """After its reader has gone: Python's own flush at exit must not complain."""
+    """Redirect stdout to null after a broken pipe, so that Python's flush at exit does not fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def unwind_on_kill() -> None:
-    """Make `kill`, and a terminal that is closed, raise, so that unfinished files are removed."""
+    """Raise on SIGTERM and SIGHUP, so that unfinished files are removed."""
     signal.signal(signal.SIGTERM, _leave)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
         signal.signal(signal.SIGHUP, _leave)

@@ -1,4 +1,4 @@
-"""`kg convert`: a published checkpoint made a model folder, and back."""
+"""`kg convert`: a published checkpoint to a model folder, and back."""
 
 from __future__ import annotations
 
@@ -10,18 +10,35 @@ import typer
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 Given = Annotated[
-    Path, typer.Argument(metavar="CHECKPOINT", help="Published file, transformers folder of Kosmos-2, or model folder.")
+    Path,
+    typer.Argument(
+        metavar="CHECKPOINT", help="Published checkpoint file, transformers folder of Kosmos-2, or model folder."
+    ),
 ]
-Out = Annotated[Path, typer.Argument(metavar="OUT", help="Model folder to write, or file.")]
-To = Annotated[str, typer.Option("--to", help="folder (ours), or published (a file for the published code).")]
-Dictionary = Annotated[Path | None, typer.Option("--dict", help="The checkpoint's dict.txt.")]
-Spm = Annotated[Path | None, typer.Option("--spm", help="The checkpoint's SentencePiece model.")]
-Clip = Annotated[Path | None, typer.Option("--clip", help="CLIP file, for a checkpoint without a vision tower.")]
-Decoder = Annotated[str | None, typer.Option("--decoder", help="Diffusers folder or Hub id; default: SD v1.5's.")]
-Dtype = Annotated[str | None, typer.Option("--dtype", help="float16, bfloat16, float32; default: the file's.")]
-Config = Annotated[Path | None, typer.Option("--config", help="A config.json, for sizes the shapes do not tell.")]
-ShardSize = Annotated[float, typer.Option("--shard-size", min=0.000001, help="Gigabytes of one weight file.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a model that is there.")]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="Model folder (or, with --to published, file) to write.")]
+To = Annotated[
+    str,
+    typer.Option("--to", help="Target format: folder (a model folder) or published (a file for the published code)."),
+]
+Dictionary = Annotated[Path | None, typer.Option("--dict", help="dict.txt of the checkpoint.")]
+Spm = Annotated[Path | None, typer.Option("--spm", help="SentencePiece model of the checkpoint.")]
+Clip = Annotated[
+    Path | None, typer.Option("--clip", help="CLIP checkpoint file, needed if CHECKPOINT has no vision tower.")
+]
+Decoder = Annotated[
+    str | None,
+    typer.Option("--decoder", help="Image decoder: diffusers folder or Hub id; default: Stable Diffusion v1.5."),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option("--dtype", help="Precision to write: float16, bfloat16 or float32; default: that of the file."),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", help="config.json with sizes that tensor shapes do not determine (attention heads, ...)."),
+]
+ShardSize = Annotated[float, typer.Option("--shard-size", min=0.000001, help="Maximum size of one weight file, GB.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 
 
 @app.command()
@@ -38,9 +55,9 @@ def convert(
     shard_size: ShardSize = 1.0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make a model folder of a published KOSMOS-G checkpoint of any stage, or of Kosmos-2, which is stage 1.
+    """Convert a published KOSMOS-G checkpoint of any stage, or Kosmos-2 (stage 1), to a model folder.
 
-    Nothing in the file is ever run.
+    No code in the file is executed.
 
     With --to published, CHECKPOINT is a model folder and OUT the file to write.
     """
@@ -54,7 +71,7 @@ def convert(
         useless = {"dict": dictionary, "spm": spm, "clip": clip, "decoder": decoder, "config": config}
         given = [f"--{name}" for name, value in useless.items() if value is not None]
         if given:
-            raise UsageError(f"a published file holds weights alone; leave out {', '.join(given)}")
+            raise UsageError(f"a published file holds weights only; leave out {', '.join(given)}")
     from kgcli.weights.published import convert as conversion  # torch loads here
 
     if to == "published":

@@ -1,4 +1,4 @@
-"""`kg eval`: measure a model."""
+"""`kg eval`: evaluate a model."""
 
 from __future__ import annotations
 
@@ -18,30 +18,40 @@ app.command()(report)
 
 @app.callback()
 def evaluate() -> None:
-    """Measure a model."""
+    """Evaluate models: benchmarks, comparison of runs, HTML report."""
     set_up_logs()
 
 
 @app.command()
 def nano(
-    model: Annotated[str | None, typer.Option("--model", help="Model folder; default: the one shipped.")] = None,
-    before: Annotated[str | None, typer.Option("--before", help="The model before instruct, to compare with.")] = None,
-    num: Annotated[int, typer.Option("--num", min=4, help="Pictures per measure; some take less or more.")] = 96,
-    seed: Annotated[int, typer.Option("-s", "--seed", min=0, help="Of the prompts and pictures.")] = 0,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda.")] = "auto",
-    judges: Annotated[Path | None, typer.Option("--judges", help="Folder; default: those shipped.")] = None,
-    grid: Annotated[Path | None, typer.Option("--grid", help="PNG of 100 prompts and what was made of them.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON in place of the table.")] = False,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Model folder or Hub id; default: the shipped nano model.")
+    ] = None,
+    before: Annotated[
+        str | None, typer.Option("--before", help="Model folder before the instruct stage, evaluated for comparison.")
+    ] = None,
+    num: Annotated[
+        int, typer.Option("--num", min=4, help="Images per measure; some measures take fewer or more.")
+    ] = 96,
+    seed: Annotated[int, typer.Option("-s", "--seed", min=0, help="Random seed of prompts and noise.")] = 0,
+    device: Annotated[str, typer.Option("--device", help="Device to run on: auto, cpu or cuda.")] = "auto",
+    judges: Annotated[
+        Path | None, typer.Option("--judges", help="Folder of the recognisers; default: shipped.")
+    ] = None,
+    grid: Annotated[
+        Path | None, typer.Option("--grid", help="PNG file to write, a grid of 100 prompts and outputs.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
 ) -> None:
-    """On the nano world: nouns, subjects, scenes, styles, two subjects, edits, beside ceiling and floor."""
-    from kgcli.inference.output import check_picture_file
+    """Evaluate skills in the nano world (nouns, subjects, scenes, styles, edits), with ceiling and floor."""
+    from kgcli.inference.output import check_image_file
     from kgcli.weights.folder import open_model
 
     folder = open_model(model)
     earlier = None if before is None else open_model(before, folder.decoder)
     if grid is not None:
-        check_picture_file(grid)
-    from kgcli import engine  # torch loads here, after all is known to be sound
+        check_image_file(grid)
+    from kgcli import engine  # torch loads here, after all checks
 
     compared = None if earlier is None else engine.load(earlier, device=device)
     loaded = engine.load(folder, device=device)
@@ -51,25 +61,33 @@ def nano(
 
 @app.command()
 def adapters(
-    model: Annotated[str | None, typer.Option("--model", help="Model folder; default: the one shipped.")] = None,
-    decoder: Annotated[str | None, typer.Option("--decoder", help="Another image decoder: a diffusers folder.")] = None,
-    controlnet: Annotated[str | None, typer.Option("--controlnet", help="Folder; default: the one shipped.")] = None,
-    lora: Annotated[str | None, typer.Option("--lora", help="FILE[:SCALE]; default: the one shipped.")] = None,
-    num: Annotated[int, typer.Option("--num", min=4, help="Prompts.")] = 96,
-    seed: Annotated[int, typer.Option("-s", "--seed", min=0, help="Of the prompts and pictures.")] = 0,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda.")] = "auto",
-    judges: Annotated[Path | None, typer.Option("--judges", help="Folder; default: those shipped.")] = None,
-    grid: Annotated[Path | None, typer.Option("--grid", help="PNG of maps and of what was made of them.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON in place of the table.")] = False,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Model folder or Hub id; default: the shipped nano model.")
+    ] = None,
+    decoder: Annotated[
+        str | None, typer.Option("--decoder", help="Image decoder: a diffusers folder; default: that of the model.")
+    ] = None,
+    controlnet: Annotated[str | None, typer.Option("--controlnet", help="ControlNet folder; default: shipped.")] = None,
+    lora: Annotated[str | None, typer.Option("--lora", help="LoRA as FILE[:SCALE]; default: shipped.")] = None,
+    num: Annotated[int, typer.Option("--num", min=4, help="Number of prompts.")] = 96,
+    seed: Annotated[int, typer.Option("-s", "--seed", min=0, help="Random seed of prompts and noise.")] = 0,
+    device: Annotated[str, typer.Option("--device", help="Device to run on: auto, cpu or cuda.")] = "auto",
+    judges: Annotated[
+        Path | None, typer.Option("--judges", help="Folder of the recognisers; default: shipped.")
+    ] = None,
+    grid: Annotated[
+        Path | None, typer.Option("--grid", help="PNG file to write, a grid of control maps and outputs.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
 ) -> None:
-    """Adapters of the nano decoder: are edges followed, is the style painted, is the subject kept."""
-    from kgcli.inference.output import check_picture_file
+    """Evaluate adapters of the nano decoder: edges followed (ControlNet), style applied (LoRA), subject kept."""
+    from kgcli.inference.output import check_image_file
     from kgcli.weights.folder import open_model
 
     folder = open_model(model, decoder)
     if grid is not None:
-        check_picture_file(grid)
-    from kgcli import engine  # torch loads here, after all is known to be sound
+        check_image_file(grid)
+    from kgcli import engine  # torch loads here, after all checks
 
     loaded = engine.load(folder, device=device)
     options = {"num": num, "seed": seed, "controlnet": controlnet, "lora": lora, "judges": judges, "grid": grid}

@@ -1,4 +1,4 @@
-"""The one place where a failure becomes a line on stderr and an exit code."""
+"""Failures as one line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROMPT_WINDOW = 72  # columns of the prompt that are shown about a fault
 
 
 def exit_code_of(error: BaseException) -> int:
-    """Say on stderr what went wrong; return the exit code.
+    """Print an error on stderr and return its exit code.
 
     KG_DEBUG=1 shows the traceback as well.
     """
@@ -45,7 +45,7 @@ def exit_code_of(error: BaseException) -> int:
 
 
 def show(error: KgError, prefix: str = "") -> None:
-    """Print an error, with the prompt and a caret below the column where it has one."""
+    """Print an error, with the prompt and a caret if it has a column."""
     where = f"column {error.column}: " if error.column is not None else ""
     _print_error(prefix + where + str(error))
     if error.prompt is not None and error.column is not None:
@@ -54,7 +54,7 @@ def show(error: KgError, prefix: str = "") -> None:
 
 
 def point_at(prompt: str, column: int) -> tuple[str, str]:
-    """The prompt about a column (from 1) on one line, and a line with a caret below it."""
+    """Return the prompt around a column (from 1) on one line, and a line with a caret below it."""
     printable = "".join(char if char.isprintable() else " " for char in prompt)
     start = max(0, column - 1 - PROMPT_WINDOW // 2)
     window = printable[start : start + PROMPT_WINDOW]
@@ -64,7 +64,7 @@ def point_at(prompt: str, column: int) -> tuple[str, str]:
 
 
 def _width(character: str) -> int:
-    """Columns a character takes on a terminal."""
+    """Return the terminal columns of a character."""
     if unicodedata.combining(character):
         return 0
     return 2 if unicodedata.east_asian_width(character) in ("W", "F") else 1
@@ -77,4 +77,4 @@ def _print_error(message: str, see_help: bool = False) -> None:
     encoding = sys.stderr.encoding or "utf-8"
     print(label, printable.encode(encoding, "replace").decode(encoding), file=sys.stderr)
     if see_help:
-        print("       kg COMMAND --help lists what there is", file=sys.stderr)
+        print("       kg COMMAND --help lists arguments and options", file=sys.stderr)

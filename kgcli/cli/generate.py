@@ -19,7 +19,7 @@ from kgcli.cli.plan import Plan, plan_prompt
 from kgcli.errors import OutputError, PartialBatchError
 from kgcli.inference.adapters.named import Adapters
 from kgcli.inference.metadata import describe
-from kgcli.inference.output import write_picture
+from kgcli.inference.output import write_image
 from kgcli.inference.request import edit_prompt
 
 if TYPE_CHECKING:
@@ -30,15 +30,17 @@ edit_app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
 def generate(
-    prompt: Annotated[str | None, typer.Argument(help="Text with <image:PATH> in it.", show_default=False)] = None,
+    prompt: Annotated[str | None, typer.Argument(help="Text with <image:PATH> tags.", show_default=False)] = None,
     *,
     flags: GenerateFlags,
 ) -> None:
-    """Make pictures of a prompt with pictures in it.
+    """Generate images from a prompt of interleaved text and images.
 
-    An image tag stands anywhere, any number of times: <image:cat.png>, <image:cat.png|weight=0.8,fit=crop>,
-    or <image:-1> for the first --image. A plain < is written \\<. An image that is not square is padded with
-    white (fit=pad), cut (fit=crop) or squeezed (fit=stretch); the model says which is the default, mostly pad.
+    Image tags may stand anywhere: <image:cat.png>, <image:cat.png|weight=0.8,fit=crop>, or <image:-1> for the
+    first --image. Write a plain < as \\<. An image that is not square is padded with white (fit=pad), cropped
+    (fit=crop) or stretched (fit=stretch); the default is set by the model, usually pad.
+
+    Example: kg generate "a cat <image:cat.png> in Minecraft" -s 1 -o out.png
     """
     set_up_logs(quiet=flags.quiet, verbose=flags.verbose, offline=flags.offline)
     plan = plan_prompt(prompt, flags)
@@ -47,7 +49,7 @@ def generate(
     if plan.jobs:
         if flags.seed is None and flags.from_ is None and not flags.quiet:
             print(f"seed {plan.jobs[0].request.seed}", file=sys.stderr)
-        import kgcli.engine as engine  # torch loads here, after all is known to be sound
+        import kgcli.engine as engine  # torch loads here, after all checks
 
         model = load(plan, flags)
         with progress(plan, flags) as on_step:
@@ -55,7 +57,7 @@ def generate(
             for job, (request, image) in zip(plan.jobs, images, strict=True):
                 metadata = describe(request, plan.model, model.device, model.dtype, plan.quantize)
                 try:
-                    write_picture(job.path, image, None if flags.no_metadata else metadata, overwrite=job.overwrite)
+                    write_image(job.path, image, None if flags.no_metadata else metadata, overwrite=job.overwrite)
                 except OutputError as error:
                     if flags.batch is None:
                         raise
@@ -64,16 +66,19 @@ def generate(
                     continue
                 print(json.dumps({"path": str(job.path), **metadata}) if flags.json else job.path, flush=True)
     if plan.failures:
-        raise PartialBatchError(f"{len(plan.failures)} of the batch's lines failed; all others are done")
+        raise PartialBatchError(f"{len(plan.failures)} of the batch's lines failed; the others are done")
 
 
 def edit(
-    image: Annotated[str, typer.Argument(help="The picture to edit.", show_default=False)],
-    instruction: Annotated[str, typer.Argument(help="What to change, as in: add a hat.", show_default=False)],
+    image: Annotated[str, typer.Argument(help="Image file to edit.", show_default=False)],
+    instruction: Annotated[str, typer.Argument(help="Change to make, such as: add a hat.", show_default=False)],
     *,
     flags: GenerateFlags,
 ) -> None:
-    """Carry out an instruction on a picture. One that is not square is cut about its centre."""
+    """Edit an image by an instruction; an image that is not square is cropped to its centre.
+
+    Example: kg edit cat.png "add a hat" -o out.png
+    """
     generate(edit_prompt(image, instruction), flags=flags)
 
 
@@ -82,7 +87,7 @@ edit_app.command()(takes_flags(GenerateFlags, without=("batch", "from_", "allow_
 
 
 def load(plan: Plan, flags: GenerateFlags) -> Model:
-    """Load the model of a plan as the flags say."""
+    """Load the model of a plan with the flags' device, precision and offload."""
     plain = plan.adapters == Adapters() and (flags.offload, plan.quantize) == ("none", "none")
     if runtime.own_process and plain and Path(plan.model.decoder).is_dir():
         from kgcli.inference.light_imports import import_diffusers
@@ -102,7 +107,7 @@ def load(plan: Plan, flags: GenerateFlags) -> Model:
 
 @contextmanager
 def progress(plan: Plan, flags: GenerateFlags) -> Iterator[Callable[[int], None] | None]:
-    """A bar on stderr where that is a terminal; what it gives is called after each step."""
+    """Show a progress bar on a terminal; yields the callback of each step."""
     if flags.quiet or not sys.stderr.isatty():
         yield None
         return

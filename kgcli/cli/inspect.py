@@ -1,4 +1,4 @@
-"""`kg inspect`: how a picture was made, or what a model folder holds."""
+"""`kg inspect`: the metadata of an image, or the configuration of a model folder."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A picture or a model folder.", show_default=False)],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    path: Annotated[Path, typer.Argument(help="Image file or model folder.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show how a picture was made, or what a model folder holds."""
-    values = _describe_model(path) if path.is_dir() else _describe_picture(path)
+    """Show the metadata of an image, or the configuration of a model folder."""
+    values = _describe_model(path) if path.is_dir() else _describe_image(path)
     if as_json:
         print(json.dumps(values))
         return
@@ -25,7 +25,7 @@ def inspect(
         print(f"{name}: {value}")
 
 
-def _describe_picture(path: Path) -> dict[str, Any]:
+def _describe_image(path: Path) -> dict[str, Any]:
     from kgcli.errors import MissingError
     from kgcli.inference.metadata import read_metadata, read_parameters
 
@@ -46,7 +46,7 @@ def _describe_model(path: Path) -> dict[str, Any]:
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested values under dotted names."""
+    """Return nested values under dotted names."""
     rows: list[tuple[str, Any]] = []
     for name, value in values.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What goes to stderr besides errors and bars."""
+"""Logging to stderr."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import warnings
 
 
 class _Lines(logging.Formatter):
-    """`note: ...` for what a user should know, plain text below it."""
+    """Formatter that prints warnings as `note: ...` and the rest as plain text."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line of a record."""
+        """Return the line of a record."""
         text = record.getMessage()
         return f"note: {text}" if record.levelno >= logging.WARNING else text
 
 
 def set_up_logs(*, quiet: bool = False, verbose: bool = False, offline: bool = False) -> None:
-    """Our notes to stderr; libraries' own chatter only with `verbose`."""
+    """Send our log to stderr; messages of other libraries only with `verbose`."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines())
     logger = logging.getLogger("kgcli")
@@ -31,7 +31,7 @@ def set_up_logs(*, quiet: bool = False, verbose: bool = False, offline: bool = F
         warnings.simplefilter("ignore")
         os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        # Peft imports it where it is installed, and it says at once that it fetches no kernels.
+        # peft imports it if it is installed, and it logs at import.
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if quiet or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -1,4 +1,4 @@
-"""`kg models`: published weights listed, fetched and verified, and how large a model's parts are."""
+"""`kg models`: list, download and verify published weights; show the sizes of a model's parts."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Annotated
 
 import typer
 
-FULL_SIZE = "kosmosg"  # a name for the published sizes
+FULL_SIZE = "kosmosg"  # name of the published sizes
 WIDTH = 52  # columns of the longest part's name
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @app.callback()
 def models() -> None:
-    """List, fetch and verify published weights; show the sizes of a model."""
+    """List, download and verify published weights; show a model's sizes."""
 
 
 @app.command("ls")
-def ls(as_json: Annotated[bool, typer.Option("--json", help="One JSON object per source.")] = False) -> None:
-    """List the published weights that can be used, and where they are on this machine."""
+def ls(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per source.")] = False) -> None:
+    """List the supported published weights and their location on this machine."""
     from kgcli.weights.published.catalogue import sources_text
 
     print(sources_text(as_json=as_json), end="")
@@ -31,25 +31,28 @@ def ls(as_json: Annotated[bool, typer.Option("--json", help="One JSON object per
 
 @app.command()
 def pull(
-    name: Annotated[str, typer.Argument(help="kosmosg or kosmos-2; `kg models ls` lists them.")],
+    name: Annotated[str, typer.Argument(help="kosmosg or kosmos-2; see `kg models ls`.")],
     to: Annotated[
-        Path | None, typer.Option("--to", help="Model folder to write; default: where --model NAME finds it.")
+        Path | None, typer.Option("--to", help="Model folder to write; default: in the cache, found by --model NAME.")
     ] = None,
     revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of the repository.")] = None,
     source: Annotated[
-        str | None, typer.Option("--from", help="A file or folder that you have, or another repository.")
+        str | None, typer.Option("--from", help="Local file or folder, or another Hub repository.")
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option("--dtype", help="float16, bfloat16, float32; default: the file's.")
+        str | None,
+        typer.Option("--dtype", help="Precision to write: float16, bfloat16 or float32; default: that of the file."),
     ] = None,
-    accept: Annotated[bool, typer.Option("--accept", help="Use an unofficial mirror, whatever its licence.")] = False,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Accept an unofficial mirror, whatever its licence.")
+    ] = False,
     sha256: Annotated[
-        str | None, typer.Option("--sha256", help="The file's hash, where it is another than the listed one.")
+        str | None, typer.Option("--sha256", help="Expected hash of the file; default: the listed one.")
     ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Use the local cache alone.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Errors only on stderr.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Download nothing; use the local cache.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
 ) -> None:
-    """Fetch published weights, check their sha256 and make a model folder of them; a broken download is resumed.
+    """Download published weights, check their sha256 and convert them; an interrupted download is resumed.
 
     Example: kg models pull kosmos-2 --dtype float16
     """
@@ -58,15 +61,15 @@ def pull(
     set_up_logs(quiet=quiet, offline=offline)
     from kgcli.weights.published import pull as pulling
 
-    order = pulling.Order(
+    options = pulling.PullOptions(
         to=to, revision=revision, source=source, dtype=dtype, accept=accept, sha256=sha256, offline=offline
     )
-    print(pulling.pull(name, order))
+    print(pulling.pull(name, options))
 
 
 @app.command()
 def verify(model: Annotated[str, typer.Argument(help="Model folder, or the name of a pulled model.")]) -> None:
-    """Check that a model folder is whole, fits its config.json, and has the sha256 it was written with."""
+    """Check that a model folder is complete, matches its config.json, and has its recorded sha256."""
     from kgcli.weights.published import record
 
     for line in record.verify(model):
@@ -76,14 +79,15 @@ def verify(model: Annotated[str, typer.Argument(help="Model folder, or the name 
 @app.command()
 def show(
     model: Annotated[
-        str | None, typer.Argument(help=f"Model folder, Hub id or {FULL_SIZE}; default: the one shipped.")
+        str | None, typer.Argument(help=f"Model folder, Hub id or {FULL_SIZE}; default: the shipped nano model.")
     ] = None,
-    full_size: Annotated[bool, typer.Option("--full-size", help="The published model's sizes.")] = False,
+    full_size: Annotated[bool, typer.Option("--full-size", help="Show the published model's sizes.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Parameters of each part beside the paper's figures; no weights are read."""
-    from kgcli.config import ModelConfig, read_model_config
+    """Show the parameter count of each part beside the paper's; no weights are read."""
+    from kgcli.config import ModelConfig
     from kgcli.errors import UsageError
+    from kgcli.weights.config import read_model_config
     from kgcli.weights.folder import open_model
     from kgcli.weights.shipped import DEFAULT_MODEL
 
@@ -96,7 +100,7 @@ def show(
         name, cfg = "nano" if model is None else folder.name, read_model_config(folder)
     else:
         name, cfg = str(model), open_model(model, with_decoder=False, with_aligner=False).cfg
-    from kgcli.weights.sizes import count_parameters  # torch loads here, on no device at all
+    from kgcli.weights.sizes import count_parameters  # torch loads here, without a device
 
     rows = count_parameters(cfg)
     if as_json:

@@ -1,4 +1,4 @@
-"""From flags to jobs: every prompt, picture, setting and file name checked before torch loads."""
+"""Jobs from flags: prompts, images, settings and file names are checked before torch loads."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from kgcli.weights.folder import ModelFolder, open_model
 
 _log = logging.getLogger(__name__)
 
-MAX_PICTURES = 100_000  # of one run; more is a slip of the finger
+MAX_IMAGES = 100_000  # of one run; more is likely a typing error
 
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to draw and where it goes."""
+    """One image to generate and its output file."""
 
     request: Request
     path: Path
@@ -37,7 +37,7 @@ class Job:
 
 @dataclass
 class Plan:
-    """All jobs of one run, and the lines of a batch that make none."""
+    """All jobs of one run, and the failed lines of a batch."""
 
     model: ModelFolder
     jobs: list[Job] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Plan:
 
 
 class Line(SamplingConfig):
-    """One line of a batch, its sampling settings beside the rest; what it does not say comes from the flags."""
+    """One line of a batch with its sampling settings; missing values come from the flags."""
 
     model_config = ConfigDict(strict=True)
 
@@ -62,20 +62,20 @@ class Line(SamplingConfig):
 
     @property
     def sampling(self) -> SamplingConfig:
-        """The sampling settings alone."""
+        """The sampling settings only."""
         return SamplingConfig(**{name: getattr(self, name) for name in SamplingConfig.model_fields})
 
 
 def plan_prompt(prompt: str | None, flags: GenerateFlags) -> Plan:
-    """The jobs of `kg generate` and `kg edit`.
+    """Return the jobs of `kg generate` and `kg edit`.
 
-    Raises: KgError of whatever is wrong, but for single lines of a batch: those are in the plan.
+    Raises: KgError, except for single lines of a batch: those failures are in the plan.
     """
     sources = [prompt is not None, flags.batch is not None, flags.from_ is not None]
     if sum(sources) != 1:
         raise UsageError("give one of: a prompt, --batch FILE, --from IMAGE")
     if flags.allow_download and flags.from_ is None:
-        raise UsageError("--allow-download is about what the image of --from names, which is not given; leave it out")
+        raise UsageError("--allow-download needs --from, which is not given; leave it out")
     if flags.overwrite and flags.skip_existing:
         raise UsageError("--overwrite and --skip-existing exclude each other")
     if flags.offload not in OFFLOADS:
@@ -93,7 +93,7 @@ def plan_prompt(prompt: str | None, flags: GenerateFlags) -> Plan:
 
 
 def _check_names(flags: GenerateFlags) -> None:
-    """Refuse names that are no text before anything is generated: the metadata are to say them.
+    """Refuse file names that are not UTF-8 before generation: they are written to the metadata.
 
     Raises: UsageError.
     """
@@ -105,8 +105,8 @@ def _check_names(flags: GenerateFlags) -> None:
 
 
 def _plan_replay(plan: Plan, flags: GenerateFlags, source: Path) -> Plan:
-    """The picture of a file's metadata again; flags that are given change it."""
-    given = bool(flags.lora or flags.controlnet)  # they take the place of all that was used
+    """Plan an image again from its metadata; given flags override them."""
+    given = bool(flags.lora or flags.controlnet)  # they replace the adapters of the metadata
     replay = read_replay(
         source,
         plan.model,
@@ -128,16 +128,16 @@ def _plan_replay(plan: Plan, flags: GenerateFlags, source: Path) -> Plan:
 
 
 def _plan_batch(plan: Plan, flags: GenerateFlags, source: str) -> Plan:
-    """The jobs of each line; a bad one is put aside."""
+    """Plan the jobs of each line; failing lines are recorded."""
     if flags.images:
-        raise UsageError('--image has no place in a batch: write "images": [...] in the line')
+        raise UsageError('--image cannot be used with --batch: write "images": [...] in the line')
     found: list[tuple[str, Line, list[Request]]] = []
     for label, entry in read_entries(source):
         try:
             line = _read_line(entry, from_table=Path(source).suffix.lower() in TABLES)
-            # Thousands of opened pictures would not fit into memory.
+            # Thousands of opened images would not fit in memory.
             requests = [
-                replace(request, pictures=tuple(picture.without_pixels() for picture in request.pictures))
+                replace(request, images=tuple(image.without_pixels() for image in request.images))
                 for request in _requests(plan, flags, line)
             ]
         except KgError as error:
@@ -166,30 +166,30 @@ def _add_jobs(plan: Plan, flags: GenerateFlags, requests: list[Request]) -> Plan
 
 
 def _add_job(plan: Plan, flags: GenerateFlags, job: Job) -> None:
-    """Take a job up unless its file is there.
+    """Add a job unless its file exists.
 
     Raises: UsageError, OutputError.
     """
     if job.path in plan.paths:
-        raise UsageError(f"two pictures would be called {job.path}; write {{index}} or {{seed}} in --out")
+        raise UsageError(f"two images would be named {job.path}; write {{index}} or {{seed}} in --out")
     beside = sidecar(job.path)
     there = job.path.is_file()
-    # A run that was killed between an image and the file beside it left the former without the latter.
+    # A run killed after writing an image may have left it without its metadata file.
     unfinished = there and beside is not None and not beside.exists() and not flags.no_metadata and is_ours(job.path)
     if there and flags.skip_existing and not unfinished:
-        _log.info("%s is there already", job.path)
+        _log.info("%s already exists", job.path)
         return
     overwrite = flags.overwrite or (flags.skip_existing and unfinished)
     for path in (job.path, beside):
         if path is not None and path.is_file() and not overwrite:
-            raise UsageError(f"{path} is there already; give --overwrite, --skip-existing or another --out")
+            raise UsageError(f"{path} already exists; give --overwrite, --skip-existing or another --out")
     check_writable(job.path)
     plan.paths.add(job.path)
     plan.jobs.append(replace(job, overwrite=overwrite))
 
 
 def _requests(plan: Plan, flags: GenerateFlags, line: Line) -> list[Request]:
-    """One request for each seed of a line."""
+    """Return one request for each seed of a line."""
     merged = {**_given(flags), **line.given()}
     seeds = _seeds(merged["seed"], merged["num_images"])
     first = make_request(
@@ -205,7 +205,7 @@ def _requests(plan: Plan, flags: GenerateFlags, line: Line) -> list[Request]:
 
 
 def _given(flags: GenerateFlags) -> dict[str, Any]:
-    """Return what flags say beside sampling, by the names of `Line`."""
+    """Return the flags other than sampling, by the names of `Line`."""
     return {"negative_prompt": flags.negative_prompt, "num_images": flags.num_images, "seed": flags.seed or None}
 
 
@@ -222,18 +222,18 @@ def _adapters(model: ModelFolder, flags: GenerateFlags) -> Adapters:
 
 
 def _seeds(given: int | list[int] | None, num_images: int | None) -> list[int]:
-    """Several seeds give one picture each; from one seed, or none, the pictures count up.
+    """Return one seed per image: those given, or consecutive ones from the first or a random one.
 
     Raises: UsageError.
     """
-    if num_images is not None and not 1 <= num_images <= MAX_PICTURES:
-        raise UsageError(f"--num-images is {num_images}; it must be from 1 to {MAX_PICTURES}")
+    if num_images is not None and not 1 <= num_images <= MAX_IMAGES:
+        raise UsageError(f"--num-images is {num_images}; it must be from 1 to {MAX_IMAGES}")
     seeds = [given] if isinstance(given, int) else list(given or [])
     for seed in seeds:
         check_seed(seed)
     if len(seeds) > 1:
         if num_images not in (None, len(seeds)):
-            raise UsageError(f"{len(seeds)} seeds give {len(seeds)} pictures; leave --num-images {num_images} out")
+            raise UsageError(f"{len(seeds)} seeds give {len(seeds)} images; leave --num-images {num_images} out")
         return seeds
     first = seeds[0] if seeds else random_seed()
     check_seed(first + (num_images or 1) - 1)
@@ -241,7 +241,7 @@ def _seeds(given: int | list[int] | None, num_images: int | None) -> list[int]:
 
 
 def _read_line(entry: Any, from_table: bool) -> Line:
-    """A prompt, or a JSON object or row of a table with the fields of `Line`.
+    """Read a prompt, or a JSON object or table row with the fields of `Line`.
 
     Raises: UsageError.
     """
@@ -250,7 +250,7 @@ def _read_line(entry: Any, from_table: bool) -> Line:
     if isinstance(entry, str):
         return Line(prompt=entry)
     if not isinstance(entry, dict):
-        raise UsageError('no JSON object; write {"prompt": "..."}')
+        raise UsageError('not a JSON object; write {"prompt": "..."}')
     if from_table and "images" in entry:
         entry = {**entry, "images": [entry["images"]]}
     try:

@@ -1,4 +1,4 @@
-"""`kg ls`, `kg cp`, `kg cat`, `kg validate`: the shipped recipes and example pictures."""
+"""`kg ls`, `kg cp`, `kg cat`, `kg validate`: shipped recipes and example images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from kgcli.errors import PartialBatchError, UsageError
 
-Name = Annotated[str, typer.Argument(help="Name as kg ls prints it.", show_default=False)]
+Name = Annotated[str, typer.Argument(help="Name as printed by kg ls.", show_default=False)]
 
 ls_app = typer.Typer(rich_markup_mode=None, add_completion=False)
 cp_app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -20,9 +20,9 @@ validate_app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 @ls_app.command()
 def ls(
-    prefix: Annotated[str, typer.Argument(help="Only names that begin so.", show_default=False)] = "",
+    prefix: Annotated[str, typer.Argument(help="List only names with this prefix.", show_default=False)] = "",
 ) -> None:
-    """List the shipped recipes and example pictures."""
+    """List the shipped recipes and example images."""
     from kgcli.weights.shipped import shipped_names
 
     for name in shipped_names():
@@ -33,10 +33,10 @@ def ls(
 @cp_app.command()
 def cp(
     name: Name,
-    to: Annotated[Path, typer.Argument(help="File or folder.")] = Path("."),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    to: Annotated[Path, typer.Argument(help="File or folder to write.")] = Path("."),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
-    """Copy a shipped recipe or picture."""
+    """Copy a shipped recipe or image."""
     from kgcli.files import write_whole
     from kgcli.inference.output import check_writable
     from kgcli.weights.shipped import get_shipped
@@ -44,7 +44,7 @@ def cp(
     source = get_shipped(name)
     target = to / source.name if to.is_dir() else to
     if target.exists() and not overwrite:
-        raise UsageError(f"{target} is there already; give --overwrite or another name")
+        raise UsageError(f"{target} already exists; give --overwrite or another name")
     check_writable(target)
     write_whole(target, source.read_bytes(), overwrite=overwrite)
     print(target)
@@ -53,17 +53,17 @@ def cp(
 @cat_app.command()
 def cat(name: Name) -> None:
     """Print a shipped recipe."""
-    from kgcli.weights.shipped import PICTURE_SUFFIXES, get_shipped
+    from kgcli.weights.shipped import IMAGE_SUFFIXES, get_shipped
 
     source = get_shipped(name)
-    if source.suffix in PICTURE_SUFFIXES:
-        raise UsageError(f"{name} is a picture; copy it with kg cp {name}")
+    if source.suffix in IMAGE_SUFFIXES:
+        raise UsageError(f"{name} is an image; copy it with kg cp {name}")
     sys.stdout.write(source.read_text("utf-8"))
 
 
 @validate_app.command()
 def validate(
-    names: Annotated[list[str], typer.Argument(help="Paths or names of recipes.", show_default=False)],
+    names: Annotated[list[str], typer.Argument(help="Recipe files, or names of shipped recipes.", show_default=False)],
 ) -> None:
     """Check recipes without running them."""
     from kgcli.cli.failure import show
@@ -83,7 +83,7 @@ def validate(
 
 
 def _check(name: str) -> str:
-    """Return the stage of a recipe that can run. Raises: KgError."""
+    """Check a recipe and return its stage. Raises: KgError."""
     from kgcli.cli.train import stage_names
     from kgcli.data.sources.world_source import check_kinds
     from kgcli.errors import ConfigError

@@ -1,4 +1,4 @@
-"""`kg eval compare` and `kg eval report`: scored runs beside each other, and as a page."""
+"""`kg eval compare` and `kg eval report`: scored runs side by side, and as an HTML page."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ from typing import Annotated
 
 import typer
 
-Runs = Annotated[list[Path], typer.Argument(help="Folders of scored runs.", show_default=False)]
+Runs = Annotated[list[Path], typer.Argument(help="Run folders with scores.", show_default=False)]
 
 
 def compare(
     runs: Runs,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Compare runs of one protocol: their measures, and paired differences from the first."""
+    """Compare runs of one protocol: measures, and paired differences from the first run.
+
+    Example: kg eval compare runs/a runs/b
+    """
     from kgcli.errors import UsageError
     from kgcli.evaluation.report.compare import compare as compare_runs
     from kgcli.evaluation.report.compare import open_runs
 
     if len(runs) < 2:
-        raise UsageError(f"there is nothing to compare {runs[0]} with; give two runs or more")
+        raise UsageError(f"give two or more runs to compare, not only {runs[0]}")
     comparison = compare_runs(open_runs(runs))
     typer.echo(comparison.to_json() if as_json else str(comparison))
 
@@ -31,16 +34,18 @@ def report(
     images: Annotated[
         list[Path] | None,
         typer.Option(
-            "--images", help="Folder of the pictures, one for each run; default: the runs.", show_default=False
+            "--images",
+            help="Folder of generated images, one per run, in order; default: the run folders.",
+            show_default=False,
         ),
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="Folder of the inputs, to show them; default: that of a nano suite."),
+        typer.Option("--data", help="Folder of the input images to show; default: that of a nano suite."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
-    """Write one HTML page: tables, plots, pictures and protocol of runs of one protocol."""
+    """Write one HTML page with tables, plots, images and the protocol of scored runs."""
     from kgcli.errors import UsageError
     from kgcli.evaluation.report.compare import open_runs
     from kgcli.evaluation.report.page import build_page
@@ -52,14 +57,14 @@ def report(
     opened = open_runs(runs)
     check_writable(out)
     if out.exists() and not overwrite:
-        raise UsageError(f"{out} is there already; give --overwrite or another --out")
+        raise UsageError(f"{out} already exists; give --overwrite or another --out")
     page = build_page(opened, images or (), data=data or _cached_inputs(opened[0].scores.suite))
     write_whole(out, page, overwrite=overwrite)
     typer.echo(str(out))
 
 
 def _cached_inputs(suite: str) -> Path | None:
-    """Return where the input images of a nano suite are, unless a run of another suite names itself so."""
+    """Return the folder of a nano suite's input images, None for other suites."""
     from kgcli.evaluation.benchmarks.nano import COCO, DREAMBENCH
     from kgcli.evaluation.benchmarks.nano_data import cached_folder
 

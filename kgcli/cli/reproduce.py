@@ -14,39 +14,45 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 @app.command()
 def reproduce(
-    table: Annotated[str, typer.Argument(help="table1, table2 or data.", show_default=False)],
-    scale: Annotated[str, typer.Option("--scale", help="nano, or smoke: minutes, means nothing.")] = "nano",
+    table: Annotated[str, typer.Argument(help="Table of the paper: table1, table2 or data.", show_default=False)],
+    scale: Annotated[str, typer.Option("--scale", help="nano, or smoke (minutes; numbers are meaningless).")] = "nano",
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", help="Folder; default: runs/reproduce/TABLE-SCALE.", show_default=False),
+        typer.Option("-o", "--out", help="Output folder; default: runs/reproduce/TABLE-SCALE.", show_default=False),
     ] = None,
-    runs: Annotated[Path, typer.Option("--runs", help="Where trained runs are and new ones go.")] = Path("runs"),
+    runs: Annotated[Path, typer.Option("--runs", help="Folder of training runs, found or new.")] = Path("runs"),
     rows: Annotated[
-        str, typer.Option("--rows", metavar="A,B,...", help="Some of the rows only.", show_default=False)
+        str, typer.Option("--rows", metavar="A,B,...", help="Run only these rows.", show_default=False)
     ] = "",
-    seeds: Annotated[int, typer.Option("--seeds", help="Of training and noise; intervals are then over seeds.")] = 1,
-    num: Annotated[int | None, typer.Option("--num", help="Captions of table2.", show_default=False)] = None,
+    seeds: Annotated[
+        int, typer.Option("--seeds", help="Number of seeds, of training and noise; intervals are then over seeds.")
+    ] = 1,
+    num: Annotated[int | None, typer.Option("--num", help="Number of captions (table2).", show_default=False)] = None,
     num_images: Annotated[
         int | None,
-        typer.Option("-n", "--num-images", help="Pictures for each prompt of a subject.", show_default=False),
+        typer.Option("-n", "--num-images", help="Images per prompt of a subject.", show_default=False),
     ] = None,
     subjects: Annotated[
-        str, typer.Option("--subjects", metavar="A,B,...", help="Some of the subjects only.", show_default=False)
+        str, typer.Option("--subjects", metavar="A,B,...", help="Run only these subjects.", show_default=False)
     ] = "",
     weights: Annotated[
-        Path | None, typer.Option("--weights", help="Folder of the extractors; default: shipped.", show_default=False)
+        Path | None,
+        typer.Option("--weights", help="Folder of the extractor weights; default: shipped.", show_default=False),
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda.")] = "auto",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained and drawn.")] = False,
+    device: Annotated[str, typer.Option("--device", help="Device to run on: auto, cpu or cuda.")] = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be trained and generated.")] = False,
 ) -> None:
-    """Train what is missing, draw, score, and print the table beside the paper's; taken up where it was left off."""
+    """Train missing models, generate, score, and print the table beside the paper's; resumes if interrupted.
+
+    Example: kg reproduce table1 --scale smoke
+    """
     from kgcli.errors import UsageError
     from kgcli.evaluation.reproduce.paper import TABLES
     from kgcli.evaluation.reproduce.reproduction import Reproduction, describe
 
     if table not in TABLES:
         raise UsageError(f"there is no table {table}; there are {', '.join(TABLES)}")
-    ask = Reproduction(
+    options = Reproduction(
         table=TABLES[table],
         out=out or runs / "reproduce" / f"{table}-{scale}",
         scale=scale,
@@ -59,12 +65,12 @@ def reproduce(
         device=device,
     )
     if dry_run:
-        typer.echo(describe(ask))
+        typer.echo(describe(options))
         return
     set_up_logs()
     from kgcli.evaluation.reproduce.bench import run  # torch loads here
 
-    typer.echo(run(ask, weights))
+    typer.echo(run(options, weights))
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""`kg pretrain`, `kg align`, `kg instruct` and `kg base ...`, one table of commands that train."""
+"""`kg pretrain`, `kg align`, `kg instruct` and `kg base ...`: one table of training commands."""
 
 from __future__ import annotations
 
@@ -7,33 +7,42 @@ from typing import Annotated
 
 import typer
 
-RecipeName = Annotated[str, typer.Argument(help="Path, or name of a shipped recipe (see kg ls).", show_default=False)]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE ...]", help="As in optim.lr=1e-4.", show_default=False)
+RecipeName = Annotated[
+    str, typer.Argument(help="Recipe file, or name of a shipped recipe (see kg ls).", show_default=False)
 ]
-Resume = Annotated[str, typer.Option("--resume", help="auto (newest checkpoint, else fresh), true, none, or its path.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check all that a run checks, print sizes, train nothing.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE ...]", help="Recipe overrides, such as optim.lr=1e-4.", show_default=False),
+]
+Resume = Annotated[
+    str,
+    typer.Option(
+        "--resume",
+        help="Checkpoint to resume: auto (newest, else start fresh), true (newest, required), none or a path.",
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Run all checks and print sizes, without training.")]
 
-# Stage -> what its command's help says. The paper's three are commands of their own, the others are below `kg base`.
+# Stage -> help text of its command. The paper's three are commands of their own, the others are below `kg base`.
 PAPER = {
-    "pretrain": "Stage 1: teach the language model to read text and images.",
-    "align": "Stage 2: teach AlignerNet the language of CLIP, on text alone.",
-    "instruct": "Stage 3: learn to generate what a prompt with images says.",
+    "pretrain": "Stage 1: train the multimodal language model on text and images.",
+    "align": "Stage 2: align AlignerNet with the CLIP text encoder, on captions alone.",
+    "instruct": "Stage 3: learn to generate images from interleaved prompts.",
 }
 BASE = {
-    "vae": "The autoencoder between images and latents.",
-    "clip": "The pair of vision tower and text encoder.",
-    "unet": "The text-conditional U-Net.",
-    "judge": "The recognisers of `kg eval nano`; nothing that generates is trained with them.",
-    "eval_clip": "The CLIP of the nano benchmarks; nothing that generates is trained with it.",
-    "eval_dino": "The self-supervised ViT of the nano benchmarks; nothing that generates is trained with it.",
-    "controlnet": "A ControlNet of a decoder that follows canny edges.",
-    "lora": "A LoRA of a decoder, in the style of its data.",
+    "vae": "Train the VAE.",
+    "clip": "Train the CLIP vision tower and text encoder.",
+    "unet": "Train the text-conditional U-Net.",
+    "judge": "Train the recognisers of `kg eval nano`; used for evaluation only.",
+    "eval_clip": "Train the CLIP of the nano benchmarks; used for evaluation only.",
+    "eval_dino": "Train the self-supervised ViT of the nano benchmarks; used for evaluation only.",
+    "controlnet": "Train a canny-edge ControlNet of a decoder.",
+    "lora": "Train a style LoRA of a decoder.",
 }
 
 
 def stage_names() -> list[str]:
-    """Return the names of all stages that a command trains."""
+    """Return the names of all stages with a command."""
     return [*PAPER, *BASE]
 
 
@@ -46,9 +55,9 @@ def _command(stage: str) -> Callable[..., None]:
         from kgcli.recipe import load_recipe
 
         checked = load_recipe(recipe, overrides or [], stage=stage)
-        from kgcli.training.loop import train  # torch loads here, after the recipe is known to be sound
+        from kgcli import engine  # torch loads here, after the recipe is checked
 
-        print(train(checked, resume=resume, dry_run=dry_run))
+        print(engine.train(checked, resume=resume, dry_run=dry_run))
 
     return command
 
@@ -66,4 +75,4 @@ base_app = _app(BASE)
 
 @base_app.callback()
 def base() -> None:
-    """Train the parts the nano model starts from, its adapters, and the recognisers of its evaluation."""
+    """Train the nano model's base parts, its adapters, and the models of its evaluation."""

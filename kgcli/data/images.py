@@ -1,6 +1,6 @@
-"""Safe opening of untrusted picture files, and the two transforms: vision tower and VAE. No torch.
+"""Safe opening of untrusted image files, and the two transforms: vision tower and VAE.
 
-A picture that is not square is cropped about its centre by the transforms (as the published model does);
+An image that is not square is cropped about its centre by the transforms (as the published model does);
 `pad_to_square` keeps all of it instead, and the fit "stretch" changes its proportions (as Kosmos-2 does).
 """
 
@@ -29,14 +29,14 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # no EPS or PDF:
 MAX_PIXELS = 64_000_000  # width x height, checked before decoding; 192 MB as RGB
 MAX_BYTES = 256 * 2**20  # of the file
 MAX_ASPECT = 50  # longer side / shorter side
-MAX_PADDED_SIDE = 4096  # pixels; a longer picture is made smaller before it is padded
+MAX_PADDED_SIDE = 4096  # pixels; a longer image is made smaller before it is padded
 MAX_LISTED = 10_000  # names of a folder among which the nearest is looked for
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # Source: CLIP (arXiv:2103.00020)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 WHITE = (255, 255, 255)
 
-# What Pillow's decoders raise on damaged input.
+# Exceptions that Pillow's decoders raise on damaged input.
 DECODER_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, AttributeError, OverflowError),
     *(struct.error, zlib.error),
@@ -46,55 +46,55 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture file that could be opened, and what identifies it."""
+class ImageFile:
+    """An opened image file, identified by its path and hash."""
 
     path: Path
     name: str  # base name of the file
     sha256: str  # of the file's bytes
-    image: Image.Image | None = field(repr=False, compare=False)  # None where memory is to be spared: read again
+    image: Image.Image | None = field(repr=False, compare=False)  # None to save memory: the file is read again
 
     def load(self) -> Image.Image:
-        """The picture as upright RGB.
+        """Return the image as upright RGB.
 
-        Raises: ImageError where the file has changed since it was opened first.
+        Raises: ImageError if the file has changed since it was first opened.
         """
         if self.image is not None:
             return self.image
-        again = read_picture(self.path)
+        again = read_image(self.path)
         if again.sha256 != self.sha256 or again.image is None:
             raise ImageError(f"{self.path} has changed while it was in use; start again")
         return again.image
 
-    def without_pixels(self) -> Picture:
-        """The same picture, to be read again when it is needed."""
+    def without_pixels(self) -> ImageFile:
+        """Return the same image without its pixels, to be read again when needed."""
         return replace(self, image=None)
 
 
 def open_image(path: str | Path, *, srgb: bool = True) -> Image.Image:
-    """The picture of a file as upright RGB, transparency on white, first frame of an animation.
+    """Read a file as an upright RGB image: transparency on white, the first frame of an animation.
 
-    Colours are converted to sRGB where the file has a profile, unless `srgb` is off: published evaluations ignore it.
+    Colours are converted to sRGB if the file has a profile, unless `srgb` is off: published evaluations ignore it.
 
-    Raises: ImageError where the file is missing, is no picture, is damaged or is too large.
+    Raises: ImageError if the file is missing, is not an image, is damaged or is too large.
     """
-    return read_picture(path, srgb=srgb).load()
+    return read_image(path, srgb=srgb).load()
 
 
-def read_picture(path: str | Path, *, srgb: bool = True) -> Picture:
-    """`open_image` together with the file's base name and hash.
+def read_image(path: str | Path, *, srgb: bool = True) -> ImageFile:
+    """Read an image as `open_image` does, with the file's base name and hash.
 
     Raises: ImageError, as `open_image`.
     """
     path = Path(path)
     data = _read_bytes(path)
-    return Picture(path, path.name, hashlib.sha256(data).hexdigest(), decode_image(data, str(path), srgb=srgb))
+    return ImageFile(path, path.name, hashlib.sha256(data).hexdigest(), decode_image(data, str(path), srgb=srgb))
 
 
-def decode_image(data: bytes, name: str = "picture", *, srgb: bool = True) -> Image.Image:
-    """The picture in the bytes of a file, as `open_image` gives it; `name` is for messages."""
+def decode_image(data: bytes, name: str = "image", *, srgb: bool = True) -> Image.Image:
+    """Decode the bytes of an image file, as `open_image` does; `name` is for messages."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of what is checked here
+        warnings.simplefilter("ignore")  # Pillow warns about what is checked here
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         except Image.DecompressionBombError:
@@ -102,10 +102,10 @@ def decode_image(data: bytes, name: str = "picture", *, srgb: bool = True) -> Im
                 f"{name} is too large: more than {MAX_PIXELS // 10**6} megapixels; make it smaller"
             ) from None
         except DECODER_ERRORS:
-            raise ImageError(f"{name} is not a picture that can be read ({', '.join(FORMATS)})") from None
+            raise ImageError(f"{name} is not an image in a supported format ({', '.join(FORMATS)})") from None
         _check_size(image.size, name)  # before anything is decoded
         try:
-            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a phone's depth map is no animation
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a phone's depth map is not an animation
                 _log.warning("%s is animated: its first frame is used", name)
                 image.seek(0)
         except DECODER_ERRORS as error:
@@ -113,10 +113,10 @@ def decode_image(data: bytes, name: str = "picture", *, srgb: bool = True) -> Im
         return upright_rgb(image, name, srgb=srgb)
 
 
-def upright_rgb(image: Image.Image, name: str = "the picture", *, srgb: bool = True) -> Image.Image:
-    """A picture that is open already as `open_image` would give it.
+def upright_rgb(image: Image.Image, name: str = "the image", *, srgb: bool = True) -> Image.Image:
+    """Convert an opened image as `open_image` does.
 
-    Raises: ImageError where it is too large or cannot be decoded.
+    Raises: ImageError if it is too large or cannot be decoded.
     """
     _check_size(image.size, name)
     try:
@@ -133,7 +133,7 @@ def upright_rgb(image: Image.Image, name: str = "the picture", *, srgb: bool = T
 
 
 def pad_to_square(image: Image.Image) -> Image.Image:
-    """The whole picture in the middle of a white square."""
+    """Pad an image to a white square, the image in its centre."""
     if image.width == image.height:
         return image
     if max(image.size) > MAX_PADDED_SIDE:
@@ -146,7 +146,7 @@ def pad_to_square(image: Image.Image) -> Image.Image:
 
 
 def to_vision_pixels(image: Image.Image, size: int, fit: str = "crop") -> NDArray[np.float32]:
-    """Pixels for the vision tower: bicubic, made square by `fit` (crop, pad or stretch), CLIP normalisation.
+    """Convert an image for the vision tower: bicubic, made square by `fit` (crop, pad or stretch), CLIP normalisation.
 
     Shapes:
         returns: (3, size, size)
@@ -160,7 +160,7 @@ def to_vision_pixels(image: Image.Image, size: int, fit: str = "crop") -> NDArra
 
 
 def to_vae_pixels(image: Image.Image, size: int) -> NDArray[np.float32]:
-    """Pixels for the VAE: bilinear, centre crop, in [-1, 1].
+    """Convert an image for the VAE: bilinear, centre crop, in [-1, 1].
 
     Shapes:
         returns: (3, size, size)
@@ -170,7 +170,7 @@ def to_vae_pixels(image: Image.Image, size: int) -> NDArray[np.float32]:
 
 
 def _resize_and_crop(image: Image.Image, size: int, resampling: Image.Resampling) -> Image.Image:
-    """Shorter side to `size`, longer side truncated to int, then the centre square."""
+    """Resize the shorter side to `size`, the longer truncated to int, and crop the centre square."""
     width, height = image.size
     shorter, longer = min(width, height), max(width, height)
     resized_longer = int(size * longer / shorter)
@@ -182,7 +182,7 @@ def _resize_and_crop(image: Image.Image, size: int, resampling: Image.Resampling
 
 
 def _normalise(image: Image.Image, mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
-    """float64 arithmetic, then a cast, as in the published code."""
+    """Normalise in float64, then cast to float32, as in the published code."""
     values = np.asarray(image, dtype=np.float64) / 255.0
     return np.ascontiguousarray(((values - mean) / std).transpose(2, 0, 1).astype(np.float32))
 
@@ -190,11 +190,11 @@ def _normalise(image: Image.Image, mean: tuple[float, ...], std: tuple[float, ..
 def _read_bytes(path: Path) -> bytes:
     try:
         if path.is_dir():
-            raise ImageError(f"{path} is a folder, not a picture")
+            raise ImageError(f"{path} is a folder, not an image")
         if not path.exists():
-            raise ImageError(f"there is no picture {path}{_suggestion(path)}")
+            raise ImageError(f"there is no image {path}{_suggestion(path)}")
         if not path.is_file():  # a pipe or device would block or never end
-            raise ImageError(f"{path} is no regular file")
+            raise ImageError(f"{path} is not a regular file")
         num_bytes = path.stat().st_size
         if num_bytes == 0:
             raise ImageError(f"{path} is empty (0 bytes)")
@@ -231,7 +231,7 @@ def _check_size(size: tuple[int, int], name: str) -> None:
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Any mode to RGB: 16 bit to 8 bit by its high byte, transparency on white."""
+    """Convert any mode to RGB: 16 bit to 8 bit by the high byte, transparency on white."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image.copy() if image.info else image
     if image.mode == "F":

@@ -1,9 +1,9 @@
-r"""The prompt grammar, and the one encoder of interleaved text and images for training and use. No torch.
+r"""The prompt grammar, and the encoding of interleaved text and images for training and inference.
 
 a cat <image:cat.png> in Minecraft          an image anywhere, any number of them
 <image:a.png><image:b.png|weight=0.8>       adjacent; options after a bar
-a mug with <image:-1>                       the first picture given apart from the text (--image)
-3 \< 4, <image:odd\>name\|.png>             a backslash takes the meaning from < > | \ and blanks
+a mug with <image:-1>                       the first image passed separately (--image)
+3 \< 4, <image:odd\>name\|.png>             escape <, >, |, \ and spaces with a backslash
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 MAX_WEIGHT = 2.0
 FITS = ("pad", "crop", "stretch")
 MAX_CHARACTERS = 32_768  # of a prompt: models take 2,048 tokens of at most 16 characters
-PLANNED_OPTIONS = ("mask",)  # part of the grammar, without an effect in this version: refused
+PLANNED_OPTIONS = ("mask",)  # reserved in the grammar, refused in this version
 _OPEN = "<image:"
-# What looks like a tag but is none: `<i>` of the published code, `<img:..>`, `<lora:..>`.
+# Tags of other programs: `<i>` of the published code, `<img:..>`, `<lora:..>`.
 _FOREIGN_TAG = re.compile(r"<\s*((?:i|img|image)\b|[a-z][a-z0-9_]*(?=:))(:[^<>\s]*)?", re.IGNORECASE)
-# `<cat.png>`: the name of a file where a tag belongs.
+# `<cat.png>`: a file name in place of a tag.
 _FILE_TAG = re.compile(r"<\s*([^<>|\\:\n]{1,255}\.(?:png|jpe?g|webp|gif|bmp|tiff?|avif|heic))\s*>", re.IGNORECASE)
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _SLOT = re.compile(r"-\d+")
@@ -37,12 +37,12 @@ _SLOT = re.compile(r"-\d+")
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRef:
-    """One `<image:...>` of a prompt: a file's path, or the number of a picture given apart."""
+    """One `<image:...>` of a prompt: a file's path, or the number of an image passed separately."""
 
     path: str = ""
-    slot: int | None = None  # from 1; then there is no path
-    weight: float = 1.0  # from 0 (as if it were not there) by 1 (as it is) to 2 (it alone, without the words)
-    fit: str = ""  # how a picture that is not square becomes one: one of FITS; "" leaves it to the model
+    slot: int | None = None  # from 1; the path is then empty
+    weight: float = 1.0  # 0 = image ignored, 1 = as is, 2 = image only, without the words
+    fit: str = ""  # how an image becomes square: one of FITS; "" = the model's default
     column: int = field(default=1, compare=False)  # of the tag's `<`, from 1
 
     @property
@@ -67,12 +67,12 @@ class Prompt:
         return cls(parts=tuple(_Parser(text).parts()), text=text)
 
     def format(self) -> str:
-        """The prompt as text that parses to the same parts."""
+        """Return the prompt as text that parses to the same parts."""
         return "".join(_escape_text(part) if isinstance(part, str) else _format_ref(part) for part in self.parts)
 
     @property
     def fragments(self) -> list[str | None]:
-        """What `encode` reads: text, and None for an image."""
+        """The input of `encode`: text, and None for an image."""
         return [part if isinstance(part, str) else None for part in self.parts]
 
     @property
@@ -81,14 +81,14 @@ class Prompt:
         return [part for part in self.parts if isinstance(part, ImageRef)]
 
     def fill_slots(self, paths: SequenceOf[str]) -> Prompt:
-        """The same prompt with numbered slots replaced by the paths given apart, each of which must be used.
+        """Return the prompt with numbered slots replaced by paths, each of which must be used.
 
         Raises: PromptError for a slot without a path or a path without a slot.
         """
         for ref in self.images:
             if ref.slot is not None and ref.slot > len(paths):
                 raise PromptError(
-                    f"<image:-{ref.slot}> asks for picture {ref.slot}, but {len(paths)} --image given",
+                    f"<image:-{ref.slot}> asks for image {ref.slot}, but {len(paths)} --image given",
                     column=ref.column,
                     prompt=self.text,
                 )
@@ -107,17 +107,17 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Sequence:
-    """Token ids and, for each, whether an image's embedding takes its place."""
+    """Token ids, and a mask that is True where an image embedding replaces the token."""
 
     token_ids: list[int]
     image_mask: list[bool]
 
 
 def encode(fragments: SequenceOf[str | None], tokenizer: Tokenizer, num_slots: int = 64, eos: bool = False) -> Sequence:
-    """Token ids of interleaved text (str) and images (None), each image taking `num_slots` + 2 positions.
+    """Tokenize interleaved text (str) and images (None), each image taking `num_slots` + 2 positions.
 
-    Each text is encoded on its own, so blanks at its ends vanish. No <s> or </s> beyond the first <s> is fed to
-    the model; `eos` adds the </s> that only a training target ends in.
+    Each text is encoded on its own, so spaces at its ends are dropped. The model is fed one leading <s> and no </s>;
+    `eos` adds the </s> that only a training target ends in.
 
     Source: KOSMOS-G (arXiv:2310.02992), the released prompt code.
     """
@@ -172,7 +172,7 @@ def check_length(prompt: Prompt, sequence: Sequence, *, max_images: int, max_tok
 
 
 class _Parser:
-    """One pass over a prompt; `at` is the index of the next character."""
+    """A one-pass parser of a prompt; `at` is the index of the next character."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -181,14 +181,14 @@ class _Parser:
             raise PromptError(f"the prompt has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read")
         for index, character in enumerate(text):
             if character == "\0" or "\ud800" <= character <= "\udfff":
-                raise self.error("this character is no text (a null character or broken UTF-8)", index)
+                raise self.error("this character is not text (a null character or broken UTF-8)", index)
 
     def error(self, message: str, index: int) -> PromptError:
-        """A PromptError that points at an index."""
+        """Return a PromptError that points at an index."""
         return PromptError(printable(message), column=index + 1, prompt=self.text)
 
     def parts(self) -> list[str | ImageRef]:
-        """Texts and images in turn, no text empty."""
+        """Parse texts and images in turn, without empty texts."""
         parts: list[str | ImageRef] = []
         words: list[str] = []
         while self.at < len(self.text):
@@ -202,7 +202,7 @@ class _Parser:
         return [*parts, "".join(words)] if words else parts
 
     def character(self) -> str:
-        """One character of plain text, its escape resolved."""
+        """Parse one character of plain text, its escape resolved."""
         if self.text[self.at] == "\\" and self.text[self.at + 1 : self.at + 2] in ("<", "\\"):
             self.at += 2
             return self.text[self.at - 1]
@@ -212,7 +212,7 @@ class _Parser:
         return self.text[self.at - 1]
 
     def refuse_foreign_tag(self) -> None:
-        """Say what to write in place of a tag of another program. Raises: PromptError."""
+        """Refuse a tag of another program, naming what to write instead. Raises: PromptError."""
         if match := _FILE_TAG.match(self.text, self.at):
             raise self.error(f"`{match.group()}` is not a tag: write <image:{match.group(1)}>", self.at)
         if not (match := _FOREIGN_TAG.match(self.text, self.at)):
@@ -222,13 +222,13 @@ class _Parser:
             name, _, scale = given.partition(":")
             advice = f"give --lora {name or 'FILE'}.safetensors" + (f":{scale}" if scale else "")
         elif given.startswith("//"):
-            advice = "images are read from files, not from the web: fetch it and write <image:FILE>"
+            advice = "images are read from files, not from the web: download it and write <image:FILE>"
         else:
             advice = f"write <image:{given or 'PATH'}>"
         raise self.error(f"`{match.group()}>` is not a tag of this program: {advice}, or \\< for a plain <", self.at)
 
     def tag(self) -> ImageRef:
-        """`<image:PATH|options>`, from its `<`."""
+        """Parse `<image:PATH|options>`, from its `<`."""
         start = self.at
         self.at += len(_OPEN)
         path_at = self.at
@@ -241,19 +241,19 @@ class _Parser:
         return ref
 
     def target(self, path: str, escaped: bool, start: int, path_at: int) -> ImageRef:
-        """The path or slot that a tag names."""
+        """Parse the path or slot of a tag."""
         if not path:
             raise self.error("the image tag names no file: write <image:PATH>", path_at)
         if _URL.match(path):
-            raise self.error("images are read from files, not from the web: fetch it, then name the file", path_at)
+            raise self.error("images are read from files, not from the web: download it, then name the file", path_at)
         if escaped or not _SLOT.fullmatch(path):
             return ImageRef(path=path, column=start + 1)
         if not path.isascii() or len(path) > 6 or int(path) == 0:
-            raise self.error(f"`{path}` is no picture number: <image:-1> is the first --image", path_at)
+            raise self.error(f"`{path}` is not an image number: <image:-1> is the first --image", path_at)
         return ImageRef(slot=-int(path), column=start + 1)
 
     def field(self, start: int, ends: str) -> tuple[str, bool]:
-        """The text up to an unescaped end, outer blanks cut; and whether its first character was escaped."""
+        """Parse text up to an unescaped end, outer spaces removed; also tell if its start was escaped."""
         raw: list[tuple[str, bool]] = []
         while True:
             character = self.text[self.at : self.at + 1]
@@ -277,7 +277,7 @@ class _Parser:
         return "".join(character for character, _ in raw), bool(raw) and raw[0][1]
 
     def options(self, ref: ImageRef, start: int) -> ImageRef:
-        """`name=value,...` up to the `>`."""
+        """Parse `name=value,...` up to the `>`."""
         seen: set[str] = set()
         while True:
             at = self.at
@@ -293,7 +293,7 @@ class _Parser:
             self.at += 1
 
     def option(self, name: str, equals: str, value: str, at: int) -> dict[str, object]:
-        """The field of ImageRef that one option sets."""
+        """Return the field of ImageRef that one option sets."""
         if name in PLANNED_OPTIONS:
             raise self.error(f"option `{name}` is not implemented in this version; leave it out", at)
         if name not in _OPTIONS:

@@ -1,4 +1,4 @@
-"""The plan of a run: which images a benchmark asks for, with their seeds, and the names of a run's files."""
+"""The plan of a run: the images to generate with their seeds, and the names of a run's files."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ NOISES = ("independent", "official")
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One image that is asked for.
+    """One image to generate.
 
-    Items of one `unit` are generated in one batch, by every method: a batch of another make-up may differ in the last
-    bits. `inputs` name images below the data folder, in the order of the `<image>` marks of `input_text`.
+    Items of one `unit` form one batch for every method: other batch compositions may differ in the last bits.
+    `inputs` name images below the data folder, in the order of the `<image>` marks of `input_text`.
     """
 
     path: PathBelow  # of the image, below the run folder
@@ -32,8 +32,8 @@ class Item:
     subject: PathBelow  # the cluster of the intervals
     prompt: int
     image: int
-    input_text: str  # what the method reads, "<image>" where an image belongs
-    scored_text: str  # what CLIP-T and other text scores compare with
+    input_text: str  # prompt of the method, "<image>" in place of each image
+    scored_text: str  # text for CLIP-T and other text scores
     inputs: tuple[PathBelow, ...]
     seed: int
     class_noun: str = ""
@@ -43,41 +43,41 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All that a run asks for. Runs are comparable where `protocol` is equal."""
+    """The items of a run and its settings. Runs with equal `protocol` are comparable."""
 
     suite: str  # dreambench, coco; nano-dreambench, nano-coco, nano-skills
     protocol: dict[str, Any]
     method: dict[str, Any]  # name, settings, weights' hashes
     items: tuple[Item, ...]
-    data: str = ""  # the folder the inputs are in, as this process knows it: never in the file, never read from it
+    data: str = ""  # folder of the inputs in this process; not stored in the file
 
     def to_json(self) -> str:
-        """The plan as the bytes of its file."""
+        """Return the text of plan.json."""
         fields = dataclasses.asdict(self)
         del fields["data"]
         return json.dumps(fields, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, name: str = PLAN) -> Plan:
-        """The plan of a file's text; where its inputs are is for the caller to say. Raises: MissingError."""
+        """Parse plan.json; the caller sets `data`. Raises: MissingError."""
         return dataclasses.replace(parse_record(text, cls, name=name), data="")
 
-    def fact(self, name: str, kind: type[T]) -> T:
-        """One value of the protocol. Raises: MissingError where it is not there or of another type."""
+    def protocol_value(self, name: str, kind: type[T]) -> T:
+        """Return one value of the protocol. Raises: MissingError if it is absent or of another type."""
         value = self.protocol.get(name)
         if not isinstance(value, kind):
             raise MissingError(f"the {PLAN} of this run is damaged: protocol.{name} is {value!r}")
         return value
 
     def units(self) -> list[list[Item]]:
-        """The items in the batches they are generated in, in order."""
+        """Return the items grouped into generation batches, in order."""
         batches: dict[str, list[Item]] = {}
         for item in self.items:
             batches.setdefault(item.unit, []).append(item)
         return list(batches.values())
 
     def difference(self, other: Plan) -> str:
-        """The first thing in which two plans differ, in words."""
+        """Describe the first difference between two plans."""
         for part in ("suite", "protocol", "method"):
             a, b = getattr(self, part), getattr(other, part)
             if a == b:
@@ -91,7 +91,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class DreamBenchOptions:
-    """Options of a suite of subjects; other values are another protocol or another way of generating."""
+    """Options of a suite of subjects; they belong to the protocol or to the method."""
 
     seed: int = 0
     noise: str = "independent"
@@ -106,18 +106,18 @@ class DreamBenchOptions:
             raise UsageError(f"--num-images is {self.num_images}; it must be at least 1")
 
     def named(self, known: Collection[str]) -> str | list[str]:
-        """The subjects as a protocol says them, which knows no order: all, or their names."""
+        """Return the subjects as stored in a protocol: "all" or sorted names."""
         return "all" if set(self.subjects) in (set(), set(known)) else sorted(set(self.subjects))
 
     def check_subjects(self, known: Collection[str]) -> None:
-        """Raises: UsageError where a subject is asked for that the suite does not have."""
+        """Check that the suite has every requested subject. Raises: UsageError."""
         unknown = [name for name in self.subjects if name not in known]
         if unknown:
-            raise UsageError(f"--subjects: there is no {unknown[0]}; the subjects are {', '.join(known)}")
+            raise UsageError(f"--subjects: unknown subject {unknown[0]}; the subjects are {', '.join(known)}")
 
 
 def derive_seed(*parts: object) -> int:
-    """Return a seed that depends on nothing but the names given."""
+    """Return a seed that depends only on the given parts."""
     digest = hashlib.sha256(json.dumps(parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1  # torch takes 63 bits
 
@@ -127,6 +127,6 @@ def fingerprint(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def asked_prompts(items: Iterable[Item]) -> list[list[Any]]:
-    """Return what a protocol of subjects asks for, once for each prompt."""
+def requested_prompts(items: Iterable[Item]) -> list[list[Any]]:
+    """Return the prompts of a protocol of subjects, once each."""
     return [[item.subject, item.prompt, item.scored_text, item.inputs] for item in items if item.image == 0]

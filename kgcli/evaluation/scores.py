@@ -1,4 +1,4 @@
-"""What scoring a run found: scores.json, read by the table, the comparison and the page. No torch."""
+"""The scores of a run: scores.json, read by the table, the comparison and the page."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from kgcli.files import write_whole
 from kgcli.reading import PathBelow, read_record
 
 ALL = "all"
-MAX_BYTES = 256 * 2**20  # of scores.json; 30,000 pictures with their numbers take 20 MB
+MAX_BYTES = 256 * 2**20  # of scores.json; 30,000 images with their numbers take 20 MB
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """What a number means."""
+    """The name and direction of a score."""
 
     name: str  # dino_input, clip_i_all, clip_t, fid ...
-    title: str  # for people
+    title: str  # shown to users
     higher_is_better: bool = True
     primary: bool = False  # shown first
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One number of the result, for all pictures or a group of them, with its 95 % intervals where it has any."""
+    """One score of all images or a group of them, with its 95 % intervals where defined."""
 
     measure: str
     value: float
-    row: str = "method"  # or who it is compared with: copy-input, oracle, ...
+    row: str = "method"  # or a baseline: copy-input, oracle, ...
     group: str = ALL  # or "subject:dog", "category:live", "kind:context"
     low: float | None = None  # t interval over subject means
     high: float | None = None
-    bootstrap_low: float | None = None  # subjects resampled; pictures, for a figure of their whole set
+    bootstrap_low: float | None = None  # subjects resampled; images for a score of the whole set
     bootstrap_high: float | None = None
     num_subjects: int = 0
     num_pictures: int = 0
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """The t interval; the bootstrap's where there are no subjects to have one over."""
+        """The t interval, or the bootstrap interval if there are no subjects."""
         for low, high in ((self.low, self.high), (self.bootstrap_low, self.bootstrap_high)):
             if low is not None and high is not None:
                 return low, high
@@ -54,8 +54,8 @@ class Figure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureScore:
-    """The numbers of one picture."""
+class ImageScore:
+    """The scores of one image."""
 
     path: PathBelow  # below the run folder, or the folder given by --images
     subject: str
@@ -70,73 +70,73 @@ class PictureScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Everything about one scored run. Two of the same `suite` and `protocol` may be compared."""
+    """The scores and settings of one run. Runs with equal `suite` and `protocol` are comparable."""
 
     suite: str
-    protocol: Mapping[str, Any]  # of drawing and scoring: counts, settings, extractors with hashes
-    method: Mapping[str, Any]  # its facts
+    protocol: Mapping[str, Any]  # of generation and scoring: counts, settings, extractors with hashes
+    method: Mapping[str, Any]  # its fingerprint
     versions: Mapping[str, str]
     measures: tuple[Measure, ...]
     figures: tuple[Figure, ...]
-    pictures: tuple[PictureScore, ...]
+    pictures: tuple[ImageScore, ...]
     notes: tuple[str, ...] = field(default=())
-    data: str = ""  # folder of the inputs, as this process knows it: never in the file, never read from it
+    data: str = ""  # folder of the inputs in this process; not stored in the file
 
     def to_json(self) -> str:
-        """The bytes of scores.json; equal scores, equal bytes."""
+        """Return the text of scores.json; equal scores give equal bytes."""
         fields = dataclasses.asdict(self)
         del fields["data"]
         return json.dumps(fields, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
     def find(self, measure: str, row: str = "method", group: str = ALL) -> Figure:
-        """One figure. Raises: KeyError."""
+        """Return one figure. Raises: KeyError."""
         for figure in self.figures:
             if (figure.measure, figure.row, figure.group) == (measure, row, group):
                 return figure
         raise KeyError((measure, row, group))
 
     def write(self, folder: Path) -> None:
-        """Write scores.json into a folder, whole."""
+        """Write scores.json into a folder atomically."""
         write_whole(folder / SCORES, self.to_json().encode())
 
     @classmethod
     def read(cls, path: Path) -> Scores:
-        """The scores of a run folder or of a file. Raises: MissingError."""
+        """Read the scores of a run folder or file. Raises: MissingError."""
         file = path / SCORES if path.is_dir() else path
         if not file.is_file():
-            raise MissingError(f"there are no scores {file}; score the run first")
+            raise MissingError(f"{file} does not exist; score the run first")
         return dataclasses.replace(read_record(file, cls, max_bytes=MAX_BYTES), data="")
 
 
 def figures_of(
-    pictures: Sequence[PictureScore], measures: Sequence[str], row: str = "method", *, by_subject: bool = True
+    images: Sequence[ImageScore], measures: Sequence[str], row: str = "method", *, by_subject: bool = True
 ) -> tuple[Figure, ...]:
-    """The mean of each measure, over images, then prompts, then subjects: for all, and by category, kind, subject.
+    """Average each measure over images, then prompts, then subjects: overall and by category, kind and subject.
 
-    Captions have a subject each, thousands of them, that nobody asks for: there, leave `by_subject` out.
+    Set `by_subject` to False for captions, each of which is a subject of its own.
     """
-    groups = dict(_groups(pictures, ("category", "kind", "subject") if by_subject else ("category", "kind")))
+    groups = dict(_groups(images, ("category", "kind", "subject") if by_subject else ("category", "kind")))
     figures = (_figure(name, row, group, members) for name in measures for group, members in groups.items())
     return tuple(figure for figure in figures if figure is not None)
 
 
-def means_by_subject(pictures: Sequence[PictureScore], measure: str) -> dict[str, float]:
-    """The mean of each subject that has the measure, over images, then prompts."""
-    return subject_means((one.subject, one.prompt, one.values[measure]) for one in pictures if measure in one.values)
+def means_by_subject(images: Sequence[ImageScore], measure: str) -> dict[str, float]:
+    """Return the mean of each subject that has the measure, over images, then prompts."""
+    return subject_means((one.subject, one.prompt, one.values[measure]) for one in images if measure in one.values)
 
 
-def _groups(pictures: Sequence[PictureScore], names: Sequence[str]) -> Iterator[tuple[str, list[PictureScore]]]:
-    yield ALL, list(pictures)
+def _groups(images: Sequence[ImageScore], names: Sequence[str]) -> Iterator[tuple[str, list[ImageScore]]]:
+    yield ALL, list(images)
     for name in names:
-        members: dict[str, list[PictureScore]] = {}
-        for picture in pictures:
-            if value := getattr(picture, name):
-                members.setdefault(value, []).append(picture)
+        members: dict[str, list[ImageScore]] = {}
+        for image in images:
+            if value := getattr(image, name):
+                members.setdefault(value, []).append(image)
         for value in sorted(members):
             yield f"{name}:{value}", members[value]
 
 
-def _figure(measure: str, row: str, group: str, members: Sequence[PictureScore]) -> Figure | None:
+def _figure(measure: str, row: str, group: str, members: Sequence[ImageScore]) -> Figure | None:
     means = means_by_subject(members, measure)
     if not means:
         return None
@@ -155,9 +155,9 @@ def _figure(measure: str, row: str, group: str, members: Sequence[PictureScore])
     )
 
 
-def picture_score(item: Item, values: Mapping[str, float] | None = None) -> PictureScore:
-    """The facts of an item with the numbers of its picture."""
-    return PictureScore(
+def image_score(item: Item, values: Mapping[str, float] | None = None) -> ImageScore:
+    """Return the score record of an item's image."""
+    return ImageScore(
         path=item.path,
         subject=item.subject,
         prompt=item.prompt,

@@ -1,13 +1,13 @@
-"""Encoded prompts as files for other programs: what a Stable Diffusion U-Net attends to, and what it is guided from.
+"""Encoded prompts as files for other programs: positive and negative conditioning of a Stable Diffusion U-Net.
 
-A safetensors file with two tensors, as ComfyUI and diffusers want them:
+A safetensors file with two tensors, as used by ComfyUI and diffusers:
 
     prompt_embeds           (1, S, d)    77 x 768 for Stable Diffusion v1
     negative_prompt_embeds  (1, S, d)
 
 Its metadata are text: `format` (FORMAT), `kgcli` (the version that wrote it), `prompt`, `negative_prompt`, `images`
-(JSON, a name and sha256 each), `model` (JSON, name and sha256), `dtype`, `quantize` (none, 8bit or 4bit). Nothing else
-will be changed without another `format`.
+(JSON, a name and sha256 each), `model` (JSON, name and sha256), `dtype`, `quantize` (none, 8bit or 4bit). Any
+change to this comes with another `format`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def encode_to_file(
     dtype: str = "auto",
     quantize: str = "none",
 ) -> dict[str, list[int]]:
-    """Write the conditioning of a request to a file, without loading an image decoder; returns the tensors' shapes."""
+    """Write the conditioning of a request to a file, without an image decoder; return the tensors' shapes."""
     device = choose_device(device)
     dtype = choose_dtype(dtype, device, folder.num_bytes)
     with memory_errors():
@@ -56,7 +56,7 @@ def encode_to_file(
 def write_conditioning(
     path: Path, embeds: tuple[Tensor, Tensor], request: Request, model: ModelFolder, quantize: str
 ) -> None:
-    """Write an encoded prompt and what it is guided from, all or nothing.
+    """Write positive and negative embeddings to a file, atomically.
 
     Raises: OutputError.
     """
@@ -65,7 +65,7 @@ def write_conditioning(
         "kgcli": __version__,
         "prompt": portable_prompt(request),
         "negative_prompt": request.negative_prompt,
-        "images": json.dumps([{"name": picture.name, "sha256": picture.sha256} for picture in request.pictures]),
+        "images": json.dumps([{"name": image.name, "sha256": image.sha256} for image in request.images]),
         "model": json.dumps({"name": model.name, "sha256": model.sha256}),
         "dtype": str(embeds[0].dtype).removeprefix("torch."),
         "quantize": quantize,
@@ -75,17 +75,19 @@ def write_conditioning(
 
 
 def read_conditioning(path: Path | str) -> tuple[Tensor, Tensor]:
-    """`prompt_embeds` and `negative_prompt_embeds` of a file.
+    """Read `prompt_embeds` and `negative_prompt_embeds` of a file.
 
     Raises:
-        MissingError: it is not there or is damaged.
-        IncompatibleError: it is no file of this kind.
+        MissingError: it is missing or damaged.
+        IncompatibleError: it is not a file of this format.
     """
     try:
         with safe_open(str(path), "pt") as file:
             if (file.metadata() or {}).get("format") != FORMAT:
-                raise IncompatibleError(f"{path} holds no conditioning of the format {FORMAT}; `kg encode` writes them")
+                raise IncompatibleError(
+                    f"{path} is not a conditioning file of format {FORMAT}; write one with `kg encode`"
+                )
             positive, negative = (file.get_tensor(name) for name in TENSORS)
             return positive, negative
     except (OSError, SafetensorError) as error:
-        raise MissingError(f"the conditioning {path} is not there or is damaged ({error})") from None
+        raise MissingError(f"the conditioning {path} is missing or damaged ({error})") from None

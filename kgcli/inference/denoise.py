@@ -1,5 +1,5 @@
-"""The one call that turns conditionings into images: diffusers' StableDiffusionPipeline around any decoder, and the
-schedulers by their names of the command line.
+"""Images from conditionings: diffusers' StableDiffusionPipeline around any decoder, and the schedulers by their
+command-line names.
 
 Shape letters: B images, S d conditioning, C H W latents.
 """
@@ -26,13 +26,13 @@ from kgcli.errors import IncompatibleError, UsageError
 from kgcli.model.diffusion import Diffusion, Steer
 from kgcli.model.finite import finite_images
 
-MAX_BATCH = 16  # images denoised at once; a longer batch goes in pieces
-TILED_PIXELS = 1024 * 1024  # of one image; a VAE decodes a larger one in tiles
-SLICED_PIXELS = 2048 * 2048  # of all images denoised at once; from here on each is decoded alone
+MAX_BATCH = 16  # images denoised at once; a longer batch is split
+TILED_PIXELS = 1024 * 1024  # of one image; the VAE decodes a larger one in tiles
+SLICED_PIXELS = 2048 * 2048  # of all images denoised at once; above this each is decoded alone
 StepCallback = Callable[[int], None]
 ZERO_SNR = "rescale_betas_zero_snr"
 
-# Class, then settings where the decoder's own say nothing. Latents are not pixels in [-1, 1]: never clipped.
+# Class, then defaults for settings that the decoder lacks. Latents are not pixels in [-1, 1]: never clipped.
 _SAMPLERS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "ddim": (DDIMScheduler, {"clip_sample": False}),
     "pndm": (PNDMScheduler, {"skip_prk_steps": True}),
@@ -64,9 +64,9 @@ PROTOCOL_SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def make_sd(decoder: Diffusion, kind: Callable[..., Any] = StableDiffusionPipeline, **parts: Any) -> Any:
-    """Return a diffusers pipeline of the Stable Diffusion v1 family with this decoder in it, given its further parts.
+    """Return a diffusers pipeline of the Stable Diffusion v1 family around this decoder, with its other parts.
 
-    Its scheduler stands in for any other: in the making, diffusers would change one of older settings and warn of it.
+    Its scheduler is a placeholder: on construction diffusers would modify one with older settings and warn.
     """
     pipeline = kind(**{**sd_parts(decoder), **parts}, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
@@ -74,18 +74,18 @@ def make_sd(decoder: Diffusion, kind: Callable[..., Any] = StableDiffusionPipeli
 
 
 def sd_parts(decoder: Diffusion) -> dict[str, Any]:
-    """Return what every pipeline of the family is made of."""
+    """Return the parts common to every pipeline of the family."""
     absent = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
     stand_in = DDIMScheduler(steps_offset=1, clip_sample=False)
     return {"vae": decoder.vae, "unet": decoder.unet, "scheduler": stand_in, **absent}
 
 
 def make_scheduler(name: str | None, decoder_config: Mapping[str, Any]) -> Any:
-    """A diffusers scheduler that honours the decoder's prediction type, noise schedule and timestep spacing.
+    """Return a diffusers scheduler that follows the decoder's prediction type, noise schedule and timestep spacing.
 
     Raises:
-        UsageError: there is no such sampler.
-        IncompatibleError: the sampler cannot start from the pure noise the decoder was trained on.
+        UsageError: unknown scheduler.
+        IncompatibleError: the scheduler cannot start from the pure noise the decoder was trained on.
     """
     if name in PROTOCOL_SAMPLERS:
         name, settings = PROTOCOL_SAMPLERS[name]
@@ -119,10 +119,10 @@ def denoise(
     """Return one image for each row of the conditioning and its generator.
 
     The noise is drawn image by image, so that a row gives the same image in any batch. At a guidance scale of 1 or
-    less `negative_BSd` is not used. `sampling` is complete; `more` goes to the diffusers pipeline as it is.
+    less `negative_BSd` is not used. `sampling` must be complete; `more` is passed to the diffusers pipeline.
 
     Args:
-        sd: a pipeline of `make_sd` around `decoder`, which computes where `embeds_BSd` lie
+        sd: a pipeline of `make_sd` around `decoder`, on the device of `embeds_BSd`
         output_type: as of diffusers: pil gives PIL images, pt tensors (3, X, Y) in [0, 1]
     """
     (width, height), side, unet = sampling.size, sd.vae_scale_factor, decoder.unet
@@ -154,13 +154,13 @@ def denoise(
 
 
 def seeded(seeds: Sequence[int]) -> list[torch.Generator]:
-    """Return a generator for each seed, on the CPU: the same noise on any device."""
+    """Return a CPU generator for each seed: the same noise on any device."""
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 @contextmanager
 def steered(unet: Any, steer: Steer | None) -> Iterator[None]:
-    """Give the U-Net further arguments at every call, such as the residuals of ControlNets; None gives none."""
+    """Add arguments to every U-Net call, such as the residuals of ControlNets; None adds none."""
     if steer is None:
         yield
         return
@@ -177,7 +177,7 @@ def steered(unet: Any, steer: Steer | None) -> Iterator[None]:
 
 
 class _StepReport:
-    """What diffusers calls after each step."""
+    """Callback of diffusers after each step."""
 
     def __init__(self, on_step: StepCallback) -> None:
         self.on_step = on_step
@@ -189,7 +189,7 @@ class _StepReport:
 
 @contextmanager
 def _memory_spared(vae: Any, num_pixels: int, num_images: int) -> Iterator[None]:
-    """A VAE that decodes a large image in tiles, and many of them one by one; what was set before comes back."""
+    """Decode large images in tiles and large batches one by one; the VAE's settings are restored afterwards."""
     before = vae.use_tiling, vae.use_slicing
     vae.use_tiling = before[0] or num_pixels > TILED_PIXELS
     vae.use_slicing = before[1] or (num_images > 1 and num_pixels * num_images > SLICED_PIXELS)

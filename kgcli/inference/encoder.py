@@ -1,4 +1,4 @@
-"""Prompts to what a U-Net attends to: KosmosG and its tokenizer, with what was seen and said kept for the next call.
+"""Prompt encoding for a U-Net: KosmosG and its tokenizer, with caches of image features and negative prompts.
 
 Shape letters: B prompts, T tokens, N images, Q queries per image, D MLLM width, S d conditioning.
 """
@@ -25,12 +25,12 @@ from kgcli.inference.request import Request
 from kgcli.model.kosmosg import KosmosG
 from kgcli.weights.quantize import move
 
-KEPT_IMAGES = 64  # features kept for the next call; 512 KiB each at full size in fp32
-KEPT_NEGATIVES = 64  # 231 KiB each at full size in fp32
+KEPT_IMAGES = 64  # cached features; 512 KiB each at full size in fp32
+KEPT_NEGATIVES = 64  # cached negative prompts; 231 KiB each at full size in fp32
 
 
 class PromptEncoder:
-    """Reads interleaved prompts; an image or negative prompt that comes again is not computed again."""
+    """Encoder of interleaved prompts; repeated images and negative prompts are computed once."""
 
     def __init__(self, model: KosmosG, tokenizer: Tokenizer) -> None:
         self.model = model
@@ -46,7 +46,7 @@ class PromptEncoder:
         return self.model.mllm.embedding.weight.dtype
 
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
-        """Move the model, or change its precision; what was kept is forgotten.
+        """Move the model or change its precision; the caches are cleared.
 
         Raises: UsageError for another precision of a quantised model.
         """
@@ -58,81 +58,81 @@ class PromptEncoder:
         self.forget()
 
     def set_offload(self, offload: str, device: torch.device) -> None:
-        """Keep the weights in main memory and lend the device the whole model ("model") or one part at a time
-        ("sequential") while it computes."""
+        """Keep the weights in main memory and move the whole model ("model") or one part at a time ("sequential") to
+        the device while it computes."""
         assert offload in OFFLOADS, offload
         self.offload = offload
         self.to(device)
 
     def forget(self) -> None:
-        """Drop what was kept; to be called after the weights were changed."""
+        """Clear the caches; call this after changing the weights."""
         self._images.clear()
         self._negatives.clear()
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Image.Image]]) -> Tensor:
-        """Conditionings (B, S, d) of prompts and the pictures of each; equal prompts are computed once.
+    def encode(self, prompts: Sequence[Prompt], images: Sequence[Sequence[Image.Image]]) -> Tensor:
+        """Encode prompts and their images to conditionings (B, S, d); equal prompts are computed once.
 
         Raises: PromptError for more images or tokens than the model takes.
         """
-        hashes = [[hash_picture(picture) for picture in group] for group in pictures]
+        hashes = [[hash_image(image) for image in group] for group in images]
         keys = [(prompt.parts, tuple(group)) for prompt, group in zip(prompts, hashes, strict=True)]
         rows = {key: row for row, key in enumerate(dict.fromkeys(keys))}
         first = [keys.index(key) for key in rows]
         with self._lent(self.model, when="model"):
             found_BSd = self._encode_weighted(
-                [prompts[i] for i in first], [pictures[i] for i in first], [hashes[i] for i in first]
+                [prompts[i] for i in first], [images[i] for i in first], [hashes[i] for i in first]
             )
         return found_BSd[[rows[key] for key in keys]]
 
     def encode_request(self, request: Request) -> tuple[Tensor, Tensor]:
-        """Conditioning of a request and what it is guided away from, (1, S, d) each."""
+        """Encode a request to its positive and negative conditioning, (1, S, d) each."""
         words = request.negative_prompt
         negative = Prompt(parts=(words,) if words.strip() else ())
-        pictures = [picture.load() for picture in request.pictures]
-        return self.encode([request.prompt], [pictures]), self.encode_negatives([negative])
+        images = [image.load() for image in request.images]
+        return self.encode([request.prompt], [images]), self.encode_negatives([negative])
 
     def encode_negatives(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Conditionings (B, S, d) to guide away from: of text alone, or of the start token where there is none."""
+        """Encode negative prompts to conditionings (B, S, d): text only, or the start token for an empty one."""
         for prompt in prompts:
             if prompt.parts not in self._negatives:
-                # One by one, so that what is kept never depends on the batch it came in.
+                # One by one, so that a cached value does not depend on its batch.
                 self._negatives[prompt.parts] = self.encode([prompt], [[]])
         return torch.cat([self._negatives[prompt.parts] for prompt in prompts])
 
     def _encode_weighted(
-        self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Image.Image]], hashes: Sequence[Sequence[str]]
+        self, prompts: Sequence[Prompt], images: Sequence[Sequence[Image.Image]], hashes: Sequence[Sequence[str]]
     ) -> Tensor:
-        """Conditionings of prompts whose images have weights: all as they are at once, then the others one by one."""
+        """Encode prompts with image weights: those without in one batch, the others one by one."""
         weighted = [row for row, prompt in enumerate(prompts) if any(ref.weight != 1 for ref in prompt.images)]
         if not weighted:
-            return self._encode(prompts, pictures, hashes)
-        self._sequences(prompts)  # for its checks
+            return self._encode(prompts, images, hashes)
+        self._sequences(prompts)  # checks lengths
         plain = [row for row in range(len(prompts)) if row not in weighted]
-        rows = {row: self._mean(prompts[row], pictures[row], hashes[row]) for row in weighted}
+        rows = {row: self._mean(prompts[row], images[row], hashes[row]) for row in weighted}
         if plain:
             found_BSd = self._encode(
-                [prompts[row] for row in plain], [pictures[row] for row in plain], [hashes[row] for row in plain]
+                [prompts[row] for row in plain], [images[row] for row in plain], [hashes[row] for row in plain]
             )
             rows |= dict(zip(plain, found_BSd.split(1), strict=True))
         return torch.cat([rows[row] for row in range(len(prompts))])
 
-    def _mean(self, prompt: Prompt, pictures: Sequence[Image.Image], hashes: Sequence[str]) -> Tensor:
-        """The mean that a prompt with weights stands for, (1, S, d)."""
+    def _mean(self, prompt: Prompt, images: Sequence[Image.Image], hashes: Sequence[str]) -> Tensor:
+        """Return the weighted mean of the terms of a prompt with image weights, (1, S, d)."""
         terms = weighted_terms(prompt)
         found = [
-            self._encode([term.prompt], [[pictures[i] for i in term.images]], [[hashes[i] for i in term.images]])
+            self._encode([term.prompt], [[images[i] for i in term.images]], [[hashes[i] for i in term.images]])
             for term in terms
         ]
-        shares_N1 = torch.tensor([[term.share] for term in terms], device=found[0].device)
-        return (shares_N1[..., None] * torch.cat(found).float()).sum(dim=0, keepdim=True).to(self.dtype)
+        fractions_N1 = torch.tensor([[term.fraction] for term in terms], device=found[0].device)
+        return (fractions_N1[..., None] * torch.cat(found).float()).sum(dim=0, keepdim=True).to(self.dtype)
 
     def _encode(
-        self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Image.Image]], hashes: Sequence[Sequence[str]]
+        self, prompts: Sequence[Prompt], images: Sequence[Sequence[Image.Image]], hashes: Sequence[Sequence[str]]
     ) -> Tensor:
         pad_id = self.model.cfg.special_ids.pad
         tokens_BT, token_mask_BT, image_mask_BT = pad_sequences(self._sequences(prompts), pad_id)
-        seen = (lambda: self._see(prompts, pictures, hashes)) if any(pictures) else None
+        seen = (lambda: self._see(prompts, images, hashes)) if any(images) else None
         return self.model.encode(
             tokens_BT.to(self.device),
             token_mask_BT.to(self.device),
@@ -142,7 +142,7 @@ class PromptEncoder:
         )
 
     def _sequences(self, prompts: Sequence[Prompt]) -> list[TokenSequence]:
-        """Token ids of prompts with slots for their images, checked against the model's limits."""
+        """Tokenize prompts with slots for their images, and check the model's limits."""
         cfg = self.model.cfg
         sequences = [encode(prompt.fragments, self.tokenizer, cfg.resampler.num_queries) for prompt in prompts]
         for prompt, sequence in zip(prompts, sequences, strict=True):
@@ -150,27 +150,27 @@ class PromptEncoder:
         return sequences
 
     def _see(
-        self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Image.Image]], hashes: Sequence[Sequence[str]]
+        self, prompts: Sequence[Prompt], images: Sequence[Sequence[Image.Image]], hashes: Sequence[Sequence[str]]
     ) -> Tensor:
-        """What the MLLM reads of each image, (N, Q, D); an image is known by its content."""
+        """Return the image features for the MLLM, (N, Q, D); equal images are computed once."""
         refs = [ref for prompt in prompts for ref in prompt.images]
         keys = [
             (digest, ref.fit or self.model.cfg.image_fit)
             for ref, digest in zip(refs, (one for group in hashes for one in group), strict=True)
         ]
-        given = dict(zip(keys, (picture for group in pictures for picture in group), strict=True))
+        given = dict(zip(keys, (image for group in images for image in group), strict=True))
         found = {key: self._images[key] for key in given if key in self._images}
-        for key, picture in given.items():
+        for key, image in given.items():
             if key not in found:
-                found[key] = self._images[key] = self._look(picture, fit=key[1])
+                found[key] = self._images[key] = self._features(image, fit=key[1])
         return torch.cat([found[key] for key in keys])
 
-    def _look(self, picture: Image.Image, fit: str) -> Tensor:
-        """What vision tower and resampler make of a picture, (1, Q, D).
+    def _features(self, image: Image.Image, fit: str) -> Tensor:
+        """Encode one image by vision tower and resampler, (1, Q, D).
 
-        One by one: in a batch sums run in another order, and what is kept must not depend on its first neighbours.
+        One by one: a batch changes the order of sums, and a cached value must not depend on its batch.
         """
-        pixels = torch.from_numpy(to_vision_pixels(picture, self.model.cfg.vision.image_size, fit))
+        pixels = torch.from_numpy(to_vision_pixels(image, self.model.cfg.vision.image_size, fit))
         return self.model.see(pixels[None].to(self.device, self.dtype), self._lend_parts)
 
     def _lend_parts(self, *parts: nn.Module) -> AbstractContextManager[None]:
@@ -178,7 +178,7 @@ class PromptEncoder:
 
     @contextmanager
     def _lent(self, *parts: nn.Module, when: str) -> Iterator[None]:
-        """Parts on the device while they compute, where memory is spared in this way; otherwise they stay."""
+        """Move parts to the device while they compute, if this offload mode is on."""
         if self.offload != when:
             yield
             return
@@ -192,7 +192,7 @@ class PromptEncoder:
 
 
 class _Kept(OrderedDict[object, Tensor]):
-    """The tensors used last, up to a number."""
+    """LRU cache of tensors."""
 
     def __init__(self, limit: int) -> None:
         super().__init__()
@@ -208,8 +208,8 @@ class _Kept(OrderedDict[object, Tensor]):
             self.popitem(last=False)
 
 
-def hash_picture(picture: Image.Image) -> str:
-    """What tells pictures apart: their pixels, not the objects or files that hold them."""
-    digest = hashlib.sha256(f"{picture.mode} {picture.size} ".encode())
-    digest.update(picture.tobytes())
+def hash_image(image: Image.Image) -> str:
+    """Return a hash of an image's pixels, mode and size."""
+    digest = hashlib.sha256(f"{image.mode} {image.size} ".encode())
+    digest.update(image.tobytes())
     return digest.hexdigest()

@@ -1,7 +1,7 @@
-"""What a Python caller may give as prompts and pictures, as parsed prompts and opened pictures. No torch.
+"""Prompts and images of a Python caller, parsed and opened.
 
-"a <image:cat.png> in the snow"                        files, named in the text
-"a <image> and a <image>", images=[cat, "dog.png"]     pictures given apart, in reading order (`<i>` is the same)
+"a <image:cat.png> in the snow"                        files named in the text
+"a <image> and a <image>", images=[cat, "dog.png"]     images passed separately, in reading order (`<i>` is the same)
 "a <image:-2> and a <image:-1>", images=[cat, dog]     the same, by number
 """
 
@@ -16,22 +16,22 @@ from PIL import Image
 from kgcli.data.images import open_image, upright_rgb
 from kgcli.data.prompt import Prompt
 from kgcli.errors import ImageError, PromptError, UsageError
-from kgcli.weights.shipped import find_picture
+from kgcli.weights.shipped import find_image
 
 PromptLike = str | Prompt
-PictureLike = Image.Image | str | Path
-Pictures = list[Image.Image]
-# `<image>`, `<image|weight=0.8>` and the published code's `<i>`, unless a backslash takes their meaning.
+ImageLike = Image.Image | str | Path
+PromptImages = list[Image.Image]
+# `<image>`, `<image|weight=0.8>` and the published code's `<i>`, unless escaped by a backslash.
 _BARE_SLOT = re.compile(r"(?<!\\)((?:\\\\)*)<(?:image|i)(?=\s*[|>])")
 
 
 def read_prompts(
     prompt: PromptLike | Sequence[PromptLike],
-    images: PictureLike | Sequence[PictureLike | Sequence[PictureLike] | None] | None = None,
-) -> tuple[list[Prompt], list[Pictures]]:
-    """Prompts, and for each its pictures in reading order.
+    images: ImageLike | Sequence[ImageLike | Sequence[ImageLike] | None] | None = None,
+) -> tuple[list[Prompt], list[PromptImages]]:
+    """Return prompts, and the images of each in reading order.
 
-    Pictures are given for one prompt as one or a list, for a list of prompts as a list with one entry each.
+    `images` is one image or a list for one prompt, or a list with one entry per prompt.
 
     Raises: PromptError, UsageError, ImageError.
     """
@@ -46,13 +46,13 @@ def read_prompts(
             raise UsageError(f"{len(given)} prompts but {len(entries)} entries of images; give one for each prompt")
         groups = [None if entry is None else _as_group(entry) for entry in entries]
     prompts = [_parse(text) for text in given]
-    return prompts, [_pictures_of(*pair) for pair in zip(prompts, groups, strict=True)]
+    return prompts, [_images_of(*pair) for pair in zip(prompts, groups, strict=True)]
 
 
 def read_negatives(negative_prompt: PromptLike | Sequence[PromptLike] | None, num_prompts: int) -> list[Prompt]:
-    """One negative prompt for each prompt; a single one serves all, None is no words at all.
+    """Return one negative prompt per prompt; a single one is used for all, None is empty.
 
-    Raises: UsageError, PromptError for pictures in it.
+    Raises: UsageError, PromptError for images in it.
     """
     given = _as_list(negative_prompt if negative_prompt is not None else "")
     if len(given) == 1:
@@ -76,15 +76,15 @@ def _as_list(prompt: PromptLike | Sequence[PromptLike]) -> list[PromptLike]:
     return given
 
 
-def _as_group(images: object) -> list[PictureLike]:
+def _as_group(images: object) -> list[ImageLike]:
     group = [images] if isinstance(images, Image.Image | str | Path) else images
     if not isinstance(group, Sequence) or not all(isinstance(one, Image.Image | str | Path) for one in group):
-        raise UsageError("the images of a prompt are pictures (PIL.Image) or paths of files, one or a list of them")
+        raise UsageError("the images of a prompt must be PIL.Image or paths of files, one or a list of them")
     return list(group)
 
 
 def _parse(prompt: PromptLike) -> Prompt:
-    """A parsed prompt; slots without a number count up in reading order."""
+    """Parse a prompt; slots without a number are numbered in reading order."""
     if isinstance(prompt, Prompt):
         return prompt
     parts = _BARE_SLOT.split(prompt)
@@ -96,34 +96,34 @@ def _parse(prompt: PromptLike) -> Prompt:
     return Prompt.parse(parts[0] + "".join(slots))
 
 
-def _pictures_of(prompt: Prompt, group: list[PictureLike] | None) -> Pictures:
-    """The pictures of a prompt in reading order; without slots, those given stand for the files it names."""
+def _images_of(prompt: Prompt, group: list[ImageLike] | None) -> PromptImages:
+    """Return the images of a prompt in reading order; without slots, given images replace the files it names."""
     refs = prompt.images
     if not any(ref.slot is not None for ref in refs):
         if group is None:
             return [_open(ref.path, ref.column, prompt) for ref in refs]
         if len(group) != len(refs):
-            raise UsageError(f"the prompt has {len(refs)} image(s), {len(group)} picture(s) were given")
+            raise UsageError(f"the prompt has {len(refs)} image tag(s), but {len(group)} image(s) were given")
         return [_open(one, ref.column, prompt) for one, ref in zip(group, refs, strict=True)]
     group = group or []
     wanted = {ref.slot for ref in refs if ref.slot is not None}
     for slot in sorted(wanted | set(range(1, len(group) + 1))):
         if slot > len(group):
-            raise UsageError(f"the prompt asks for picture {slot}, but {len(group)} picture(s) were given")
+            raise UsageError(f"the prompt asks for image {slot}, but {len(group)} image(s) were given")
         if slot not in wanted:
-            raise UsageError(f"picture {slot} has no place in the prompt: write <image> or <image:-{slot}> there")
+            raise UsageError(f"image {slot} has no place in the prompt: write <image> or <image:-{slot}> there")
     return [_open(ref.path if ref.slot is None else group[ref.slot - 1], ref.column, prompt) for ref in refs]
 
 
-def _open(picture: PictureLike, column: int, prompt: Prompt) -> Image.Image:
-    """An upright RGB picture.
+def _open(image: ImageLike, column: int, prompt: Prompt) -> Image.Image:
+    """Open an image as upright RGB.
 
     Raises: ImageError with the column of the tag.
     """
     try:
-        if isinstance(picture, Image.Image):
-            return upright_rgb(picture)
-        return open_image(find_picture(str(picture)))
+        if isinstance(image, Image.Image):
+            return upright_rgb(image)
+        return open_image(find_image(str(image)))
     except ImageError as error:
         raise ImageError(str(error), column=column, prompt=prompt.text) from None
 

@@ -1,9 +1,9 @@
-"""diffusers imported for a process that only generates: without the libraries that this never uses.
+"""Import of diffusers for a process that only generates, without unused libraries.
 
-diffusers imports bitsandbytes, peft, accelerate and scipy where they are installed, transformers for the types of
+diffusers imports bitsandbytes, peft, accelerate and scipy if they are installed, transformers for the types of
 arguments that a decoder without a text encoder never gets, and torch._dynamo for two decorators: four fifths of the
-time that `import diffusers` takes. A process that loads no adapters, offloads nothing and compiles nothing can leave
-them out. A process that may do anything else, such as a user's own, must import diffusers as it is.
+time of `import diffusers`. A process without adapters, offload and compilation can skip them. Any other process, such
+as a user's own, must import diffusers as it is.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-UNUSED = ("accelerate", "bitsandbytes", "peft", "scipy", "torchvision")  # diffusers does without them
+UNUSED = ("accelerate", "bitsandbytes", "peft", "scipy", "torchvision")  # optional for diffusers
 TYPES = "transformers"  # diffusers names its classes in annotations and as a base class
 DYNAMO = "torch._dynamo"
 
 
 def import_diffusers() -> None:
-    """Import what generating needs of diffusers, and nothing else; without effect where diffusers is there already."""
+    """Import what generating needs of diffusers, and nothing else; no effect if diffusers is already imported."""
     if any(name in sys.modules for name in ("diffusers", TYPES, DYNAMO, *UNUSED)):
         return
     import torch
@@ -36,11 +36,11 @@ def import_diffusers() -> None:
 
 @contextmanager
 def _left_out() -> Iterator[None]:
-    """Answer imports of `UNUSED` as if they were not installed, and those of `TYPES` with empty classes."""
+    """Make imports of `UNUSED` fail as if not installed, and those of `TYPES` give empty classes."""
     finder = _EmptyClasses()
     sys.meta_path.insert(0, finder)
     for name in UNUSED:
-        sys.modules[name] = None  # type: ignore[assignment]  # stands for a module that cannot be imported
+        sys.modules[name] = None  # type: ignore[assignment]  # marks a module that cannot be imported
     try:
         yield
     finally:
@@ -50,7 +50,7 @@ def _left_out() -> Iterator[None]:
 
 
 class _EmptyClasses(MetaPathFinder, Loader):
-    """Finds a module of empty classes for every name in `TYPES`."""
+    """Import finder that gives a module of empty classes for every name in `TYPES`."""
 
     def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
         return ModuleSpec(name, self, is_package=True) if name.partition(".")[0] == TYPES else None
@@ -59,7 +59,7 @@ class _EmptyClasses(MetaPathFinder, Loader):
         return _Empty(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """There is nothing to run."""
+        """Run nothing."""
 
 
 class _Empty(ModuleType):
@@ -73,19 +73,19 @@ class _Empty(ModuleType):
 
 
 class _Dynamo(ModuleType):
-    """torch._dynamo until something is compiled: two decorators and a type; any other name loads the module itself."""
+    """Stand-in for torch._dynamo with two decorators and a type; any other name imports the real module."""
 
     importing = True  # diffusers is
     eval_frame = SimpleNamespace(OptimizedModule=type("OptimizedModule", (), {}))
 
     @staticmethod
     def disable(function: Any = None, recursive: bool = True, **options: Any) -> Any:
-        """Return a function as it is: nothing traces it."""
+        """Return a function unchanged: nothing is traced."""
         return function if function is not None else lambda decorated: decorated
 
     @staticmethod
     def allow_in_graph(decorated: Any) -> Any:
-        """Return a class or function as it is: there is no graph."""
+        """Return a class or function unchanged: there is no graph."""
         return decorated
 
     def __getattr__(self, name: str) -> Any:

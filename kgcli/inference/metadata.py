@@ -1,7 +1,7 @@
-"""What a written picture says of its own making: built, embedded, read back. No torch.
+"""Metadata of generated images: built, embedded, read back.
 
 PNG: text chunks `parameters` (the web UI convention of A1111) and `kgcli` (JSON).
-JPEG and WebP: the former as EXIF UserComment, the latter in a file beside the picture (`out.jpg.json`).
+JPEG and WebP: `parameters` as EXIF UserComment, `kgcli` in a file beside the image (`out.jpg.json`).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Metadata = dict[str, Any]
 
 
 def describe(request: Request, model: ModelFolder, device: str, dtype: str, quantize: str = "none") -> Metadata:
-    """All that is needed to draw the same picture again, without paths of the user's."""
+    """Return the metadata needed to regenerate an image, without the user's folders."""
     sampling = request.sampling
     return {
         "kgcli": __version__,
@@ -62,7 +62,7 @@ def describe(request: Request, model: ModelFolder, device: str, dtype: str, quan
         "scheduler": sampling.scheduler,
         "width": sampling.width,
         "height": sampling.height,
-        "images": [{"name": picture.name, "sha256": picture.sha256} for picture in request.pictures],
+        "images": [{"name": image.name, "sha256": image.sha256} for image in request.images],
         "model": {"name": model.name, "sha256": model.sha256},
         "decoder": {"name": Path(model.decoder).name, "sha256": model.decoder_sha256},
         "adapters": _describe_adapters(request.adapters),
@@ -74,7 +74,7 @@ def describe(request: Request, model: ModelFolder, device: str, dtype: str, quan
 
 
 def to_parameters(metadata: Mapping[str, Any]) -> str:
-    """The `parameters` text that A1111, Civitai and others read."""
+    """Return the `parameters` text used by A1111, Civitai and others."""
     adapters = metadata["adapters"]
     loras = [adapter for adapter in adapters if adapter["type"] == "lora"]
     named = "".join(f" <lora:{_tag_name(lora)}:{lora['scale']:g}>" for lora in loras)
@@ -100,8 +100,8 @@ def to_parameters(metadata: Mapping[str, Any]) -> str:
     return "\n".join([*lines, ", ".join(f"{name}: {_quoted(str(value))}" for name, value in fields.items())])
 
 
-def encode_picture(image: Image.Image, suffix: str, metadata: Metadata | None) -> bytes:
-    """The bytes of a picture file; the same picture and metadata give the same bytes."""
+def encode_image(image: Image.Image, suffix: str, metadata: Metadata | None) -> bytes:
+    """Encode an image file with metadata; equal inputs give equal bytes."""
     file = io.BytesIO()
     options: dict[str, Any] = {}
     kind = FORMATS[suffix.lower()]
@@ -120,12 +120,12 @@ def encode_picture(image: Image.Image, suffix: str, metadata: Metadata | None) -
 
 
 def sidecar(path: Path) -> Path | None:
-    """The file of JSON beside a picture whose format has no room for it, None for PNG."""
+    """Return the JSON file beside a JPEG or WebP image, None for PNG."""
     return None if FORMATS.get(path.suffix.lower()) == "PNG" else path.with_name(f"{path.name}.json")
 
 
 def is_ours(path: Path) -> bool:
-    """Return whether an image's own text says that this program wrote it."""
+    """Return True if an image's metadata name this program."""
     try:
         return "Version: kgcli " in (read_parameters(path) or "")
     except ImageError:
@@ -133,9 +133,9 @@ def is_ours(path: Path) -> bool:
 
 
 def read_metadata(path: Path) -> Metadata:
-    """The metadata of a picture this program wrote.
+    """Read the metadata of an image written by this program.
 
-    Raises: ImageError where there is no such picture; MissingError where it says nothing of its making.
+    Raises: ImageError if there is no such image; MissingError if it has no metadata.
     """
     chunk = _read_info(path).get(CHUNK)
     beside = sidecar(path)
@@ -150,7 +150,7 @@ def read_metadata(path: Path) -> Metadata:
 
 
 def read_parameters(path: Path) -> str | None:
-    """The `parameters` text of a picture, ours or another program's."""
+    """Read the `parameters` text of an image, ours or another program's."""
     info = _read_info(path)
     if PARAMETERS in info:
         return str(info[PARAMETERS])
@@ -158,9 +158,9 @@ def read_parameters(path: Path) -> str | None:
 
 
 def _read_info(path: Path) -> dict[str, Any]:
-    """Text chunks and EXIF comment; pixels are not decoded."""
+    """Read text chunks and EXIF comment."""
     if not path.is_file():
-        raise ImageError(f"there is no picture {path}")
+        raise ImageError(f"there is no image {path}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -173,7 +173,7 @@ def _read_info(path: Path) -> dict[str, Any]:
                     "UserComment": comment.encode() if isinstance(comment, str) else bytes(comment),
                 }
     except (*DECODER_ERRORS, Image.DecompressionBombError):
-        raise ImageError(f"{path} is no picture that can be read, or is damaged") from None
+        raise ImageError(f"{path} is not an image in a supported format, or is damaged") from None
 
 
 def _user_comment(text: str) -> Image.Exif:
@@ -183,12 +183,12 @@ def _user_comment(text: str) -> Image.Exif:
 
 
 def _plain_prompt(prompt: str) -> str:
-    """The prompt as others show it: image tags stay, escapes go."""
+    """Return the prompt for other programs: image tags kept, escapes removed."""
     return "".join(part if isinstance(part, str) else f"<image:{part.name}>" for part in Prompt.parse(prompt).parts)
 
 
 def _describe_adapters(adapters: Adapters) -> list[Metadata]:
-    """LoRA files and ControlNets, by base names and hashes."""
+    """Describe LoRA files and ControlNets by base names and hashes."""
     return [
         *(
             {"type": "lora", **_describe_source(lora.source), "autov3": lora.autov3, "scale": lora.scale}
@@ -200,7 +200,7 @@ def _describe_adapters(adapters: Adapters) -> list[Metadata]:
                 "kind": control.kind,
                 "scale": control.scale,
                 "ready": control.ready,
-                "image": {"name": control.picture.name, "sha256": control.picture.sha256},
+                "image": {"name": control.image.name, "sha256": control.image.sha256},
                 "model": _describe_source(control.source),
                 "map_model": _describe_source(control.maker) if control.maker else None,
             }
@@ -214,25 +214,25 @@ def _describe_source(source: Source) -> Metadata:
 
 
 def _hash_field(loras: list[Metadata]) -> dict[str, str]:
-    """The web UI's field of LoRA hashes (AutoV3), where there are any."""
+    """Return the web UI's field of LoRA hashes (AutoV3), if any."""
     hashes = ", ".join(f"{_tag_name(lora)}: {lora['autov3'][:12]}" for lora in loras)
     return {"Lora hashes": hashes} if loras else {}
 
 
 def _tag_name(lora: Metadata) -> str:
-    """A LoRA's name as the web UI writes it: without the signs that would end it there."""
+    """Return a LoRA's name as in the web UI, without its delimiters."""
     return re.sub(r"[,:<>]|[\r\n]+", "", Path(lora["name"]).stem)
 
 
 def _quoted(value: str) -> str:
-    """A value of the settings, quoted as the web UI does where it would end too early."""
+    """Quote a value that contains a delimiter, as the web UI does."""
     return json.dumps(value, ensure_ascii=False) if re.search(r'[,:"\n\r]', value) else value
 
 
 def portable_prompt(request: Request) -> str:
-    """The prompt with base names in place of paths: nothing of the user's folders."""
-    pictures = iter(request.pictures)
+    """Return the prompt with base names in place of paths, without the user's folders."""
+    images = iter(request.images)
     parts: list[Any] = [
-        replace(part, path=next(pictures).name) if isinstance(part, ImageRef) else part for part in request.prompt.parts
+        replace(part, path=next(images).name) if isinstance(part, ImageRef) else part for part in request.prompt.parts
     ]
     return Prompt(parts=tuple(parts)).format()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Model:
-    """A loaded KOSMOS-G with its decoder: what `kgcli.load` returns."""
+    """A loaded KOSMOS-G with its decoder, as returned by `kgcli.load`."""
 
     def __init__(
         self, folder: ModelFolder, pipeline: KosmosGPipeline, device: str, dtype: str, offline: bool = False
@@ -38,7 +38,7 @@ class Model:
 
     @cached_property
     def attachments(self) -> Attachments:
-        """What puts adapters on the decoder; made when the first is asked for."""
+        """The adapters of the decoder, created on first use."""
         from kgcli.inference.adapters.attach import Attachments
 
         return Attachments(self.pipeline, local_files_only=self.offline)
@@ -63,10 +63,10 @@ class Model:
         map_models: Sequence[str] = (),
         **sampling: Any,
     ) -> list[Image.Image]:
-        """Pictures of a prompt with `<image:PATH>` in it, for the seed and those after it.
+        """Generate images from a prompt with `<image:PATH>` tags, with the seed and those after it.
 
         `images` fill numbered slots (`<image:-1>`); `loras` (`style.safetensors:0.7`), `controls` (`canny=a.jpg:0.8`),
-        `controlnet_models` and `map_models` (`canny=FOLDER`) are written as on the command line; `sampling` are
+        `controlnet_models` and `map_models` (`canny=FOLDER`) are as on the command line; `sampling` are
         fields of `SamplingConfig`.
 
         Example:
@@ -96,7 +96,7 @@ class Model:
         return [image for _, image in generate(self, requests)]
 
     def edit(self, image: str, instruction: str, **options: Any) -> list[Image.Image]:
-        """Pictures of an instruction carried out on a picture; options as of `generate`.
+        """Edit an image by an instruction; options as of `generate`.
 
         Example:
             >>> model = load(device="cpu")
@@ -116,14 +116,14 @@ def load(
     quantize: str = "none",
     offline: bool = False,
 ) -> Model:
-    """Load a model: a folder, a Hub id, or None for the small one that ships with the package.
+    """Load a model: a folder, a Hub id, or None for the shipped nano model.
 
-    `offload` keeps weights in main memory and lends a GPU what is at work: none, model or sequential.
-    `quantize` holds the MLLM's linear layers in few bits: none, 8bit or 4bit (with the extra `quant`).
+    `offload` keeps weights in main memory and moves those in use to the GPU: none, model or sequential.
+    `quantize` stores the MLLM's linear layers in few bits: none, 8bit or 4bit (needs the extra `quant`).
 
     Raises:
-        MissingError: it is not there or is damaged.
-        IncompatibleError: it or the device does not fit.
+        MissingError: it is missing or damaged.
+        IncompatibleError: it does not fit this version or device.
 
     Example:
         >>> load(device="cpu").folder.name
@@ -150,10 +150,10 @@ def load(
 def generate(
     model: Model, requests: Iterable[Request], on_step: StepCallback | None = None
 ) -> Iterator[tuple[Request, Image.Image]]:
-    """Draw one picture for each request, in order.
+    """Generate one image for each request, in order.
 
-    Each is drawn alone, so that its pixels depend on nothing but its own request; a prompt that several requests in
-    a row share is encoded once.
+    Each is generated alone, so that its pixels depend only on its own request; a prompt repeated in consecutive
+    requests is encoded once.
     """
     pipeline = model.pipeline
     previous: Request | None = None
@@ -173,6 +173,6 @@ def generate(
 
 
 def _same_prompt(one: Request, other: Request) -> bool:
-    """Whether two requests are encoded alike."""
-    pictures = [[picture.sha256 for picture in request.pictures] for request in (one, other)]
-    return (one.prompt, one.negative_prompt) == (other.prompt, other.negative_prompt) and pictures[0] == pictures[1]
+    """Return True if two requests have the same conditioning."""
+    images = [[image.sha256 for image in request.images] for request in (one, other)]
+    return (one.prompt, one.negative_prompt) == (other.prompt, other.negative_prompt) and images[0] == images[1]

@@ -1,4 +1,4 @@
-"""Where pictures go: names from -o, refusals before any work is done, and writing all or nothing. No torch."""
+"""Output files of images: names from -o, checks before any work, and atomic writes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from kgcli.data.prompt import Prompt
 from kgcli.errors import OutputError, UsageError, printable, reason
 from kgcli.files import output_errors, write_whole
-from kgcli.inference.metadata import FORMATS, Metadata, encode_picture, sidecar
+from kgcli.inference.metadata import FORMATS, Metadata, encode_image, sidecar
 from kgcli.inference.request import Request
 
 FIELDS = ("prompt", "seed", "index")
@@ -25,13 +25,13 @@ SLUG_LENGTH = 40  # characters
 
 @dataclass(frozen=True)
 class OutputPlan:
-    """How the pictures of one run are named."""
+    """Naming of the images of one run."""
 
     template: Path
 
     @classmethod
-    def parse(cls, out: str | None, num_pictures: int) -> OutputPlan:
-        """Read -o: a file, a folder (there already, or with a slash at its end) or a template of `FIELDS`.
+    def parse(cls, out: str | None, num_images: int) -> OutputPlan:
+        """Parse -o: a file, a folder (existing, or ending in a slash) or a template of `FIELDS`.
 
         Raises: UsageError.
         """
@@ -43,26 +43,26 @@ class OutputPlan:
         fields = _fields(out)
         if path.suffix.lower() not in FORMATS:
             raise UsageError(
-                f"--out {out} ends in none of {', '.join(FORMATS)}; for a folder write {out}/ with a slash"
+                f"--out {out} must end in one of {', '.join(FORMATS)}; for a folder write {out}/ with a slash"
             )
-        if num_pictures > 1 and not fields:
+        if num_images > 1 and not fields:
             path = path.with_name(f"{path.stem}-{{index}}{path.suffix}")
         return cls(path)
 
     def path(self, request: Request, index: int) -> Path:
-        """The file of the picture number `index` (from 1)."""
+        """Return the file of image `index` (from 1)."""
         values = {"prompt": slug(request.prompt), "seed": request.seed, "index": index}
         return Path(str(self.template).format(**values))
 
 
 def slug(prompt: Prompt) -> str:
-    """The prompt's words as a short file name."""
+    """Return the prompt's words as a short file name."""
     words = " ".join(part if isinstance(part, str) else Path(part.name).stem for part in prompt.parts)
     return re.sub(r"[\W_]+", "-", words.lower())[:SLUG_LENGTH].strip("-") or "picture"
 
 
 def check_writable(path: Path) -> None:
-    """Make the folder of a file and see that a file can be written in it.
+    """Create the folder of a file and check that it is writable.
 
     Raises: OutputError.
     """
@@ -74,25 +74,25 @@ def check_writable(path: Path) -> None:
             pass
 
 
-def check_picture_file(path: Path) -> None:
-    """`check_writable`, of a picture.
+def check_image_file(path: Path) -> None:
+    """Check that an image can be written to a path.
 
-    Raises: UsageError for an ending that no picture has; OutputError.
+    Raises: UsageError for an unsupported file extension; OutputError.
     """
     if path.suffix.lower() not in FORMATS:
-        raise UsageError(f"{path} ends in none of {', '.join(FORMATS)}")
+        raise UsageError(f"{path} must end in one of {', '.join(FORMATS)}")
     check_writable(path)
 
 
-def write_picture(path: Path, image: Image.Image, metadata: Metadata | None, *, overwrite: bool = True) -> None:
-    """Write an image and, where its format needs one, the file beside it; never half of one.
+def write_image(path: Path, image: Image.Image, metadata: Metadata | None, *, overwrite: bool = True) -> None:
+    """Write an image and, for JPEG and WebP, its metadata file, each atomically.
 
-    Without `overwrite` a file that is there by now stays. With it, the file beside an older image goes first: at no
-    moment does one image lie beside the metadata of another.
+    Without `overwrite` an existing file is kept. With it, the old metadata file is removed first, so that an image
+    never lies beside the metadata of another.
 
     Raises: OutputError.
     """
-    data = encode_picture(image, path.suffix, metadata)
+    data = encode_image(image, path.suffix, metadata)
     beside = sidecar(path)
     if overwrite and beside is not None:
         with output_errors(beside):
@@ -103,7 +103,7 @@ def write_picture(path: Path, image: Image.Image, metadata: Metadata | None, *, 
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a whole file under another name in the same folder, then rename it.
+    """Write a file atomically.
 
     Raises: OutputError.
     """
@@ -111,7 +111,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def _user_path(text: str) -> Path:
-    """Return a path as the user wrote it, `~` expanded. Raises: UsageError."""
+    """Return a path given by the user, `~` expanded. Raises: UsageError."""
     try:
         path = Path(text).expanduser()
         path.exists()
@@ -124,22 +124,24 @@ def _user_path(text: str) -> Path:
 
 
 def _fields(template: str) -> list[str]:
-    """The names in braces.
+    """Return the names in braces.
 
-    Raises: UsageError for one that is not known.
+    Raises: UsageError for an unknown one.
     """
     try:
         parsed = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise UsageError(f"--out {template} is no template: {error}; write {{{{ for a plain brace") from None
+        raise UsageError(f"--out {template} is not a template: {error}; write {{{{ for a plain brace") from None
     fields = [name for _, name, _, _ in parsed if name is not None]
     for name, spec, conversion in ((n, s, c) for _, n, s, c in parsed if n is not None):
         plain = not spec or (name != "prompt" and re.fullmatch(r"0?\d{1,2}d?", spec))
         if name not in FIELDS or conversion or not plain:
-            raise UsageError(f"--out {template}: {{{name}}} is not known; the fields are {{prompt}} {{seed}} {{index}}")
+            raise UsageError(
+                f"--out {template}: unknown field {{{name}}}; the fields are {{prompt}} {{seed}} {{index}}"
+            )
     return fields
 
 
 def _literal(path: Path) -> Path:
-    """A path whose braces stand for themselves in a template."""
+    """Escape the braces of a path for a template."""
     return Path(str(path).replace("{", "{{").replace("}", "}}"))

@@ -1,9 +1,9 @@
-"""KosmosGPipeline: interleaved prompts to pictures, and to the embeddings that any Stable Diffusion pipeline takes.
+"""KosmosGPipeline: interleaved prompts to images, or to embeddings for any Stable Diffusion pipeline.
 
-`encode_prompt` gives `prompt_embeds` and `negative_prompt_embeds` in the shape of Stable Diffusion's own text
-embedding; what draws is diffusers' own StableDiffusionPipeline.
+`encode_prompt` returns `prompt_embeds` and `negative_prompt_embeds` in the shape of Stable Diffusion's own text
+embedding; images are sampled by diffusers' own StableDiffusionPipeline.
 
-Shape letters: B prompts or pictures, S d conditioning.
+Shape letters: B prompts or images, S d conditioning.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import UsageError
 from kgcli.inference.denoise import StepCallback, denoise, make_scheduler, make_sd, sd_parts
 from kgcli.inference.encoder import PromptEncoder
-from kgcli.inference.inputs import PictureLike, PromptLike, read_negatives, read_prompts
+from kgcli.inference.inputs import ImageLike, PromptLike, read_negatives, read_prompts
 from kgcli.model.diffusion import Diffusion
 from kgcli.model.kosmosg import KosmosG
 from kgcli.runtime import check_quantize
@@ -30,11 +30,11 @@ from kgcli.weights.decoder import load_decoder
 from kgcli.weights.folder import ModelFolder, open_model
 from kgcli.weights.load import load_kosmosg
 
-Images = PictureLike | Sequence[PictureLike | Sequence[PictureLike] | None]
+Images = ImageLike | Sequence[ImageLike | Sequence[ImageLike] | None]
 
 
 class KosmosGPipeline:
-    """A model, its tokenizer and an image decoder as one callable, with the manners of a diffusers pipeline."""
+    """A model, its tokenizer and an image decoder as one callable that follows the diffusers API."""
 
     def __init__(self, model: KosmosG, tokenizer: Tokenizer, decoder: Diffusion) -> None:
         decoder.check_conditioning(model.cfg.aligner.width)
@@ -54,10 +54,10 @@ class KosmosGPipeline:
         device: str | torch.device = "cpu",
         local_files_only: bool = False,
     ) -> KosmosGPipeline:
-        """The pipeline of a model folder or Hub id, or of the small model that ships with the package.
+        """Load the pipeline of a model folder or Hub id; default: the shipped nano model.
 
         `decoder` is a diffusers folder or Hub id of the Stable Diffusion v1 family, or one .safetensors file.
-        `quantize` (8bit, 4bit) holds the MLLM's linear layers in few bits.
+        `quantize` (none, 8bit or 4bit) stores the MLLM's linear layers in few bits.
 
         Raises: MissingError, IncompatibleError, UsageError.
 
@@ -82,22 +82,22 @@ class KosmosGPipeline:
 
     @property
     def model(self) -> KosmosG:
-        """What reads prompts."""
+        """The model that encodes prompts."""
         return self.encoder.model
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """What cuts text into tokens."""
+        """The text tokenizer."""
         return self.encoder.tokenizer
 
     @property
     def device(self) -> torch.device:
-        """Where it computes, wherever its weights lie."""
+        """The device that computes; offloaded weights are elsewhere."""
         return self.encoder.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision it computes in."""
+        """The precision of computation."""
         return self.encoder.dtype
 
     @property
@@ -106,14 +106,14 @@ class KosmosGPipeline:
         return {**sd_parts(self.decoder), "scheduler": self.make_scheduler()}
 
     def make_scheduler(self, name: str | None = None) -> Any:
-        """The scheduler of a name (ddim, pndm, dpm++, euler, unipc, lcm) or the model's default, for this decoder.
+        """Return a scheduler by name (ddim, pndm, dpm++, euler, unipc, lcm), default the model's, for this decoder.
 
         Raises: UsageError, IncompatibleError.
         """
         return make_scheduler(name or self.model.cfg.generation.scheduler, self.decoder.scheduler_config)
 
     def make_pipeline(self, kind: Callable[..., Any], **parts: Any) -> Any:
-        """Any diffusers pipeline of the Stable Diffusion v1 family with this decoder in it, given its further parts."""
+        """Make a diffusers pipeline of the Stable Diffusion v1 family around this decoder, with its other parts."""
         scheduler = parts.pop("scheduler", None) or self.make_scheduler()
         pipeline = make_sd(self.decoder, kind, **parts)
         pipeline.set_progress_bar_config(disable=False)
@@ -121,7 +121,7 @@ class KosmosGPipeline:
         return pipeline
 
     def to(self, *where: str | torch.device | torch.dtype, dtype: torch.dtype | None = None) -> KosmosGPipeline:
-        """Move it, or change its precision, or both; returns the pipeline itself."""
+        """Move the pipeline, change its precision, or both; return the pipeline."""
         device = None
         for one in where:
             if isinstance(one, torch.dtype):
@@ -135,8 +135,8 @@ class KosmosGPipeline:
         return self
 
     def enable_offload(self, mode: str, device: str | torch.device = "cuda") -> None:
-        """Keep weights in main memory and lend the device what is at work: whole models ("model") or parts of the
-        prompt's reader and single layers of the decoder ("sequential", slowest and smallest).
+        """Keep weights in main memory and move those in use to the device: whole models ("model") or parts of the
+        prompt encoder and single layers of the decoder ("sequential", slowest, least memory).
 
         Raises: UsageError for another mode.
         """
@@ -158,13 +158,14 @@ class KosmosGPipeline:
         negative_prompt: PromptLike | Sequence[PromptLike] | None = None,
         num_images_per_prompt: int = 1,
     ) -> tuple[Tensor, Tensor]:
-        """`prompt_embeds` and `negative_prompt_embeds`, (B, S, d) each, for any pipeline with this decoder.
+        """Encode prompts to `prompt_embeds` and `negative_prompt_embeds`, (B, S, d) each, for any pipeline with this
+        decoder.
 
         Args:
-            prompt: text with `<image:PATH>` tags, or with `<image>` where the pictures of `images` belong; or a list.
-            images: pictures or paths in reading order, one or a list for one prompt, an entry for each of several.
-            negative_prompt: one for all or one for each; without words the start token alone is guided away from.
-            num_images_per_prompt: rows for each prompt; leave it at 1 where the drawing pipeline repeats them.
+            prompt: text with `<image:PATH>` tags, or with `<image>` where `images` belong; or a list.
+            images: images or paths in reading order, one or a list for one prompt, an entry for each of several.
+            negative_prompt: one for all or one for each; an empty one is encoded as the start token only.
+            num_images_per_prompt: rows per prompt; leave at 1 if the sampling pipeline repeats them.
 
         Raises: PromptError, UsageError, ImageError.
 
@@ -174,9 +175,9 @@ class KosmosGPipeline:
             >>> embeds.shape == negative.shape
             True
         """
-        prompts, pictures = read_prompts(prompt, images)
+        prompts, opened = read_prompts(prompt, images)
         negatives = read_negatives(negative_prompt, len(prompts))
-        rows = self.encoder.encode(prompts, pictures), self.encoder.encode_negatives(negatives)
+        rows = self.encoder.encode(prompts, opened), self.encoder.encode_negatives(negatives)
         return rows[0].repeat_interleave(num_images_per_prompt, 0), rows[1].repeat_interleave(num_images_per_prompt, 0)
 
     def __call__(
@@ -192,9 +193,9 @@ class KosmosGPipeline:
         on_step: StepCallback | None = None,
         **sampling: Any,
     ) -> StableDiffusionPipelineOutput:
-        """Images of prompts, or of embeddings, as `.images`; `sampling` are fields of `SamplingConfig`.
+        """Generate images from prompts or embeddings, as `.images`; `sampling` are fields of `SamplingConfig`.
 
-        A generator for each image, or one that draws the noise of all of them in turn.
+        `generator` is one per image, or one that draws the noise of all of them in turn.
 
         Example:
             >>> pipeline = KosmosGPipeline.from_pretrained()
@@ -213,12 +214,12 @@ class KosmosGPipeline:
             generator = torch.Generator()
             generator.seed()
         generators = [generator] * len(prompt_embeds) if isinstance(generator, torch.Generator) else list(generator)
-        images_made = self.draw(
+        images_made = self.sample(
             prompt_embeds, negative_prompt_embeds, generators=generators, sampling=settings, on_step=on_step
         )
         return StableDiffusionPipelineOutput(images=images_made, nsfw_content_detected=None)
 
-    def draw(
+    def sample(
         self,
         prompt_embeds: Tensor,
         negative_prompt_embeds: Tensor | None = None,
@@ -227,12 +228,12 @@ class KosmosGPipeline:
         sampling: SamplingConfig | None = None,
         on_step: StepCallback | None = None,
     ) -> list[Image.Image]:
-        """Return an image for each row of `prompt_embeds` and its generator; None takes the model's default.
+        """Sample an image for each row of `prompt_embeds` and its generator; None takes the model's default.
 
-        At a guidance scale of 1 or less nothing is guided away from and no null rows are computed.
+        At a guidance scale of 1 or less negative embeddings are neither used nor computed.
         """
         if len(generators) != len(prompt_embeds):
-            raise UsageError(f"{len(prompt_embeds)} pictures but {len(generators)} generators; give one for each")
+            raise UsageError(f"{len(prompt_embeds)} images but {len(generators)} generators; give one for each")
         sampling = (sampling or SamplingConfig()).over(self.model.cfg.generation)
         if negative_prompt_embeds is None and (sampling.guidance_scale or 0) > 1:
             negative_prompt_embeds = self.encoder.encode_negatives(read_negatives(None, len(prompt_embeds)))

@@ -1,4 +1,4 @@
-"""What one picture is made from: prompt, opened pictures, seed and settings, all checked. No torch."""
+"""Request for one image: prompt, opened images, seed and settings, all checked."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kgcli.config import SamplingConfig
-from kgcli.data.images import Picture, read_picture
+from kgcli.data.images import ImageFile, read_image
 from kgcli.data.prompt import ImageRef, Prompt, check_length, encode
 from kgcli.errors import ImageError, PromptError, UsageError
 from kgcli.inference.adapters.named import Adapters
 from kgcli.weights.folder import ModelFolder
-from kgcli.weights.shipped import find_picture
+from kgcli.weights.shipped import find_image
 
 MAX_SEED = 2**63 - 1
 _IMAGE_LINK = re.compile(r"https?://\S{1,500}\.(?:png|jpe?g|webp|gif)\b", re.IGNORECASE)
@@ -24,10 +24,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """All that one picture depends on, apart from the model."""
+    """The inputs of one image, apart from the model."""
 
     prompt: Prompt
-    pictures: tuple[Picture, ...] = ()  # one for each image of the prompt
+    images: tuple[ImageFile, ...] = ()  # one for each image of the prompt
     negative_prompt: str = ""
     seed: int = 0
     sampling: SamplingConfig = SamplingConfig()
@@ -44,7 +44,7 @@ def make_request(
     sampling: SamplingConfig | None = None,
     adapters: Adapters | None = None,
 ) -> Request:
-    """Parse a prompt, open its pictures and check everything against the model.
+    """Parse a prompt, open its images and check everything against the model.
 
     Raises: UsageError, PromptError, ImageError.
     """
@@ -56,10 +56,10 @@ def make_request(
     _note_many_subjects(prompt, model)
     for part in prompt.parts:
         if isinstance(part, str) and (link := _IMAGE_LINK.search(part)):
-            _log.warning("%s is read as words; to show an image, fetch it and write <image:FILE>", link.group())
+            _log.warning("%s is read as text; to use the image, download it and write <image:FILE>", link.group())
     return Request(
         prompt=prompt,
-        pictures=open_pictures(prompt),
+        images=open_images(prompt),
         negative_prompt=check_negative(negative_prompt, model),
         seed=seed,
         sampling=sampling,
@@ -68,7 +68,7 @@ def make_request(
 
 
 def edit_prompt(image: str, instruction: str) -> str:
-    """The prompt of an edit: the picture, cropped where it is not square, then the instruction."""
+    """Return the prompt of an edit: the image, cropped if it is not square, then the instruction."""
     ref = ImageRef(path=str(image), fit="crop")
     return Prompt(parts=(ref, " ")).format() + instruction
 
@@ -83,7 +83,7 @@ def check_fits(prompt: Prompt, model: ModelFolder) -> None:
 
 
 def _note_many_subjects(prompt: Prompt, model: ModelFolder) -> None:
-    """Say that a prompt has more images than the model was trained to combine: it may drop some."""
+    """Warn if a prompt has more images than the model was trained to combine: it may drop some."""
     num, most = sum(ref.weight > 0 for ref in prompt.images), model.cfg.max_subjects
     if most is not None and num > most:
         _log.warning(
@@ -93,7 +93,7 @@ def _note_many_subjects(prompt: Prompt, model: ModelFolder) -> None:
 
 
 def check_negative(text: str, model: ModelFolder) -> str:
-    """A negative prompt as plain text, its escapes resolved.
+    """Return a negative prompt as plain text, its escapes resolved.
 
     Raises: PromptError for an image in it.
     """
@@ -104,24 +104,24 @@ def check_negative(text: str, model: ModelFolder) -> str:
     return "".join(part for part in prompt.parts if isinstance(part, str))
 
 
-def open_pictures(prompt: Prompt) -> tuple[Picture, ...]:
-    """The opened pictures of a prompt, each file read once.
+def open_images(prompt: Prompt) -> tuple[ImageFile, ...]:
+    """Open the images of a prompt, each file once.
 
     Raises: ImageError with the column of the tag.
     """
-    opened: dict[str, Picture] = {}
+    opened: dict[str, ImageFile] = {}
     for ref in prompt.images:
         if ref.path in opened:
             continue
         try:
-            opened[ref.path] = read_picture(find_picture(ref.path))
+            opened[ref.path] = read_image(find_image(ref.path))
         except ImageError as error:
             raise ImageError(str(error), column=ref.column, prompt=prompt.text) from None
     return tuple(opened[ref.path] for ref in prompt.images)
 
 
 def random_seed() -> int:
-    """A seed that is short enough to type again."""
+    """Return a random seed of at most 32 bits."""
     return secrets.randbelow(2**32)
 
 

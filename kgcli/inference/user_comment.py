@@ -1,4 +1,4 @@
-"""Text in EXIF's UserComment: eight bytes that name an encoding, then the text, in whatever encoding a program took.
+"""Text in EXIF's UserComment: eight bytes that name an encoding, then the text, in a program-dependent encoding.
 
 The standard's UNICODE is UTF-16 in the byte order of the file; programs write either order, with or without a mark, and
 some write UTF-8 after the same eight bytes. We write UTF-16 BE without a mark, as the web UI does.
@@ -31,7 +31,7 @@ def decode_comment(comment: bytes) -> str | None:
 
 
 def _guess(data: bytes) -> str:
-    """The encoding of bytes without a mark: the one in which most of them are the ASCII that settings are made of."""
+    """Guess the encoding of bytes without a mark: the one with most ASCII characters."""
     big = sum(high == 0 and low != 0 for high, low in zip(data[0::2], data[1::2], strict=False))
     little = sum(low != 0 and high == 0 for low, high in zip(data[0::2], data[1::2], strict=False))
     if big != little:
@@ -44,6 +44,6 @@ def _guess(data: bytes) -> str:
 
 
 def _num_strange(data: bytes, encoding: str) -> int:
-    """Count the characters that no text has: unassigned ones, controls and broken pairs."""
+    """Count unprintable characters: unassigned ones, controls and broken pairs."""
     text = data[: len(data) // 2 * 2].decode(encoding, "replace")
     return sum(not character.isprintable() or character == "\ufffd" for character in text)

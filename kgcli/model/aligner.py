@@ -21,7 +21,7 @@ FIRST_POSITION = 2  # fairseq habit: rows 0 and 1 of a position table are unused
 
 
 class AlignerNet(nn.Module):
-    """Speak the language of the image decoder's text encoder; the way back serves the alignment stage only."""
+    """Map MLLM states to the space of the decoder's text encoder; the inverse map serves the alignment stage only."""
 
     def __init__(self, cfg: AlignerConfig, mllm_width: int, *, with_decoder: bool = True) -> None:
         super().__init__()
@@ -30,11 +30,11 @@ class AlignerNet(nn.Module):
         self.decoder = AlignerDecoder(cfg, mllm_width) if has_way_back else None
 
     def encode(self, hidden_BTD: Tensor, token_mask_BT: Tensor) -> Tensor:
-        """Conditioning, (B, S, d), of the real tokens alone."""
+        """Return the conditioning, (B, S, d), of the real tokens; padding is masked."""
         return self.encoder(hidden_BTD, token_mask_BT)
 
     def decode(self, conditioning_BSd: Tensor, num_tokens: int) -> Tensor:
-        """Hidden states, (B, num_tokens, D), reconstructed from the conditioning; pads are not told apart."""
+        """Reconstruct hidden states, (B, num_tokens, D), from the conditioning; padding is not masked."""
         assert self.decoder is not None, "this AlignerNet was built without its decoder half"
         return self.decoder(conditioning_BSd, num_tokens)
 
@@ -51,8 +51,8 @@ class AlignerEncoder(nn.Module):
         self.project = nn.Linear(mllm_width, cfg.width)
         self.positions = nn.Parameter(torch.randn(cfg.max_positions, cfg.width))
         depth = cfg.num_layers
-        reader_gain = math.sqrt(math.log(3 * depth) * math.log(2 * depth) / 3)
-        self.reader = _stack(cfg, reader_gain)
+        encoder_gain = math.sqrt(math.log(3 * depth) * math.log(2 * depth) / 3)
+        self.reader = _stack(cfg, encoder_gain)
         self.queries = nn.Parameter(torch.randn(cfg.num_queries, cfg.width))
         self.writer = _stack(cfg, math.sqrt(math.log(3 * depth)), cross_attention=True)
 
@@ -62,13 +62,13 @@ class AlignerEncoder(nn.Module):
         return self.writer(queries_BSd, memory_BKD=memory_BTd, memory_mask_BK=token_mask_BT)
 
     def memory(self, hidden_BTD: Tensor, token_mask_BT: Tensor) -> Tensor:
-        """What the queries look at, (B, T, d)."""
+        """Return the memory that the queries attend to, (B, T, d)."""
         x_BTd = self.project(hidden_BTD) + _position_rows(self.positions, hidden_BTD.shape[1])
         return self.reader(x_BTd * token_mask_BT[..., None], mask_BT=token_mask_BT)
 
 
 class QueryDecoder(nn.Module):
-    """The ablation without AlignerNet's encoder: queries look at the MLLM's projected states.
+    """The ablation without AlignerNet's encoder: queries attend to the MLLM's projected states.
 
     Shapes:
         hidden_BTD, token_mask_BT -> (B, S, d)
@@ -88,7 +88,7 @@ class QueryDecoder(nn.Module):
 
 
 class LinearProjection(nn.Module):
-    """The ablation without any AlignerNet: each state through one matrix, zeros after the last.
+    """The ablation without AlignerNet: one matrix for every state, then zero padding to S.
 
     Shapes:
         hidden_BTD, token_mask_BT -> (B, S, d); T may be S at most
@@ -106,8 +106,8 @@ class LinearProjection(nn.Module):
         num_tokens = hidden_BTD.shape[1]
         if num_tokens > self.length:
             raise UsageError(
-                f"the prompt has {num_tokens} tokens; a model without AlignerNet hands at most {self.length} to the "
-                "image decoder, one for each place of its conditioning"
+                f"the prompt has {num_tokens} tokens; a model without AlignerNet passes at most {self.length} to the "
+                "image decoder, one per position of its conditioning"
             )
         projected_BTd = self.project(hidden_BTD) * token_mask_BT[..., None]
         return F.pad(projected_BTd, (0, 0, 0, self.length - num_tokens))
@@ -117,7 +117,7 @@ ENCODERS: dict[str, type[nn.Module]] = {"full": AlignerEncoder, "decoder": Query
 
 
 class AlignerDecoder(nn.Module):
-    """Conditioning -> hidden states of the asked length.
+    """Conditioning -> hidden states of the requested length.
 
     Shapes:
         conditioning_BSd -> (B, num_tokens, D)
@@ -137,7 +137,7 @@ class AlignerDecoder(nn.Module):
         return self.project(self.writer(x_BTd + _position_rows(self.positions, num_tokens)))
 
     def read(self, conditioning_BSd: Tensor, num_tokens: int) -> Tensor:
-        """What one query per token finds in the conditioning, (B, num_tokens, d)."""
+        """Cross-attend one query per token to the conditioning, (B, num_tokens, d)."""
         # Queries count from row 0, unlike positions.
         queries_BTd = self.queries[:num_tokens].expand(len(conditioning_BSd), -1, -1)
         return self.reader(queries_BTd, memory_BKD=conditioning_BSd)

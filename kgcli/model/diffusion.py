@@ -1,7 +1,7 @@
 """The frozen image decoder: U-Net, VAE and noise schedule of any diffusers directory with the SD v1.x layout.
 
 Shape letters: B batch, C latent channels, H W latent height and width, S d conditioning length and width,
-X Y picture height and width in pixels.
+X Y image height and width in pixels.
 
 Source: latent diffusion (arXiv:2112.10752).
 """
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from kgcli.errors import IncompatibleError
 from kgcli.model.randomness import StepRandom
 
-# Noisy latents, timesteps and conditioning to further arguments of the U-Net: what a ControlNet says of them.
+# Map noisy latents, timesteps and conditioning to further U-Net arguments, such as a ControlNet's residuals.
 Steer = Callable[[Tensor, Tensor, Tensor], Mapping[str, Any]]
 
 
 class Diffusion(nn.Module):
-    """Draws what a conditioning says. Nothing in it trains unless a stage asks for it."""
+    """Image decoder: a U-Net, VAE and noise schedule, frozen unless a stage trains them."""
 
     def __init__(
         self, unet: UNet2DConditionModel, vae: AutoencoderKL, scheduler_config: Mapping[str, Any] | None = None
@@ -38,14 +38,13 @@ class Diffusion(nn.Module):
 
     @property
     def pixels_per_latent(self) -> int:
-        """How many pixels one place of the latents stands for, across and down."""
+        """Pixels per latent position, in either direction."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def check_conditioning(self, width: int) -> None:
-        """See that the U-Net attends to vectors of this width.
+        """Check that the U-Net attends to vectors of this width.
 
-        Raises:
-            IncompatibleError: it attends to others.
+        Raises: IncompatibleError.
         """
         expected = self.unet.config.cross_attention_dim
         if expected != width:
@@ -55,7 +54,7 @@ class Diffusion(nn.Module):
             )
 
     def check_size(self, width: int, height: int) -> None:
-        """Refuse a size in pixels that the latents cannot have.
+        """Refuse a size in pixels that is not a multiple of the latent factor.
 
         Raises: IncompatibleError.
         """
@@ -66,12 +65,12 @@ class Diffusion(nn.Module):
     def latents(
         self, pixels_B3XY: Tensor, *, random: StepRandom | None = None, eps_BCHW: Tensor | None = None
     ) -> Tensor:
-        """One draw of the latents of pictures in [-1, 1], scaled for the U-Net."""
+        """Encode images in [-1, 1] to sampled latents, scaled for the U-Net."""
         return self.sample_latents(*self.moments(pixels_B3XY), random=random, eps_BCHW=eps_BCHW)
 
     @torch.no_grad()
     def moments(self, pixels_B3XY: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of the latents, (B, C, H, W) each: all that a cache need keep of a picture."""
+        """Return mean and log variance of the latents, (B, C, H, W) each: enough to cache an image."""
         posterior = self.vae.encode(pixels_B3XY.to(self.vae.dtype)).latent_dist
         return posterior.mean, posterior.logvar
 
@@ -83,14 +82,14 @@ class Diffusion(nn.Module):
         random: StepRandom | None = None,
         eps_BCHW: Tensor | None = None,
     ) -> Tensor:
-        """One draw from the moments, scaled for the U-Net; `eps_BCHW` stands for what would be drawn."""
+        """Sample latents from the moments, scaled for the U-Net; `eps_BCHW` replaces the random noise."""
         if eps_BCHW is None:
             eps_BCHW = _normal_like(mean_BCHW, random)
         return self.vae.config.scaling_factor * (mean_BCHW + torch.exp(0.5 * logvar_BCHW) * eps_BCHW)
 
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        """Pictures in [0, 1], (B, 3, X, Y), of the U-Net's latents."""
+        """Decode the U-Net's latents to images in [0, 1], (B, 3, X, Y)."""
         unscaled_BCHW = latents_BCHW.to(self.vae.dtype) / self.vae.config.scaling_factor
         return (self.vae.decode(unscaled_BCHW).sample.float() / 2 + 0.5).clamp(0, 1)
 
@@ -105,15 +104,15 @@ class Diffusion(nn.Module):
         weight_BHW: Tensor | None = None,
         steer: Steer | None = None,
     ) -> Tensor:
-        """Squared error of the U-Net's prediction, a mean per example and then over the batch.
+        """Return the squared error of the U-Net's prediction, averaged per example and then over the batch.
 
-        Its gradient passes through the frozen U-Net into the conditioning. Noise and timesteps that are not given
-        are drawn from `random`; `weight_BHW` multiplies the error of each place.
+        The gradient passes through the frozen U-Net into the conditioning. Noise and timesteps that are not given
+        are drawn from `random`; `weight_BHW` multiplies the error of each latent position.
         """
         if noise_BCHW is None:
             noise_BCHW = _normal_like(latents_BCHW, random)
         if timesteps_B is None:
-            timesteps_B = self._draw_timesteps(latents_BCHW, random)
+            timesteps_B = self._sample_timesteps(latents_BCHW, random)
         noisy_BCHW = self.noise_scheduler.add_noise(latents_BCHW, noise_BCHW, timesteps_B)
         prediction_BCHW = self.predict(noisy_BCHW, timesteps_B, conditioning_BSd, steer)
         error_BCHW = (prediction_BCHW - self.target(latents_BCHW, noise_BCHW, timesteps_B).float()).square()
@@ -124,12 +123,12 @@ class Diffusion(nn.Module):
     def predict(
         self, noisy_BCHW: Tensor, timesteps_B: Tensor, conditioning_BSd: Tensor, steer: Steer | None = None
     ) -> Tensor:
-        """What the U-Net says of noisy latents, in fp32; its meaning is the schedule's prediction type."""
+        """Return the U-Net's prediction for noisy latents, in fp32: epsilon, v or x0, by the schedule."""
         inputs = noisy_BCHW.to(self.unet.dtype), timesteps_B, conditioning_BSd.to(self.unet.dtype)
         return self.unet(*inputs, **(steer(*inputs) if steer else {})).sample.float()
 
     def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
-        """What the U-Net should say."""
+        """Return the training target (epsilon, v or x0) of the noise schedule."""
         kind = self.noise_scheduler.config.prediction_type
         if kind == "epsilon":
             return noise_BCHW
@@ -139,7 +138,7 @@ class Diffusion(nn.Module):
             return latents_BCHW
         raise IncompatibleError(f"the decoder's prediction type {kind} is none of epsilon, v_prediction, sample")
 
-    def _draw_timesteps(self, latents_BCHW: Tensor, random: StepRandom | None) -> Tensor:
+    def _sample_timesteps(self, latents_BCHW: Tensor, random: StepRandom | None) -> Tensor:
         assert random is not None, "give random, or noise and timesteps"
         num_steps = self.noise_scheduler.config.num_train_timesteps
         return random.integers(num_steps).to(latents_BCHW.device)

@@ -1,4 +1,4 @@
-"""Images that are numbers: one that holds NaN or infinity is refused, never written or scored."""
+"""A check for generated images: one with NaN or infinity is refused, never written or scored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figure as code: vision tower, resampler, MLLM and AlignerNet make one conditioning of one prompt.
+"""The prompt encoder: vision tower, resampler, MLLM and AlignerNet turn a prompt into a conditioning.
 
 Shape letters: B batch, T tokens, N images of the whole batch, S side in pixels (conditioning: its length),
 Q queries per image, D MLLM width, d conditioning width.
@@ -29,7 +29,7 @@ def stay(*parts: nn.Module) -> AbstractContextManager[None]:
 
 
 class KosmosG(nn.Module):
-    """Everything that reads a prompt; the image decoder is apart.
+    """The prompt encoder; the image decoder is separate (`Diffusion`).
 
     Source: KOSMOS-G (arXiv:2310.02992), Figure 2.
     """
@@ -54,8 +54,8 @@ class KosmosG(nn.Module):
         """Encode interleaved prompts; return what the U-Net cross-attends to.
 
         Args:
-            images: pixels, or a function that returns the vectors that `see` would make of them, kept from earlier
-            lend: a context in which parts compute; the default leaves them where they are
+            images: pixels, or a function that returns cached vectors of `see`
+            lend: a context that holds parts on the compute device; the default leaves them where they are
 
         Shapes:
             token_mask_BT: True = a real token; image_mask_BT: True = a slot for one of an image's Q vectors
@@ -74,13 +74,13 @@ class KosmosG(nn.Module):
         images: Images = None,
         lend: Lend = stay,
     ) -> Tensor:
-        """The MLLM's half of `encode`: hidden states (B, T, D)."""
+        """Return the MLLM's hidden states, (B, T, D)."""
         embeddings_BTD = self.embed(tokens_BT, image_mask_BT, images, lend)
         with lend(self.mllm):
             return self.mllm(embeddings_BTD, token_mask_BT)
 
     def embed(self, tokens_BT: Tensor, image_mask_BT: Tensor, images: Images = None, lend: Lend = stay) -> Tensor:
-        """Words and images in one sequence, (B, T, D)."""
+        """Embed words and images as one sequence, (B, T, D)."""
         with lend(self.mllm.embedding):
             words_BTD = self.mllm.embed(tokens_BT)
         if isinstance(images, Tensor):
@@ -94,12 +94,12 @@ class KosmosG(nn.Module):
         return words_BTD.masked_scatter(image_mask_BT[..., None], images_NQD.to(words_BTD.dtype))
 
     def see(self, images_N3SS: Tensor, lend: Lend = stay) -> Tensor:
-        """The vectors that stand for images in the MLLM's sequence, (N, Q, D)."""
+        """Encode images to their vectors in the MLLM's sequence, (N, Q, D)."""
         with lend(self.vision, self.resampler):
             return self.resampler(self.vision(images_N3SS))
 
     def encode_null(self, batch_size: int = 1) -> Tensor:
-        """The conditioning of no prompt at all, (B, S, d): the start token alone."""
+        """Encode the empty prompt, the start token alone, to (B, S, d)."""
         tokens_11 = torch.full((1, 1), self.cfg.special_ids.bos, device=self.mllm.embedding.weight.device)
         mask_11 = torch.ones_like(tokens_11, dtype=torch.bool)
         return self.encode(tokens_11, mask_11, ~mask_11).expand(batch_size, -1, -1)
@@ -110,5 +110,5 @@ class KosmosG(nn.Module):
         if slots != num_images * per_image:
             raise UsageError(
                 f"the prompts hold {slots} image slots but {num_images} image(s) of {per_image} slots each were given; "
-                "give one image per place, in reading order over the whole batch"
+                "give one image per slot group, in reading order over the whole batch"
             )

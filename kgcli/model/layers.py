@@ -1,4 +1,4 @@
-"""What every tower is built from: attention, feed-forward and the Magneto (sub-LN) layer.
+"""Building blocks of the towers: attention, feed-forward and the Magneto (sub-LN) layer.
 
 Shape letters: B batch, T positions of the queries, K positions of the keys, D width, h heads.
 
@@ -16,7 +16,7 @@ LAYER_NORM_EPS = 1e-5  # every layer norm of the published model
 
 
 class Attention(nn.Module):
-    """Multi-head attention, from a sequence to itself or to a memory.
+    """Multi-head attention of a sequence to itself or to a memory.
 
     Shapes:
         x_BTD, memory_BKD -> (B, T, D); key_mask_BK is True where a key takes part
@@ -60,7 +60,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         inner = self.fc1(x_BTD)
-        # In half precision the published model leaves it for the GELU alone.
+        # In half precision, the published model computes the GELU alone in float32.
         activated = F.gelu(inner.float()).to(inner.dtype)
         return self.fc2(self.hidden_norm(activated))
 
@@ -99,10 +99,10 @@ class TransformerLayer(nn.Module):
 
 
 class TransformerStack(nn.Module):
-    """Layers one after the other, then a layer norm. Arguments of `forward` as for one layer.
+    """Transformer layers in sequence, then a layer norm; `forward` takes the arguments of one layer.
 
     `init_gain` multiplies weights and biases of the value, output and feed-forward maps (Magneto's gamma);
-    cross-attention is left out, as in the published model.
+    cross-attention is not scaled, as in the published model.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The multimodal language model: a causal Magneto decoder over words and pictures.
+"""The multimodal language model: a causal Magneto decoder over words and images.
 
 Shape letters: B batch, T tokens, D width, W vocabulary.
 
@@ -18,7 +18,7 @@ from kgcli.model.layers import TransformerStack
 
 
 class MLLM(nn.Module):
-    """Read embeddings left to right; return the last layer's hidden states.
+    """A causal decoder from embeddings to the last layer's hidden states.
 
     Shapes:
         embeddings_BTD, token_mask_BT (True = a real token, pads to the right only) -> (B, T, D)
@@ -40,7 +40,7 @@ class MLLM(nn.Module):
         self._initialise_embedding(pad_id)
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
-        """Word embeddings, not yet scaled: pictures are put among them first."""
+        """Embed words, not yet scaled: image vectors are inserted first."""
         return self.embedding(tokens_BT)
 
     def forward(self, embeddings_BTD: Tensor, token_mask_BT: Tensor) -> Tensor:
@@ -48,12 +48,12 @@ class MLLM(nn.Module):
         return self.stack(self.dropout(self.positioned(embeddings_BTD, token_mask_BT)), causal=True)
 
     def positioned(self, embeddings_BTD: Tensor, token_mask_BT: Tensor) -> Tensor:
-        """Embeddings scaled to unit size, pictures too, and told their positions: what the first layer reads."""
+        """Scale embeddings (words and images) to unit size and add positions: the first layer's input."""
         positions_BTD = sinusoids(token_mask_BT, embeddings_BTD.shape[-1])
         return self.scale * embeddings_BTD + positions_BTD.to(embeddings_BTD.dtype)
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
-        """Scores of the next token, (B, T, W); the output map is the word embedding."""
+        """Return next-token logits, (B, T, W); the output map is tied to the word embedding."""
         return F.linear(hidden_BTD, self.embedding.weight)
 
     @torch.no_grad()

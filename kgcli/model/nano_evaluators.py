@@ -1,9 +1,9 @@
-"""Two networks that nano pictures are compared with: a CLIP and a self-supervised ViT, trained only for evaluation.
+"""Two feature extractors for nano images: a CLIP and a self-supervised ViT, trained only for evaluation.
 
-They see individuals no generator sees, in pictures of seeds of their own, and share no weight, seed or architecture
-with a generator: the CLIP's picture tower is a convolutional net, the ViT's patches are twice as large.
+They are trained on instances and seeds that no generator is trained on, and share no weight, seed or architecture
+with a generator: the CLIP's image tower is a convolutional net, the ViT's patches are twice as large.
 
-Shape letters: B pictures, N texts, L tokens, C channels, X Y places, S pixels, E embedding.
+Shape letters: B images, N texts, L tokens, C channels, X Y places, S pixels, E embedding.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
 
 
 class EvalClip(nn.Module):
-    """Pictures and captions to one space. Source: CLIP (arXiv:2103.00020).
+    """A CLIP: images and captions in one embedding space. Source: CLIP (arXiv:2103.00020).
 
     Shapes:
         pixels_B3SS: in [-1, 1] -> (B, E); tokens_NL -> (N, E); both of length 1
@@ -51,14 +51,14 @@ class EvalClip(nn.Module):
         self.text_projection = nn.Linear(int(text["hidden_size"]), width, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(2.3))  # of the similarities, starts at 10
 
-    def embed_pictures(self, pixels_B3SS: Tensor) -> Tensor:
-        """What pictures show."""
+    def embed_images(self, pixels_B3SS: Tensor) -> Tensor:
+        """Embed images: (B, E), rows of length 1."""
         features_BCXY, stem_BCXY = self.trunk(pixels_B3SS)
         pooled_BC = torch.cat([_mean_and_max(features_BCXY), _mean_and_max(stem_BCXY)], dim=1)
         return F.normalize(self.picture_projection(pooled_BC).float(), dim=-1)
 
     def embed_tokens(self, tokens_NL: Tensor) -> Tensor:
-        """What captions say."""
+        """Embed captions: (N, E), rows of length 1."""
         pooled = self.text(input_ids=tokens_NL).pooler_output
         return F.normalize(self.text_projection(pooled).float(), dim=-1)
 
@@ -69,7 +69,7 @@ class EvalClip(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> EvalClip:
-        """The network of a folder, in fp32 on the CPU. Raises: MissingError."""
+        """Load the network of a folder, in fp32 on the CPU. Raises: MissingError."""
         config, weights = _load(folder, "eval_clip")
         model = cls(**config, tokenizer=CLIPTokenizer.from_pretrained(folder / TOKENIZER))
         model.load_state_dict(weights)
@@ -77,7 +77,7 @@ class EvalClip(nn.Module):
 
 
 class EvalVit(nn.Module):
-    """Pictures to features that are close for pictures of one subject, learnt without labels.
+    """A self-supervised ViT whose features are close for images of one subject.
 
     Shapes:
         pixels_B3SS: in [-1, 1] -> (B, E) of length 1
@@ -98,7 +98,7 @@ class EvalVit(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> EvalVit:
-        """The network of a folder, in fp32 on the CPU. Raises: MissingError."""
+        """Load the network of a folder, in fp32 on the CPU. Raises: MissingError."""
         config, weights = _load(folder, "eval_dino")
         model = cls(**config)
         model.load_state_dict(weights)

@@ -1,8 +1,8 @@
-"""The judges: two small networks that say what a nano-world picture shows and whose picture it is.
+"""The recognisers: two small networks that classify a nano-world image and identify its subject.
 
-They are trained on rendered pictures alone, on individuals no generator sees, and share nothing with any generator.
+They are trained on rendered images of instances that no generator is trained on, and share nothing with a generator.
 
-Shape letters: B pictures, C channels, X Y places, S pixels, E embedding.
+Shape letters: B images, C channels, X Y places, S pixels, E embedding.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from kgcli.errors import IncompatibleError, MissingError
 from kgcli.world.spec import Spec
 from kgcli.world.tables import ACCESSORIES, COLOURS, NOUNS, SCENES, STYLES
 
-# What the judges say of a picture, by head. None of the lists may be reordered: weights depend on it.
-SUBJECT_HEADS: dict[str, list[str]] = {"noun": list(NOUNS), "colour": list(COLOURS)}  # of the one subject in sight
+# The classes of each head. None of the lists may be reordered: weights depend on it.
+SUBJECT_HEADS: dict[str, list[str]] = {"noun": list(NOUNS), "colour": list(COLOURS)}  # of the one subject in the crop
 SCENE_HEADS: dict[str, list[str]] = {
-    "scene": [*SCENES, "blocks"],  # blocks: the place a style brings along
+    "scene": [*SCENES, "blocks"],  # blocks: the scene that a style implies
     "style": list(STYLES),
     "accessory": ["nothing", *ACCESSORIES],  # where there is one subject
     "count": ["1", "2"],
 }
 HEADS = {**SUBJECT_HEADS, **SCENE_HEADS}
-UNASKED = -100  # label of a head that has nothing to say of a picture
-GRID = 4  # places across and down at which the scene judge sees its stem's features
-HALF = 36 / 64  # side of the square around one of two subjects, in units of the picture
+IGNORED = -100  # label of a head that does not apply to an image
+GRID = 4  # places across and down at which the scene recogniser pools its stem's features
+HALF = 36 / 64  # side of the square around one of two subjects, in units of the image's side
 HALF_TOP = 16 / 64
 
 
 class Trunk(nn.Module):
-    """Residual convolutions from a picture to a map of features at a sixteenth of its side."""
+    """Residual convolutions from an image to a feature map at a sixteenth of its side."""
 
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Trunk(nn.Module):
         self.blocks = nn.ModuleList(Block(a, b) for a, b in zip(channels, rest, strict=False))
 
     def forward(self, pixels_B3SS: Tensor) -> tuple[Tensor, Tensor]:
-        """The map, and the stem's: not normalised, so it still holds colours and the finest texture."""
+        """Return the final and the stem's feature map; the stem's, not normalised, keeps colours and fine texture."""
         stem_BCXY = F.relu(self.stem(pixels_B3SS))
         features_BCXY = stem_BCXY
         for block in self.blocks:
@@ -70,8 +70,8 @@ class Block(nn.Module):
         return F.relu(reduced_BCXY + self.norms[1](self.refine(reduced_BCXY)))
 
 
-class SceneJudge(nn.Module):
-    """Where a picture is set, how it is painted, what is worn and how many there are: logits by head.
+class SceneRecogniser(nn.Module):
+    """A classifier of an image's scene, style, accessory and number of subjects: logits by head.
 
     Shapes:
         pixels_B3SS: in [-1, 1] -> {head: (B, choices)}
@@ -85,14 +85,14 @@ class SceneJudge(nn.Module):
 
     def forward(self, pixels_B3SS: Tensor) -> dict[str, Tensor]:
         features_BCXY, stem_BCXY = self.trunk(pixels_B3SS)
-        # Mean and mean square, place by place: styles differ in texture more than in anything a deep feature keeps.
+        # Mean and mean square per position: styles differ mostly in texture, which deep features lose.
         texture_BCXY = F.adaptive_avg_pool2d(torch.cat([stem_BCXY, stem_BCXY.square()], dim=1), GRID)
         pooled_BC = torch.cat([_pool(features_BCXY), texture_BCXY.flatten(1)], dim=1)
         return {name: head(pooled_BC) for name, head in self.heads.items()}
 
 
-class SubjectJudge(nn.Module):
-    """Who is in a picture: an embedding that is close for pictures of one individual, and its noun and colour.
+class SubjectRecogniser(nn.Module):
+    """An identity embedding, close for images of one instance, and a classifier of noun and colour.
 
     Shapes:
         pixels_B3SS: in [-1, 1], one subject each -> (B, E), of length 1, and {head: (B, choices)}
@@ -108,14 +108,14 @@ class SubjectJudge(nn.Module):
     def forward(self, pixels_B3SS: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         features_BCXY, stem_BCXY = self.trunk(pixels_B3SS)
         quarter = stem_BCXY.shape[-1] // 4
-        middle_BCXY = stem_BCXY[..., quarter:-quarter, quarter:-quarter]  # where the subject is, colours as they are
+        middle_BCXY = stem_BCXY[..., quarter:-quarter, quarter:-quarter]  # the subject's region, colours unchanged
         pooled_BC = torch.cat([_pool(features_BCXY), _pool(middle_BCXY)], dim=1)
         embedding_BE = F.normalize(self.project(pooled_BC).float(), dim=-1)
         return embedding_BE, {name: head(pooled_BC) for name, head in self.heads.items()}
 
 
-class Judges(nn.Module):
-    """Both judges, asked with pictures."""
+class Recognisers(nn.Module):
+    """Both recognisers, applied to images."""
 
     def __init__(
         self,
@@ -125,22 +125,22 @@ class Judges(nn.Module):
     ) -> None:
         super().__init__()
         self.config = {"scene": list(scene), "subject": list(subject), "width": width, "heads": _sizes()}
-        self.scene = SceneJudge(scene)
-        self.subject = SubjectJudge(subject, width)
+        self.scene = SceneRecogniser(scene)
+        self.subject = SubjectRecogniser(subject, width)
 
     @torch.no_grad()
-    def classify(self, pictures: Sequence[Image.Image]) -> dict[str, np.ndarray]:
-        """Probabilities of every choice of every head: {head: (pictures, choices)}."""
-        logits = [self.scene(chunk) | self.subject(chunk)[1] for chunk in to_pixels(pictures).split(64)]
+    def classify(self, images: Sequence[Image.Image]) -> dict[str, np.ndarray]:
+        """Return the probabilities of each head's classes: {head: (images, classes)}."""
+        logits = [self.scene(chunk) | self.subject(chunk)[1] for chunk in to_pixels(images).split(64)]
         return {name: torch.cat([part[name].float().softmax(-1) for part in logits]).numpy() for name in HEADS}
 
     @torch.no_grad()
-    def embed(self, pictures: Sequence[Image.Image]) -> np.ndarray:
-        """Who each picture shows: (pictures, width), rows of length 1."""
-        return torch.cat([self.subject(chunk)[0] for chunk in to_pixels(pictures).split(64)]).numpy()
+    def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Return an identity embedding per image: (images, width), rows of length 1."""
+        return torch.cat([self.subject(chunk)[0] for chunk in to_pixels(images).split(64)]).numpy()
 
     def sha256(self) -> str:
-        """Of the weights, by which a report names its judges."""
+        """Hash of the weights, recorded in reports."""
         digest = hashlib.sha256()
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode() + value.half().contiguous().numpy().tobytes())
@@ -154,52 +154,52 @@ class Judges(nn.Module):
         save_file(weights, folder / "model.safetensors")
 
     @classmethod
-    def load(cls, folder: Path) -> Judges:
-        """The judges of a folder, in fp32 on the CPU.
+    def load(cls, folder: Path) -> Recognisers:
+        """Load the recognisers of a folder, in fp32 on the CPU.
 
         Raises:
-            MissingError: they are not there. IncompatibleError: they judge another world.
+            MissingError: they are not there. IncompatibleError: they were trained on another world.
         """
         if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
-            raise MissingError(f"there are no judges in {folder}; train them with `kg base judge nano/judge`")
+            raise MissingError(f"there are no recognisers in {folder}; train them with `kg base judge nano/judge`")
         config = json.loads((folder / "config.json").read_text("utf-8"))
         if config.get("heads") != _sizes() or "scene" not in config:
             raise IncompatibleError(
-                f"the judges in {folder} know another world; train them: `kg base judge nano/judge`"
+                f"the recognisers in {folder} were trained on another world; train them: `kg base judge nano/judge`"
             )
-        judges = cls(config["scene"], config["subject"], config["width"])
-        judges.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})
-        return judges.eval().to(memory_format=torch.channels_last)
+        loaded = cls(config["scene"], config["subject"], config["width"])
+        loaded.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})
+        return loaded.eval().to(memory_format=torch.channels_last)
 
 
 def labels(spec: Spec, index: int = 0) -> dict[str, str]:
-    """What right judges say of a picture and of its subject `index`, for the heads that apply."""
-    asked = spec.subjects[index].subject
-    said = {"noun": asked.noun, "colour": asked.look.colour_name, "scene": spec.scene or "blocks", "style": spec.style}
-    said["count"] = str(len(spec.subjects))
-    return said if len(spec.subjects) > 1 else said | {"accessory": asked.accessory or "nothing"}
+    """Return the true classes of an image and of its subject `index`, for the heads that apply."""
+    one = spec.subjects[index].subject
+    found = {"noun": one.noun, "colour": one.look.colour_name, "scene": spec.scene or "blocks", "style": spec.style}
+    found["count"] = str(len(spec.subjects))
+    return found if len(spec.subjects) > 1 else found | {"accessory": one.accessory or "nothing"}
 
 
 def label_row(spec: Spec, index: int = 0) -> list[int]:
-    """The labels as one number for each head."""
-    said = labels(spec, index)
-    return [HEADS[name].index(said[name]) if name in said else UNASKED for name in HEADS]
+    """Return the labels as one class index per head, `IGNORED` where a head does not apply."""
+    found = labels(spec, index)
+    return [HEADS[name].index(found[name]) if name in found else IGNORED for name in HEADS]
 
 
-def around(picture: Image.Image, index: int, num_subjects: int) -> Image.Image:
-    """The part of a picture that the matcher looks at for its subject `index`: all of it, or a square on one side."""
+def around(image: Image.Image, index: int, num_subjects: int) -> Image.Image:
+    """Return the crop in which subject `index` is identified: the whole image, or a square on one side of two."""
     if num_subjects == 1:
-        return picture
-    size = picture.width
+        return image
+    size = image.width
     left = 0.0 if index == 0 else size * (1 - HALF)
     box = (left, size * HALF_TOP, left + size * HALF, size * (HALF_TOP + HALF))
-    return picture.resize((size, size), Image.Resampling.BILINEAR, box)
+    return image.resize((size, size), Image.Resampling.BILINEAR, box)
 
 
-def to_pixels(pictures: Sequence[Image.Image]) -> Tensor:
-    """Pictures of one size as (B, 3, S, S) in [-1, 1]."""
-    stacked = torch.from_numpy(np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
-    return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1.0  # a channels-last tensor already
+def to_pixels(images: Sequence[Image.Image]) -> Tensor:
+    """Convert images of one size to (B, 3, S, S) in [-1, 1]."""
+    stacked = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images]))
+    return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1.0  # already channels-last
 
 
 def _sizes() -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Randomness of one training step, drawn per sample: independent of processes, micro-batches and neighbours."""
+"""Randomness of one training step, drawn per sample: independent of processes, micro-batches and the other samples."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 class StepRandom:
     """Random numbers for the samples of one step, a function of (seed, step, sample number) alone.
 
-    Each sample has its own stream, so a batch that is shared out over processes or cut into micro-batches draws what
-    the whole batch would have drawn. `shared` is the stream of the step: equal in every process.
+    Each sample has its own stream, so a batch that is split over processes or into micro-batches draws the numbers
+    of the whole batch. `shared` is the stream of the step: equal in every process.
 
     Example:
         >>> whole, half = StepRandom(0, 7, [4, 5]), StepRandom(0, 7, [5])

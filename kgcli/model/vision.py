@@ -1,4 +1,4 @@
-"""The CLIP vision tower: pictures in, one unit vector per patch out.
+"""The CLIP vision tower: images in, one unit vector per patch out.
 
 Shape letters: N images, S side in pixels, P tokens (class token and patches), V vision width.
 
@@ -21,7 +21,7 @@ UNIT_EPS = 1e-12  # floor of the norm that token vectors are divided by
 
 
 class VisionTower(nn.Module):
-    """Read images as tokens of unit length; the class token comes first.
+    """Encode images to tokens of unit length; the class token comes first.
 
     Shapes:
         pixels_N3SS, normalised with CLIP's mean and deviation -> (N, P, V), P = 1 + (S / patch size)^2
@@ -39,11 +39,11 @@ class VisionTower(nn.Module):
         self.final_norm = layer_norm(cfg.width)
 
     def forward(self, pixels_N3SS: Tensor) -> Tensor:
-        # CLIP normalises the class token alone; KOSMOS-G reads every token, so every token is normalised.
+        # CLIP normalises the class token alone; KOSMOS-G uses every token, so every token is normalised.
         return F.normalize(self.tokens(pixels_N3SS), dim=-1, eps=UNIT_EPS)
 
     def tokens(self, pixels_N3SS: Tensor) -> Tensor:
-        """The tokens before they are brought to unit length."""
+        """Return the tokens before they are normalised to unit length."""
         patches_NPV = rearrange(self.patch_embed(pixels_N3SS), "n v h w -> n (h w) v")
         class_N1V = self.class_embedding.expand(len(patches_NPV), 1, -1)
         x_NPV = self.pre_norm(torch.cat([class_N1V, patches_NPV], dim=1) + self.positions)
@@ -69,7 +69,7 @@ class VisionBlock(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear maps with the activation the weights were trained with."""
+    """Two linear maps with the activation that the weights were trained with."""
 
     def __init__(self, cfg: VisionConfig) -> None:
         super().__init__()

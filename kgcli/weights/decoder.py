@@ -1,4 +1,4 @@
-"""An image decoder read from a diffusers folder, the Hub, or a single file of any program."""
+"""The loader of image decoders: from a diffusers folder, the Hub or a single checkpoint file."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def load_decoder(
 ) -> Diffusion:
     """Load the decoder of a diffusers folder, a Hub id or a single .safetensors file.
 
-    A file holds weights alone, under the names of any program that reads Stable Diffusion: `sizes` is a diffusers
-    folder whose config.json files say what they belong to, and its scheduler is used but for what the file itself
-    says (`v_pred`, `ztsnr`, modelspec.prediction_type). Without `variant`, half precision files are taken
-    where half precision is asked for, or where there are no others.
+    A single file holds only weights, under the names of any Stable Diffusion program: `sizes` is a diffusers folder
+    with the matching config.json files and the scheduler, which the file's own settings override (`v_pred`, `ztsnr`,
+    modelspec.prediction_type). Without `variant`, half precision files are used where `dtype` is a half precision
+    or there are no others.
 
     Raises:
         MissingError: the folder or a file is not there or is damaged.
@@ -93,14 +93,14 @@ def _load_from_file(
     dtype: torch.dtype,
     sizes: Path | str,
 ) -> Part:
-    """One part of a file with all of them, by diffusers' own knowledge of other programs' names."""
+    """Load one part of a single file; diffusers converts the names of other programs."""
     try:
         return kind.from_single_file(
             dict(tensors), config=str(sizes), subfolder=name, torch_dtype=dtype, local_files_only=True
         )
     except OSError as error:
         raise MissingError(f"the decoder's {name} is not in {source} or is damaged: {_first_line(error)}") from None
-    except NotImplementedError:  # torch's word for a weight that no file gave a value
+    except NotImplementedError:  # torch's error for a weight that is missing from the file
         raise IncompatibleError(
             f"the decoder's {name} in {source} does not fit the sizes of {sizes}: weights are missing"
         ) from None
@@ -109,7 +109,7 @@ def _load_from_file(
 
 
 def _variants(source: Path | str, name: str, dtype: torch.dtype, variant: str | None) -> tuple[str | None, ...]:
-    """The file variants to try in turn. A local folder is looked at; of a Hub id any may be absent."""
+    """Return the file variants to try in turn: those in a local folder, or both for a Hub id."""
     if variant is not None:
         return (variant,)
     if not Path(source).is_dir():

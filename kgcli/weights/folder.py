@@ -1,4 +1,4 @@
-"""A model folder before its weights are loaded: place, sizes, tokenizer, whether its files are whole. No torch."""
+"""Model folders before their weights are loaded: location, sizes, tokenizer and a check that all files are complete."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kgcli.config import CONFIG_NAME, MAX_CONFIG_BYTES, ModelConfig, check_aligner, read_model_config
+from kgcli.config import CONFIG_NAME, ModelConfig, check_aligner
 from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import IncompatibleError, MissingError, UsageError
 from kgcli.reading import MAX_INTEGER, parse_json, read_json
+from kgcli.weights.config import MAX_CONFIG_BYTES, read_model_config
 from kgcli.weights.hub import HubError, is_hub_id, snapshot
 from kgcli.weights.published.catalogue import is_entry, local_model
 from kgcli.weights.shipped import DEFAULT_MODEL, SD15_SIZES
@@ -24,27 +25,27 @@ WEIGHTS_NAME = "model.safetensors"
 TOKENIZER_NAME = "tokenizer"
 RENAMED_REPOSITORIES = {"runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
 _MAX_HEADER = 100_000_000  # bytes; the format's own limit
-# Of one number; kinds that are not listed are left to the library that reads them.
+# Bits per number; dtypes that are not listed are checked by the library that reads them.
 _BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16}
 _BITS |= {"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8}
-_READS_TEXT = "attn2.to_k.weight"  # (width, width of what is attended to), under diffusers' and all other names
+_READS_TEXT = "attn2.to_k.weight"  # (width, conditioning width), under the names of diffusers and all others
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model that is there and whole as far as can be told without loading it."""
+    """A model folder that is complete, as far as can be checked without loading its weights."""
 
     path: Path
-    name: str  # as the user knows it
+    name: str  # as given by the user
     cfg: ModelConfig
     decoder: str  # a local diffusers folder, a Hub id or a .safetensors file
     tokenizer: Tokenizer
 
     @cached_property
     def sha256(self) -> str:
-        """Of the weight files, in the order of their names."""
+        """Hash of the weight files, in the order of their names."""
         return hash_files(sorted(self.path.glob("model*.safetensors")))
 
     @property
@@ -54,20 +55,20 @@ class ModelFolder:
 
     @cached_property
     def decoder_sha256(self) -> str:
-        """Of the decoder's weight files, or "" where it is on the Hub."""
+        """Hash of the decoder's weight files, or "" for a decoder on the Hub."""
         path = Path(self.decoder)
         return hash_files([path] if path.is_file() else sorted(path.glob("*/*.safetensors"))) if path.exists() else ""
 
     @property
     def decoder_sizes(self) -> Path | None:
-        """The folder whose config.json files say what a decoder's single file holds: that of the model's own decoder
-        where it is a folder, or else Stable Diffusion v1.5; None where the decoder is no single file."""
+        """Folder with the config.json files of a single-file decoder: the model's own decoder folder, or else
+        Stable Diffusion v1.5; None if the decoder is not a single file."""
         if not Path(self.decoder).is_file():
             return None
         return _own_decoder(self.path, self.cfg.decoder) or SD15_SIZES
 
     def unet_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of the decoder's U-Net by diffusers' names, empty where they are not known before it is loaded.
+        """Return the shapes of the decoder's U-Net by diffusers' names, empty if unknown before it is loaded.
 
         Raises: MissingError for damaged files.
         """
@@ -83,8 +84,8 @@ def open_model(
     with_decoder: bool = True,
     with_aligner: bool = True,
 ) -> ModelFolder:
-    """Find a model (a folder, the name of a pulled one, a Hub id, or None for the shipped one) and check its files,
-    its decoder's among them. With `with_aligner` False the result of stage 1 will do.
+    """Find a model (a folder, the name of a pulled one, a Hub id, or None for the shipped one) and check its files
+    and its decoder's. With `with_aligner` False a stage 1 model, without AlignerNet, is accepted.
 
     Raises:
         MissingError: something is not there or damaged.
@@ -109,7 +110,7 @@ def open_model(
 
 
 def weight_shapes(folder: Path, name: str) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor in a safetensors file or the shards its index lists, all seen to be whole.
+    """Return the shape of each tensor in a safetensors file, or in the shards of its index, after checking all.
 
     Raises: MissingError.
     """
@@ -127,7 +128,7 @@ def weight_shapes(folder: Path, name: str) -> dict[str, tuple[int, ...]]:
 
 
 def check_safetensors(path: Path) -> dict[str, tuple[int, ...]]:
-    """See that a safetensors file is there and as long as its header says; the header alone is read.
+    """Check that a safetensors file exists and has the length its header states, reading only the header.
 
     Returns the shape of each tensor.
 
@@ -145,14 +146,14 @@ def check_safetensors(path: Path) -> dict[str, tuple[int, ...]]:
         header.pop("__metadata__", None)
         expected = 8 + header_size + max((_end_of(name, entry) for name, entry in header.items()), default=0)
         if size != expected:
-            raise ValueError(f"it has {size} bytes, its header says {expected}")
+            raise ValueError(f"it has {size} bytes, its header states {expected}")
         return {name: tuple(entry["shape"]) for name, entry in header.items()}
     except (ValueError, LookupError, TypeError, AttributeError, struct.error, MissingError) as error:
         raise MissingError(f"{path} is damaged ({error}); fetch or copy it again") from None
 
 
 def _end_of(name: str, entry: dict[str, Any]) -> int:
-    """Return where a tensor's bytes end, its place and shape seen to fit each other. Raises: ValueError."""
+    """Return the end offset of a tensor, after checking offsets against shape. Raises: ValueError."""
     start, end = entry["data_offsets"]
     shape, bits = entry["shape"], _BITS.get(entry["dtype"])
     if not all(type(number) is int and 0 <= number <= MAX_INTEGER for number in (start, end, *shape)) or start > end:
@@ -185,9 +186,9 @@ def _find_model(model: str | None, offline: bool) -> Path:
 
 
 def _check_named_decoder(folder: Path, decoder: str) -> None:
-    """See that the decoder which a model folder names lies in it or is Stable Diffusion v1.5.
+    """Check that the decoder named by a model folder is inside it or is Stable Diffusion v1.5.
 
-    A folder of a stranger chooses no path and no download: anything else is for the user to name.
+    An untrusted folder must not choose a path or a download: any other decoder has to be given by the user.
 
     Raises: UsageError.
     """
@@ -195,7 +196,7 @@ def _check_named_decoder(folder: Path, decoder: str) -> None:
     if {decoder, RENAMED_REPOSITORIES.get(decoder)} & set(RENAMED_REPOSITORIES.values()):
         return
     if inside and ((folder / decoder).is_dir() or not is_hub_id(decoder)):
-        return  # one that is not there is reported where it is looked for
+        return  # a missing one is reported by `_find_decoder`
     raise UsageError(
         f"the {CONFIG_NAME} of {folder} names a decoder that is not in the folder, {decoder}; if you trust it, give "
         f"--decoder {decoder}"
@@ -203,9 +204,9 @@ def _check_named_decoder(folder: Path, decoder: str) -> None:
 
 
 def _find_decoder(folder: Path, decoder: str, width: int) -> str:
-    """A folder inside the model folder, a folder or .safetensors file anywhere, or a Hub id.
+    """Find a decoder: a folder inside the model folder, a folder or .safetensors file anywhere, or a Hub id.
 
-    Raises: MissingError; IncompatibleError where the U-Net is seen to attend to vectors of another width.
+    Raises: MissingError; IncompatibleError if the U-Net attends to vectors of another width.
     """
     found = _own_decoder(folder, decoder) or Path(decoder).expanduser()
     if found.is_dir():
@@ -217,7 +218,7 @@ def _find_decoder(folder: Path, decoder: str, width: int) -> str:
         return str(found)
     if found.is_file():
         shapes = check_single_file(found)
-        # All cross-attention of these U-Nets reads the same vectors.
+        # All cross-attention of these U-Nets attends to the same vectors.
         check_width(str(found), next((s[1] for name, s in shapes.items() if name.endswith(_READS_TEXT)), None), width)
         check_single_decoder(found, shapes)
         scheduler_settings(found)
@@ -231,7 +232,7 @@ def _find_decoder(folder: Path, decoder: str, width: int) -> str:
 
 
 def check_width(source: str, found: object, expected: int) -> None:
-    """Refuse a decoder, or a ControlNet, that attends to other vectors than the model makes; None is not known yet.
+    """Refuse a decoder or ControlNet whose conditioning width differs from the model's; None is not known yet.
 
     Raises: IncompatibleError.
     """
@@ -243,7 +244,7 @@ def check_width(source: str, found: object, expected: int) -> None:
 
 
 def check_diffusers_part(folder: Path, part: str) -> dict[str, Any]:
-    """The config.json of one part of a diffusers folder ("" is the folder itself), its weights seen to be whole.
+    """Check the weights of one part of a diffusers folder ("" is the folder itself); return its config.json.
 
     Raises: MissingError.
     """
@@ -257,17 +258,17 @@ def check_diffusers_part(folder: Path, part: str) -> dict[str, Any]:
 
 
 def check_single_file(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes in a .safetensors file that a user named.
+    """Return the shapes in a .safetensors file given by the user.
 
-    Raises: MissingError, also for other formats: those can run programs when they are read.
+    Raises: MissingError, also for other formats: those can run code when they are loaded.
     """
     if path.suffix.lower() != ".safetensors":
-        raise MissingError(f"{path} is no .safetensors file; others are not read, convert it first")
+        raise MissingError(f"{path} is not a .safetensors file; convert it to one first")
     return check_safetensors(path)
 
 
 def _own_decoder(folder: Path, decoder: str) -> Path | None:
-    """The decoder's folder inside the model folder."""
+    """Return the decoder's folder inside the model folder, if there is one."""
     return folder / decoder if (folder / decoder).is_dir() else None
 
 
@@ -284,9 +285,9 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def check_target(out: Path, inputs: list[Path], *, overwrite: bool) -> Path:
-    """Return the whole path of a model folder that may be written.
+    """Return the absolute path of a model folder that may be written.
 
-    Raises: UsageError where something is there that must not be lost.
+    Raises: UsageError if something there must not be lost.
     """
     out = out.expanduser().absolute()
     if out.is_file():
@@ -294,16 +295,16 @@ def check_target(out: Path, inputs: list[Path], *, overwrite: bool) -> Path:
     if not out.is_dir() or not any(out.iterdir()):
         return out
     if not overwrite:
-        raise UsageError(f"{out} is there already; give --overwrite or another name")
+        raise UsageError(f"{out} already exists; give --overwrite or another name")
     if not (out / CONFIG_NAME).is_file():
-        raise UsageError(f"{out} holds other things than a model, so --overwrite does not apply; give another name")
+        raise UsageError(f"{out} is not a model folder, so --overwrite does not apply; give another name")
     if any(path.resolve().is_relative_to(out.resolve()) for path in inputs):
-        raise UsageError(f"{out} holds the file it is made of; give another name")
+        raise UsageError(f"{out} contains the file to convert; give another name")
     return out
 
 
 def hash_files(paths: list[Path]) -> str:
-    """One sha256 over the bytes of files, in the order given."""
+    """Return one sha256 over the bytes of files, in the given order."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:

@@ -1,7 +1,7 @@
-"""All access to the Hugging Face Hub: one offline rule, downloads that resume, and failures as one line. No torch.
+"""All access to the Hugging Face Hub: one offline rule, downloads that resume, and failures as one line.
 
-Files land in the Hub's own cache, where every other program finds them. huggingface_hub throws a broken download
-away; here it stays beside its place and is resumed, and nothing takes that place before its sha256 is right.
+Files are stored in the Hub's own cache, shared with other programs. huggingface_hub discards an interrupted download;
+here it is kept and resumed, and a file enters the cache only after its sha256 has been checked.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from filelock import FileLock, Timeout
 from kgcli.errors import IncompatibleError, MissingError
 from kgcli.runtime import is_offline
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")  # the ETag of a large file; that of a small one is a git hash
+_SHA256 = re.compile(r"[0-9a-f]{64}")  # the ETag of a large file; a small one has a git hash
 
 _log = logging.getLogger(__name__)
 
 
 class HubError(MissingError):
-    """A repository or file that cannot be had; `status` is the HTTP status, or None without an answer."""
+    """A repository or file that is unavailable; `status` is the HTTP status, or None without a response."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
@@ -42,8 +42,8 @@ class Fetched:
 
 
 @dataclass(frozen=True)
-class Stated:
-    """The Hub's own words about a file."""
+class RemoteFile:
+    """The Hub's metadata of a file."""
 
     url: str
     revision: str  # commit of the repository
@@ -52,17 +52,17 @@ class Stated:
 
     @property
     def sha256(self) -> str:
-        """Hash of the content, or "" for a small file, of which the Hub states none."""
+        """Hash of the content, or "" for a small file, for which the Hub gives none."""
         return self.etag if _SHA256.fullmatch(self.etag) else ""
 
 
 def is_hub_id(name: str) -> bool:
-    """Tell whether a name can be that of a Hub repository."""
+    """Tell whether a name has the form of a Hub repository id."""
     return re.fullmatch(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", name) is not None
 
 
 def snapshot(repository: str, *, files: Sequence[str] | None = None, offline: bool = False) -> Path:
-    """Return the local folder of a repository, fetched where that is allowed; `files` are patterns of those needed.
+    """Return the local folder of a repository, downloaded unless offline; `files` are patterns of the files needed.
 
     Raises: HubError.
     """
@@ -81,36 +81,36 @@ def snapshot(repository: str, *, files: Sequence[str] | None = None, offline: bo
 def fetch(
     repository: str, file: str, *, revision: str | None = None, sha256: str = "", offline: bool = False
 ) -> Fetched:
-    """Return a file of a repository from the local cache, downloaded or its download resumed where need be.
+    """Return a file of a repository from the local cache, downloading it or resuming its download if needed.
 
-    Its content has `sha256` where one is given, and always the hash that the Hub states for it.
+    Its content is checked against `sha256`, if given, and against the Hub's hash.
 
     Raises: HubError; IncompatibleError for other content.
     """
     if is_offline(offline):
         return _from_cache(repository, file, revision, sha256)
     try:
-        stated = ask(repository, file, revision=revision)
+        remote = file_metadata(repository, file, revision=revision)
     except HubError as error:
         if error.status is not None or _cached(repository, file, revision) is None:
             raise
-        _log.warning("%s; taking the copy in the local cache", error)
+        _log.warning("%s; using the copy in the local cache", error)
         return _from_cache(repository, file, revision, sha256)
-    if sha256 and stated.sha256 and stated.sha256 != sha256:
+    if sha256 and remote.sha256 and remote.sha256 != sha256:
         raise IncompatibleError(
-            f"{file} of {repository} is another file now: the Hub states sha256 {stated.sha256}, "
-            f"expected is {sha256}; nothing was fetched"
+            f"{file} of {repository} has changed: the Hub gives sha256 {remote.sha256}, "
+            f"expected {sha256}; nothing was downloaded"
         )
-    expected = sha256 or stated.sha256
+    expected = sha256 or remote.sha256
     found = ""
-    if _cached(repository, file, stated.revision) is None:
-        found = _download(stated, repository, file, expected)
-    _note_revision(repository, revision or "main", stated.revision)
-    return _from_cache(repository, file, stated.revision, expected, found)
+    if _cached(repository, file, remote.revision) is None:
+        found = _download(remote, repository, file, expected)
+    _note_revision(repository, revision or "main", remote.revision)
+    return _from_cache(repository, file, remote.revision, expected, found)
 
 
-def ask(repository: str, file: str, *, revision: str | None = None) -> Stated:
-    """Ask the Hub about a file.
+def file_metadata(repository: str, file: str, *, revision: str | None = None) -> RemoteFile:
+    """Request the metadata of a file from the Hub.
 
     Raises: HubError.
     """
@@ -122,16 +122,16 @@ def ask(repository: str, file: str, *, revision: str | None = None) -> Stated:
     except _failures() as error:
         raise _explain(error, repository, file) from None
     if found.commit_hash is None or found.etag is None:
-        raise HubError(f"{url} is answered by no Hub: HF_ENDPOINT, a proxy or a firewall may be in the way")
-    return Stated(url, found.commit_hash, found.etag, found.size)
+        raise HubError(f"{url} did not respond as a Hub does: check HF_ENDPOINT, proxy and firewall")
+    return RemoteFile(url, found.commit_hash, found.etag, found.size)
 
 
 def has_file(repository: str, file: str, revision: str | None = None, *, offline: bool = False) -> bool:
-    """Tell whether a repository has a file that can be had: in the local cache, or on the Hub."""
+    """Tell whether a file of a repository is available: in the local cache, or on the Hub."""
     if _cached(repository, file, revision) is not None:
         return True
     try:
-        return not is_offline(offline) and bool(ask(repository, file, revision=revision))
+        return not is_offline(offline) and bool(file_metadata(repository, file, revision=revision))
     except HubError:
         return False
 
@@ -142,28 +142,28 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _download(stated: Stated, repository: str, file: str, sha256: str) -> str:
-    """Put a file into the Hub's cache, in the layout that its documentation gives.
+def _download(remote: RemoteFile, repository: str, file: str, sha256: str) -> str:
+    """Download a file into the Hub's cache, in its documented layout.
 
-    Returns its hash, or "" where its content was there under another name.
+    Returns its hash, or "" if its content was already there under another name.
     """
     from huggingface_hub import hf_hub_download
 
-    blob = _storage(repository) / "blobs" / stated.etag
+    blob = _storage(repository) / "blobs" / remote.etag
     partial = blob.with_name(f"{blob.name}.partial")
     found = ""
     try:
         blob.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{partial}.lock", timeout=0):
             if not blob.exists():
-                _resume(stated, partial)
+                _resume(remote, partial)
                 found = _check_content(partial, file, repository, sha256)
                 os.replace(partial, blob)
-        # The blob is there: this makes the name that points to it, and fetches nothing.
-        hf_hub_download(repository, file, revision=stated.revision, endpoint=_endpoint())
+        # The blob exists now: this only creates the link to it.
+        hf_hub_download(repository, file, revision=remote.revision, endpoint=_endpoint())
         return found
     except Timeout:
-        raise HubError(f"{file} of {repository} is being fetched by another process; wait for that one") from None
+        raise HubError(f"{file} of {repository} is being downloaded by another process; wait for that one") from None
     except _failures() as error:
         raise _explain(error, repository, file) from None
 
@@ -177,26 +177,26 @@ def _storage(repository: str) -> Path:
 
 
 def _note_revision(repository: str, revision: str, commit: str) -> None:
-    """Note the commit of a branch or tag, by which its files are found offline."""
+    """Record the commit of a branch or tag, so that its files are found offline."""
     ref = _storage(repository) / "refs" / revision
     if revision != commit and (not ref.is_file() or ref.read_text("utf-8") != commit):
         ref.parent.mkdir(parents=True, exist_ok=True)
         ref.write_text(commit, "utf-8")
 
 
-def _resume(stated: Stated, partial: Path) -> None:
-    """Fetch the bytes that a partial file lacks."""
+def _resume(remote: RemoteFile, partial: Path) -> None:
+    """Download the missing bytes of a partial file."""
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
     with partial.open("ab") as file:
-        if stated.size is not None and file.tell() > stated.size:
+        if remote.size is not None and file.tell() > remote.size:
             file.truncate(0)
             file.seek(0)
         if file.tell():
             _log.warning("resuming a download at %.2f GB", file.tell() / 1e9)
-        headers = {**build_hf_headers(), "Accept-Encoding": "identity"}  # a compressed answer has no ranges
-        http_get(stated.url, file, resume_size=file.tell(), headers=headers, expected_size=stated.size)
+        headers = {**build_hf_headers(), "Accept-Encoding": "identity"}  # a compressed response has no ranges
+        http_get(remote.url, file, resume_size=file.tell(), headers=headers, expected_size=remote.size)
         file.flush()
         os.fsync(file.fileno())
 
@@ -206,8 +206,8 @@ def _check_content(partial: Path, file: str, repository: str, sha256: str) -> st
     if sha256 and found != sha256:
         partial.unlink()
         raise IncompatibleError(
-            f"{file} of {repository} arrived with sha256 {found}, expected is {sha256}: "
-            "it was deleted and nothing in it was read; fetch it again"
+            f"{file} of {repository} was downloaded with sha256 {found}, expected {sha256}: "
+            "it was deleted unread; download it again"
         )
     return found
 
@@ -220,23 +220,23 @@ def _cached(repository: str, file: str, revision: str | None) -> Path | None:
 
 
 def _from_cache(repository: str, file: str, revision: str | None, sha256: str, found: str = "") -> Fetched:
-    """Check a cached file; `found` is its hash where that was computed a moment ago."""
+    """Check a cached file; `found` is its hash, if already computed."""
     path = _cached(repository, file, revision)
     if path is None:
-        raise HubError(f"{file} of {repository} is not in the local cache, and nothing is fetched offline")
+        raise HubError(f"{file} of {repository} is not in the local cache, and nothing is downloaded offline")
     found = found or sha256_of(path)
-    blob = path.resolve().name  # named after the hash that the Hub stated
+    blob = path.resolve().name  # named after the Hub's hash
     expected = sha256 or (blob if _SHA256.fullmatch(blob) else "")
     if expected and found != expected:
         raise IncompatibleError(
-            f"{path} has sha256 {found}, expected is {expected}: nothing in it was read; "
-            f"delete {path.resolve()} and fetch it again"
+            f"{path} has sha256 {found}, expected {expected}: it was not read; "
+            f"delete {path.resolve()} and download it again"
         )
     return Fetched(path, _commit_of(path, file), found)
 
 
 def _commit_of(path: Path, file: str) -> str:
-    """The commit in a cached path, `snapshots/COMMIT/FILE`."""
+    """Return the commit in a cached path, `snapshots/COMMIT/FILE`."""
     return path.parents[file.count("/")].name
 
 
@@ -245,7 +245,7 @@ def _endpoint() -> str | None:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """Errors of the network, the Hub, its cache and the disk."""
+    """Return the error types of the network, the Hub, its cache and the disk."""
     from httpx2 import HTTPError
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -272,10 +272,10 @@ def _explain(error: BaseException, repository: str, file: str = "", *, offline: 
         }
         status = error.response.status_code
         reason = next((text for kind, text in reasons.items() if isinstance(error, kind)), "access is refused")
-        return HubError(f"{name} cannot be fetched: the Hub answers {status}, {reason}", status)
+        return HubError(f"{name} cannot be downloaded: the Hub answers {status}, {reason}", status)
     if offline or (isinstance(error, LocalEntryNotFoundError) and error.__cause__ is None):
-        return HubError(f"{name} is not in the local cache, and nothing is fetched offline")
+        return HubError(f"{name} is not in the local cache, and nothing is downloaded offline")
     if "Consistency check failed" in str(error):
-        return HubError(f"{name} was cut short; run the command again and it resumes")
+        return HubError(f"{name} was interrupted; run the command again to resume")
     first = (str(error) or type(error).__name__).split("\n")[0]
-    return HubError(f"{name} cannot be fetched: {first}")
+    return HubError(f"{name} cannot be downloaded: {first}")

@@ -1,4 +1,4 @@
-"""A KOSMOS-G read from a model folder, whole or quantised, and written to one; the vision tower of a CLIP folder."""
+"""Loading and saving of KOSMOS-G model folders, quantised if requested, and of a CLIP folder's vision tower."""
 
 from __future__ import annotations
 
@@ -10,20 +10,13 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from kgcli.config import (
-    ALIGNER,
-    CONFIG_NAME,
-    AlignerConfig,
-    ModelConfig,
-    VisionConfig,
-    check_aligner,
-    read_model_config,
-)
+from kgcli.config import ALIGNER, CONFIG_NAME, AlignerConfig, ModelConfig, VisionConfig, check_aligner
 from kgcli.errors import IncompatibleError, MissingError, UsageError
 from kgcli.files import make_folder, write_whole
 from kgcli.model.aligner import AlignerNet
 from kgcli.model.kosmosg import KosmosG
 from kgcli.runtime import check_quantize
+from kgcli.weights.config import read_model_config
 from kgcli.weights.folder import WEIGHTS_NAME
 from kgcli.weights.published.names import vision_from_transformers
 from kgcli.weights.quantize import quantize_linears
@@ -36,7 +29,7 @@ from kgcli.weights.safetensors import (
     write_weights,
 )
 
-ALIGNER_DECODER = "aligner.decoder."  # serves the alignment stage only; dropped where it is not asked for
+ALIGNER_DECODER = "aligner.decoder."  # serves the alignment stage only; dropped unless requested
 
 
 def load_kosmosg(
@@ -51,9 +44,9 @@ def load_kosmosg(
 ) -> KosmosG:
     """Load the model of a folder, in evaluation mode.
 
-    Weights under a prefix of `fresh` may be absent from the file; they are then initialised anew. With `aligner` the
-    model has another AlignerNet than the folder's, initialised anew. `quantize` (8bit, 4bit) holds the MLLM's linear
-    layers in few bits, for generation only.
+    Weights under a prefix of `fresh` may be absent from the file; they are then newly initialised. `aligner` replaces
+    the folder's AlignerNet by a newly initialised one. `quantize` (8bit, 4bit) quantises the MLLM's linear layers,
+    for generation only.
 
     Raises:
         UsageError: `quantize` is unknown, or its library is not installed.
@@ -69,7 +62,7 @@ def load_kosmosg(
     check_quantize(quantize, str(device))
     cfg = read_model_config(folder)
     if quantize != "none":
-        assert not fresh and not with_aligner_decoder, "what is trained is not quantised"
+        assert not fresh and not with_aligner_decoder, "a model to be trained is not quantised"
         return _load_quantized(folder, cfg, torch.device(device), dtype, quantize)
     weights = read_weights(folder / WEIGHTS_NAME, device=device, dtype=dtype)
     if not with_aligner_decoder:
@@ -80,11 +73,11 @@ def load_kosmosg(
         fresh = (*fresh, ALIGNER)
     if not fresh:
         check_aligner(weights, folder)
-    # Nothing but a fresh part needs memory before its weights arrive.
+    # Only a fresh part needs memory before its weights are loaded.
     with torch.device("meta"), _Unfilled():
         model = KosmosG(cfg, with_aligner_decoder=with_aligner_decoder)
     if fresh:
-        assert all(prefix.startswith(ALIGNER) for prefix in fresh), "no other part is ever made anew"
+        assert all(prefix.startswith(ALIGNER) for prefix in fresh), "only the AlignerNet can be newly initialised"
         with torch.device(device):
             aligner_net = AlignerNet(cfg.aligner, cfg.mllm.width, with_decoder=with_aligner_decoder)
         model.aligner = aligner_net.to(dtype)
@@ -93,7 +86,7 @@ def load_kosmosg(
 
 
 def save_kosmosg(model: KosmosG, folder: Path | str, *, dtype: torch.dtype | None = None) -> None:
-    """Write sizes and weights; a reader never meets a half-written file.
+    """Write config.json and weights, each file atomically.
 
     Raises: UsageError for a quantised model.
     """
@@ -106,14 +99,14 @@ def save_kosmosg(model: KosmosG, folder: Path | str, *, dtype: torch.dtype | Non
 
 
 def has_aligner(folder: Path) -> bool:
-    """Tell whether a model folder holds an AlignerNet; the result of stage 1 does not. Raises: MissingError."""
+    """Tell whether a model folder has an AlignerNet; a stage 1 model does not. Raises: MissingError."""
     return any(name.startswith(ALIGNER) for name in stored_names(folder / WEIGHTS_NAME))
 
 
 def load_tower(folder: Path, cfg: VisionConfig) -> dict[str, Tensor]:
-    """Return the vision tower (names as in `VisionTower`) of a CLIP that transformers saved, or `kg base clip`.
+    """Return the vision tower (names as in `VisionTower`) of a CLIP saved by transformers or `kg base clip`.
 
-    Raises: MissingError; IncompatibleError where the same weights would compute something else with `cfg`.
+    Raises: MissingError; IncompatibleError if the CLIP's settings differ from `cfg`.
     """
     from transformers import CLIPVisionConfig
 
@@ -131,12 +124,12 @@ def load_tower(folder: Path, cfg: VisionConfig) -> dict[str, Tensor]:
     }
     wrong = [f"{name} is {theirs}, not {ours}" for name, (theirs, ours) in settings.items() if theirs != ours]
     if wrong:
-        raise IncompatibleError(f"the CLIP of {clip}: {', '.join(wrong)}; set model.vision to what it has")
+        raise IncompatibleError(f"the CLIP of {clip}: {', '.join(wrong)}; set model.vision to its values")
     return vision_from_transformers(read_weights(clip / WEIGHTS_NAME))
 
 
 def _load_quantized(folder: Path, cfg: ModelConfig, device: torch.device, dtype: torch.dtype, quantize: str) -> KosmosG:
-    """Load the model with an MLLM in few bits, weight by weight: it is never whole in full precision."""
+    """Load the model with a quantised MLLM, weight by weight: it is never in memory in full precision."""
     with torch.device("meta"), _Unfilled():
         model = KosmosG(cfg)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -150,7 +143,7 @@ def _load_quantized(folder: Path, cfg: ModelConfig, device: torch.device, dtype:
 
 
 def _encoder_weights(folder: Path, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Yield the weights that encode prompts, one by one."""
+    """Yield the weights of the prompt encoder, one by one."""
     for name, tensor in iter_weights(folder / WEIGHTS_NAME, dtype=dtype):
         if not name.startswith(ALIGNER_DECODER):
             yield name, tensor
@@ -165,7 +158,7 @@ def _noting_shapes(
 
 
 class _Unfilled(TorchFunctionMode):
-    """Leaves weights without memory as they are: to fill or scale those, torch would load its compiler."""
+    """A mode that skips the initialisation of meta tensors, for which torch would load its compiler."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -1,7 +1,7 @@
-"""An MLLM whose linear layers are held in 8 or 4 bits by bitsandbytes, each from the moment its weight is read.
+"""Quantisation of the MLLM's linear layers to 8 or 4 bits by bitsandbytes, each as soon as its weight is read.
 
-8bit is LLM.int8(): whole numbers for each row of a weight and each token, outliers apart. 4bit is NF4 in blocks of 64.
-Biases, norms and the word embedding stay as they are; so do vision tower, resampler and AlignerNet.
+8bit is LLM.int8(): int8 per weight row and per token, outliers in half precision. 4bit is NF4 in blocks of 64.
+Biases, norms, the word embedding, vision tower, resampler and AlignerNet are not quantised.
 
 Source: LLM.int8() (arXiv:2208.07339); QLoRA (arXiv:2305.14314) for NF4.
 """
@@ -15,17 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-PART = "mllm"  # whose linear layers are quantised
-OUTLIER = 6.0  # activations from here on are multiplied in half precision: LLM.int8()'s own threshold
+PART = "mllm"  # the part whose linear layers are quantised
+OUTLIER = 6.0  # larger activations are multiplied in half precision: LLM.int8()'s own threshold
 
 
 def quantize_linears(
     model: nn.Module, weights: Iterable[tuple[str, Tensor]], quantize: str, device: torch.device
 ) -> dict[str, Tensor]:
-    """Put quantised layers in place of the linear ones of `model.mllm`; return all other weights, on the device.
+    """Replace the linear layers of `model.mllm` by quantised ones; return all other weights, on the device.
 
-    `weights` come one at a time, on the CPU, and no more than one of the quantised is ever whole. One that does not fit
-    its layer is returned with the others.
+    `weights` are read one at a time, on the CPU, so at most one quantised weight is held in full precision. A weight
+    that does not fit its layer is returned with the others.
     """
     linears = {
         f"{name}.weight": (name, module)
@@ -43,9 +43,9 @@ def quantize_linears(
 
 
 def move(part: nn.Module, device: torch.device) -> None:
-    """Take a part to a device, with what its 8-bit layers keep beside their weights."""
+    """Move a part to a device, including the quantisation state of its layers."""
     for linear in part.modules():
-        if isinstance(linear, nn.Linear) and type(linear) is not nn.Linear:  # one of bitsandbytes'
+        if isinstance(linear, nn.Linear) and type(linear) is not nn.Linear:  # a layer of bitsandbytes
             made: Any = linear
             made.weight = linear.weight.to(device)  # with the scales of 4-bit blocks; `part.to` would lose them
             if hasattr(made, "state"):
@@ -55,8 +55,8 @@ def move(part: nn.Module, device: torch.device) -> None:
 
 
 def _quantized(linear: nn.Linear, weight: Tensor, quantize: str, device: torch.device) -> nn.Module:
-    """The layer of a linear one's sizes that holds a weight in few bits; its bias is still to come."""
-    # It logs that inputs are cast, at each call, and that it will not fetch kernels from the Hub.
+    """Return a quantised layer with the sizes of a linear one and this weight; its bias is set later."""
+    # bitsandbytes logs at each call that inputs are cast, and that it downloads no kernels from the Hub.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit  # an optional extra
 
@@ -71,6 +71,6 @@ def _quantized(linear: nn.Linear, weight: Tensor, quantize: str, device: torch.d
             *sizes, quant_type="nf4", compute_dtype=weight.dtype, compress_statistics=False, device="meta"
         )
         made.weight = Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=False).to(device)
-        # The layout it would change to at the first call on some CPUs cannot go to another device.
+        # The layout that the first call on some CPUs would change to cannot be moved to another device.
         made.support_avx512bf16_for_cpu = False
     return made.eval()

@@ -1,4 +1,4 @@
-"""Weight files: read one (or its shards), put the weights into a module after checking every name, write one."""
+"""Weight files: read one (or its shards), assign the weights to a module after checking every name, write one."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ NUM_NAMED = 3  # names that an error message lists of each kind
 def read_weights(
     path: Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
-    """The tensors of `NAME.safetensors`, or of the shards that `NAME.safetensors.index.json` beside it lists.
+    """Read the tensors of `NAME.safetensors`, or of the shards listed by `NAME.safetensors.index.json` beside it.
 
-    Tensors are read and cast one at a time, so memory holds the result and no second copy.
+    Tensors are read and cast one at a time, so memory never holds a second copy.
 
     Raises:
         MissingError: a file is not there or is damaged.
@@ -34,7 +34,7 @@ def read_weights(
 def iter_weights(
     path: Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors as of `read_weights`, one at a time.
+    """Yield the names and tensors of `read_weights` one at a time.
 
     Raises:
         MissingError: a file is not there or is damaged.
@@ -50,7 +50,7 @@ def iter_weights(
 
 
 def stored_names(path: Path) -> set[str]:
-    """The names in a weight file or its shards; no tensor is read. Raises: MissingError."""
+    """Return the names in a weight file or its shards, reading no tensor. Raises: MissingError."""
     names: set[str] = set()
     for shard in _shards(path):
         try:
@@ -64,7 +64,7 @@ def stored_names(path: Path) -> set[str]:
 def assign_weights(
     module: nn.Module, weights: Mapping[str, Tensor], *, source: str, fresh: tuple[str, ...] = ()
 ) -> None:
-    """Give `module` its weights; names under a prefix of `fresh` may be absent and keep what they have.
+    """Assign weights to `module`; names under a prefix of `fresh` may be absent and are left unchanged.
 
     Raises:
         IncompatibleError: a weight is missing, unexpected or of another shape.
@@ -101,7 +101,7 @@ def check_weights(
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor], *, dtype: torch.dtype | None = None) -> None:
-    """Write a safetensors file; `path` never holds a half-written one."""
+    """Write a safetensors file atomically."""
     tensors = {
         name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None)
         for name, tensor in weights.items()
@@ -120,9 +120,8 @@ def write_shards(
 ) -> int:
     """Write weights as files of at most `shard_size` bytes, with the index that `read_weights` follows.
 
-    `read` is called once for each file, and what it gives is let go after it: where it maps a file into memory, no more
-    than one shard's pages are ever held. `num_bytes` says the order and, as written, the size of each weight. Returns
-    the number of files.
+    `read` is called once per file and its result is freed afterwards: if it memory-maps a file, at most one shard's
+    pages are held. `num_bytes` gives the order and the size as written of each weight. Returns the number of files.
     """
     groups = _group(num_bytes, shard_size)
     if len(groups) == 1:
@@ -139,7 +138,7 @@ def write_shards(
 
 
 def _group(num_bytes: Mapping[str, int], shard_size: int) -> list[list[str]]:
-    """Names in order, as few to a group as its size asks for; a weight larger than that is a group of its own."""
+    """Group names, in order, into shards of at most `shard_size` bytes; a larger weight is a shard of its own."""
     groups: list[list[str]] = [[]]
     filled = 0
     for name, size in num_bytes.items():

@@ -1,4 +1,4 @@
-"""Make a trained model folder, or one file of weights, small enough to ship: fp16 everywhere.
+"""Convert a trained model folder, or one file of weights, to fp16 for shipping.
 
 Run: python -m kgcli.weights.ship runs/nano/instruct/final kgcli/nano/model
 """
@@ -33,7 +33,7 @@ def ship(source: Path, target: Path) -> int:
 
 
 def _files(root: Path, pattern: str = "*.safetensors") -> list[Path]:
-    """The files below a folder that fit a pattern, or the file itself."""
+    """Return the files below a folder that match a pattern, or the file itself."""
     return [root] if root.is_file() else [path for path in root.rglob(pattern) if path.is_file()]
 
 

@@ -1,4 +1,4 @@
-"""A decoder in one .safetensors file, before its weights are read: its parts, and what it was trained to predict.
+"""The header of a single-file decoder (.safetensors): its parts and its prediction type.
 
 Such a file holds a U-Net and a VAE in the names of latent diffusion, often a text encoder too, which KOSMOS-G replaces.
 """
@@ -46,19 +46,19 @@ def check_single_decoder(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> N
 
 
 def check_inputs(source: str, num_channels: object) -> None:
-    """Refuse a U-Net that reads more than latents; None is not known yet.
+    """Refuse a U-Net with more input channels than latents have; None is not known yet.
 
     Raises: IncompatibleError.
     """
     if isinstance(num_channels, int) and num_channels in _OTHER_INPUTS:
         raise IncompatibleError(
-            f"{source} is {_OTHER_INPUTS[num_channels]}: its U-Net reads {num_channels} channels, which a prompt alone "
-            "does not give; use the text-to-image checkpoint it was made from"
+            f"{source} is {_OTHER_INPUTS[num_channels]}: its U-Net needs {num_channels} input channels, which a "
+            "prompt alone does not give; use the text-to-image checkpoint it was made from"
         )
 
 
 def scheduler_settings(path: Path) -> dict[str, Any]:
-    """Return the scheduler settings that a file's markers and header name, by diffusers' names.
+    """Return the scheduler settings given by a file's markers and header, under diffusers' names.
 
     Raises: MissingError; IncompatibleError for a prediction type that is not supported.
     """
@@ -70,13 +70,13 @@ def scheduler_settings(path: Path) -> dict[str, Any]:
     except (OSError, SafetensorError) as error:
         raise MissingError(f"{path} is damaged ({error}); fetch or copy it again") from None
     found: dict[str, Any] = {}
-    if said := header.get(_PREDICTION_KEY):
-        if said.lower() not in _PREDICTIONS:
-            raise IncompatibleError(f"{path} says {_PREDICTION_KEY} {said[:40]!r}; supported are epsilon, v and sample")
-        found["prediction_type"] = _PREDICTIONS[said.lower()]
+    if value := header.get(_PREDICTION_KEY):
+        if value.lower() not in _PREDICTIONS:
+            raise IncompatibleError(f"{path} has {_PREDICTION_KEY} {value[:40]!r}; supported are epsilon, v and sample")
+        found["prediction_type"] = _PREDICTIONS[value.lower()]
     if {"v_pred", f"{UNET}v_pred"} & names:
         found["prediction_type"] = "v_prediction"
     if {"ztsnr", f"{UNET}ztsnr"} & names:
-        # The first step must be pure noise, or the schedule's last betas are never met. Source: arXiv:2305.08891
+        # The first step must be pure noise, or the schedule's last betas are never used. Source: arXiv:2305.08891
         found |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return found

@@ -1,4 +1,4 @@
-"""Files of tensors whose failed writes are an OSError, as those of all other files."""
+"""Files of tensors; a failed write raises OSError, as for any other file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ERROR_NUMBER = re.compile(r"\(os error (\d+)\)")
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file, with the mode that a file at `path` has already (the library's own is 600).
+    """Write a safetensors file, keeping the mode of an existing file (the library's default is 600).
 
     Raises: OSError.
     """
@@ -44,19 +44,19 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     try:
         with path.open("wb") as file:
             torch.save(state, file)
-    except RuntimeError as error:  # torch covers the error of the file by one of its own
+    except RuntimeError as error:  # torch wraps the file's error in its own
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
 
 
 def check_archive(path: Path) -> None:
-    """See that an archive of tensors states no sizes that it does not have; torch writes its members uncompressed.
+    """Check that the sizes stated by an archive of tensors fit the file; torch writes members uncompressed.
 
     Raises: MissingError.
     """
     if not zipfile.is_zipfile(path):
-        return  # the format before torch 1.6, or damaged: for the reader to say
+        return  # the format before torch 1.6, or damaged: reported on loading
     size = path.stat().st_size
     try:
         with zipfile.ZipFile(path) as archive:
@@ -64,4 +64,4 @@ def check_archive(path: Path) -> None:
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise MissingError(f"{printable(path)} is damaged ({error})") from None
     if len(members) > MAX_MEMBERS or sum(member.file_size for member in members) > size:
-        raise MissingError(f"{printable(path)} is damaged: it states more bytes than it has; nothing of it was read")
+        raise MissingError(f"{printable(path)} is damaged: it states more bytes than it has; it was not read")

@@ -11,7 +11,7 @@ import numpy as np
 from kgcli.data.sources.world import BASE_NOUNS
 from kgcli.evaluation.extractors.nano import SHIPPED, nano_extractors
 from kgcli.evaluation.metrics.recognition import SHIPPED as SHIPPED_JUDGES
-from kgcli.model.nano_recognisers import Judges
+from kgcli.model.nano_recognisers import Recognisers
 from kgcli.world.spec import Spec, Subject, place, render
 from kgcli.world.tables import FIRST_NEW_IDENTITY, SCENES
 from kgcli.world.text import describe
@@ -45,7 +45,7 @@ def main():
     args = parser.parse_args()
     extractors = nano_extractors(args.folder)
     embed = {"dino": extractors.dino.pictures, "clip": extractors.clip.pictures}
-    embed["judge"] = Judges.load(SHIPPED_JUDGES).embed
+    embed["judge"] = Recognisers.load(SHIPPED_JUDGES).embed
     rng = np.random.default_rng(31)
     for kind in ("any", "same colour", "same noun", "same noun and colour"):
         hits, cosines = {name: [] for name in embed}, {name: [] for name in embed}
@@ -67,7 +67,7 @@ def main():
         subject, scene = draw(rng), str(rng.choice(list(SCENES)))
         pictures.append(photo(subject, rng, scene))
         words.append(f"{describe(subject, colours=True)} {SCENES[scene]}")
-    like = extractors.clip.pictures(pictures) @ extractors.clip.texts(words).T
+    like = extractors.clip.images(pictures) @ extractors.clip.texts(words).T
     right = (like.argmax(axis=1) == np.arange(len(like))).mean()
     off = (like.sum() - np.trace(like)) / (like.size - len(like))
     print(f"caption of {len(like)}: {right:.2f}  right {np.trace(like) / len(like):.3f} other {off:.3f}")

@@ -79,7 +79,7 @@ def main() -> None:
 
     def draw_ours() -> object:
         sampling = SamplingConfig(scheduler=SAMPLER, guidance_rescale=0.0, **settings)
-        return kosmos.draw(embeds, negative, generators=seeded([1]), sampling=sampling)
+        return kosmos.sample(embeds, negative, generators=seeded([1]), sampling=sampling)
 
     def draw_theirs() -> object:
         given = {"prompt_embeds": embeds, "negative_prompt_embeds": negative}

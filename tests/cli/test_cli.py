@@ -40,7 +40,7 @@ def test_nothing_heavy_is_loaded_before_it_is_needed(args):
 
 def test_help_takes_at_most_eight_times_an_empty_program():
     def seconds(*args: str) -> float:
-        """Least processor time of a few runs: the wall clock says little on a busy machine."""
+        """Least processor time of a few runs: wall-clock time means little on a busy machine."""
         taken = []
         for _ in range(5):
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -70,17 +70,17 @@ def test_version_and_help(kg):
         (["generate", "a", "--from", "b.png"], "give one of"),
         (["generate", "a", "-n", "0"], "--num-images is 0"),
         (["generate", "a", "-n", "x"], "-n"),
-        (["generate", "a", "-s", "1", "-s", "2", "-n", "3"], "2 seeds give 2 pictures"),
+        (["generate", "a", "-s", "1", "-s", "2", "-n", "3"], "2 seeds give 2 images"),
         (["generate", "a", "-s", "-1"], "--seed is -1"),
         (["generate", "a", "-W", "17"], "--width is 17"),
         (["generate", "a", "-H", "99999"], "--height is 99999"),
         (["generate", "a", "--steps", "0"], "--steps is 0"),
         (["generate", "a", "-g", "nan"], "--guidance-scale is nan"),
         (["generate", "a", "--scheduler", "ddpm"], "must be one of"),
-        (["generate", "a", "-o", "a.bmp"], "ends in none of"),
-        (["generate", "a", "-o", "{name}.png"], "{name} is not known"),
-        (["generate", "a", "-o", "{seed.png"], "no template"),
-        (["generate", "a", "-o", "{prompt}.png", "-n", "2"], "two pictures would be called"),
+        (["generate", "a", "-o", "a.bmp"], "must end in one of"),
+        (["generate", "a", "-o", "{name}.png"], "unknown field {name}"),
+        (["generate", "a", "-o", "{seed.png"], "is not a template"),
+        (["generate", "a", "-o", "{prompt}.png", "-n", "2"], "two images would be named"),
         (["generate", "a", "--overwrite", "--skip-existing"], "exclude each other"),
         (["generate", "<image:cat.png|wieght=1>"], "did you mean `weight`"),
         (["generate", "<image:cat.png"], "not closed"),
@@ -93,8 +93,8 @@ def test_version_and_help(kg):
     ],
 )
 def test_wrong_usage_exits_2_before_torch(kg, tiny_model, cat, without_engine, args, words):
-    draws = args[0] in ("generate", "edit")
-    done = kg(*args, *(["--model", tiny_model] if draws else []))
+    generates = args[0] in ("generate", "edit")
+    done = kg(*args, *(["--model", tiny_model] if generates else []))
     assert (done.code, done.out) == (2, ""), done.err
     assert words in done.err and done.err.startswith("error: ") and "Traceback" not in done.err
 
@@ -102,7 +102,7 @@ def test_wrong_usage_exits_2_before_torch(kg, tiny_model, cat, without_engine, a
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["generate", "a <image:gone.png>"], "column 3: there is no picture gone.png"),
+        (["generate", "a <image:gone.png>"], "column 3: there is no image gone.png"),
         (["generate", "a <image:.>"], "is a folder"),
         (["generate", "a", "--model", "gone"], "no model folder gone"),
         (["generate", "a", "--model", "some/where", "--offline"], "not in the local cache"),
@@ -161,7 +161,7 @@ def test_weights_cut_short_are_found_before_torch(kg, tiny_model, tmp_path, with
 
     path = tmp_path / "model.safetensors"
     path.write_bytes((tiny_model / "model.safetensors").read_bytes()[:-100])
-    with pytest.raises(MissingError, match="its header says"):
+    with pytest.raises(MissingError, match="its header states"):
         check_safetensors(path)
 
 
@@ -171,7 +171,7 @@ def test_an_unwritable_output_is_found_before_torch(kg, tiny_model, tmp_path, wi
     assert done.code == 1 and "cannot be written" in done.err
 
 
-def test_pictures_that_are_there_are_not_overwritten(kg, tiny_model, tmp_path, without_engine):
+def test_images_that_are_there_are_not_overwritten(kg, tiny_model, tmp_path, without_engine):
     (tmp_path / "out.png").write_text("mine")
     done = kg("generate", "a cat", "--model", tiny_model, "-o", "out.png")
     assert done.code == 2 and "--overwrite" in done.err
@@ -186,7 +186,7 @@ def test_an_unexpected_failure_is_one_line_unless_debugged(kg, tiny_model, witho
     assert "Traceback" in kg("generate", "a cat", "--model", tiny_model).err
 
 
-# ---------------------------------------------------------------- drawing
+# ---------------------------------------------------------------- generating
 
 
 def test_stdout_holds_results_only(kg, tiny_model, cat, tmp_path):
@@ -214,19 +214,19 @@ def test_the_same_seed_gives_the_same_bytes(kg, tiny_model, cat, tmp_path):
     assert a == b != c
 
 
-def test_edit_is_generate_with_the_picture_first(kg, tiny_model, cat, tmp_path):
+def test_edit_is_generate_with_the_image_first(kg, tiny_model, cat, tmp_path):
     kg("edit", "cat.png", "add a hat", "--model", tiny_model, "-s", "1", "-o", "a.png")
     kg("generate", "<image:cat.png|fit=crop> add a hat", "--model", tiny_model, "-s", "1", "-o", "b.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
-def test_a_numbered_slot_draws_as_a_path_does(kg, tiny_model, cat, tmp_path):
+def test_a_numbered_slot_gives_the_same_image_as_a_path(kg, tiny_model, cat, tmp_path):
     kg("generate", "a <image:-1>", "--image", "cat.png", "--model", tiny_model, "-s", "1", "-o", "a.png")
     kg("generate", "a <image:cat.png>", "--model", tiny_model, "-s", "1", "-o", "b.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
-def test_a_bad_line_of_a_batch_is_reported_and_the_rest_drawn(kg, tiny_model, cat, tmp_path):
+def test_a_bad_line_of_a_batch_is_reported_and_the_rest_generated(kg, tiny_model, cat, tmp_path):
     lines = [
         "a cat",
         "a <image:gone.png>",
@@ -241,7 +241,7 @@ def test_a_bad_line_of_a_batch_is_reported_and_the_rest_drawn(kg, tiny_model, ca
     assert done.code == 6
     assert done.lines == ["b-1.png", "mine-1.png", "mine-2.png"]
     for words in (
-        "line 2: column 3: there is no picture",
+        "line 2: column 3: there is no image",
         "line 5: sede",
         "line 6: steps",
         "line 7: the line is damaged",

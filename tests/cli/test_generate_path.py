@@ -1,4 +1,4 @@
-"""How few calls lead from the shell to diffusers: what a reader follows to see how an image is made."""
+"""Length of the call path from the shell to diffusers."""
 
 import sys
 from pathlib import Path

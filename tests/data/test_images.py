@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kgcli.data import images
-from kgcli.data.images import decode_image, open_image, pad_to_square, read_picture, to_vae_pixels, to_vision_pixels
+from kgcli.data.images import decode_image, open_image, pad_to_square, read_image, to_vae_pixels, to_vision_pixels
 from kgcli.errors import ImageError
 
 
@@ -36,14 +36,14 @@ def png_of_claimed_size(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
     ("name", "data", "words"),
     [
-        ("gone.png", None, "there is no picture"),
+        ("gone.png", None, "there is no image"),
         ("empty.png", b"", "is empty"),
-        ("text.png", b"just words", "is not a picture"),
+        ("text.png", b"just words", "is not an image"),
         ("cut.png", as_png(Image.effect_noise((64, 64), 50).convert("RGB"))[:2000], "damaged or cut short"),
         ("bomb.png", png_of_claimed_size(60_000, 60_000), "too large"),
         ("huge.png", png_of_claimed_size(9_000, 8_000), "72 megapixels"),
         ("narrow.png", png_of_claimed_size(1, 10_000), "too narrow"),
-        ("script.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not a picture"),
+        ("script.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image"),
     ],
 )
 def test_unusable_files_are_refused_with_the_reason(tmp_path, name, data, words):
@@ -157,7 +157,7 @@ def test_vae_pixels_span_minus_one_to_one():
 def test_a_picture_without_pixels_is_read_again_and_must_be_the_same(tmp_path):
     path = tmp_path / "a.png"
     Image.new("RGB", (3, 3), "red").save(path)
-    picture = read_picture(path).without_pixels()
+    picture = read_image(path).without_pixels()
     assert picture.load().getpixel((0, 0)) == (255, 0, 0)
     Image.new("RGB", (3, 3), "blue").save(path)
     with pytest.raises(ImageError, match="has changed"):

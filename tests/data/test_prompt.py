@@ -131,8 +131,8 @@ def test_numbered_slots_take_the_given_pictures():
     assert prompt.images == [ImageRef(path="b.png"), ImageRef(path="a.png", weight=0.5)]
 
 
-def test_a_slot_without_a_picture_is_an_error():
-    with pytest.raises(PromptError, match="picture 2, but 1 --image") as caught:
+def test_a_slot_without_an_image_is_an_error():
+    with pytest.raises(PromptError, match="image 2, but 1 --image") as caught:
         Prompt.parse("a <image:-2>").fill_slots(["a.png"])
     assert caught.value.column == 3
 

@@ -221,7 +221,7 @@ def test_a_broken_image_is_named_with_its_line(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no image")
     (tmp_path / "list.csv").write_text("image,caption\na.png,a cat\n")
     source = opened({"kind": "images", "path": str(tmp_path / "list.csv")})
-    with pytest.raises(ImageError, match=r"list\.csv line 2: .*a\.png is not a picture"):
+    with pytest.raises(ImageError, match=r"list\.csv line 2: .*a\.png is not an image"):
         source.sample(0).render(64)
 
 

@@ -1,6 +1,6 @@
-"""The protocol at its true counts: 30 subjects, 25 prompts, 4 pictures each, and networks of the true architectures.
+"""The protocol at its true counts: 30 subjects, 25 prompts, 4 images each, and networks of the true architectures.
 
-Only what no test can have is small: the model, its pictures and photos, and what the networks know.
+Only what no test can have is small: the model, its images and photos, and what the networks know.
 """
 
 import json
@@ -39,7 +39,7 @@ def check_manifest(run):
     entries = [json.loads(line) for line in (run / "manifest.jsonl").read_text().splitlines()]
     items = RunFolder.open(run).plan.items
     assert len(entries) == len(items) == NUM and len({entry["path"] for entry in entries}) == NUM
-    assert len({item.seed for item in items}) == NUM  # each picture has noise of its own
+    assert len({item.seed for item in items}) == NUM  # each image has noise of its own
     assert len({item.subject for item in items}) == NUM_SUBJECTS
     assert all((run / entry["path"]).is_file() for entry in entries)
 

@@ -17,41 +17,41 @@ from kgcli.evaluation.baselines.world import Other, Truth
 from kgcli.evaluation.benchmarks import nano_skills as nano
 from kgcli.evaluation.benchmarks.skills import EDIT_KINDS, TASKS, case_of, draw_cases, skills_plan, write_inputs
 from kgcli.evaluation.metrics.intervals import bootstrap, estimate, wilson
-from kgcli.evaluation.metrics.recognition import SHIPPED, SIZE, Recognition, Seen, other_subject, portrait
+from kgcli.evaluation.metrics.recognition import SHIPPED, SIZE, Prediction, Recognition, distractor_spec, portrait
 from kgcli.evaluation.report.grid import write_cases
 from kgcli.evaluation.report.skills import Report, summarise
-from kgcli.evaluation.scores import picture_score
-from kgcli.model.nano_recognisers import HEADS, UNASKED, Judges, around, label_row, labels
+from kgcli.evaluation.scores import image_score
+from kgcli.model.nano_recognisers import HEADS, IGNORED, Recognisers, around, label_row, labels
 from kgcli.world.spec import is_held_out, render
 from kgcli.world.tables import BASE_ONLY_NOUNS, FIRST_JUDGE_IDENTITY, FIRST_NEW_IDENTITY
 
 NUM = 6  # cases of a task of share 1
 
 
-class KnowingJudges:
-    """Judges that know by heart what each picture of some cases shows; of all others they know nothing."""
+class OracleRecogniser:
+    """Judges that know by heart what each image of some cases shows; of all others they know nothing."""
 
     def __init__(self, cases):
         self.known = {}
         for case in cases:
-            other = other_subject(case.spec, np.random.default_rng(case.seed), BASE_NOUNS)
+            other = distractor_spec(case.spec, np.random.default_rng(case.seed), BASE_NOUNS)
             for spec in filter(None, (case.spec, other, case.before)):
                 self._learn(render(spec, SIZE).picture, spec)
             for subject in {subject for gallery in case.galleries.values() for subject in gallery}:
                 self.known[portrait(subject).tobytes()] = (None, _vector(subject))
 
-    def classify(self, pictures):
-        rows = [self.known.get(picture.tobytes(), ({}, None))[0] or {} for picture in pictures]
+    def classify(self, images):
+        rows = [self.known.get(image.tobytes(), ({}, None))[0] or {} for image in images]
         return {head: np.stack([_one_hot(head, row.get(head)) for row in rows]) for head in HEADS}
 
-    def embed(self, pictures):
-        return np.stack([self.known.get(picture.tobytes(), (None, np.zeros(64)))[1] for picture in pictures])
+    def embed(self, images):
+        return np.stack([self.known.get(image.tobytes(), (None, np.zeros(64)))[1] for image in images])
 
-    def _learn(self, picture, spec):
+    def _learn(self, image, spec):
         num = len(spec.subjects)
         for index, placed in enumerate(spec.subjects):
-            self.known[around(picture, index, num).tobytes()] = (labels(spec, index), _vector(placed.subject))
-        self.known.setdefault(picture.tobytes(), (labels(spec), np.zeros(64)))
+            self.known[around(image, index, num).tobytes()] = (labels(spec, index), _vector(placed.subject))
+        self.known.setdefault(image.tobytes(), (labels(spec), np.zeros(64)))
 
 
 def _vector(subject):
@@ -83,16 +83,16 @@ def rows(cases, plan):
     options = MethodOptions()
     columns = {"model": (Truth(options), tuple(TASKS)), "other": (Other(options), tuple(TASKS))}
     columns["copy"] = (CopyInput(options), tuple(task for task in TASKS if task != "text"))
-    judges = KnowingJudges([case for drawn in cases.values() for case in drawn])
-    return nano.measure(columns, plan, judges, say=lambda line: None)
+    recognisers = OracleRecogniser([case for drawn in cases.values() for case in drawn])
+    return nano.measure(columns, plan, recognisers, say=lambda line: None)
 
 
 def truth(cases):
     return [render(case.spec, SIZE).picture for case in cases]
 
 
-def recognition(cases, judges):
-    return Recognition(judges, [case.spec for case in cases], [case.galleries for case in cases])
+def recognition(cases, recognisers):
+    return Recognition(recognisers, [case.spec for case in cases], [case.galleries for case in cases])
 
 
 def scores_of(cases, seen):
@@ -145,7 +145,7 @@ def test_more_cases_begin_with_the_same_ones(cases):
     assert [case.spec for case in more[:NUM]] == [case.spec for case in cases["subject"]]
 
 
-def test_all_individuals_are_ones_that_no_stage_and_no_judge_has_seen(cases):
+def test_all_instances_are_ones_that_no_stage_and_no_recogniser_has_seen(cases):
     asked = [placed.subject for drawn in cases.values() for case in drawn for placed in case.spec.subjects]
     offered = [s for drawn in cases.values() for case in drawn for gallery in case.galleries.values() for s in gallery]
     assert all(FIRST_NEW_IDENTITY <= subject.identity < FIRST_JUDGE_IDENTITY for subject in asked + offered)
@@ -202,7 +202,7 @@ def test_items_say_all_that_a_method_needs(cases, plan):
 # ---------------------------------------------------------------- scores
 
 
-def test_right_pictures_score_one_and_those_of_others_never_have_the_subject(report):
+def test_right_images_score_one_and_those_of_others_never_have_the_subject(report):
     for row in report.rows:
         if row.column == "model":
             assert row.estimate.value == 1.0, row
@@ -210,7 +210,7 @@ def test_right_pictures_score_one_and_those_of_others_never_have_the_subject(rep
             assert row.estimate.value <= 0.25, row  # an individual of no candidate's: chance
 
 
-def test_other_individuals_in_the_right_place_keep_scene_style_and_change(report):
+def test_other_instances_in_the_right_place_keep_scene_style_and_change(report):
     assert report.find("subject", "scene", "other").value == 1.0
     assert report.find("edit", "change", "other").value == 1.0
     assert report.find("text", "noun", "other").value == 0.0
@@ -225,7 +225,7 @@ def test_swapped_sides_count_as_both_shown_but_not_in_order(cases):
     case = cases["pair"][0]
     heads = {head: np.zeros(len(choices)) for head, choices in HEADS.items()}
     score = lambda picked: TASKS["pair"].score(  # noqa: E731
-        case, Seen(case.spec, labels(case.spec), heads, HEADS, ("", ""), {"pair": picked})
+        case, Prediction(case.spec, labels(case.spec), heads, HEADS, ("", ""), {"pair": picked})
     )
     scores = score([1, 0])
     assert (scores["pair"], scores["pair_in_order"]) == (1.0, 0.0)
@@ -242,55 +242,55 @@ def test_every_task_has_scores_and_edits_are_summed_up_by_kind_too(report):
 
 def test_scores_do_not_depend_on_who_else_is_scored(cases):
     drawn = cases["subject"]
-    judges = KnowingJudges(drawn)
-    together = scores_of(drawn, recognition(drawn, judges)(truth(drawn)))
-    alone = [scores_of([case], recognition([case], judges)(truth([case])))[0] for case in drawn]
+    recognisers = OracleRecogniser(drawn)
+    together = scores_of(drawn, recognition(drawn, recognisers)(truth(drawn)))
+    alone = [scores_of([case], recognition([case], recognisers)(truth([case])))[0] for case in drawn]
     assert together == alone
 
 
-# ---------------------------------------------------------------- the judges
+# ---------------------------------------------------------------- the recognisers
 
 
-def test_judges_come_back_as_they_were_saved(tmp_path):
+def test_recognisers_come_back_as_they_were_saved(tmp_path):
     torch.manual_seed(0)
-    judges = Judges([8, 16], [8, 16, 16], 8)
-    judges.load_state_dict({name: value.half().float() for name, value in judges.state_dict().items()})
-    judges.save(tmp_path)
-    again = Judges.load(tmp_path)
-    assert again.sha256() == judges.sha256()
-    picture = Image.effect_noise((64, 64), 60).convert("RGB")
-    assert np.allclose(again.embed([picture]), judges.eval().embed([picture]), atol=1e-5)
-    assert {name: values.shape for name, values in again.classify([picture]).items()} == {
+    recognisers = Recognisers([8, 16], [8, 16, 16], 8)
+    recognisers.load_state_dict({name: value.half().float() for name, value in recognisers.state_dict().items()})
+    recognisers.save(tmp_path)
+    again = Recognisers.load(tmp_path)
+    assert again.sha256() == recognisers.sha256()
+    image = Image.effect_noise((64, 64), 60).convert("RGB")
+    assert np.allclose(again.embed([image]), recognisers.eval().embed([image]), atol=1e-5)
+    assert {name: values.shape for name, values in again.classify([image]).items()} == {
         name: (1, len(choices)) for name, choices in HEADS.items()
     }
 
 
-def test_missing_and_foreign_judges_are_named(tmp_path):
+def test_missing_and_foreign_recognisers_are_named(tmp_path):
     with pytest.raises(MissingError, match="kg base judge"):
-        Judges.load(tmp_path)
-    judges = Judges([8, 16], [8, 16], 8)
-    judges.config["heads"] = {"noun": 3}
-    judges.save(tmp_path)
+        Recognisers.load(tmp_path)
+    recognisers = Recognisers([8, 16], [8, 16], 8)
+    recognisers.config["heads"] = {"noun": 3}
+    recognisers.save(tmp_path)
     with pytest.raises(IncompatibleError, match="another world"):
-        Judges.load(tmp_path)
+        Recognisers.load(tmp_path)
 
 
 def test_heads_that_do_not_apply_are_not_asked(cases):
     one, two = label_row(cases["subject"][0].spec), label_row(cases["pair"][0].spec)
-    asked = lambda row: {head for head, label in zip(HEADS, row, strict=True) if label != UNASKED}  # noqa: E731
+    asked = lambda row: {head for head, label in zip(HEADS, row, strict=True) if label != IGNORED}  # noqa: E731
     assert asked(one) == set(HEADS)
     assert asked(two) == set(HEADS) - {"accessory"}
 
 
-@pytest.mark.skipif(not SHIPPED.is_dir(), reason="no judges are shipped")
-def test_the_shipped_judges_know_true_pictures_from_others(tmp_path):
-    items, judges, data = skills_plan(tmp_path, 24, 3, {}, ("subject",)).items, Judges.load(SHIPPED), tmp_path
+@pytest.mark.skipif(not SHIPPED.is_dir(), reason="no recognisers are shipped")
+def test_the_shipped_recognisers_know_true_images_from_others(tmp_path):
+    items, recognisers, data = skills_plan(tmp_path, 24, 3, {}, ("subject",)).items, Recognisers.load(SHIPPED), tmp_path
     cases = [case_of(item) for item in items]
-    recognise = recognition(cases, judges)
+    recognise = recognition(cases, recognisers)
 
     def report(method):
         values = scores_of(cases, recognise(method.draw(items, data, data)))
-        scored = [picture_score(*pair) for pair in zip(items, values, strict=True)]
+        scored = [image_score(*pair) for pair in zip(items, values, strict=True)]
         return Report(facts={}, rows=summarise("subject", "model", scored))
 
     true, other = report(Truth(MethodOptions())), report(Other(MethodOptions()))
@@ -323,6 +323,6 @@ def test_the_grid_has_a_cell_for_each_answer(cases, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["nano", "adapters"])
-def test_a_grid_of_no_picture_format_is_refused_at_once(kg, without_engine, command):
+def test_a_grid_of_no_image_format_is_refused_at_once(kg, without_engine, command):
     ran = kg("eval", command, "--grid", "grid.foo")
-    assert ran.code == 2 and "ends in none of .png" in ran.err
+    assert ran.code == 2 and "must end in one of .png" in ran.err

@@ -32,7 +32,7 @@ def test_the_file_holds_what_the_pipeline_encodes(encoded, tiny_model, cat):
         assert torch.equal(one, other) and one.shape == (1, 4, 16)
 
 
-def test_its_metadata_say_where_it_came_from(encoded, cat, tmp_path):
+def test_its_metadata_name_its_origin(encoded, cat, tmp_path):
     with safe_open(str(encoded), "pt") as file:
         metadata = file.metadata()
     assert metadata["format"] == FORMAT and metadata["dtype"] == "float32"
@@ -42,7 +42,7 @@ def test_its_metadata_say_where_it_came_from(encoded, cat, tmp_path):
 
 
 def test_no_decoder_is_needed(kg, tiny_model, tmp_path):
-    folder = tmp_path / "reader"
+    folder = tmp_path / "encoder"
     folder.mkdir()
     for name in ("config.json", "model.safetensors", "tokenizer"):
         (folder / name).symlink_to(tiny_model / name)
@@ -57,7 +57,7 @@ def test_no_decoder_is_needed(kg, tiny_model, tmp_path):
     [
         (["a", "-o", "cond.pt"], 2, ".safetensors"),
         (["a", "-o", "there.safetensors"], 2, "--overwrite"),
-        (["a <image:gone.png>"], 3, "column 3: there is no picture gone.png"),
+        (["a <image:gone.png>"], 3, "column 3: there is no image gone.png"),
         (["a", "--negative-prompt", "<image:cat.png>"], 2, "text only"),
         (["a", "--model", "gone"], 3, "no model folder gone"),
     ],

@@ -1,4 +1,4 @@
-"""What `--decoder` takes: single files, half precision variants, Hub ids from the cache, and what it refuses."""
+"""Inputs of `--decoder`: single files, half precision variants, Hub ids from the cache, and refusals."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def single_file(tiny_model, tmp_path):
 
 @pytest.fixture
 def hub(tiny_model, tmp_path, monkeypatch):
-    """A cache of the Hub with one repository: a decoder whose weights are stored in half precision alone."""
+    """A cache of the Hub with one repository: a decoder whose weights are stored in half precision only."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     repository = tmp_path / "hub" / "models--stable-diffusion-v1-5--stable-diffusion-v1-5"
     (repository / "refs").mkdir(parents=True)
@@ -56,7 +56,7 @@ def test_a_single_file_is_the_folder_it_was_made_of(single_file, tiny_model):
         assert torch.equal(loaded.state_dict()[name], tensor), name
 
 
-def test_a_single_file_draws_the_same_picture(kg, tiny_model, single_file, tmp_path):
+def test_a_single_file_gives_the_same_image(kg, tiny_model, single_file, tmp_path):
     common = ["generate", "a cat", "--model", tiny_model, "-s", "1", "--offline"]
     done = kg(*common, "--decoder", "tiny.safetensors", "-o", "a.png")
     assert (done.code, done.err) == (0, ""), done.err
@@ -86,7 +86,7 @@ def test_a_file_without_a_part_or_of_other_sizes_is_named(single_file, tiny_mode
         ("wide.safetensors", 4, "width 768, this model makes 16"),
         ("wide", 4, "width 768, this model makes 16"),
         ("cut.safetensors", 3, "damaged"),
-        ("old.ckpt", 3, "convert it first"),
+        ("old.ckpt", 3, "convert it to one first"),
         ("gone.safetensors", 3, "no decoder gone.safetensors"),
     ],
 )

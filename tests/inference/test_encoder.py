@@ -20,7 +20,7 @@ def pipeline(tiny_model):
 
 @pytest.fixture
 def rows_of(pipeline, monkeypatch):
-    """How many rows each call of a part of the model had."""
+    """Number of rows in each call of a part of the model."""
     seen = {"vision": [], "mllm": []}
     for name, counts in seen.items():
         part = getattr(pipeline.model, name)
@@ -33,12 +33,12 @@ def embeds_of(pipeline, text, *images, negative=""):
     return pipeline.encode_prompt([Prompt.parse(text)], [list(images)], [negative])
 
 
-def test_fit_says_how_a_picture_becomes_square(pipeline):
+def test_fit_sets_how_an_image_becomes_square(pipeline):
     padded, plain, cropped = (embeds_of(pipeline, f"<image:x{o}>", BLUE)[0] for o in ("|fit=pad", "", "|fit=crop"))
     assert torch.equal(padded, plain) and not torch.equal(padded, cropped)
 
 
-def test_a_picture_that_occurs_often_is_seen_once(pipeline, monkeypatch):
+def test_an_image_that_occurs_often_is_seen_once(pipeline, monkeypatch):
     seen = []
     forward = pipeline.model.vision.forward
     monkeypatch.setattr(pipeline.model.vision, "forward", lambda images: seen.append(len(images)) or forward(images))
@@ -46,16 +46,16 @@ def test_a_picture_that_occurs_often_is_seen_once(pipeline, monkeypatch):
     assert seen == [1]
 
 
-def test_pictures_must_match_the_prompts_images(pipeline):
+def test_images_must_match_the_prompts_images(pipeline):
     with pytest.raises(UsageError, match="1 image"):
         pipeline.encode_prompt([Prompt.parse("a <image:x>")], [[]])
 
 
-def test_a_picture_is_known_by_its_content(pipeline, rows_of):
+def test_an_image_is_known_by_its_content(pipeline, rows_of):
     pipeline.encode_prompt("a <image>", RED)
     again = pipeline.encode_prompt("the <image|weight=0.5>", Image.new("RGB", (20, 20), "red"))[0]
     assert rows_of["vision"] == [1]
-    # A freed picture's id may come again with another content.
+    # A freed image's id may come again with another content.
     other = pipeline.encode_prompt("the <image|weight=0.5>", Image.new("RGB", (20, 20), "blue"))[0]
     assert rows_of["vision"] == [1, 1] and not torch.equal(again, other)
 
@@ -86,14 +86,14 @@ def test_padding_changes_nothing(pipeline):
     negatives = ["", "low quality " * 5, "a", "low quality"]
     together = pipeline.encode_prompt(texts, images, negatives)
     backwards = pipeline.encode_prompt(texts[::-1], images[::-1], negatives[::-1])
-    for row, (text, pictures, negative) in enumerate(zip(texts, images, negatives, strict=True)):
-        alone = pipeline.encode_prompt(text, pictures, negative)
+    for row, (text, given, negative) in enumerate(zip(texts, images, negatives, strict=True)):
+        alone = pipeline.encode_prompt(text, given, negative)
         for batch, other, single in zip(together, backwards, alone, strict=True):
             torch.testing.assert_close(batch[row], single[0], rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(other[-1 - row], single[0], rtol=1e-4, atol=1e-5)
 
 
-def test_slots_and_tags_and_numbers_say_the_same(pipeline, tmp_path):
+def test_slots_and_tags_and_numbers_are_equivalent(pipeline, tmp_path):
     RED.save(tmp_path / "red.png")
     BLUE.save(tmp_path / "blue.png")
     wanted = pipeline.encode_prompt("a <image> and a <image|fit=crop>", [RED, BLUE])[0]
@@ -113,10 +113,10 @@ def test_slots_and_tags_and_numbers_say_the_same(pipeline, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        (("a <image>",), UsageError, "asks for picture 1, but 0"),
-        (("a <image>", [RED, BLUE]), UsageError, "picture 2 has no place"),
+        (("a <image>",), UsageError, "asks for image 1, but 0"),
+        (("a <image>", [RED, BLUE]), UsageError, "image 2 has no place"),
         (("a <image> <image:-1>", RED), PromptError, "number all of them or none"),
-        (("a <image:gone.png>",), ImageError, "there is no picture gone.png"),
+        (("a <image:gone.png>",), ImageError, "there is no image gone.png"),
         ((["a", "b"], [None]), UsageError, "2 prompts but 1 entries"),
         ((["a", "b"], None, ["x", "y", "z"]), UsageError, "3 negative prompts"),
         (("a", None, "<image:cat.png>"), PromptError, "text only"),

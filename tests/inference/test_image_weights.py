@@ -55,7 +55,7 @@ def test_in_between_it_is_a_mean(pipeline, weight):
 
 
 def test_each_image_has_its_own(pipeline):
-    """Where one image is turned off, the others are as if it had never been there."""
+    """An image of weight 0 leaves the others as if it had never been there."""
     off = embeds_of(pipeline, "a <image:x> and <image:x|weight=0>", RED, BLUE)
     assert torch.equal(off, pipeline.encode_prompt([Prompt(parts=("a ", ImageRef(path="x"), " and "))], [[RED]])[0])
     neither = embeds_of(pipeline, "a <image:x|weight=0> and <image:x|weight=0>", RED, BLUE)
@@ -74,14 +74,14 @@ def test_a_weight_beside_plain_prompts_leaves_them_alone(pipeline):
 def test_shares_add_up_and_each_image_has_its_weight(weights):
     parts = ["a", *(ImageRef(path=str(index), weight=weight) for index, weight in enumerate(weights))]
     terms = weighted_terms(Prompt(parts=tuple(parts)))
-    assert math.isclose(sum(term.share for term in terms), 1) and all(term.share > 0 for term in terms)
+    assert math.isclose(sum(term.fraction for term in terms), 1) and all(term.fraction > 0 for term in terms)
     most = max(weights, default=1.0)
     for index, weight in enumerate(weights):
         if most <= 1:
-            assert math.isclose(sum(term.share for term in terms if index in term.images), weight, abs_tol=1e-9)
+            assert math.isclose(sum(term.fraction for term in terms if index in term.images), weight, abs_tol=1e-9)
         if weight == 0:
             assert not any(index in term.images for term in terms)
-    with_words = sum(term.share for term in terms if "a" in term.prompt.parts)
+    with_words = sum(term.fraction for term in terms if "a" in term.prompt.parts)
     assert math.isclose(with_words, min(1.0, 2 - most), abs_tol=1e-9)
 
 
@@ -89,7 +89,7 @@ def test_more_subjects_than_a_model_combines_get_a_note(tiny_model, cat, caplog)
     folder = open_model(str(tiny_model))
     prompt = f"a <image:{cat}> and a <image:{cat}> and a <image:{cat}>"
     make_request(folder, prompt)
-    assert not caplog.records  # the tiny model does not say
+    assert not caplog.records  # the tiny model has no max_subjects
     shipped = engine.load(device="cpu").folder
     make_request(shipped, prompt)
     assert "3 images" in caplog.text and "at most 2" in caplog.text
@@ -110,7 +110,7 @@ def test_generated_images_come_nearer_to_the_reference_with_the_weight():
     from kgcli.inference.pipeline import seeded
 
     pipeline, cases, clip = engine.load(device="cpu").pipeline, draw_cases("subject", 12, 3), NanoClip()
-    references = clip.pictures([case.images[0] for case in cases])
+    references = clip.images([case.images[0] for case in cases])
 
     def similarity(weight):
         prompts = [
@@ -118,8 +118,8 @@ def test_generated_images_come_nearer_to_the_reference_with_the_weight():
             for case in cases
         ]
         embeds = pipeline.encode_prompt(prompts, [case.images for case in cases])
-        images = pipeline.draw(*embeds, generators=seeded([case.seed for case in cases]), num_inference_steps=12)
-        return float((clip.pictures(images) * references).sum(1).mean())
+        images = pipeline.sample(*embeds, generators=seeded([case.seed for case in cases]), num_inference_steps=12)
+        return float((clip.images(images) * references).sum(1).mean())
 
     found = [similarity(weight) for weight in (0, 0.25, 0.5, 1, 1.5, 2)]
     assert found == sorted(found) and found[-1] - found[0] > 0.3, found

@@ -1,4 +1,4 @@
-"""What a written picture says of its making, and the replay of it."""
+"""Metadata of generated images, and their replay."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from kgcli.inference.metadata import read_metadata, read_parameters, to_paramete
 
 
 @pytest.fixture
-def drawn(kg, tiny_model, cat, tmp_path):
+def generated(kg, tiny_model, cat, tmp_path):
     flags = ["-s", "42", "-g", "2.5", "--negative-prompt", "low \\< quality", "-o", "out.png", "--scheduler", "euler"]
     done = kg("generate", "a <image:cat.png|weight=0.5> in Minecraft", "--model", tiny_model, *flags)
     assert done.code == 0, done.err
     return tmp_path / "out.png"
 
 
-def test_png_chunks_say_how_it_was_made(drawn, tiny_model):
-    info = Image.open(drawn).info
-    assert info["parameters"] == to_parameters(read_metadata(drawn))
+def test_png_chunks_hold_the_metadata(generated, tiny_model):
+    info = Image.open(generated).info
+    assert info["parameters"] == to_parameters(read_metadata(generated))
     prompt, negative, rest = info["parameters"].split("\n")
     assert (prompt, negative) == ("a <image:cat.png> in Minecraft", "Negative prompt: low < quality")
     assert rest.startswith("Steps: 2, Sampler: Euler, CFG scale: 2.5, Seed: 42, Size: 16x16, Model hash: ")
@@ -31,36 +31,36 @@ def test_png_chunks_say_how_it_was_made(drawn, tiny_model):
     assert len(metadata["model"]["sha256"]) == len(metadata["decoder"]["sha256"]) == 64
 
 
-def test_no_folder_of_the_user_is_in_the_file(drawn, kg, tiny_model, tmp_path):
+def test_no_folder_of_the_user_is_in_the_file(generated, kg, tiny_model, tmp_path):
     kg("generate", f"a <image:{tmp_path}/cat.png>", "--model", tiny_model, "-o", "b.png")
-    for path in (drawn, tmp_path / "b.png"):
+    for path in (generated, tmp_path / "b.png"):
         assert str(tmp_path).encode() not in path.read_bytes()
         assert str(tmp_path) not in json.dumps(read_metadata(path))
 
 
-def test_replay_gives_the_same_bytes(drawn, kg, tiny_model, tmp_path):
+def test_replay_gives_the_same_bytes(generated, kg, tiny_model, tmp_path):
     assert kg("generate", "--from", "out.png", "--model", tiny_model, "-o", "again.png").code == 0
-    assert (tmp_path / "again.png").read_bytes() == drawn.read_bytes()
+    assert (tmp_path / "again.png").read_bytes() == generated.read_bytes()
 
 
-def test_flags_change_a_replay(drawn, kg, tiny_model, tmp_path):
+def test_flags_change_a_replay(generated, kg, tiny_model, tmp_path):
     kg("generate", "--from", "out.png", "--model", tiny_model, "-o", "again.png", "-s", "43", "--steps", "3")
     metadata = read_metadata(tmp_path / "again.png")
     assert (metadata["seed"], metadata["steps"], metadata["guidance_scale"]) == (43, 3, 2.5)
 
 
-def test_replay_finds_the_input_by_its_hash(drawn, kg, tiny_model, cat, tmp_path):
+def test_replay_finds_the_input_by_its_hash(generated, kg, tiny_model, cat, tmp_path):
     replay = ["generate", "--from", "out.png", "--model", tiny_model, "-o", "again.png"]
     cat.rename(tmp_path / "moved.png")
     done = kg(*replay)
     assert done.code == 3 and "cat.png" in done.err and "--image" in done.err
     Image.new("RGB", (3, 3)).save(cat)
-    assert "is another picture" in kg(*replay).err
+    assert "is another image" in kg(*replay).err
     assert kg(*replay, "--image", "moved.png").code == 0
-    assert Image.open(tmp_path / "again.png").tobytes() == Image.open(drawn).tobytes()
+    assert Image.open(tmp_path / "again.png").tobytes() == Image.open(generated).tobytes()
 
 
-def test_replay_refuses_another_model_unless_it_was_chosen(drawn, tiny_model, tmp_path):
+def test_replay_refuses_another_model_unless_it_was_chosen(generated, tiny_model, tmp_path):
     from dataclasses import replace
 
     from kgcli.errors import IncompatibleError
@@ -69,8 +69,8 @@ def test_replay_refuses_another_model_unless_it_was_chosen(drawn, tiny_model, tm
 
     other = replace(open_model(str(tiny_model)), decoder="elsewhere/decoder")
     with pytest.raises(IncompatibleError, match="give --model"):
-        read_replay(drawn, other, [], chosen=False)
-    assert read_replay(drawn, other, [str(tmp_path / "cat.png")], chosen=True).line["seed"] == 42
+        read_replay(generated, other, [], chosen=False)
+    assert read_replay(generated, other, [str(tmp_path / "cat.png")], chosen=True).line["seed"] == 42
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "webp"])
@@ -93,9 +93,9 @@ def test_no_metadata_writes_none(kg, tiny_model, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jpg", "a.png"]
 
 
-def test_inspect_prints_what_was_drawn(drawn, kg, tiny_model):
+def test_inspect_prints_the_metadata(generated, kg, tiny_model):
     assert "seed: 42" in kg("inspect", "out.png").lines
-    assert json.loads(kg("inspect", "out.png", "--json").out) == read_metadata(drawn)
+    assert json.loads(kg("inspect", "out.png", "--json").out) == read_metadata(generated)
     assert "mllm.num_layers: 1" in kg("inspect", tiny_model).lines
 
 
@@ -124,8 +124,8 @@ def settings_of(metadata):
 
 
 @pytest.fixture
-def metadata(drawn):
-    return read_metadata(drawn) | {"negative_prompt": ""}
+def metadata(generated):
+    return read_metadata(generated) | {"negative_prompt": ""}
 
 
 @pytest.mark.parametrize("name", SIGNS)

@@ -7,7 +7,7 @@ from PIL import Image
 
 from kgcli.errors import OutputError
 from kgcli.inference import output
-from kgcli.inference.output import write_picture
+from kgcli.inference.output import write_image
 
 RECORD = {"kgcli": "1", "prompt": "a", "negative_prompt": "", "seed": 1, "steps": 1, "scheduler": "ddim", "width": 8}
 RECORD |= {"height": 8, "guidance_scale": 1.0, "adapters": [], "model": {"name": "m", "sha256": "0" * 64}}
@@ -25,12 +25,12 @@ def names(folder):
 def test_a_file_that_appears_while_an_image_is_generated_stays(tmp_path, image):
     (tmp_path / "a.png").write_bytes(b"theirs")
     with pytest.raises(OutputError, match="made by someone else"):
-        write_picture(tmp_path / "a.png", image, RECORD, overwrite=False)
+        write_image(tmp_path / "a.png", image, RECORD, overwrite=False)
     assert (tmp_path / "a.png").read_bytes() == b"theirs" and names(tmp_path) == ["a.png"]
 
 
 def test_an_image_comes_before_the_file_beside_it_and_an_older_one_goes_first(tmp_path, image, monkeypatch):
-    write_picture(tmp_path / "a.jpg", image, RECORD)
+    write_image(tmp_path / "a.jpg", image, RECORD)
     write = output.write_whole
     moments = []
 
@@ -39,14 +39,14 @@ def test_an_image_comes_before_the_file_beside_it_and_an_older_one_goes_first(tm
         write(path, data, **options)
 
     monkeypatch.setattr(output, "write_whole", look)
-    write_picture(tmp_path / "a.jpg", image, RECORD)
+    write_image(tmp_path / "a.jpg", image, RECORD)
     assert moments == [("a.jpg", ["a.jpg"]), ("a.jpg.json", ["a.jpg"])]
     assert json.loads((tmp_path / "a.jpg.json").read_text())["seed"] == 1
 
 
 def test_without_metadata_no_older_file_stays_beside_an_image(tmp_path, image):
-    write_picture(tmp_path / "a.jpg", image, RECORD)
-    write_picture(tmp_path / "a.jpg", image, None)
+    write_image(tmp_path / "a.jpg", image, RECORD)
+    write_image(tmp_path / "a.jpg", image, None)
     assert names(tmp_path) == ["a.jpg"]
 
 

@@ -1,4 +1,4 @@
-"""The pipeline's laws: what a picture and a conditioning depend on, and what they do not."""
+"""The pipeline's laws: what an image and a conditioning depend on, and what they do not."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def test_rows_of_a_batch_are_those_of_single_prompts(pipeline):
     images = [[], [RED, BLUE], [BLUE]]
     negatives = ["", "low quality", "a car"]
     together = pipeline.encode_prompt([Prompt.parse(text) for text in texts], images, negatives)
-    for row, (text, pictures, negative) in enumerate(zip(texts, images, negatives, strict=True)):
-        alone = embeds_of(pipeline, text, *pictures, negative=negative)
+    for row, (text, given, negative) in enumerate(zip(texts, images, negatives, strict=True)):
+        alone = embeds_of(pipeline, text, *given, negative=negative)
         for batch, single in zip(together, alone, strict=True):
             torch.testing.assert_close(batch[row], single[0], rtol=1e-4, atol=1e-5)
 
@@ -90,12 +90,12 @@ def test_rows_of_a_batch_are_those_of_single_prompts(pipeline):
 def test_a_long_batch_goes_in_pieces_and_keeps_its_order(pipeline):
     seeds = list(range(MAX_BATCH + 2))
     embeds, _ = embeds_of(pipeline, "a cat")
-    pictures = pipeline.draw(
+    images = pipeline.sample(
         embeds.expand(len(seeds), -1, -1), generators=seeded(seeds), sampling=SamplingConfig(num_inference_steps=1)
     )
-    alone = pipeline.draw(embeds, generators=seeded(seeds[-1:]), sampling=SamplingConfig(num_inference_steps=1))
-    assert len(pictures) == len(seeds)
-    difference = np.abs(np.asarray(pictures[-1], int) - np.asarray(alone[0], int))
+    alone = pipeline.sample(embeds, generators=seeded(seeds[-1:]), sampling=SamplingConfig(num_inference_steps=1))
+    assert len(images) == len(seeds)
+    difference = np.abs(np.asarray(images[-1], int) - np.asarray(alone[0], int))
     assert difference.max() <= 1  # a batch sums in another order
 
 
@@ -107,17 +107,17 @@ def test_null_rows_are_computed_only_where_they_guide(pipeline, monkeypatch, sca
     monkeypatch.setattr(unet, "forward", lambda sample, *a, **k: seen.append(len(sample)) or forward(sample, *a, **k))
     embeds, _ = embeds_of(pipeline, "a cat")
     sampling = SamplingConfig(guidance_scale=scale, num_inference_steps=1)
-    pipeline.draw(embeds, generators=seeded([1]), sampling=sampling)
+    pipeline.sample(embeds, generators=seeded([1]), sampling=sampling)
     assert set(seen) == {rows}
 
 
-def test_a_negative_prompt_changes_the_picture(model):
+def test_a_negative_prompt_changes_the_image(model):
     first, second = (model.generate("a cat", seed=1, negative_prompt=text)[0] for text in ("", "low quality"))
     assert first.tobytes() != second.tobytes()
 
 
 @pytest.mark.parametrize("name", ["ddim", "pndm", "dpm++", "euler", "unipc", "lcm"])
-def test_every_scheduler_draws_the_same_picture_twice(model, name):
+def test_every_scheduler_is_deterministic(model, name):
     first, second = (model.generate("a cat", seed=3, scheduler=name, num_steps=4)[0] for _ in range(2))
     assert first.tobytes() == second.tobytes()
 
@@ -162,9 +162,9 @@ def test_a_scheduler_that_cannot_start_from_pure_noise_is_refused():
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpm++", "euler", "unipc", "lcm"])
-def test_a_zero_snr_decoder_draws_finite_pictures(zero_snr_model, name):
-    picture = zero_snr_model.generate("a cat", seed=0, scheduler=name, num_steps=5, guidance_rescale=0.7)[0]
-    assert np.asarray(picture).std() > 0
+def test_a_zero_snr_decoder_generates_finite_images(zero_snr_model, name):
+    image = zero_snr_model.generate("a cat", seed=0, scheduler=name, num_steps=5, guidance_rescale=0.7)[0]
+    assert np.asarray(image).std() > 0
 
 
 def test_size_and_unknown_settings_are_checked(model):
@@ -187,7 +187,7 @@ def test_the_pipeline_has_the_manners_of_diffusers(tiny_model, pipeline):
     assert mine.to("cpu", torch.float32) is mine and mine.dtype == torch.float32
     generator = torch.Generator().manual_seed(3)
     made = mine("a <image>", RED, negative_prompt="a car", num_images_per_prompt=2, generator=generator)
-    assert [picture.size for picture in made.images] == [(16, 16)] * 2
+    assert [image.size for image in made.images] == [(16, 16)] * 2
     assert made.images[0].tobytes() != made.images[1].tobytes()
     embeds, negative = mine.encode_prompt("a <image>", RED, "a car")
     again = mine(prompt_embeds=embeds, negative_prompt_embeds=negative, generator=seeded([3]))
@@ -196,7 +196,7 @@ def test_the_pipeline_has_the_manners_of_diffusers(tiny_model, pipeline):
         mine()
 
 
-def test_half_precision_reads_and_draws(tiny_model, cat):
+def test_half_precision_encodes_and_generates(tiny_model, cat):
     half = engine.load(str(tiny_model), device="cpu", dtype="bfloat16")
     assert half.generate(f"a <image:{cat}>", seed=0)[0].size == (16, 16)
     assert half.pipeline.dtype == torch.bfloat16
@@ -207,13 +207,13 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.mark.parametrize("mode", ["model", "none", *(["sequential"] if DEVICE == "cuda" else [])])
-def test_offload_draws_the_same_picture(tiny_model, mode):
-    pictures = []
+def test_offload_gives_the_same_image(tiny_model, mode):
+    images = []
     for offload in ("none", mode):
         spared = KosmosGPipeline.from_pretrained(tiny_model, device=DEVICE)
         spared.enable_offload(offload, DEVICE)
-        pictures.append(spared.draw(*embeds_of(spared, "a <image:x>", RED), generators=seeded([1]))[0])
-    assert np.abs(np.asarray(pictures[0], int) - np.asarray(pictures[1], int)).max() <= 1
+        images.append(spared.sample(*embeds_of(spared, "a <image:x>", RED), generators=seeded([1]))[0])
+    assert np.abs(np.asarray(images[0], int) - np.asarray(images[1], int)).max() <= 1
 
 
 def test_parts_that_are_lent_in_turn_read_the_same(tiny_model, pipeline):
@@ -225,13 +225,13 @@ def test_parts_that_are_lent_in_turn_read_the_same(tiny_model, pipeline):
         pipeline.enable_offload("disk")
 
 
-def test_large_pictures_are_decoded_in_tiles(pipeline, monkeypatch):
+def test_large_images_are_decoded_in_tiles(pipeline, monkeypatch):
     monkeypatch.setattr("kgcli.inference.denoise.TILED_PIXELS", 16 * 16)
     tiled = []
     vae, decode = pipeline.decoder.vae, pipeline.decoder.vae.tiled_decode
     monkeypatch.setattr(vae, "tiled_decode", lambda *args, **options: tiled.append(1) or decode(*args, **options))
     embeds, _ = embeds_of(pipeline, "a cat")
-    pipeline.draw(embeds, generators=seeded([1]), sampling=SamplingConfig(num_inference_steps=1))
+    pipeline.sample(embeds, generators=seeded([1]), sampling=SamplingConfig(num_inference_steps=1))
     assert not tiled
-    pipeline.draw(embeds, generators=seeded([1]), sampling=SamplingConfig(num_inference_steps=1, width=32, height=32))
+    pipeline.sample(embeds, generators=seeded([1]), sampling=SamplingConfig(num_inference_steps=1, width=32, height=32))
     assert tiled and not vae.use_tiling

@@ -29,19 +29,19 @@ RED = Image.new("RGB", (20, 20), "red")
 
 
 class Case:
-    """A model, embeddings of two prompts, and a picture of the size it draws."""
+    """A model, embeddings of two prompts, and an image of its output size."""
 
     def __init__(self, folder):
         self.kosmos = KosmosGPipeline.from_pretrained(folder)
         self.embeds, self.negative = self.kosmos.encode_prompt(TEXTS, [RED, None])
         side = self.kosmos.model.cfg.generation.width
         self.unet = self.kosmos.decoder.unet
-        self.picture = Image.new("RGB", (side, side), "blue")
-        ImageDraw.Draw(self.picture).ellipse((side // 4, side // 4, side // 2, side // 2), fill="yellow")
+        self.image = Image.new("RGB", (side, side), "blue")
+        ImageDraw.Draw(self.image).ellipse((side // 4, side // 4, side // 2, side // 2), fill="yellow")
         self.mask = Image.new("L", (side, side), 0)
         self.mask.paste(255, (0, 0, side // 2, side))
 
-    def draw(self, pipeline, row=0, guided=True, **options):
+    def sample(self, pipeline, row=0, guided=True, **options):
         """Pixels in [0, 1] for one of the prompts."""
         pipeline.set_progress_bar_config(disable=True)
         if guided:
@@ -54,7 +54,7 @@ class Case:
             **options,
         )
         (pixels,) = made.images
-        side = self.picture.width
+        side = self.image.width
         assert pixels.shape == (side, side, 3) and np.isfinite(pixels).all()
         return pixels
 
@@ -82,15 +82,15 @@ def case(request, tiny_model):
 
 
 def laws(case, pipeline, **options):
-    """A pipeline draws the same twice, and what it draws follows the embeddings; returns its picture."""
-    first, again, other = (case.draw(pipeline, row, **options) for row in (0, 0, 1))
+    """Check that a pipeline is deterministic and follows the embeddings; return its image."""
+    first, again, other = (case.sample(pipeline, row, **options) for row in (0, 0, 1))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
     return first
 
 
 def test_stable_diffusion(case):
     pixels = laws(case, case.kosmos.make_pipeline(StableDiffusionPipeline), guidance_rescale=0.5)
-    ours = case.kosmos.draw(
+    ours = case.kosmos.sample(
         case.embeds[:1],
         case.negative[:1],
         generators=seeded([1]),
@@ -108,34 +108,34 @@ def test_components_make_a_pipeline(case):
 
 def test_image_to_image(case):
     pipeline = case.kosmos.make_pipeline(StableDiffusionImg2ImgPipeline)
-    laws(case, pipeline, image=case.picture, strength=1.0)
+    laws(case, pipeline, image=case.image, strength=1.0)
 
 
 def test_inpainting_keeps_what_the_mask_leaves(case):
     pipeline = case.kosmos.make_pipeline(StableDiffusionInpaintPipeline)
     channels = case.unet.config.in_channels
-    case.unet.register_to_config(in_channels=4)  # diffusers looks for 4 or 9, but blends any number of them
+    case.unet.register_to_config(in_channels=4)  # diffusers expects 4 or 9, but blends any number of them
     try:
-        pixels = laws(case, pipeline, image=case.picture, mask_image=case.mask, strength=1.0)
-        kept = case.draw(pipeline, image=case.picture, mask_image=Image.new("L", case.mask.size, 0), strength=1.0)
+        pixels = laws(case, pipeline, image=case.image, mask_image=case.mask, strength=1.0)
+        kept = case.sample(pipeline, image=case.image, mask_image=Image.new("L", case.mask.size, 0), strength=1.0)
     finally:
         case.unet.register_to_config(in_channels=channels)
-    right = slice(case.picture.width * 3 // 4, None)
+    right = slice(case.image.width * 3 // 4, None)
     changed = np.abs(pixels - kept).mean(axis=(0, 2))
-    assert changed[right].mean() < changed[: case.picture.width // 2].mean()
+    assert changed[right].mean() < changed[: case.image.width // 2].mean()
 
 
 def test_one_and_several_controlnets(case):
-    plain = case.draw(case.kosmos.make_pipeline(StableDiffusionPipeline))
+    plain = case.sample(case.kosmos.make_pipeline(StableDiffusionPipeline))
     one = case.kosmos.make_pipeline(StableDiffusionControlNetPipeline, controlnet=case.control(1))
-    followed = laws(case, one, image=case.picture)
+    followed = laws(case, one, image=case.image)
     assert not np.array_equal(plain, followed)
     several = case.kosmos.make_pipeline(
         StableDiffusionControlNetPipeline, controlnet=[case.control(1), case.control(2)]
     )
-    both = {"image": [case.picture, case.picture.rotate(90)]}
+    both = {"image": [case.image, case.image.rotate(90)]}
     assert not np.array_equal(followed, laws(case, several, **both, controlnet_conditioning_scale=[1.0, 0.5]))
-    muted = case.draw(several, **both, controlnet_conditioning_scale=[1.0, 0.0])
+    muted = case.sample(several, **both, controlnet_conditioning_scale=[1.0, 0.0])
     assert np.allclose(followed, muted, atol=1e-4)
 
 
@@ -149,8 +149,8 @@ def test_t2i_adapter(case):
         channels=channels, num_res_blocks=1, downscale_factor=factor, adapter_type="full_adapter_xl"
     ).eval()
     pipeline = case.kosmos.make_pipeline(StableDiffusionAdapterPipeline, adapter=adapter)
-    adapted = laws(case, pipeline, image=case.picture)
-    assert not np.array_equal(adapted, case.draw(pipeline, image=case.picture, adapter_conditioning_scale=0.0))
+    adapted = laws(case, pipeline, image=case.image)
+    assert not np.array_equal(adapted, case.sample(pipeline, image=case.image, adapter_conditioning_scale=0.0))
 
 
 def test_latent_consistency(case):

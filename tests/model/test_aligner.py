@@ -31,7 +31,7 @@ def test_what_stands_at_pads_does_not_matter(aligner):
     torch.testing.assert_close(aligner.encode(hidden[1:, :5], mask[1:, :5]), conditioning[1:])
 
 
-def test_the_way_back_has_the_asked_length(aligner):
+def test_the_inverse_map_has_the_requested_length(aligner):
     conditioning = torch.randn(2, CONFIG.aligner.num_queries, CONFIG.aligner.width)
     assert aligner.decode(conditioning, 7).shape == (2, 7, D)
 
@@ -52,7 +52,7 @@ def test_more_tokens_than_positions_are_refused(aligner):
 
 
 @pytest.mark.parametrize("kind", ["decoder", "linear"])
-def test_ablations_read_the_real_tokens_alone_and_have_no_way_back(kind):
+def test_ablations_use_only_real_tokens_and_have_no_decoder(kind):
     aligner = ablated(kind)
     hidden = torch.randn(2, 5, D)
     mask = torch.arange(5) < torch.tensor([[5], [3]])
@@ -63,12 +63,12 @@ def test_ablations_read_the_real_tokens_alone_and_have_no_way_back(kind):
     assert not any("reader" in name for name, _ in aligner.named_parameters())
 
 
-def test_without_aligner_every_state_has_a_place_of_its_own():
+def test_without_aligner_every_state_has_its_own_position():
     aligner = ablated("linear")
     hidden = torch.randn(1, 3, D)
     conditioning = aligner.encode(hidden, torch.ones(1, 3, dtype=torch.bool))
     torch.testing.assert_close(conditioning[:, :3], aligner.encoder.project(hidden))
     assert not conditioning[:, 3:].any()
     long = torch.randn(1, CONFIG.aligner.num_queries + 1, D)
-    with pytest.raises(UsageError, match="one for each place"):
+    with pytest.raises(UsageError, match="one per position"):
         aligner.encode(long, torch.ones(1, long.shape[1], dtype=torch.bool))

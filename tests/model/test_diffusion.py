@@ -9,7 +9,7 @@ from kgcli.model.randomness import StepRandom
 from kgcli.weights.decoder import load_decoder
 
 
-def draw(batch=2, seed=0):
+def make_inputs(batch=2, seed=0):
     generator = torch.Generator().manual_seed(seed)
     latents = torch.randn(batch, 4, 4, 4, generator=generator)
     return latents, torch.randn(batch, CONFIG.aligner.num_queries, CONFIG.aligner.width, generator=generator)
@@ -33,32 +33,32 @@ def folder(diffusion, tmp_path):
 
 
 def test_the_gradient_passes_through_the_frozen_decoder_into_the_conditioning(diffusion):
-    latents, conditioning = draw()
+    latents, conditioning = make_inputs()
     diffusion.noise_loss(latents, conditioning.requires_grad_(), random=seeded()).backward()
     assert conditioning.grad is not None and conditioning.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in diffusion.parameters())
 
 
 def test_the_same_randomness_gives_the_same_loss(diffusion):
-    latents, conditioning = draw()
+    latents, conditioning = make_inputs()
     losses = [diffusion.noise_loss(latents, conditioning, random=seeded(seed)).item() for seed in (3, 3, 4)]
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_nothing_is_drawn_without_randomness(diffusion):
+def test_noise_needs_randomness(diffusion):
     with pytest.raises(AssertionError, match="give random"):
-        diffusion.noise_loss(*draw())
+        diffusion.noise_loss(*make_inputs())
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_the_target_is_what_the_schedule_predicts(prediction_type):
     diffusion = make_diffusion(prediction_type=prediction_type)
-    latents, conditioning = draw()
+    latents, conditioning = make_inputs()
     noise, timesteps = torch.randn_like(latents), torch.tensor([3, 700])
     kept = diffusion.noise_scheduler.alphas_cumprod[timesteps][:, None, None, None]
-    signal, share = kept.sqrt(), (1 - kept).sqrt()
-    targets = {"epsilon": noise, "v_prediction": signal * noise - share * latents, "sample": latents}
-    prediction = diffusion.unet(signal * latents + share * noise, timesteps, conditioning).sample
+    signal, noise_scale = kept.sqrt(), (1 - kept).sqrt()
+    targets = {"epsilon": noise, "v_prediction": signal * noise - noise_scale * latents, "sample": latents}
+    prediction = diffusion.unet(signal * latents + noise_scale * noise, timesteps, conditioning).sample
     expected = (prediction - targets[prediction_type]).square().mean()
     loss = diffusion.noise_loss(latents, conditioning, noise_BCHW=noise, timesteps_B=timesteps)
     torch.testing.assert_close(loss, expected)
@@ -72,7 +72,7 @@ def test_a_zero_snr_schedule_ends_in_pure_noise():
 
 
 def test_weights_multiply_the_error_of_their_places(diffusion):
-    latents, conditioning = draw()
+    latents, conditioning = make_inputs()
     given = {"noise_BCHW": torch.randn_like(latents), "timesteps_B": torch.tensor([3, 700])}
     left = torch.zeros(2, 4, 4)
     left[:, :, :2] = 1
@@ -82,13 +82,13 @@ def test_weights_multiply_the_error_of_their_places(diffusion):
     torch.testing.assert_close(halves, whole)
 
 
-def test_cached_moments_give_the_latents_of_their_picture(diffusion):
+def test_cached_moments_give_the_latents_of_their_image(diffusion):
     pixels = torch.rand(2, 3, 8, 8) * 2 - 1
     direct = diffusion.latents(pixels, random=seeded())
     assert torch.equal(diffusion.sample_latents(*diffusion.moments(pixels), random=seeded()), direct)
-    pictures = diffusion.decode(direct)
-    assert pictures.shape == pixels.shape
-    assert pictures.min() >= 0 and pictures.max() <= 1
+    images = diffusion.decode(direct)
+    assert images.shape == pixels.shape
+    assert images.min() >= 0 and images.max() <= 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -97,7 +97,7 @@ def test_a_diffusers_folder_loads_as_what_was_saved(diffusion, folder, dtype):
     assert loaded.unet.dtype == loaded.vae.dtype == dtype
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     if dtype == torch.float32:
-        latents, conditioning = draw()
+        latents, conditioning = make_inputs()
         given = {"noise_BCHW": latents.flip(0), "timesteps_B": torch.tensor([3, 700])}
         assert torch.equal(
             loaded.noise_loss(latents, conditioning, **given), diffusion.noise_loss(latents, conditioning, **given)

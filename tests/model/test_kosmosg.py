@@ -22,22 +22,22 @@ def folder(model, tmp_path):
 
 
 def test_a_prompt_means_the_same_alone_and_in_a_padded_batch(model):
-    tokens, token_mask, image_mask, pictures = make_prompts()
-    together = model.encode(tokens, token_mask, image_mask, pictures)
-    first_picture = 0
+    tokens, token_mask, image_mask, images = make_prompts()
+    together = model.encode(tokens, token_mask, image_mask, images)
+    first_image = 0
     for row in range(len(tokens)):
         length = int(token_mask[row].sum())
-        num_pictures = int(image_mask[row].sum()) // CONFIG.resampler.num_queries
-        own = pictures[first_picture : first_picture + num_pictures]
-        first_picture += num_pictures
+        num_images = int(image_mask[row].sum()) // CONFIG.resampler.num_queries
+        own = images[first_image : first_image + num_images]
+        first_image += num_images
         alone = model.encode(*(x[row : row + 1, :length] for x in (tokens, token_mask, image_mask)), own)
         torch.testing.assert_close(alone[0], together[row])
 
 
 def test_the_order_of_prompts_in_a_batch_does_not_matter(model):
-    tokens, token_mask, image_mask, pictures = make_prompts()
-    turned = model.encode(*(x.flip(0) for x in (tokens, token_mask, image_mask)), pictures[[2, 0, 1]])
-    torch.testing.assert_close(turned.flip(0), model.encode(tokens, token_mask, image_mask, pictures))
+    tokens, token_mask, image_mask, images = make_prompts()
+    turned = model.encode(*(x.flip(0) for x in (tokens, token_mask, image_mask)), images[[2, 0, 1]])
+    torch.testing.assert_close(turned.flip(0), model.encode(tokens, token_mask, image_mask, images))
 
 
 def test_no_image_may_be_none_or_an_empty_tensor(model):
@@ -47,11 +47,11 @@ def test_no_image_may_be_none_or_an_empty_tensor(model):
     assert torch.equal(model.encode(tokens, mask, ~mask, torch.empty(0, 3, 16, 16)), expected)
 
 
-@pytest.mark.parametrize("num_pictures", [0, 2, 4])
-def test_images_and_their_places_must_be_as_many(model, num_pictures):
-    tokens, token_mask, image_mask, pictures = make_prompts()
-    with pytest.raises(UsageError, match=rf"9 image slots but {num_pictures} image"):
-        model.encode(tokens, token_mask, image_mask, torch.cat([pictures, pictures])[:num_pictures])
+@pytest.mark.parametrize("num_images", [0, 2, 4])
+def test_images_and_their_places_must_be_as_many(model, num_images):
+    tokens, token_mask, image_mask, images = make_prompts()
+    with pytest.raises(UsageError, match=rf"9 image slots but {num_images} image"):
+        model.encode(tokens, token_mask, image_mask, torch.cat([images, images])[:num_images])
 
 
 def test_the_null_condition_is_the_start_token_alone(model):
@@ -98,7 +98,7 @@ def test_weights_can_be_kept_in_half_precision(model, tmp_path):
     assert torch.equal(loaded.mllm.embedding.weight, model.mllm.embedding.weight.half().float())
 
 
-def test_the_aligners_way_back_is_left_out_unless_asked_for(tmp_path):
+def test_the_aligner_decoder_is_omitted_unless_requested(tmp_path):
     save_kosmosg(make_model(with_aligner_decoder=True), tmp_path)
     assert load_kosmosg(tmp_path).aligner.decoder is None
     assert load_kosmosg(tmp_path, with_aligner_decoder=True).aligner.decoder is not None

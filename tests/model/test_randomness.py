@@ -9,7 +9,7 @@ def draws(random):
     return [random.uniform(), random.normal(2, 3), random.integers(1000), random.uniform(4)]
 
 
-def test_a_sample_draws_the_same_whoever_its_neighbours_are():
+def test_a_sample_draws_the_same_in_any_batch():
     whole = draws(StepRandom(0, 7, range(6)))
     for part in ([0, 1, 2], [3, 4, 5], [5], [4, 0]):
         for found, expected in zip(draws(StepRandom(0, 7, part)), whole, strict=True):

@@ -9,9 +9,9 @@ from kgcli.model.resampler import Resampler
 def test_the_order_of_vision_tokens_does_not_matter():
     torch.manual_seed(0)
     resampler, patches = Resampler(ResamplerConfig(num_queries=3, num_heads=2), 10, 8).eval(), torch.randn(2, 7, 10)
-    pictures = resampler(patches)
-    assert pictures.shape == (2, 3, 8)
-    torch.testing.assert_close(resampler(patches[:, torch.randperm(7)]), pictures)
+    features = resampler(patches)
+    assert features.shape == (2, 3, 8)
+    torch.testing.assert_close(resampler(patches[:, torch.randperm(7)]), features)
 
 
 def test_a_query_sees_itself_even_where_the_image_says_nothing():

@@ -18,7 +18,7 @@ from kgcli.data.loader import Batches
 from kgcli.data.sources import open_source
 from kgcli.errors import ConfigError, IncompatibleError, MissingError, PromptError
 from kgcli.files import recipes_folder
-from kgcli.model.nano_recognisers import Judges
+from kgcli.model.nano_recognisers import Recognisers
 from kgcli.model.randomness import StepRandom
 from kgcli.recipe import dump_recipe, load_recipe
 from kgcli.training import loop as training
@@ -149,7 +149,7 @@ def test_clip_goes_on_from_an_earlier_one_with_its_text_locked(chain, tmp_path):
 
 def test_judges_go_on_from_earlier_ones(tmp_path):
     torch.manual_seed(0)
-    earlier = Judges([8, 16], [8, 16, 16], 8)
+    earlier = Recognisers([8, 16], [8, 16, 16], 8)
     earlier.save(tmp_path / "judges")
     recipe = load_recipe("smoke/judge").model_copy(update={"init_from": {"judges": str(tmp_path / "judges")}})
     found = training.Run(recipe).stage.judges

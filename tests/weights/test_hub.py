@@ -26,7 +26,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A Hub with one repository, the only one that is asked, and an empty cache."""
+    """A Hub with one repository, the only one that is requested, and an empty cache."""
     with serve(FakeHub({REPOSITORY: {"model.bin": CONTENT, "config.json": b"{}"}})) as hub:
         go_online(monkeypatch, hub, tmp_path / "cache")
         yield hub
@@ -54,7 +54,7 @@ def test_a_small_file_has_no_stated_hash_and_is_fetched_all_the_same(hub):
 
 
 def test_another_file_than_the_expected_one_is_refused_before_a_byte_is_fetched(hub, tmp_path):
-    with pytest.raises(IncompatibleError, match=f"the Hub states sha256 {SHA256}, expected is {'0' * 64}"):
+    with pytest.raises(IncompatibleError, match=f"the Hub gives sha256 {SHA256}, expected {'0' * 64}"):
         fetch(REPOSITORY, "model.bin", sha256="0" * 64)
     assert hub.ranges("model.bin") == []
 
@@ -62,7 +62,7 @@ def test_another_file_than_the_expected_one_is_refused_before_a_byte_is_fetched(
 def test_content_with_another_hash_than_stated_is_deleted(hub, tmp_path):
     hub.stated["model.bin"] = "1" * 64
     with pytest.raises(
-        IncompatibleError, match=f"arrived with sha256 {SHA256}, expected is {'1' * 64}: it was deleted"
+        IncompatibleError, match=f"downloaded with sha256 {SHA256}, expected {'1' * 64}: it was deleted"
     ):
         fetch(REPOSITORY, "model.bin")
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.stat().st_size > 1000]
@@ -72,7 +72,7 @@ def test_content_with_another_hash_than_stated_is_deleted(hub, tmp_path):
 
 def test_a_file_cut_short_is_resumed_by_the_next_call(hub, tmp_path):
     hub.missing.add("model.bin")
-    with pytest.raises(HubError, match=r"model\.bin of someone/model was cut short; run the command again"):
+    with pytest.raises(HubError, match=r"model\.bin of someone/model was interrupted; run the command again"):
         fetch(REPOSITORY, "model.bin")
     assert [path.stat().st_size for path in partials(tmp_path)] == [len(CONTENT) - 10]
     hub.missing.clear()
@@ -118,7 +118,7 @@ def wait_for_bytes(folder: Path) -> None:
 
 
 def test_offline_uses_the_cache_alone(hub, monkeypatch):
-    with pytest.raises(HubError, match="is not in the local cache, and nothing is fetched offline"):
+    with pytest.raises(HubError, match="is not in the local cache, and nothing is downloaded offline"):
         fetch(REPOSITORY, "model.bin", offline=True)
     found = fetch(REPOSITORY, "model.bin")
     hub.requests.clear()
@@ -132,7 +132,7 @@ def test_offline_uses_the_cache_alone(hub, monkeypatch):
 def test_a_damaged_copy_in_the_cache_is_not_used(hub):
     path = fetch(REPOSITORY, "model.bin").path
     path.resolve().write_bytes(CONTENT[:-1] + bytes([CONTENT[-1] ^ 1]))
-    with pytest.raises(IncompatibleError, match=r"nothing in it was read; delete .*blobs/"):
+    with pytest.raises(IncompatibleError, match=r"it was not read; delete .*blobs/"):
         fetch(REPOSITORY, "model.bin", offline=True)
 
 
@@ -140,8 +140,8 @@ def test_without_an_answer_the_copy_in_the_cache_serves(hub, monkeypatch, caplog
     found = fetch(REPOSITORY, "model.bin")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert fetch(REPOSITORY, "model.bin") == found
-    assert "taking the copy in the local cache" in caplog.text
-    with pytest.raises(HubError, match=r"other\.bin of someone/model cannot be fetched: ") as caught:
+    assert "using the copy in the local cache" in caplog.text
+    with pytest.raises(HubError, match=r"other\.bin of someone/model cannot be downloaded: ") as caught:
         fetch(REPOSITORY, "other.bin")
     assert caught.value.status is None and "\n" not in str(caught.value)
 
@@ -167,11 +167,11 @@ def test_a_file_that_the_repository_does_not_have_is_named(hub):
         fetch(REPOSITORY, "nothing.bin")
 
 
-def test_a_snapshot_holds_the_files_that_were_asked_for(hub, monkeypatch):
+def test_a_snapshot_holds_the_requested_files(hub, monkeypatch):
     folder = snapshot(REPOSITORY, files=["*.json"])
     assert [path.name for path in folder.iterdir()] == ["config.json"]
     hub.requests.clear()
     assert snapshot(REPOSITORY, files=["*.json"], offline=True) == folder
     assert hub.requests == []
-    with pytest.raises(HubError, match="nobody/nothing is not in the local cache, and nothing is fetched offline"):
+    with pytest.raises(HubError, match="nobody/nothing is not in the local cache, and nothing is downloaded offline"):
         snapshot("nobody/nothing", offline=True)

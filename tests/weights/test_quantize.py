@@ -1,4 +1,4 @@
-"""Laws of an MLLM in few bits: the conditioning stays near, only its linear layers change, pictures say so."""
+"""Laws of a quantised MLLM: the conditioning stays near, only linear layers change, image metadata record it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from kgcli.weights.shipped import DEFAULT_MODEL
 
 pytest.importorskip("bitsandbytes")
 
-# Relative L2 distance from full precision of what the shipped model says; measured: 0.010 and 0.059.
+# Relative L2 distance from full precision of the shipped model's conditioning; measured: 0.010 and 0.059.
 TOLERANCES = {"8bit": 0.03, "4bit": 0.12}
-PICTURE = Image.linear_gradient("L").convert("RGB")
+IMAGE = Image.linear_gradient("L").convert("RGB")
 # To Python, a module that is None in sys.modules is one that cannot be found.
 WITHOUT_LIBRARY = """
 import sys
@@ -53,14 +53,14 @@ def few_bits(quantize):
     return load_kosmosg(DEFAULT_MODEL, quantize=quantize)
 
 
-def says(model, offload="none"):
-    """The conditioning of words and a picture."""
+def encode(model, offload="none"):
+    """Encode words and an image."""
     from kgcli.data.prompt import Prompt
 
     encoder = PromptEncoder(model, open_model(None).tokenizer)
     if offload != "none":
         encoder.set_offload(offload, torch.device("cpu"))
-    return encoder.encode([Prompt.parse("a <image:x> in the snow")], [[PICTURE]]).float()
+    return encoder.encode([Prompt.parse("a <image:x> in the snow")], [[IMAGE]]).float()
 
 
 def distance(one, other):
@@ -75,14 +75,14 @@ def weights_of(model, *, linear):
 
 
 def test_the_conditioning_stays_near(full, few_bits, quantize):
-    assert 0 < distance(says(few_bits), says(full)) < TOLERANCES[quantize]
+    assert 0 < distance(encode(few_bits), encode(full)) < TOLERANCES[quantize]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_comes_on_top(full, quantize, dtype):
     model = load_kosmosg(DEFAULT_MODEL, quantize=quantize, dtype=dtype)
     assert model.mllm.embedding.weight.dtype == dtype
-    assert distance(says(model), says(full)) < TOLERANCES[quantize]
+    assert distance(encode(model), encode(full)) < TOLERANCES[quantize]
 
 
 def test_only_the_linear_layers_of_the_mllm_change(full, few_bits, quantize):
@@ -103,13 +103,13 @@ def nbytes(weight):
 @pytest.mark.parametrize("offload", ["model", "sequential"])
 def test_offload_changes_nothing(few_bits, full, offload):
     for model in (few_bits, full):
-        assert torch.equal(says(model, offload), says(model))
+        assert torch.equal(encode(model, offload), encode(model))
 
 
 def test_what_belongs_to_a_layer_goes_where_it_goes(few_bits):
     """Scales of 8 bits and blocks of 4 follow the weight; the meta device stands in for any other."""
     model = copy.deepcopy(few_bits)
-    says(model)
+    encode(model)
     meta = torch.device("meta")
     move(model.mllm, meta)
     for linear in (module for module in model.mllm.modules() if isinstance(module, nn.Linear)):
@@ -142,10 +142,10 @@ def test_weights_that_do_not_fit_are_named(tiny_model, tmp_path, quantize):
         load_kosmosg(tmp_path, quantize=quantize)
 
 
-def test_a_picture_says_it_and_is_drawn_again(kg, tiny_model, cat, tmp_path, quantize):
-    draw = ["generate", "a <image:cat.png>", "--model", tiny_model, "-s", "1"]
-    assert kg(*draw, "--quantize", quantize, "-o", "few.png").code == 0
-    assert kg(*draw, "-o", "full.png").code == 0
+def test_image_metadata_record_it_and_replay_it(kg, tiny_model, cat, tmp_path, quantize):
+    generate = ["generate", "a <image:cat.png>", "--model", tiny_model, "-s", "1"]
+    assert kg(*generate, "--quantize", quantize, "-o", "few.png").code == 0
+    assert kg(*generate, "-o", "full.png").code == 0
     said = [read_metadata(tmp_path / name)["quantize"] for name in ("few.png", "full.png")]
     assert said == [quantize, "none"]
     few = (tmp_path / "few.png").read_bytes()
@@ -173,7 +173,7 @@ def test_what_cannot_be_is_refused_before_torch(kg, without_engine, verb):
     assert done.code == 4 and "cannot compute on mps" in done.err
 
 
-def test_the_library_is_asked_for_before_anything_loads(tmp_path):
+def test_the_library_is_required_before_anything_loads(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_LIBRARY, "generate", "a cat", "--quantize", "8bit", "-o", "a.png"],
         capture_output=True,
@@ -193,8 +193,8 @@ def test_python_asks_for_the_library_too(monkeypatch, tmp_path):
     check_quantize("none")
 
 
-def test_pictures_of_before_are_replayed_in_full(kg, tiny_model, cat, tmp_path):
-    """Their metadata do not say how the MLLM was held."""
+def test_images_of_earlier_versions_are_replayed_in_full_precision(kg, tiny_model, cat, tmp_path):
+    """Their metadata have no quantisation."""
     from PIL.PngImagePlugin import PngInfo
 
     assert kg("generate", "a <image:cat.png>", "--model", tiny_model, "-o", "a.png").code == 0
@@ -202,7 +202,7 @@ def test_pictures_of_before_are_replayed_in_full(kg, tiny_model, cat, tmp_path):
     del metadata["quantize"]
     chunks = PngInfo()
     chunks.add_itxt("kgcli", json.dumps(metadata))
-    with Image.open(tmp_path / "a.png") as picture:
-        picture.save(tmp_path / "old.png", pnginfo=chunks)
+    with Image.open(tmp_path / "a.png") as image:
+        image.save(tmp_path / "old.png", pnginfo=chunks)
     assert kg("generate", "--from", "old.png", "--model", tiny_model, "-o", "b.png").code == 0
     assert read_metadata(tmp_path / "b.png")["quantize"] == "none"

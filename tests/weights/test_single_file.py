@@ -1,4 +1,4 @@
-"""Single-file decoders: what such a file says of itself is heeded, and what is not read of it is named."""
+"""Single-file decoders: settings in the file apply, and unused tensors are reported."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from ldm_names import write_single_file
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from kgcli import engine
@@ -96,7 +97,7 @@ def test_scaled_fp8_is_multiplied(load, tensors, tiny_model, suffix, caplog):
 
 def test_tensors_without_a_place_are_counted_and_named(load, tensors, caplog):
     load(tensors | {f"{UNET}label_emb.0.0.weight": torch.ones(2, 2), "cond_stage_model.x": torch.ones(1)})
-    assert "file.safetensors: 1 tensors of U-Net and VAE have no place" in caplog.text
+    assert "file.safetensors: 1 U-Net and VAE tensors are not used by this decoder" in caplog.text
     assert "label_emb.0.0.weight" in caplog.text
     caplog.clear()
     load(tensors | {"first_stage_model.loss.logvar": torch.ones(1), "model_ema.decay": torch.ones(1)})
@@ -106,9 +107,9 @@ def test_tensors_without_a_place_are_counted_and_named(load, tensors, caplog):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({f"{UNET}input_blocks.0.0.bias_scale": torch.ones(1)}, "quantised in a way"),
-        ({f"{UNET}input_blocks.0.0.weight": torch.zeros(8, 4, 3, 3, dtype=torch.int8)}, "quantised in a way"),
-        ({f"{UNET}nothing.weight_scale": torch.ones(1)}, "quantised in a way"),
+        ({f"{UNET}input_blocks.0.0.bias_scale": torch.ones(1)}, "unsupported quantisation"),
+        ({f"{UNET}input_blocks.0.0.weight": torch.zeros(8, 4, 3, 3, dtype=torch.int8)}, "unsupported quantisation"),
+        ({f"{UNET}nothing.weight_scale": torch.ones(1)}, "unsupported quantisation"),
         ({f"{UNET}input_blocks.0.0.weight": torch.zeros(8, 9, 3, 3)}, "is an inpainting checkpoint"),
         ({f"{UNET}input_blocks.0.0.weight": torch.zeros(8, 8, 3, 3)}, "InstructPix2Pix"),
         ({"edm_mean": torch.zeros(4)}, "EDM"),
@@ -153,19 +154,21 @@ def test_an_image_that_is_no_numbers_is_not_kept(kg, tensors, tiny_model, tmp_pa
     assert not (tmp_path / "out.png").exists()
 
 
-def test_methods_and_reconstructions_refuse_them_too(tiny_model):
-    from kgcli.evaluation.benchmarks.skills_methods import through_vae
-
+def test_methods_and_reconstructions_refuse_them_too(tiny_model, tmp_path):
+    from kgcli.evaluation.baselines.world import Reconstruction
     from kgcli.model.finite import finite_images
 
     model = engine.load(str(tiny_model), device="cpu")
     vae = model.pipeline.decoder.vae
     with torch.no_grad():
         vae.decoder.conv_out.bias.fill_(float("nan"))
-    from PIL import Image
+
+    class Copies:
+        def draw(self, items, data, folder):
+            return [Image.new("RGB", (16, 16)) for _ in items]
 
     with pytest.raises(NotFiniteError):
-        through_vae(model, [Image.new("RGB", (16, 16))])
+        Reconstruction(Copies(), model).draw([None], tmp_path, tmp_path)
     with pytest.raises(NotFiniteError), finite_images(vae), torch.no_grad():
         vae.decode(torch.zeros(1, 4, 8, 8))
     assert not vae.decoder._forward_hooks

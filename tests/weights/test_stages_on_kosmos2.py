@@ -12,12 +12,12 @@ from kosmos2_files import make_kosmos2, save_kosmos2
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
-from kgcli.config import read_model_config
 from kgcli.errors import ConfigError, IncompatibleError, MissingError
 from kgcli.recipe import load_recipe
 from kgcli.training.stages import make_stage
 from kgcli.training.stages.decoder import clip_tokenizer
 from kgcli.training.stages.kosmosg import PretrainStage
+from kgcli.weights.config import read_model_config
 from kgcli.weights.safetensors import read_weights
 
 LENGTH = 8  # tokens of the decoder's text

@@ -1,4 +1,4 @@
-"""What every method of a benchmark can do."""
+"""The interface of a benchmark's methods."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kgcli.evaluation.plan import Item
 
 @dataclass(frozen=True, kw_only=True)
 class MethodOptions:
-    """What a user may say to any method; None leaves it to the method."""
+    """Options that every method takes; None leaves the choice to the method."""
 
     model: str | None = None
     decoder: str | None = None
@@ -24,14 +24,14 @@ class MethodOptions:
     offline: bool = False
     sampling: SamplingConfig = SamplingConfig()
     negative_prompt: str = ""
-    extra: tuple[tuple[str, str], ...] = ()  # name=value pairs of the method's own (--set)
+    extra: tuple[tuple[str, str], ...] = ()  # the method's own settings as (name, value) pairs (--set)
 
 
 class Method(Protocol):
-    """Makes pictures for items. One object serves a whole process; it may load its weights late.
+    """Generate images for items. One object serves a whole process and may load its weights lazily.
 
-    It may also have `check(items)`, which is called with all items before a run is begun and raises a KgError that
-    names the first it cannot draw.
+    It may also have `check(items)`, which is called with all items before a run starts and raises a KgError that names
+    the first item it cannot generate.
     """
 
     name: str
@@ -39,17 +39,17 @@ class Method(Protocol):
     def __init__(self, options: MethodOptions) -> None: ...
 
     def facts(self) -> dict[str, Any]:
-        """What identifies it: name, settings with defaults filled in, hashes of weights. JSON; no paths, no device."""
+        """Return its fingerprint as JSON values: name, all settings, hashes of weights; no paths, no device."""
         ...
 
     def prepare(self, subject: str, items: Sequence[Item], data: Path, folder: Path) -> None:
-        """Learn one subject before its items are drawn (Textual Inversion, DreamBooth); others do nothing.
+        """Learn one subject before its items are generated (Textual Inversion, DreamBooth); others do nothing.
 
-        What is learnt goes to `folder`, which is the subject's own and is whole or absent; called again for a subject
-        that is learnt, it returns at once.
+        The result goes to `folder`, which holds this subject only and is complete or absent; a subject that has been
+        learnt returns at once.
         """
         ...
 
     def draw(self, items: Sequence[Item], data: Path, folder: Path) -> list[Image.Image]:
-        """A picture for each item of one unit: the same items give the same pixels, whatever was drawn before."""
+        """Return an image per item of one unit: the same items give the same pixels, whatever was generated before."""
         ...

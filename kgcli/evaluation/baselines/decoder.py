@@ -1,6 +1,6 @@
-"""An image decoder with its own text encoder: what baselines of words alone train and draw with.
+"""An image decoder with its own text encoder: what text-only baselines train and generate with.
 
-Shape letters: B pictures, S d conditioning length and width.
+Shape letters: B images, S d conditioning length and width.
 """
 
 from __future__ import annotations
@@ -31,10 +31,9 @@ from kgcli.weights.hub import is_hub_id, snapshot
 from kgcli.weights.shipped import DEFAULT_MODEL
 
 PARTS = ("unet", "vae", "text_encoder")
-SD_WIDTH = 768  # of what Stable Diffusion v1 attends to; narrower decoders are small ones
+SD_WIDTH = 768  # cross-attention width of Stable Diffusion v1; narrower decoders are small ones
 DTYPES = ("auto", "float32", "bfloat16")  # of the forward pass; weights stay float32
-# How images are sampled where nothing is said. Full size: the protocol of DreamBench (`kg eval dreambench`); small: the
-# settings of the model that ships.
+# Sampling defaults. Full size: the protocol of DreamBench (`kg eval dreambench`); small: the shipped model's settings.
 SAMPLING = {
     "sd": SamplingConfig(num_inference_steps=100, guidance_scale=7.5, guidance_rescale=0.0, scheduler="dpm++"),
     "small": SamplingConfig(num_inference_steps=25, guidance_scale=3.0, guidance_rescale=0.7, scheduler="ddim"),
@@ -46,26 +45,26 @@ class DecoderFolder:
     """A decoder before it is loaded: a diffusers folder with all its parts."""
 
     path: Path
-    width: int  # of what its U-Net attends to
+    width: int  # cross-attention width of its U-Net
     size: int  # pixels, square, that it was trained for
 
     @property
     def scale(self) -> str:
-        """Which defaults suit it: sd or small."""
+        """Set of defaults that suits it: sd or small."""
         return "sd" if self.width >= SD_WIDTH else "small"
 
     @cached_property
     def sha256(self) -> str:
-        """Of its weights."""
+        """SHA-256 of its weights."""
         return hash_files([file for part in PARTS for file in sorted((self.path / part).glob("*.safetensors"))])
 
     def sampling(self, options: MethodOptions) -> SamplingConfig:
-        """How it samples, with defaults where the user said nothing. Raises: UsageError for what cannot be."""
+        """Return its sampling settings, with defaults where no option is given. Raises: UsageError for invalid ones."""
         own = SAMPLING[self.scale].model_copy(update={"width": self.size, "height": self.size})
         return check_sampling(options.sampling).over(own)
 
     def sampling_facts(self, options: MethodOptions) -> dict[str, Any]:
-        """The same as run files say it: one size, since these images are square."""
+        """Return the sampling settings as run files hold them: one size, since these images are square."""
         facts = sampling_facts(self.sampling(options))
         size = facts.pop("width")
         del facts["height"]
@@ -73,7 +72,7 @@ class DecoderFolder:
 
 
 def find_decoder(location: str | None, offline: bool) -> DecoderFolder:
-    """The decoder in a folder or of a Hub id, None for the shipped one, seen to have a text encoder.
+    """Find the decoder in a folder or of a Hub id (None: the shipped one) and check that it has a text encoder.
 
     Raises: MissingError; IncompatibleError for a single file, which has no text encoder.
     """
@@ -88,11 +87,11 @@ def find_decoder(location: str | None, offline: bool) -> DecoderFolder:
     width, blocks = configs["unet"].get("cross_attention_dim"), configs["vae"].get("block_out_channels")
     latent_size = configs["unet"].get("sample_size")
     if not isinstance(width, int) or not isinstance(latent_size, int) or not isinstance(blocks, list):
-        raise IncompatibleError(f"{path} has not the layout of Stable Diffusion v1")
+        raise IncompatibleError(f"{path} does not have the layout of Stable Diffusion v1")
     if configs["text_encoder"].get("hidden_size") != width:
         raise IncompatibleError(
-            f"the text encoder of {path} makes vectors of width {configs['text_encoder'].get('hidden_size')}, "
-            f"its U-Net attends to {width}"
+            f"the text encoder of {path} has width {configs['text_encoder'].get('hidden_size')}, "
+            f"but the cross-attention of its U-Net has {width}"
         )
     return DecoderFolder(path=path, width=width, size=latent_size * 2 ** (len(blocks) - 1))
 
@@ -116,7 +115,9 @@ class TextDecoder:
         try:
             self.tokenizer = CLIPTokenizer.from_pretrained(folder.path / "tokenizer", local_files_only=True)
         except (OSError, ValueError) as error:
-            raise MissingError(f"{folder.path} has no sound tokenizer: {str(error).splitlines()[0]}") from None
+            raise MissingError(
+                f"{folder.path} does not have a usable tokenizer: {str(error).splitlines()[0]}"
+            ) from None
         self.text_encoder = CLIPTextModel.from_pretrained(
             folder.path / "text_encoder", torch_dtype=torch.float32, local_files_only=True
         )
@@ -127,11 +128,11 @@ class TextDecoder:
         self.pipeline = make_sd(self.diffusion)
 
     def computing(self) -> contextlib.AbstractContextManager[object]:
-        """The precision of what is computed inside."""
+        """Return a context in which computations run at the chosen precision."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def tokens(self, captions: Sequence[str]) -> Tensor:
-        """Token ids, (B, S), padded and cut to the text encoder's length."""
+        """Return token ids, (B, S), padded and cut to the text encoder's length."""
         length = self.text_encoder.config.max_position_embeddings
         found = self.tokenizer(
             list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
@@ -139,11 +140,11 @@ class TextDecoder:
         return found.input_ids.to(self.device)
 
     def encode(self, captions: Sequence[str]) -> Tensor:
-        """What the U-Net attends to, (B, S, d). Gradients pass to what trains in the text encoder."""
+        """Encode captions to conditioning, (B, S, d). Gradients reach trainable parameters of the text encoder."""
         return self.text_encoder(self.tokens(captions)).last_hidden_state
 
     def moments(self, paths: Sequence[Path], *, mirrored: bool = False) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of the latents of picture files; with `mirrored` of their mirror images too.
+        """Return mean and log variance of the latents of image files; with `mirrored`, of their mirror images too.
 
         Raises: ImageError.
         """
@@ -158,18 +159,18 @@ class TextDecoder:
         return torch.cat(means), torch.cat(logvars)
 
     def loss(self, moments: tuple[Tensor, Tensor], conditioning_BSd: Tensor, random: StepRandom) -> Tensor:
-        """The noise loss of pictures drawn at random from `moments`, one for each row of the conditioning."""
+        """Return the noise loss of images drawn at random from `moments`, one for each row of the conditioning."""
         chosen = random.integers(len(moments[0])).to(self.device)
         latents = self.diffusion.sample_latents(moments[0][chosen], moments[1][chosen], random=random)
         return self.diffusion.noise_loss(latents, conditioning_BSd, random=random)
 
     @torch.no_grad()
-    def draw(self, captions: Sequence[str], seeds: Sequence[int], **more: Any) -> list[Image.Image]:
-        """A picture for each caption and seed: the same captions and seeds give the same pixels.
+    def generate(self, captions: Sequence[str], seeds: Sequence[int], **more: Any) -> list[Image.Image]:
+        """Return an image per caption and seed: the same captions and seeds give the same pixels.
 
-        `more` is what else the diffusers pipeline is told, such as an IP-Adapter's picture.
+        `more` is passed to the diffusers pipeline, such as an IP-Adapter's image.
         """
-        pictures: list[Image.Image] = []
+        images: list[Image.Image] = []
         for start in range(0, len(captions), MAX_BATCH):
             rows = slice(start, start + MAX_BATCH)
             with self.computing():
@@ -178,12 +179,12 @@ class TextDecoder:
                     self.encode([self.negative_prompt] * len(captions[rows])),
                 )
                 generators = seeded(seeds[rows])
-                pictures += denoise(self.pipeline, self.diffusion, embeds, negative, generators, self.sampling, **more)
-        return pictures
+                images += denoise(self.pipeline, self.diffusion, embeds, negative, generators, self.sampling, **more)
+        return images
 
 
 def read_dtype(name: str) -> torch.dtype:
-    """The precision of a name; auto is float32. Raises: UsageError."""
+    """Return the dtype of a name; auto is float32. Raises: UsageError."""
     if name not in DTYPES:
         raise UsageError(f"--dtype is {name}; methods that train take one of {', '.join(DTYPES)}")
     return torch.bfloat16 if name == "bfloat16" else torch.float32

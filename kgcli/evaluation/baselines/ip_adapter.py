@@ -1,4 +1,4 @@
-"""IP-Adapter: a picture as further conditioning of Stable Diffusion, by diffusers' own loader.
+"""IP-Adapter: an image as additional conditioning of Stable Diffusion, by diffusers' own loader.
 
 Source: IP-Adapter (arXiv:2308.06721).
 """
@@ -27,11 +27,11 @@ SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
 class IpAdapter:
-    """Reads an item's pictures and its scored text. Settings: subfolder, weight, image_encoder, scale."""
+    """Generate from an item's images and its scored text. Settings: subfolder, weight, image_encoder, scale."""
 
     name = "ip-adapter"
     # `image_encoder` is a folder inside `subfolder`, where the published repository has it. The scale is the one
-    # that the authors advise for a picture and a text together.
+    # that the authors advise for an image and a text together.
     defaults = {
         "subfolder": "models",
         "weight": "ip-adapter_sd15.safetensors",
@@ -52,12 +52,12 @@ class IpAdapter:
         width = next((shape[1] for name, shape in shapes.items() if name.endswith("to_k_ip.weight")), None)
         if width != self.folder.width:
             raise IncompatibleError(
-                f"{self._weights} was made for a decoder that attends to vectors of width {width}; "
-                f"this one attends to {self.folder.width}"
+                f"{self._weights} was made for a decoder of cross-attention width {width}; "
+                f"this one has {self.folder.width}"
             )
 
     def facts(self) -> dict[str, Any]:
-        """Name, settings, how it draws, and the hashes of decoder, adapter and image encoder."""
+        """Return name, settings, sampling, and the hashes of decoder, adapter and image encoder."""
         return {
             "name": self.name,
             "decoder_sha256": self.folder.sha256,
@@ -69,18 +69,18 @@ class IpAdapter:
         }
 
     def prepare(self, subject: str, items: Sequence[Item], data: Path, folder: Path) -> None:
-        """Nothing is learnt."""
+        """Do nothing: this method does not learn."""
 
     def draw(self, items: Sequence[Item], data: Path, folder: Path) -> list[Image.Image]:
-        """A picture for each item; items go one by one, since each has pictures of its own."""
-        pictures: list[Image.Image] = []
+        """Return an image per item; items go one by one, since each has images of its own."""
+        images: list[Image.Image] = []
         with memory_errors():
             for item in items:
                 if not item.inputs:
-                    raise IncompatibleError(f"{item.path}: its prompt has no picture, which an IP-Adapter needs")
+                    raise IncompatibleError(f"{item.path}: its prompt has no image; an IP-Adapter needs one")
                 shown = [[open_image(data / name, srgb=False) for name in item.inputs]]
-                pictures += self.decoder.draw([item.scored_text], [item.seed], ip_adapter_image=shown)
-        return pictures
+                images += self.decoder.generate([item.scored_text], [item.seed], ip_adapter_image=shown)
+        return images
 
     @cached_property
     def decoder(self) -> TextDecoder:
@@ -109,7 +109,7 @@ class IpAdapter:
 
 
 def _find(location: str, settings: dict[str, Any], offline: bool) -> Path:
-    """The adapter's folder. Raises: MissingError."""
+    """Return the adapter's folder. Raises: MissingError."""
     path = Path(location).expanduser()
     if path.is_dir():
         return path

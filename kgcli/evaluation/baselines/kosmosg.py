@@ -1,4 +1,4 @@
-"""KOSMOS-G as a method: the input text read with its pictures, as `kg generate` draws it."""
+"""KOSMOS-G as a method: generates from the input text and its images, as `kg generate` does."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MARK = "<image>"
 
 
 class KosmosG:
-    """A model folder and its decoder; loaded when the first picture is drawn."""
+    """A model folder and its decoder; loaded when the first image is generated."""
 
     name = "kosmosg"
 
@@ -40,13 +40,13 @@ class KosmosG:
 
     @classmethod
     def of(cls, model: Model) -> Self:
-        """The method of a model that is loaded already."""
+        """Wrap a model that is loaded already."""
         method = cls(MethodOptions(device=model.device, dtype=model.dtype), model.folder)
         method._model = model
         return method
 
     def facts(self) -> dict[str, Any]:
-        """Model, decoder and settings."""
+        """Return model, decoder and settings."""
         return {
             "name": self.name,
             "model": self.folder.name,
@@ -60,7 +60,7 @@ class KosmosG:
 
     @cached_property
     def dtype(self) -> str:
-        """The precision; that of `auto` depends on the device, and pictures on the precision."""
+        """The precision; that of `auto` depends on the device, and images depend on it."""
         if self.options.dtype != "auto":
             return self.options.dtype
         from kgcli.runtime import choose_device, choose_dtype
@@ -68,34 +68,34 @@ class KosmosG:
         return choose_dtype("auto", choose_device(self.options.device), self.folder.num_bytes)
 
     def check(self, items: Sequence[Item]) -> None:
-        """See that the model takes every prompt. Raises: UsageError."""
+        """Check that the model takes every prompt. Raises: UsageError."""
         for text, item in {item.input_text: item for item in reversed(items)}.items():
             try:
                 check_fits(as_prompt(text), self.folder)
             except PromptError as error:
-                raise UsageError(f"{item.path} cannot be drawn: {error}: {text[:60]!r}") from None
+                raise UsageError(f"{item.path} cannot be generated: {error}: {text[:60]!r}") from None
 
     def prepare(self, subject: str, items: Sequence[Item], data: Path, folder: Path) -> None:
-        """Nothing is learnt."""
+        """Do nothing: this method does not learn."""
 
     def draw(self, items: Sequence[Item], data: Path, folder: Path) -> list[Image.Image]:
-        """One batch."""
+        """Generate one batch."""
         pipeline = self.loaded().pipeline
         prompts = [as_prompt(item.input_text) for item in items]
-        pictures = [[open_image(data / path, srgb=False) for path in item.inputs] for item in items]
-        return self.draw_embeds(*pipeline.encode_prompt(prompts, pictures, self.negative), items)
+        images = [[open_image(data / path, srgb=False) for path in item.inputs] for item in items]
+        return self.denoise_embeds(*pipeline.encode_prompt(prompts, images, self.negative), items)
 
-    def draw_embeds(self, embeds: Any, negative: Any, items: Sequence[Item]) -> list[Image.Image]:
-        """The pictures of what the U-Net is to attend to."""
+    def denoise_embeds(self, embeds: Any, negative: Any, items: Sequence[Item]) -> list[Image.Image]:
+        """Denoise images from conditioning embeddings."""
         from kgcli.inference.denoise import seeded
         from kgcli.runtime import memory_errors
 
         generators = seeded([item.seed for item in items])
         with memory_errors():
-            return self.loaded().pipeline.draw(embeds, negative, generators=generators, sampling=self.sampling)
+            return self.loaded().pipeline.sample(embeds, negative, generators=generators, sampling=self.sampling)
 
     def loaded(self) -> Model:
-        """The model with its weights."""
+        """Return the model with its weights."""
         if self._model is None:
             import torch
 
@@ -105,14 +105,14 @@ class KosmosG:
             options = self.options
             device = choose_device(options.device)
             if device == "cpu":
-                # Sums are split by the number of threads, which must not show in the pictures.
+                # Sums depend on the number of threads; the images must not.
                 torch.set_num_threads(1)
             self._model = load(self.folder, device=device, dtype=self.dtype, offline=options.offline)
         return self._model
 
 
 def as_prompt(input_text: str) -> Prompt:
-    """An item's text as a parsed prompt. Inputs are cut about their centre, as the published evaluation does."""
+    """Parse an item's text. Inputs are centre-cropped, as in the published evaluation."""
     parts: list[str | ImageRef] = []
     for index, words in enumerate(input_text.split(MARK)):
         if index:

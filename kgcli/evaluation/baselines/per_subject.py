@@ -1,4 +1,4 @@
-"""A method that learns each subject by gradient steps: its folders, its loop, its pictures.
+"""A method that learns each subject by gradient steps: its folders, training loop and generation.
 
 The training stages read samples by number and export models; a subject is a few image files and ends as one small
 file. Both take their steps in `kgcli.training.trainer`: all that is random in a step comes from (subject, step), and a
@@ -32,20 +32,20 @@ from kgcli.runtime import memory_errors
 from kgcli.training import checkpoint
 from kgcli.training.trainer import Trainer
 
-LEARNT = "learnt.json"  # in a subject's folder: what was learnt from which pictures
+LEARNT = "learnt.json"  # in a subject's folder: the settings and images it was learnt from
 KEEP = 1  # checkpoints
 
 
 class PerSubject:
-    """What learning methods share. A kind of it says what trains, what the loss is, and how the result is kept."""
+    """Base of methods that learn. Subclasses define what trains, the loss, and the format of the result."""
 
     name: str = ""
-    # Scale of the decoder -> settings where the user said nothing. All have those of SHARED.
+    # Scale of the decoder -> default settings.
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __init__(self, options: MethodOptions) -> None:
         if options.model is not None:
-            raise UsageError(f"--method {self.name} has no --model; --decoder says what it trains")
+            raise UsageError(f"--method {self.name} has no --model; --decoder is what it trains")
         read_dtype(options.dtype)
         self.options = options
         self.folder = find_decoder(options.decoder, options.offline)
@@ -59,23 +59,23 @@ class PerSubject:
         self._held: Path | None = None  # the subject whose parameters are in place
 
     def defaults_for(self, given: Mapping[str, str]) -> Mapping[str, Any]:
-        """The defaults, where they depend on other settings."""
+        """Return the defaults, given the other settings."""
         return self.defaults[self.folder.scale]
 
     def facts(self) -> dict[str, Any]:
-        """Name, settings, how it draws, and the hash of the decoder's weights."""
+        """Return name, settings, sampling, and the hash of the decoder's weights."""
         return {
             "name": self.name,
             "decoder_sha256": self.folder.sha256,
             "dtype": "bfloat16" if self.options.dtype == "bfloat16" else "float32",
             **self.folder.sampling_facts(self.options),
-            # How often it is saved changes nothing in what is learnt.
+            # The checkpoint interval does not change the result.
             "settings": {name: value for name, value in sorted(self.settings.items()) if name != "save_every"},
         }
 
     @property
     def decoder(self) -> TextDecoder:
-        """The decoder, loaded when it is first needed."""
+        """The decoder, loaded on first use."""
         if self._decoder is None:
             self._decoder = TextDecoder(self.folder, self.options)
             self.attach(self._decoder)
@@ -83,9 +83,9 @@ class PerSubject:
         return self._decoder
 
     def prepare(self, subject: str, items: Sequence[Item], data: Path, folder: Path) -> None:
-        """Learn a subject, from where it was left off; at once where it is learnt. Others may be at it too.
+        """Learn a subject, resuming an interrupted one; return at once if it is learnt. Safe across processes.
 
-        Raises: UsageError where the folder holds what other settings or pictures made.
+        Raises: UsageError if the folder holds the result of other settings or images.
         """
         names = reference_names(items, data, every=self.settings["references"] == "all")
         made_of = {
@@ -101,32 +101,32 @@ class PerSubject:
                 self._learn(made_of, [data / name for name in names], folder, work)
             shutil.rmtree(work, ignore_errors=True)
             if _read(folder) != made_of:
-                raise UsageError(f"{folder} holds what other settings or pictures made; use another run folder")
+                raise UsageError(f"{folder} holds the result of other settings or images; use another run folder")
 
     def draw(self, items: Sequence[Item], data: Path, folder: Path) -> list[Image.Image]:
-        """A picture for each item, by what was learnt in `folder`."""
+        """Return an image per item, using the subject learnt in `folder`."""
         decoder = self.decoder
         if self._held != folder:
             if not (folder / LEARNT).is_file():
-                raise MissingError(f"{folder} holds no learnt subject; it has to be prepared first")
+                raise MissingError(f"{folder} does not hold a learnt subject; prepare it first")
             self._held = None
             self.put(self.read(folder))
             self._held = folder
         with memory_errors():
-            return decoder.draw([self.words(item) for item in items], [item.seed for item in items])
+            return decoder.generate([self.words(item) for item in items], [item.seed for item in items])
 
     def put(self, values: Mapping[str, Tensor]) -> None:
-        """Give the trained parameters these values."""
+        """Set the trained parameters."""
         with torch.no_grad():
             for name, parameter in self.trained().items():
                 parameter.copy_(values[name])
 
-    def _learn(self, made_of: dict[str, Any], pictures: list[Path], folder: Path, work: Path) -> None:
+    def _learn(self, made_of: dict[str, Any], images: list[Path], folder: Path, work: Path) -> None:
         decoder, settings = self.decoder, self.settings
         self._held = None
         self.put(self.initial)
         seed = int(hashlib.sha256(f"{settings['seed']}/{made_of['subject']}".encode()).hexdigest()[:8], 16)
-        loss = self.begin(made_of["noun"] or made_of["subject"], pictures, folder.parent)
+        loss = self.begin(made_of["noun"] or made_of["subject"], images, folder.parent)
         trained = self.trained()
         for parameter in trained.values():
             parameter.requires_grad_(True)
@@ -143,30 +143,30 @@ class PerSubject:
         write_whole(result / LEARNT, _dump(made_of).encode())
         result.rename(folder)
 
-    # What a kind of it says:
+    # Subclasses implement:
 
     def attach(self, decoder: TextDecoder) -> None:
-        """Put what trains into the decoder, once."""
+        """Add the trainable parameters to the decoder, once."""
         raise NotImplementedError
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters that train, by name."""
+        """Return the parameters that train, by name."""
         raise NotImplementedError
 
-    def begin(self, noun: str, pictures: list[Path], shared: Path) -> Callable[[StepRandom], Tensor]:
-        """Make ready for one subject; returns the loss of a step. `shared` is a folder of all subjects."""
+    def begin(self, noun: str, images: list[Path], shared: Path) -> Callable[[StepRandom], Tensor]:
+        """Set up one subject; return the loss of a step. `shared` is a folder of all subjects."""
         raise NotImplementedError
 
     def write(self, folder: Path, subject: str) -> None:
-        """Keep what was learnt in a format that others read."""
+        """Write the result in a format that diffusers reads."""
         raise NotImplementedError
 
     def read(self, folder: Path) -> dict[str, Tensor]:
-        """What `write` kept, by the names of `trained`."""
+        """Load what `write` wrote, by the names of `trained`."""
         raise NotImplementedError
 
     def words(self, item: Item) -> str:
-        """What the text encoder reads for an item."""
+        """Return the text to encode for an item."""
         raise NotImplementedError
 
 
@@ -179,7 +179,7 @@ def train_parameters(
     seed: int,
     recipe: str,
 ) -> None:
-    """Take the steps that are left, saving every `save_every`; a checkpoint of another recipe is passed over."""
+    """Take the remaining steps, saving every `save_every`; checkpoints of other recipes are ignored."""
     cfg = OptimConfig(
         lr=settings["lr"],
         betas=(0.9, 0.999),

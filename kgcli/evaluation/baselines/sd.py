@@ -1,4 +1,4 @@
-"""Stable Diffusion as a method: the decoder with its own text encoder, from the words alone."""
+"""Stable Diffusion as a method: the decoder with its own text encoder, from the text alone."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ class StableDiffusion(KosmosG):
         super().__init__(options, folder)
         if Path(self.folder.decoder).exists() and not has_text_encoder(self.folder):
             raise MissingError(
-                f"the decoder {self.folder.decoder} has no text_encoder/, which --method sd draws with; give "
+                f"the decoder {self.folder.decoder} has no text_encoder/, which --method sd needs; give "
                 "--decoder with a whole diffusers folder"
             )
 
     def facts(self) -> dict[str, Any]:
-        """As of the model, but for the multimodal encoder, which has no say."""
+        """Return the fingerprint without the multimodal encoder, which is not used."""
         facts = super().facts()
         return {name: value for name, value in facts.items() if name not in ("model", "model_sha256")}
 
     def check(self, items: Sequence[Item]) -> None:
-        """Any text will do: one too long is cut, as Stable Diffusion does."""
+        """Accept any text: a long one is truncated, as in Stable Diffusion."""
 
     def draw(self, items: Sequence[Item], data: Path, folder: Path) -> list[Image.Image]:
-        """One batch; each text is encoded alone."""
+        """Generate one batch; each text is encoded alone."""
         import torch
 
         rows = {text: self.encode([text]) for text in {self.negative, *(item.scored_text for item in items)}}
         embeds = torch.cat([rows[item.scored_text] for item in items])
-        return self.draw_embeds(embeds, rows[self.negative].expand(len(items), -1, -1), items)
+        return self.denoise_embeds(embeds, rows[self.negative].expand(len(items), -1, -1), items)
 
     def encode(self, captions: list[str]) -> Tensor:
-        """Encode captions to what the U-Net attends to, (captions, tokens, width)."""
+        """Encode captions to conditioning, (captions, tokens, width)."""
         import torch
 
         tokenizer, encoder = self._text_encoder
@@ -70,5 +70,5 @@ class StableDiffusion(KosmosG):
 
 
 def has_text_encoder(folder: ModelFolder) -> bool:
-    """Tell whether the decoder is a folder that brings its text encoder."""
+    """Return whether the decoder is a folder with a text encoder."""
     return (Path(folder.decoder) / "text_encoder" / "config.json").is_file()

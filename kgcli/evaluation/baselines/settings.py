@@ -1,4 +1,4 @@
-"""What a user says of drawing, and of a method's own: name=value pairs read by the types of defaults. No torch."""
+"""Sampling settings, and a method's own settings: name=value pairs parsed by the types of the defaults."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TRUTHS = {"true": True, "false": False, "1": True, "0": False}
 
 
 def check_sampling(sampling: SamplingConfig) -> SamplingConfig:
-    """Return what is said of sampling, checked; protocols may name samplers that users' commands do not take.
+    """Check and return sampling settings; protocols may name samplers that users' commands do not take.
 
     Raises: UsageError.
     """
@@ -34,13 +34,13 @@ def check_sampling(sampling: SamplingConfig) -> SamplingConfig:
 
 
 def sampling_facts(sampling: SamplingConfig) -> dict[str, Any]:
-    """Return the settings by the names that run files have for them."""
+    """Return the settings under the names used in run files."""
     given = sampling.given()
     return {recorded: given[name] for name, recorded in RECORDED.items() if name in given}
 
 
 def read_settings(method: str, defaults: Mapping[str, Any], given: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """The defaults with what was given in their place, each of its default's type.
+    """Return the defaults updated with the given values, each of its default's type.
 
     Raises: UsageError for a name that the method does not have (it names the nearest) or a value of another type.
     """
@@ -55,7 +55,7 @@ def read_settings(method: str, defaults: Mapping[str, Any], given: Iterable[tupl
 
 
 def check_range(method: str, settings: Mapping[str, Any], least: Mapping[str, float]) -> None:
-    """See that numbers are not below what makes sense.
+    """Check that numbers are not below their lower bounds.
 
     Raises: UsageError.
     """

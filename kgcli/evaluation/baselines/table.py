@@ -1,4 +1,4 @@
-"""Methods by name: those of the package, of installed packages, and of a user's file. No torch."""
+"""Methods by name: those of the package, of installed packages, and of a user's file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _NEEDED = ("facts", "prepare", "draw")
 
 
 def make(name: str, options: MethodOptions) -> Method:
-    """The method of a name, of `package.module:Class` or of `file.py:Class`.
+    """Make the method of a name, of `package.module:Class` or of `file.py:Class`.
 
     Raises: UsageError where there is none.
     """
@@ -47,13 +47,13 @@ def make(name: str, options: MethodOptions) -> Method:
 
 
 def source_facts(name: str) -> dict[str, str]:
-    """The hash of the code of a method that is a user's file, for what it does is not said by its name."""
+    """Return the hash of a user's method file, since its name does not identify what it does."""
     path = Path(name.rpartition(":")[0]).expanduser()
     return {"source_sha256": hashlib.sha256(path.read_bytes()).hexdigest()} if path.suffix == ".py" else {}
 
 
 def absolute(name: str) -> str:
-    """The name as a process with another working folder understands it."""
+    """Return the name with an absolute path, for processes with another working folder."""
     path, colon, kind = name.rpartition(":")
     return f"{Path(path).expanduser().resolve()}{colon}{kind}" if path.endswith(".py") else name
 
@@ -85,7 +85,7 @@ def _module_of(module_name: str, method: str) -> ModuleType:
 
 
 def _load_file(path: Path) -> ModuleType:
-    """A python file as a module, loaded once for each place."""
+    """Load a Python file as a module, once per path."""
     path = path.expanduser().resolve(strict=True)
     name = f"kgcli_method_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:

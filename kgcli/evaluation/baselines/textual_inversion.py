@@ -1,4 +1,4 @@
-"""Textual Inversion: one new word for a subject, learnt as a vector while all weights stay as they are.
+"""Textual Inversion: one new word for a subject, learnt as a vector while all weights stay frozen.
 
 Source: An Image is Worth One Word (arXiv:2208.01618).
 """
@@ -40,7 +40,7 @@ TEMPLATES = {
 
 
 class TextualInversion(PerSubject):
-    """Learns a subject's word. Settings: steps, batch, lr, references, init, mirror, seed, save_every."""
+    """Learn a word for a subject. Settings: steps, batch, lr, references, init, mirror, seed, save_every."""
 
     name = "textual-inversion"
     # sd: steps, mirror images and the base rate of the paper; its rate is scaled up for another text encoder, whose
@@ -65,15 +65,15 @@ class TextualInversion(PerSubject):
         decoder.text_encoder.set_input_embeddings(self.table)
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """The new vector alone."""
+        """Return the new vector alone."""
         return {"row": self.table.row}
 
-    def begin(self, noun: str, pictures: list[Path], shared: Path) -> Callable[[StepRandom], Tensor]:
+    def begin(self, noun: str, images: list[Path], shared: Path) -> Callable[[StepRandom], Tensor]:
         """Start from the mean vector of the class noun's tokens."""
         ids = self.decoder.tokenizer(self.settings["init"] or noun, add_special_tokens=False).input_ids
         with torch.no_grad():
             self.table.row.copy_(self.table.table.weight[ids].mean(0))
-        return partial(self._loss, self.decoder.moments(pictures, mirrored=self.settings["mirror"]))
+        return partial(self._loss, self.decoder.moments(images, mirrored=self.settings["mirror"]))
 
     def _loss(self, moments: tuple[Tensor, Tensor], random: StepRandom) -> Tensor:
         templates = TEMPLATES[self.folder.scale]
@@ -81,25 +81,25 @@ class TextualInversion(PerSubject):
         return self.decoder.loss(moments, self.decoder.encode(captions), random)
 
     def write(self, folder: Path, subject: str) -> None:
-        """A diffusers embeddings file, for the word `<subject's name>`."""
+        """Write a diffusers embeddings file for the word `<subject's name>`."""
         save_file({word_of(subject): self.table.row.detach().cpu()[None].contiguous()}, folder / WEIGHTS)
 
     def read(self, folder: Path) -> dict[str, Tensor]:
-        """The vector of a diffusers embeddings file."""
+        """Load the vector of a diffusers embeddings file."""
         (vector,) = load_file(folder / WEIGHTS).values()
         return {"row": vector[0]}
 
     def words(self, item: Item) -> str:
-        """The scored text with the new word for its class noun."""
+        """Return the scored text with the new word in place of its class noun."""
         return name_subject(item, TOKEN)
 
     def facts(self) -> dict[str, Any]:
-        """The shared facts, and the templates' number."""
+        """Return the shared fingerprint plus the number of templates."""
         return super().facts() | {"templates": len(TEMPLATES[self.folder.scale])}
 
 
 class TableWithRow(nn.Module):
-    """An embedding table and one row after its end, which may train while the table cannot."""
+    """An embedding table and one row after its end, trainable while the table is frozen."""
 
     def __init__(self, table: nn.Embedding, row_id: int) -> None:
         super().__init__()
@@ -113,12 +113,12 @@ class TableWithRow(nn.Module):
         return self.table.weight
 
     def forward(self, ids: Tensor) -> Tensor:
-        """(..., d) of token ids."""
+        """Embed token ids to (..., d)."""
         ours = ids == self.row_id
         vectors = F.embedding(ids.masked_fill(ours, 0), self.table.weight)
         return torch.where(ours[..., None], self.row, vectors)
 
 
 def word_of(subject: str) -> str:
-    """The word under which a subject's vector is kept: `<backpack-dog>`."""
+    """Return the word under which a subject's vector is stored: `<backpack-dog>`."""
     return "<" + (re.sub(r"[^a-z0-9]+", "-", subject.lower()).strip("-") or "subject") + ">"

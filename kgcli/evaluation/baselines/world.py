@@ -1,4 +1,4 @@
-"""References of the nano world as methods: true images, those of other instances, and what the VAE makes of them.
+"""References of the nano world as methods: true images, those of distractors, and VAE reconstructions.
 
 `--method kgcli.evaluation.baselines.world:Truth` generates the ceiling, `...:Other` the floor. Nano suites only.
 """
@@ -17,7 +17,7 @@ from kgcli.errors import UsageError
 from kgcli.evaluation.baselines.base import Method, MethodOptions
 from kgcli.evaluation.benchmarks.nano import BASE_NOUNS, COCO, DREAMBENCH, SIZE, VERSION, spec_of, subjects
 from kgcli.evaluation.benchmarks.skills import case_of, is_skill
-from kgcli.evaluation.metrics.recognition import other_subject
+from kgcli.evaluation.metrics.recognition import distractor_spec
 from kgcli.evaluation.plan import Item
 from kgcli.world.spec import Spec, render
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Truth:
-    """A true render of what is asked: its place in the image and its background are of the item's seed."""
+    """A true render of the prompt; its layout and background come from the item's seed."""
 
     name = "truth"
 
@@ -35,36 +35,36 @@ class Truth:
             raise UsageError(f"--set {options.extra[0][0]}: the method {self.name} has no settings of its own")
 
     def facts(self) -> dict[str, Any]:
-        """Its name and the version of the suites."""
+        """Return its name and the version of the suites."""
         return {"name": self.name, "version": VERSION}
 
     def prepare(self, subject: str, items: Sequence[Item], data: Path, folder: Path) -> None:
-        """Items of other suites are found. Raises: UsageError."""
+        """Check that the items are of a nano suite. Raises: UsageError."""
         if items[0].inputs and items[0].subject not in subjects() and not is_skill(items[0]):
-            raise UsageError(f"the method {self.name} draws the nano suites alone; give --suite nano")
+            raise UsageError(f"the method {self.name} supports the nano suites only; give --suite nano")
 
     def draw(self, items: Sequence[Item], data: Path, folder: Path) -> list[Image.Image]:
-        """Renders."""
+        """Render the items."""
         return [render(self.spec(item), SIZE).picture for item in items]
 
     def spec(self, item: Item) -> Spec:
-        """What the image of an item shows."""
+        """Return the spec of an item's image."""
         return case_of(item).spec if is_skill(item) else spec_of(item, DREAMBENCH if item.inputs else COCO)
 
 
 class Other(Truth):
-    """The same of instances of another noun."""
+    """A true render in which a distractor of another noun replaces the subject."""
 
     name = "other"
 
     def spec(self, item: Item) -> Spec:
-        """What the image of an item shows."""
+        """Return the spec of an item's image."""
         rng = np.random.default_rng(item.seed if is_skill(item) else [25, VERSION, item.seed])
-        return other_subject(super().spec(item), rng, BASE_NOUNS)
+        return distractor_spec(super().spec(item), rng, BASE_NOUNS)
 
 
 class Reconstruction:
-    """The VAE reconstruction of another method's images: the best that the U-Net could do."""
+    """The VAE reconstruction of another method's images: the upper bound of the U-Net."""
 
     name = "vae"
 
@@ -73,15 +73,15 @@ class Reconstruction:
         self.model = model
 
     def facts(self) -> dict[str, Any]:
-        """Its name, the method's and the decoder."""
+        """Return its name, the method's fingerprint and the decoder's hash."""
         return {"name": self.name, "of": self.method.facts(), "decoder_sha256": self.model.folder.decoder_sha256}
 
     def prepare(self, subject: str, items: Sequence[Item], data: Path, folder: Path) -> None:
-        """What the method learns."""
+        """Prepare the wrapped method."""
         self.method.prepare(subject, items, data, folder)
 
     def draw(self, items: Sequence[Item], data: Path, folder: Path) -> list[Image.Image]:
-        """One batch."""
+        """Reconstruct one batch."""
         import torch
 
         from kgcli.model.finite import finite_images

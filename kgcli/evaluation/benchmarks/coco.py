@@ -1,7 +1,7 @@
-"""COCO as a plan: which captions are drawn, and how they are chosen, for the choice changes FID. No torch.
+"""COCO as a plan: the captions and how they are chosen, since the choice changes FID.
 
     published   random.seed(0); random.sample(annotations, 30000), annotations in the order of the file
-    one         the first caption of each picture; of these a sample in the same manner
+    one         the first caption of each image, sampled in the same way
     FILE        one caption a line; or .jsonl, .json, .csv, .tsv with a field `caption`; all of them in order
 
 Source: COCO (arXiv:1405.0312), captions_val2014.json; the sample of the published evaluation of KOSMOS-G.
@@ -31,34 +31,34 @@ HOW_TO_GET = (
 )
 PUBLISHED = "published"
 CHOICES = (PUBLISHED, "one")
-UNIT = 8  # captions drawn at once
-# How the paper drew. Source: KOSMOS-G (arXiv:2310.02992).
-DRAWING = SamplingConfig(num_inference_steps=250, guidance_scale=3.0, scheduler="ddim-leading", width=512, height=512)
+UNIT = 8  # captions per batch
+# Sampling settings of the paper. Source: KOSMOS-G (arXiv:2310.02992).
+SAMPLING = SamplingConfig(num_inference_steps=250, guidance_scale=3.0, scheduler="ddim-leading", width=512, height=512)
 
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption and the picture it was written for."""
+    """A caption and the image it describes."""
 
     text: str
-    picture: str = ""  # its number in COCO, where it has one
+    image_id: str = ""  # in COCO, if known
 
 
 @dataclass(frozen=True)
 class Captions:
-    """The captions that are drawn, and how they were chosen."""
+    """The captions of a plan, and how they were chosen."""
 
     chosen: tuple[Caption, ...]
-    facts: dict[str, Any]
+    fingerprint: dict[str, Any]
 
 
 def sample_indices(population: int, num: int) -> list[int]:
-    """The places of a sample as `random.seed(0); random.sample(...)` takes it, without a global generator."""
+    """Return the indices of `random.seed(0); random.sample(...)` without the global generator."""
     return random.Random(0).sample(range(population), num)
 
 
 def choose_captions(choice: str, data: Path | None, num: int | None = None) -> Captions:
-    """The captions of a choice: published, one, or a file.
+    """Return the captions of a choice: published, one, or a file.
 
     Raises: UsageError, MissingError.
     """
@@ -69,33 +69,33 @@ def choose_captions(choice: str, data: Path | None, num: int | None = None) -> C
     if choice == "one":
         first: dict[str, Caption] = {}
         for caption in captions:
-            first.setdefault(caption.picture, caption)
+            first.setdefault(caption.image_id, caption)
         captions = list(first.values())
     wanted = NUM if num is None else num
     if not 1 <= wanted <= len(captions):
-        raise UsageError(f"{wanted} captions are asked for, {path} has {len(captions)}; give --num")
+        raise UsageError(f"{wanted} captions are requested, but {path} has {len(captions)}; give --num")
     chosen = [captions[index] for index in sample_indices(len(captions), wanted)]
     return Captions(tuple(chosen), {"choice": choice, "of": len(captions), "annotations_sha256": sha256(path)})
 
 
 def annotations_of(data: Path | None) -> Path:
-    """The file of captions in a folder of COCO, or the file itself. Raises: UsageError, MissingError."""
+    """Find the caption file in a COCO folder, or return the file itself. Raises: UsageError, MissingError."""
     if data is None:
         raise UsageError(f"give --data FOLDER with {ANNOTATIONS}; get it: {HOW_TO_GET}")
     data = data.expanduser()
     for path in (data, data / ANNOTATIONS, data / Path(ANNOTATIONS).name):
         if path.is_file():
             return path
-    raise MissingError(f"there is no {ANNOTATIONS} in {data}; get it: {HOW_TO_GET}")
+    raise MissingError(f"{data} has no {ANNOTATIONS}; get it: {HOW_TO_GET}")
 
 
 def coco_plan(captions: Captions, seed: int, method: Mapping[str, Any], data: Path | None = None) -> Plan:
-    """A picture for each caption."""
+    """Return the plan of one image per caption."""
     items = tuple(
         Item(
             path=f"images/{index // 1000:03d}/{index:06d}.png",
             unit=f"{index // UNIT:06d}",
-            subject=caption.picture or f"{index:06d}",
+            subject=caption.image_id or f"{index:06d}",
             prompt=index,
             image=0,
             input_text=caption.text,
@@ -108,7 +108,7 @@ def coco_plan(captions: Captions, seed: int, method: Mapping[str, Any], data: Pa
     texts = fingerprint([item.scored_text for item in items])
     return Plan(
         suite="coco",
-        protocol={"suite": "coco", "num_items": len(items), "captions": captions.facts, "captions_sha256": texts},
+        protocol={"suite": "coco", "num_items": len(items), "captions": captions.fingerprint, "captions_sha256": texts},
         method={**method, "seed": seed, "unit": UNIT},
         data="" if data is None else str(data.expanduser().resolve()),
         items=items,
@@ -125,7 +125,7 @@ def _read_annotations(path: Path) -> list[Caption]:
 
 def _captions_of_file(path: Path, num: int | None) -> Captions:
     if not path.is_file():
-        raise UsageError(f"--captions is {path}; it must be {', '.join(CHOICES)} or a file that is there")
+        raise UsageError(f"--captions is {path}; it must be {', '.join(CHOICES)} or an existing file")
     if path.suffix.lower() == ".json" and isinstance(read_json(path, max_bytes=MAX_BYTES, error=UsageError), dict):
         chosen = _read_annotations(path)
     else:
@@ -133,7 +133,7 @@ def _captions_of_file(path: Path, num: int | None) -> Captions:
         chosen = [_caption_of(entry, f"{path}, {label}") for label, entry in entries]
     wanted = len(chosen) if num is None else num
     if not 1 <= wanted <= len(chosen):
-        raise UsageError(f"{wanted} captions are asked for, {path} has {len(chosen)}")
+        raise UsageError(f"{wanted} captions are requested, but {path} has {len(chosen)}")
     return Captions(tuple(chosen[:wanted]), {"choice": "file", "of": len(chosen), "file_sha256": sha256(path)})
 
 
@@ -145,9 +145,9 @@ def _caption_of(entry: Any, where: str) -> Caption:
         return Caption(_tidy(entry))
     if isinstance(entry, dict) and isinstance(entry.get("caption"), str):
         return Caption(_tidy(entry["caption"]), str(entry.get("image_id", "")))
-    raise UsageError(f'{where}: there is no caption; write {{"caption": "..."}}, or a column named caption')
+    raise UsageError(f'{where}: no caption; write {{"caption": "..."}}, or a column named caption')
 
 
 def _tidy(text: str) -> str:
-    """A caption without the line ends and double blanks that some have."""
+    """Collapse line ends and repeated spaces of a caption."""
     return " ".join(text.split())

@@ -1,7 +1,7 @@
-"""DreamBench as plans: 30 subjects, 25 prompts, 4 pictures each; and prompts of two and three subjects. No torch.
+"""DreamBench as plans: 30 subjects, 25 prompts, 4 images each; and prompts of two and three subjects.
 
-Two texts go with each picture. What a method reads drops the class noun ("<image> in the jungle", "<image>, red"):
-the picture says what it is. What is scored is the prompt as DreamBooth wrote it ("a backpack in the jungle").
+Each image has two texts. The method's prompt omits the class noun ("<image> in the jungle", "<image>, red"), which
+the image shows. The scored text is DreamBooth's prompt ("a backpack in the jungle").
 """
 
 from __future__ import annotations
@@ -22,43 +22,43 @@ from kgcli.evaluation.benchmarks.dreambench_data import (
     input_photo,
     prompt_text,
 )
-from kgcli.evaluation.plan import DreamBenchOptions, Item, Plan, asked_prompts, derive_seed, fingerprint
+from kgcli.evaluation.plan import DreamBenchOptions, Item, Plan, derive_seed, fingerprint, requested_prompts
 
 NUM_PROMPTS = 25
-OFFICIAL_BATCH = 5  # prompts that the published script draws at once, after seeding anew
-# How the paper drew: 100 steps of DPM-Solver++ at 512 pixels. Source: KOSMOS-G (arXiv:2310.02992).
-DRAWING = SamplingConfig(
+OFFICIAL_BATCH = 5  # batch size of the published script, which reseeds before each batch
+# Sampling settings of the paper: 100 steps of DPM-Solver++ at 512 pixels. Source: KOSMOS-G (arXiv:2310.02992).
+SAMPLING = SamplingConfig(
     num_inference_steps=100, guidance_scale=7.5, scheduler="dpm++-sigma-min", width=512, height=512
 )
 _STRIDE = 7  # between the subjects of a group: neighbours in the alphabet are often of one class
 
 
-def single_plan(data: DreamBenchData, ask: DreamBenchOptions, method: Mapping[str, Any]) -> Plan:
-    """One subject in each prompt: the DreamBench of all papers."""
-    ask.check_subjects(SUBJECTS)
-    names = [name for name in SUBJECTS if not ask.subjects or name in ask.subjects]
-    items = [item for name in names for item in _items_of_subject(name, ask)]
-    return _plan("dreambench", data, ask, method, items)
+def single_plan(data: DreamBenchData, options: DreamBenchOptions, method: Mapping[str, Any]) -> Plan:
+    """Return the plan of one subject per prompt, the usual DreamBench."""
+    options.check_subjects(SUBJECTS)
+    names = [name for name in SUBJECTS if not options.subjects or name in options.subjects]
+    items = [item for name in names for item in _items_of_subject(name, options)]
+    return _plan("dreambench", data, options, method, items)
 
 
-def multi_plan(data: DreamBenchData, ask: DreamBenchOptions, method: Mapping[str, Any]) -> Plan:
-    """Two and three subjects in each prompt: 30 pairs and 30 triples, in the ten scenes that all subjects share."""
-    ask.check_subjects(SUBJECTS)
+def multi_plan(data: DreamBenchData, options: DreamBenchOptions, method: Mapping[str, Any]) -> Plan:
+    """Return the plan of 30 pairs and 30 triples of subjects in the ten scenes that all subjects share."""
+    options.check_subjects(SUBJECTS)
     groups = [group for num in (2, 3) for group in subject_groups(num)]
-    groups = [group for group in groups if not ask.subjects or set(group) <= set(ask.subjects)]
+    groups = [group for group in groups if not options.subjects or set(group) <= set(options.subjects)]
     if not groups:
-        raise UsageError("--subjects leaves no pair or triple of the suite; name more of them")
-    items = [item for group in groups for item in _items_of_group(group, ask)]
-    return _plan("dreambench-multi", data, ask, method, items)
+        raise UsageError("--subjects leaves no pair or triple of the suite; give more subjects")
+    items = [item for group in groups for item in _items_of_group(group, options)]
+    return _plan("dreambench-multi", data, options, method, items)
 
 
 def subject_groups(num: int) -> list[tuple[str, ...]]:
-    """One group of subjects of different classes for each subject, always the same."""
+    """Return a fixed group of subjects of different classes for each subject."""
     return [_group_of(start, num) for start in range(len(SUBJECTS))]
 
 
 def input_text(subject: str, prompt: int, class_noun: bool) -> str:
-    """What a method reads."""
+    """Return the prompt of the method."""
     noun = f"{SUBJECTS[subject][0]} <image>" if class_noun else "<image>"
     if prompt >= NUM_PROMPTS - len(ATTRIBUTES):
         return f"{noun}, {ATTRIBUTES[prompt - NUM_PROMPTS + len(ATTRIBUTES)]}"
@@ -66,49 +66,49 @@ def input_text(subject: str, prompt: int, class_noun: bool) -> str:
 
 
 def kind_of(subject: str, prompt: int) -> str:
-    """What a prompt asks for: another context, an accessory or an attribute."""
+    """Return the kind of a prompt: context, accessory or attribute."""
     if prompt >= NUM_PROMPTS - len(ATTRIBUTES):
         return "attribute"
     return "accessory" if category_of(subject) == "live" and prompt >= len(SHARED_PROMPTS) else "context"
 
 
-def noise_seed(ask: DreamBenchOptions, subject: str, prompt: int, image: int) -> int:
-    """The seed of one picture.
+def noise_seed(options: DreamBenchOptions, subject: str, prompt: int, image: int) -> int:
+    """Return the seed of one image.
 
-    `official` keeps what the published script's re-seeding does: with four pictures a prompt there are 20 different
-    latents in all, shared by all subjects and by every fifth prompt. (Its very values are of a GPU's generator.)
+    `official` follows the re-seeding of the published script: with four images per prompt there are 20 different
+    latents, shared by all subjects and every fifth prompt. (Its exact values come from a GPU generator.)
     """
-    if ask.noise == "official":
-        return derive_seed(ask.seed, "official", image * OFFICIAL_BATCH + prompt % OFFICIAL_BATCH)
-    return derive_seed(ask.seed, subject, prompt, image)
+    if options.noise == "official":
+        return derive_seed(options.seed, "official", image * OFFICIAL_BATCH + prompt % OFFICIAL_BATCH)
+    return derive_seed(options.seed, subject, prompt, image)
 
 
-def _items_of_subject(subject: str, ask: DreamBenchOptions) -> Iterator[Item]:
+def _items_of_subject(subject: str, options: DreamBenchOptions) -> Iterator[Item]:
     noun, category = SUBJECTS[subject][0], category_of(subject)
     for prompt in range(NUM_PROMPTS):
-        for image in range(ask.num_images):
+        for image in range(options.num_images):
             yield Item(
                 path=f"images/{subject}/{prompt:02d}_{image}.png",
                 unit=f"{subject}/{prompt:02d}",
                 subject=subject,
                 prompt=prompt,
                 image=image,
-                input_text=input_text(subject, prompt, ask.class_noun),
+                input_text=input_text(subject, prompt, options.class_noun),
                 scored_text=prompt_text(noun, category, prompt),
                 inputs=(input_photo(subject),),
-                seed=noise_seed(ask, subject, prompt, image),
+                seed=noise_seed(options, subject, prompt, image),
                 class_noun=noun,
                 category=category,
                 kind=kind_of(subject, prompt),
             )
 
 
-def _items_of_group(group: tuple[str, ...], ask: DreamBenchOptions) -> Iterator[Item]:
+def _items_of_group(group: tuple[str, ...], options: DreamBenchOptions) -> Iterator[Item]:
     name, nouns = "+".join(group), [SUBJECTS[subject][0] for subject in group]
-    marks = [f"{noun} <image>" if ask.class_noun else "<image>" for noun in nouns]
+    marks = [f"{noun} <image>" if options.class_noun else "<image>" for noun in nouns]
     categories = {category_of(subject) for subject in group}
     for prompt, scene in enumerate(SHARED_PROMPTS):
-        for image in range(ask.num_images):
+        for image in range(options.num_images):
             yield Item(
                 path=f"images/{name}/{prompt:02d}_{image}.png",
                 unit=f"{name}/{prompt:02d}",
@@ -118,7 +118,7 @@ def _items_of_group(group: tuple[str, ...], ask: DreamBenchOptions) -> Iterator[
                 input_text=f"{_enumerated(marks)} {scene}",
                 scored_text=f"{_enumerated([f'a {noun}' for noun in nouns])} {scene}",
                 inputs=tuple(input_photo(subject) for subject in group),
-                seed=noise_seed(ask, name, prompt, image),
+                seed=noise_seed(options, name, prompt, image),
                 class_noun=_enumerated(nouns),
                 category=categories.pop() if len(categories) == 1 else "mixed",
                 kind={2: "two", 3: "three"}[len(group)],
@@ -141,25 +141,25 @@ def _enumerated(words: Sequence[str]) -> str:
 
 
 def _plan(
-    suite: str, data: DreamBenchData, ask: DreamBenchOptions, method: Mapping[str, Any], items: Sequence[Item]
+    suite: str, data: DreamBenchData, options: DreamBenchOptions, method: Mapping[str, Any], items: Sequence[Item]
 ) -> Plan:
-    """What is asked and measured is the protocol; how it was drawn belongs to the method."""
+    """Build a plan: items and data belong to the protocol, generation settings to the method."""
     protocol = {
         "suite": suite,
         "num_items": len(items),
         "num_subjects": len({item.subject for item in items}),
-        "num_images": ask.num_images,
-        "subjects": ask.named(SUBJECTS),
-        "prompts_sha256": fingerprint(asked_prompts(items)),
+        "num_images": options.num_images,
+        "subjects": options.named(SUBJECTS),
+        "prompts_sha256": fingerprint(requested_prompts(items)),
         "data_sha256": data.sha256,
     }
-    drawing = {
-        name: value for name, value in dataclasses.asdict(ask).items() if name in ("seed", "noise", "class_noun")
+    settings = {
+        name: value for name, value in dataclasses.asdict(options).items() if name in ("seed", "noise", "class_noun")
     }
     return Plan(
         suite=suite,
         protocol=protocol,
-        method={**method, **drawing},
+        method={**method, **settings},
         data=str(data.folder),
         items=tuple(items),
     )

@@ -1,7 +1,7 @@
-"""The data of DreamBench: its subjects, its prompts, and whether a folder holds its photos. No torch.
+"""The data of DreamBench: its subjects and prompts, and checks of the photo folder.
 
-Source: DreamBooth (arXiv:2208.12242), github.com/google/dreambooth, `dataset/`; the input photo of each subject as
-the published evaluation of KOSMOS-G (arXiv:2310.02992) keeps it.
+Source: DreamBooth (arXiv:2208.12242), github.com/google/dreambooth, `dataset/`; input photos as in the published
+evaluation of KOSMOS-G (arXiv:2310.02992).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ PHOTOS_PER_SUBJECT = range(4, 7)
 PROMPTS_FILE = "prompts_and_classes.txt"
 LIVE_NOUNS = ("cat", "dog")
 ATTRIBUTES = ("red", "purple", "shiny", "wet", "cube shaped")
-_SHOWN = 5  # faults of one kind that are named
+_SHOWN = 5  # names listed per fault
 
-# subject -> (class noun, number of the photo that is the input)
+# subject -> (class noun, number of the input photo)
 SUBJECTS = {
     "backpack": ("backpack", "02"),
     "backpack_dog": ("backpack", "02"),
@@ -58,7 +58,7 @@ SUBJECTS = {
     "vase": ("vase", "02"),
     "wolf_plushie": ("stuffed animal", "04"),
 }
-# What follows "a NOUN" in the prompts that are no attributes. The first ten are those of all subjects.
+# Text after "a NOUN" in prompts other than attributes. All subjects share the first ten.
 SHARED_PROMPTS = (
     "in the jungle",
     "in the snow",
@@ -99,7 +99,7 @@ LIVE_PROMPTS = (
 
 @dataclass(frozen=True)
 class DreamBenchData:
-    """A folder that holds the photos."""
+    """A folder of the photos."""
 
     folder: Path
     photos: dict[str, tuple[str, ...]]  # subject -> photos below the folder
@@ -107,25 +107,25 @@ class DreamBenchData:
 
 
 def input_photo(subject: str) -> str:
-    """The photo of a subject that a method sees, below the data folder."""
+    """Return the input photo of a subject, relative to the data folder."""
     return f"{subject}/{SUBJECTS[subject][1]}.jpg"
 
 
 def category_of(subject: str) -> str:
-    """`live` for cats and dogs, `object` for all else."""
+    """Return `live` for cats and dogs, else `object`."""
     return "live" if SUBJECTS[subject][0] in LIVE_NOUNS else "object"
 
 
 def open_dreambench(folder: Path) -> DreamBenchData:
-    """The data of a checkout's `dataset` folder (or of the checkout), seen to be whole.
+    """Open and check the `dataset` folder of a checkout (or the checkout).
 
-    Raises: MissingError that lists what is missing and how to get it.
+    Raises: MissingError with the faults and the source of the data.
     """
     folder = folder.expanduser().resolve()
     if (folder / "dataset").is_dir():
         folder = folder / "dataset"
     if not folder.is_dir():
-        raise MissingError(f"there is no folder {folder} with the DreamBench photos; get them: {HOW_TO_GET}")
+        raise MissingError(f"the folder {folder} of DreamBench photos does not exist; get them: {HOW_TO_GET}")
     photos = {name: _photos_of(folder, name) for name in SUBJECTS}
     faults = _faults(folder, photos)
     if faults:
@@ -143,7 +143,7 @@ def _photos_of(folder: Path, subject: str) -> tuple[str, ...]:
 
 
 def _faults(folder: Path, photos: dict[str, tuple[str, ...]]) -> list[str]:
-    """All that is wrong, in words."""
+    """Describe all faults of the data."""
     absent = [name for name, paths in photos.items() if not paths]
     faults = [_listed(f"{len(absent)} of {len(SUBJECTS)} subjects have no photos", absent)] if absent else []
     odd = [f"{name} ({len(paths)})" for name, paths in photos.items() if paths and len(paths) not in PHOTOS_PER_SUBJECT]
@@ -154,15 +154,15 @@ def _faults(folder: Path, photos: dict[str, tuple[str, ...]]) -> list[str]:
         faults.append(_listed("input photos are missing", inputs))
     num = sum(map(len, photos.values()))
     if num != NUM_PHOTOS:
-        faults.append(f"{num} photos (.jpg) in place of {NUM_PHOTOS}")
-    damaged = [path for paths in photos.values() for path in paths if not _is_picture(folder / path)]
+        faults.append(f"{num} photos (.jpg) instead of {NUM_PHOTOS}")
+    damaged = [path for paths in photos.values() for path in paths if not _is_image(folder / path)]
     if damaged:
-        faults.append(_listed("no pictures or damaged", damaged))
+        faults.append(_listed("not images or damaged", damaged))
     return [*faults, *_faults_of_prompts(folder / PROMPTS_FILE)]
 
 
 def _faults_of_prompts(path: Path) -> list[str]:
-    """Where the folder brings its own table of nouns and prompts: whether it is the one that is built in."""
+    """Compare the folder's own table of nouns and prompts, if present, with the built-in one."""
     if not path.is_file():
         return []
     text = path.read_text("utf-8", errors="replace")
@@ -172,27 +172,27 @@ def _faults_of_prompts(path: Path) -> list[str]:
     expected = [prompt_text("{0} {1}", kind, index) for kind in ("object", "live") for index in range(25)]
     if nouns == {name: noun for name, (noun, _) in SUBJECTS.items()} and prompts == expected:
         return []
-    return [f"{PROMPTS_FILE} has other class nouns or prompts than the benchmark"]
+    return [f"{PROMPTS_FILE} differs from the benchmark in class nouns or prompts"]
 
 
 def prompt_text(noun: str, category: str, prompt: int) -> str:
-    """A prompt as DreamBench words it, its class noun filled in."""
+    """Return a prompt of DreamBench with its class noun."""
     if prompt >= 20:
         return f"a {ATTRIBUTES[prompt - 20]} {noun}"
     return f"a {noun} {context_of(category, prompt)}"
 
 
 def context_of(category: str, prompt: int) -> str:
-    """What follows the noun in a prompt that is no attribute."""
+    """Return the text after the noun in a prompt other than an attribute."""
     return (SHARED_PROMPTS + (LIVE_PROMPTS if category == "live" else OBJECT_PROMPTS))[prompt]
 
 
-def _is_picture(path: Path) -> bool:
+def _is_image(path: Path) -> bool:
     try:
-        with Image.open(path, formats=("JPEG",)) as picture:
-            picture.load()
+        with Image.open(path, formats=("JPEG",)) as image:
+            image.load()
         return True
-    except (OSError, SyntaxError, ValueError):  # Pillow's words for damaged files
+    except (OSError, SyntaxError, ValueError):  # raised by Pillow for damaged files
         return False
 
 

@@ -1,7 +1,7 @@
-"""`kg eval adapters`: whether a ControlNet's images follow their maps, and a LoRA's its style.
+"""`kg eval adapters`: how well a ControlNet's images follow their maps, and a LoRA's images its style.
 
-Asked with prompts about instances that no stage has seen (the cases of `kg eval nano` whose noun is not named). With
-and without an adapter the prompt, the noise and all settings are the same.
+Prompts are about instances that no stage has seen (the cases of `kg eval nano` whose noun is not named). Prompt, noise
+and settings are the same with and without an adapter.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from kgcli.data.images import Picture
+from kgcli.data.images import ImageFile
 from kgcli.evaluation.baselines.base import Method, MethodOptions
 from kgcli.evaluation.baselines.kosmosg import KosmosG
 from kgcli.evaluation.baselines.world import Other, Reconstruction, Truth
-from kgcli.evaluation.benchmarks.nano_skills import DEFAULT_NUM, answer, model_facts, note
+from kgcli.evaluation.benchmarks.nano_skills import DEFAULT_NUM, answer, model_fingerprint, note
 from kgcli.evaluation.benchmarks.skills import TASKS, case_of, draw_cases, skills_plan, write_inputs
 from kgcli.evaluation.metrics.exact import StyleScale, edge_f1
 from kgcli.evaluation.metrics.intervals import estimate
@@ -37,19 +37,19 @@ from kgcli.world.tables import ADAPTER_STYLES
 if TYPE_CHECKING:
     from kgcli.inference.model import Model
 
-PROTOCOL = "kgcli-adapters-1"  # a new number whenever a score would mean something else
+PROTOCOL = "kgcli-adapters-1"  # raised whenever a change makes scores incomparable
 SHIPPED_LORA = "nano/comic"
 STYLE = ADAPTER_STYLES[0]
 NUM_FITTED = 128  # true renders that the scale of the style is fitted to
-FITTED_SEED = 1 << 20  # of those, apart from the seeds of cases
+FITTED_SEED = 1 << 20  # disjoint from the seeds of cases
 NUM_SHOWN = 16  # cases in a grid
-SUBJECT = "subject"  # the task of the nano suite that the cases are of
+SUBJECT = "subject"  # task of the nano suite that provides the cases
 COLUMNS = ("with", "without", "true", "vae", "floor")
 LAYOUT = Layout(
     titles={"controlnet": "ControlNet, canny", "lora": f"LoRA, {STYLE}"},
     measures={
         "edges": "edges followed, F1",
-        "style": "painted in the style",
+        "style": "image in the style",
         "degree": "degree of the style",
         "picked": "subject picked, of 20",
         "noun": "right noun, of 58",
@@ -59,8 +59,8 @@ LAYOUT = Layout(
     measured=("with", "without"),
     bound=".1f",
     notes=(
-        "true: rendered as asked, for the LoRA in its style (ceiling). vae: that, through the VAE. floor: true "
-        "renders of another individual (ControlNet), or without the style (LoRA).",
+        "true: true renders, for the LoRA in its style (ceiling). vae: their VAE reconstruction. floor: true "
+        "renders of another instance (ControlNet), or without the style (LoRA).",
     ),
 )
 
@@ -78,22 +78,22 @@ def evaluate(
     judges: Path | None = None,
     grid: Path | None = None,
 ) -> Report:
-    """Measure a ControlNet and a LoRA on a model, the shipped ones where none are given.
+    """Measure a ControlNet and a LoRA on a model (default: the shipped adapters).
 
     Raises: MissingError, IncompatibleError, UsageError.
     """
-    from kgcli.model.nano_recognisers import Judges
+    from kgcli.model.nano_recognisers import Recognisers
 
     start = time.monotonic()
     source = find_controlnet("canny", controlnet, model.folder)
     style = read_lora(lora or SHIPPED_LORA)
-    recognisers = Judges.load(judges or SHIPPED)
+    recognisers = Recognisers.load(judges or SHIPPED)
     with tempfile.TemporaryDirectory() as work:
         plan = skills_plan(Path(work), num, seed, {}, (SUBJECT,))
         write_inputs(plan)
         note(f"{len(plan.items)} images without an adapter, then with {source.name}, then with {style.source.name}")
         answers = answer_all(plan, columns_of(model, source, style))
-    note("all are generated; scoring")
+    note("scoring")
     cases = [case_of(item) for item in plan.items]
     recognise = Recognition(recognisers, [case.spec for case in cases], [case.galleries for case in cases])
     rows = [row for section, found in answers.items() for row in _rows(section, found, plan, recognise)]
@@ -103,7 +103,7 @@ def evaluate(
         "protocol": PROTOCOL,
         "seed": seed,
         "num": len(cases),
-        "model": model_facts(model),
+        "model": model_fingerprint(model),
         "controlnet": {"name": source.name, "sha256": source.sha256},
         "lora": {"name": style.source.name, "sha256": style.source.sha256},
         "seconds": round(time.monotonic() - start, 1),
@@ -112,11 +112,11 @@ def evaluate(
 
 
 def columns_of(model: Model, source: Source, style: Lora) -> dict[str, dict[str, Method]]:
-    """Return the methods that are measured, by adapter and column."""
+    """Return the methods to measure, by adapter and column."""
     options = MethodOptions()
     truth, styled, plain = Truth(options), StyledTruth(options), KosmosG.of(model)
-    steered, painted = Steered.of(model), Styled.of(model)
-    steered.source, painted.lora = source, style
+    steered, with_lora = Steered.of(model), Styled.of(model)
+    steered.source, with_lora.lora = source, style
     return {
         "controlnet": {
             "without": plain,
@@ -127,7 +127,7 @@ def columns_of(model: Model, source: Source, style: Lora) -> dict[str, dict[str,
         },
         "lora": {
             "without": plain,
-            "with": painted,
+            "with": with_lora,
             "true": styled,
             "vae": Reconstruction(styled, model),
             "floor": truth,
@@ -136,7 +136,7 @@ def columns_of(model: Model, source: Source, style: Lora) -> dict[str, dict[str,
 
 
 def answer_all(plan: Plan, columns: Mapping[str, Mapping[str, Method]]) -> dict[str, dict[str, Images]]:
-    """Return the images of every method, those of one that stands in two places generated once."""
+    """Return the images of every method; a method in two columns generates once."""
     known: dict[Method, Images] = {}
     for method in (one for of in columns.values() for one in of.values()):
         if method not in known:
@@ -145,17 +145,17 @@ def answer_all(plan: Plan, columns: Mapping[str, Mapping[str, Method]]) -> dict[
 
 
 class Steered(KosmosG):
-    """A model with a ControlNet, along the edges of the true renders."""
+    """A model with a ControlNet on the edges of the true renders."""
 
     source: Source
 
     def draw(self, items: Sequence[Item], data: Path, folder: Path) -> Images:
-        """One by one: each has a map of its own."""
+        """Generate images one by one, each with its own map."""
         images = []
         for item in items:
             truth = render(case_of(item).spec, SIZE).picture
-            shown = Picture(Path("render.png"), "render.png", hashlib.sha256(truth.tobytes()).hexdigest(), truth)
-            control = Control(kind="canny", source=self.source, picture=shown)
+            shown = ImageFile(Path("render.png"), "render.png", hashlib.sha256(truth.tobytes()).hexdigest(), truth)
+            control = Control(kind="canny", source=self.source, image=shown)
             with self.loaded().attachments.on(Adapters(controls=(control,)), (SIZE, SIZE)):
                 images += super().draw([item], data, folder)
         return images
@@ -167,7 +167,7 @@ class Styled(KosmosG):
     lora: Lora
 
     def draw(self, items: Sequence[Item], data: Path, folder: Path) -> Images:
-        """One batch; the LoRA is taken off again."""
+        """Generate one batch, then remove the LoRA."""
         attachments = self.loaded().attachments
         with attachments.on(Adapters(loras=(self.lora,)), (SIZE, SIZE)):
             images = super().draw(items, data, folder)
@@ -179,18 +179,18 @@ class StyledTruth(Truth):
     """True renders in the style."""
 
     def draw(self, items: Sequence[Item], data: Path, folder: Path) -> Images:
-        """Renders, restyled."""
+        """Return restyled renders."""
         return [stylize(image, STYLE) for image in super().draw(items, data, folder)]
 
 
 def measure_edges(truth: Sequence[Image.Image], images: Sequence[Image.Image]) -> list[dict[str, float]]:
-    """How well each image's edges are those of its map."""
+    """Return the F1 of each image's edges against its map."""
     maps = [make_map("canny", image) for image in truth]
     return [{"edges": edge_f1(image, wanted)} for image, wanted in zip(images, maps, strict=True)]
 
 
 def measure_style(truth: Sequence[Image.Image], images: Sequence[Image.Image]) -> list[dict[str, float]]:
-    """Whether each image is nearer to the true render in the style than to the one without it, and by how much."""
+    """Return each image's degree of the style (0 as the plain true render, 1 as the styled one) and if it is > 0.5."""
     degrees = _style_scale()(images, truth)
     return [{"style": float(degree > 0.5), "degree": degree} for degree in degrees]
 
@@ -215,7 +215,7 @@ def _rows(section: str, found: Mapping[str, Images], plan: Plan, recognise: Reco
 
 
 def _write_grid(plan: Plan, answers: Mapping[str, Mapping[str, Images]], path: Path) -> None:
-    """Rows of images: prompt, map, with and without ControlNet; with LoRA, and true render in the style."""
+    """Write rows of images: prompt, map, with and without ControlNet; with LoRA, true render in the style."""
     from kgcli.evaluation.report.grid import write_rows
 
     controlled, styled = answers["controlnet"], answers["lora"]

@@ -1,8 +1,8 @@
-"""The photos of the nano suites as folders on disk, rendered once and then checked. No torch.
+"""The photos of the nano suites as folders on disk, rendered once and then checked.
 
 FOLDER/<subject>/00.png ...        nano-dreambench: its photos, the input first
-FOLDER/masks/<subject>/00.png ...  where the subject is
-FOLDER/real/000/000000.png ...     nano-coco: the true pictures, those of the captions first
+FOLDER/masks/<subject>/00.png ...  masks of the subject
+FOLDER/real/000/000000.png ...     nano-coco: the true images, those of the captions first
 FOLDER/data.json                   suite, version and the hash of every file
 """
 
@@ -37,24 +37,24 @@ from kgcli.world.spec import render
 
 INDEX = "data.json"
 MASKS = "masks"
-Pictures = Iterator[tuple[str, Image.Image]]  # name below the folder, picture
+Images = Iterator[tuple[str, Image.Image]]  # name below the folder, image
 
 
 @dataclass(frozen=True)
 class NanoData:
-    """A folder that holds the pictures of a nano suite."""
+    """A folder of a nano suite's images."""
 
     folder: Path
     photos: Mapping[str, tuple[str, ...]]  # subject -> photos below the folder; of nano-coco all under ""
     sha256: str  # over all files
 
     def input_of(self, subject: str) -> str:
-        """The photo that a method sees, below the folder."""
+        """Return the input photo of a subject, relative to the folder."""
         return f"{subject}/{INPUT}"
 
     @property
     def masks(self) -> Path:
-        """The folder of the masks, laid out as that of the photos."""
+        """Folder of the masks, laid out as the photos."""
         return self.folder / MASKS
 
 
@@ -64,23 +64,23 @@ def cached_folder(suite: str) -> Path:
 
 
 def dreambench_data(folder: Path) -> NanoData:
-    """The photos of `nano-dreambench` in a folder, rendered where it is not there yet.
+    """Return the photos of `nano-dreambench` in a folder, rendered first if it does not exist.
 
-    Raises: UsageError where the folder holds something else, MissingError where files of it are gone or damaged.
+    Raises: UsageError if the folder holds other data, MissingError for missing or damaged files.
     """
-    index = _open_or_make(folder, {"suite": DREAMBENCH, "version": VERSION, "size": SIZE}, _dreambench_pictures)
+    index = _open_or_make(folder, {"suite": DREAMBENCH, "version": VERSION, "size": SIZE}, _dreambench_images)
     photos = {name: tuple(path for path in index if path.startswith(f"{name}/")) for name in subjects()}
     return NanoData(folder, photos, _hash_of(index))
 
 
 def coco_data(folder: Path, num: int = NUM_REAL) -> NanoData:
-    """The real set of `nano-coco` in a folder, rendered where it is not there yet. Raises as `dreambench_data`."""
-    facts = {"suite": COCO, "version": VERSION, "size": SIZE, "num": num}
-    index = _open_or_make(folder, facts, lambda: _coco_pictures(num))
+    """Return the real set of `nano-coco` in a folder, rendered first if absent. Raises as `dreambench_data`."""
+    settings = {"suite": COCO, "version": VERSION, "size": SIZE, "num": num}
+    index = _open_or_make(folder, settings, lambda: _coco_images(num))
     return NanoData(folder, {"": tuple(index)}, _hash_of(index))
 
 
-def _dreambench_pictures() -> Pictures:
+def _dreambench_images() -> Images:
     for name in subjects():
         for number, spec in enumerate(photo_specs(name)):
             rendered = render(spec, SIZE)
@@ -88,49 +88,49 @@ def _dreambench_pictures() -> Pictures:
             yield f"{MASKS}/{name}/{number:02d}.png", rendered.masks[0]
 
 
-def _coco_pictures(num: int) -> Pictures:
+def _coco_images(num: int) -> Images:
     for index in range(num):
         yield f"real/{index // 1000:03d}/{index:06d}.png", render(caption_of(index)[1], SIZE).picture
 
 
-def _open_or_make(folder: Path, facts: dict[str, Any], make: Callable[[], Pictures]) -> dict[str, str]:
-    """The hash of every file by its name, of a folder that is there and whole or is rendered now."""
+def _open_or_make(folder: Path, settings: dict[str, Any], make: Callable[[], Images]) -> dict[str, str]:
+    """Return the hashes of a folder's files by name, after checking or rendering them."""
     folder = folder.expanduser()
     if not (folder / INDEX).is_file():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UsageError(f"{folder} is there and holds no {facts['suite']} data; choose another folder")
-        _render(folder, facts, make())
+            raise UsageError(f"{folder} exists and holds no {settings['suite']} data; choose another folder")
+        _render(folder, settings, make())
     held, files = _read(folder / INDEX)
-    if held != facts:
+    if held != settings:
         names = ", ".join(
-            f"{name} {held.get(name)}, not {value}" for name, value in facts.items() if held.get(name) != value
+            f"{name} {held.get(name)}, not {value}" for name, value in settings.items() if held.get(name) != value
         )
         raise UsageError(f"{folder} holds other data ({names}); choose another folder")
     damaged = [name for name, digest in files.items() if not _is_whole(folder / name, digest)]
     if damaged:
         raise MissingError(
-            f"{folder}: {len(damaged)} of {len(files)} files are gone or changed, as {damaged[0]}; "
-            "remove the folder and it is made anew"
+            f"{folder}: {len(damaged)} of {len(files)} files are missing or changed, such as {damaged[0]}; "
+            "remove the folder to render it again"
         )
     return files
 
 
-def _render(folder: Path, facts: dict[str, Any], pictures: Pictures) -> None:
-    """All files under another name, then renamed: no one ever sees half of them."""
+def _render(folder: Path, settings: dict[str, Any], images: Images) -> None:
+    """Render all files into a temporary folder and rename it, so that a partial folder is never visible."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial"))
     try:
         files = {}
-        for name, picture in pictures:
+        for name, image in images:
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
-            picture.save(partial / name)
+            image.save(partial / name)
             files[name] = sha256(partial / name)
-        (partial / INDEX).write_text(json.dumps({**facts, "files": files}, indent=1) + "\n", "utf-8")
+        (partial / INDEX).write_text(json.dumps({**settings, "files": files}, indent=1) + "\n", "utf-8")
         partial.chmod(0o755)
         try:
-            partial.replace(folder)  # takes the place of an empty folder too
+            partial.replace(folder)  # also replaces an empty folder
         except OSError:
-            if not (folder / INDEX).is_file():  # else another process was faster, with the same bytes
+            if not (folder / INDEX).is_file():  # else another process was faster, with equal bytes
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -138,10 +138,10 @@ def _render(folder: Path, facts: dict[str, Any], pictures: Pictures) -> None:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     try:
-        facts = json.loads(path.read_text("utf-8"))
-        return facts, dict(facts.pop("files"))
+        settings = json.loads(path.read_text("utf-8"))
+        return settings, dict(settings.pop("files"))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise MissingError(f"{path} is damaged ({error!r}); remove its folder and it is made anew") from None
+        raise MissingError(f"{path} is damaged ({error!r}); remove its folder to render it again") from None
 
 
 def _is_whole(path: Path, digest: str) -> bool:

@@ -1,8 +1,7 @@
-"""`kg eval nano`: what a model of the nano world can do, on instances that no stage has seen.
+"""`kg eval nano`: skills of a nano model, on instances that no stage has seen.
 
-`skills` says what is asked and how answers are scored. Beside the model stand true renders (`true`, the ceiling),
-their VAE reconstructions (`vae`), true renders of other instances (`other`, the floor) and the prompt's first image
-unchanged (`copy`).
+`skills` defines prompts and scores. Baselines are true renders (`true`, the ceiling), their VAE reconstructions
+(`vae`), true renders of distractors (`other`, the floor) and the prompt's first image unchanged (`copy`).
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from kgcli.evaluation.benchmarks.skills import TASKS, Case, case_of, skills_plan
 from kgcli.evaluation.metrics.recognition import SHIPPED, Recognition
 from kgcli.evaluation.plan import Item, Plan
 from kgcli.evaluation.report.skills import Report, Row, summarise
-from kgcli.evaluation.scores import picture_score
+from kgcli.evaluation.scores import image_score
 
 if TYPE_CHECKING:
     from kgcli.inference.model import Model
-    from kgcli.model.nano_recognisers import Judges
+    from kgcli.model.nano_recognisers import Recognisers
 
-PROTOCOL = "kgcli-nano-3"  # a new number whenever a score would mean something else
+PROTOCOL = "kgcli-nano-3"  # raised whenever a change makes scores incomparable
 DEFAULT_NUM = 96
 NUM_GRID = 100
-BEFORE_TASKS = ("subject", "named")  # asked of the model before instruct too
+BEFORE_TASKS = ("subject", "named")  # also measured before instruct
 
 Columns = Mapping[str, tuple[Method, Sequence[str]]]  # name in the report -> method and its tasks
 Answers = dict[str, list[tuple[Case, Image.Image]]]  # by task
@@ -47,20 +46,20 @@ def evaluate(
     judges: Path | None = None,
     grid: Path | None = None,
 ) -> Report:
-    """Measure a model.
+    """Measure the skills of a model.
 
     Args:
-        num: cases of a task of share 1
+        num: cases of a task with `scale` 1
         before: the same model before instruct
-        judges: folder of the recognisers, where not the shipped ones
-        grid: where to write prompts, their images and the answers
+        judges: folder of recognisers, instead of the shipped ones
+        grid: file for prompts, their images and the outputs
 
-    Raises: MissingError where there are no recognisers.
+    Raises: MissingError if there are no recognisers.
     """
-    from kgcli.model.nano_recognisers import Judges
+    from kgcli.model.nano_recognisers import Recognisers
 
     start = time.monotonic()
-    chosen = Judges.load(judges or SHIPPED)
+    chosen = Recognisers.load(judges or SHIPPED)
     answers: Answers = {}
     with tempfile.TemporaryDirectory() as work:
         plan = skills_plan(Path(work), num, seed, {})
@@ -74,7 +73,7 @@ def evaluate(
         "protocol": PROTOCOL,
         "seed": seed,
         "num": num,
-        "model": model_facts(model),
+        "model": model_fingerprint(model),
         "before": None if before is None else {"name": before.folder.name, "sha256": before.folder.sha256},
         "judges": chosen.sha256(),
         "device": model.device,
@@ -86,7 +85,7 @@ def evaluate(
 
 
 def columns_of(model: Model, before: Model | None = None) -> Columns:
-    """Return the methods that are measured, and on which tasks."""
+    """Return the methods to measure, each with its tasks."""
     from kgcli.evaluation.baselines.copy_input import CopyInput
     from kgcli.evaluation.baselines.kosmosg import KosmosG
     from kgcli.evaluation.baselines.sd import StableDiffusion, has_text_encoder
@@ -108,50 +107,50 @@ def columns_of(model: Model, before: Model | None = None) -> Columns:
 def measure(
     columns: Columns,
     plan: Plan,
-    judges: Judges,
+    recognisers: Recognisers,
     *,
     keep: Answers | None = None,
     say: Callable[[str], None] | None = None,
 ) -> list[Row]:
-    """Score the answers of every method to all of its tasks; `keep` takes the first method's answers."""
+    """Score every method on all of its tasks; `keep` receives the first method's images."""
     rows: list[Row] = []
     for task in dict.fromkeys(item.category for item in plan.items):
         items = [item for item in plan.items if item.category == task]
         cases = [case_of(item) for item in items]
-        recognise = Recognition(judges, [case.spec for case in cases], [case.galleries for case in cases])
+        recognise = Recognition(recognisers, [case.spec for case in cases], [case.galleries for case in cases])
         for number, (name, (method, tasks)) in enumerate(columns.items()):
             if task not in tasks:
                 continue
             (say or note)(f"{TASKS[task].title}: {len(items)} images, {name}")
             images = answer(method, plan, items)
-            seen = zip(items, cases, recognise(images), strict=True)
-            rows += summarise(task, name, [picture_score(i, TASKS[task].score(case, one)) for i, case, one in seen])
+            scored = zip(items, cases, recognise(images), strict=True)
+            rows += summarise(task, name, [image_score(i, TASKS[task].score(case, one)) for i, case, one in scored])
             if keep is not None and number == 0:
                 keep[task] = list(zip(cases, images, strict=True))
     return rows
 
 
 def answer(method: Method, plan: Plan, items: Sequence[Item]) -> list[Image.Image]:
-    """Return a method's image for each item of a plan, in memory: nothing of it is kept."""
+    """Return a method's image for each item of a plan, in memory."""
     data, images = Path(plan.data), []
     for unit in dataclasses.replace(plan, items=tuple(items)).units():
         images += method.draw(unit, data, data)
     return images
 
 
-def model_facts(model: Model) -> dict[str, Any]:
-    """Return what identifies a model in a report."""
+def model_fingerprint(model: Model) -> dict[str, Any]:
+    """Return the fingerprint of a model for a report."""
     folder = model.folder
     return {"name": folder.name, "sha256": folder.sha256, "decoder": folder.decoder_sha256}
 
 
 def note(line: str) -> None:
-    """Say on stderr what is being done."""
+    """Print a progress line on stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
 def _in_turns(answers: Answers) -> list[tuple[Case, Image.Image]]:
-    """The first answers of every task with images in its prompts, in turns."""
+    """Interleave the first images of every task whose prompts have images."""
     columns = [pairs for task, pairs in answers.items() if task != "text"]
     longest = max(len(pairs) for pairs in columns)
     turns = [pairs[index] for index in range(longest) for pairs in columns if index < len(pairs)]

@@ -1,8 +1,8 @@
-"""The nano skills as a benchmark: prompts about instances that no stage has seen, each with the image that is right.
+"""The nano skills as a benchmark: prompts about instances that no stage has seen, each with its true image.
 
-Every case is a pure function of (task, seed, index), and so is its item in a plan. Galleries are those of
-`metrics.recognition`; one of "one noun" takes all its candidates from the right one's noun. The 10 candidates of an
-image of two are those two, each of them in the other's colour, and three more of the colour word of each.
+Every case and its item in a plan is a pure function of (task, seed, index). Galleries are those of
+`metrics.recognition`; with `one_noun` all candidates share the right one's noun. The 10 candidates for an image of two
+subjects are those two, each of them in the other's colour, and three distractors of each colour word.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from kgcli.data.sources.world import BASE_NOUNS, reference
-from kgcli.evaluation.metrics.recognition import SIZE, Gallery, Rng, Seen, choose_from, draw_other
+from kgcli.evaluation.metrics.recognition import SIZE, Gallery, Prediction, Rng, draw_distractor, gallery_of
 from kgcli.evaluation.plan import Item, Plan
 from kgcli.world import text
 from kgcli.world.spec import Spec, draw_spec, is_held_out, render
@@ -34,8 +34,8 @@ SKILL_MEASURES = {
     "picked": "subject picked, of 20",
     "picked_of_noun": "subject picked, of 20 of its noun",
     "nouns": "both nouns right",
-    "pair": "both shown, each with its own looks",
-    "pair_in_order": "... and on their own sides",
+    "pair": "both shown, each with its own identity",
+    "pair_in_order": "... and on the right sides",
     "scene": "right scene",
     "style": "right style",
     "change": "change made",
@@ -49,44 +49,44 @@ Part = str | Image.Image
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One prompt, what it asks for, and whom the picture's subjects may be taken for."""
+    """One prompt, the spec of its true image, and the galleries of its subjects."""
 
     task: str
-    parts: tuple[Part, ...]  # of the prompt, in reading order
-    spec: Spec  # the picture asked for
+    parts: tuple[Part, ...]  # of the prompt, in order
+    spec: Spec  # of the true image
     seed: int  # of the noise
     kind: str = ""  # of an edit
-    before: Spec | None = None  # of an edit: the picture in the prompt
+    before: Spec | None = None  # of an edit: the image in the prompt
     galleries: dict[str, Gallery] = field(default_factory=dict)  # measure -> candidates
 
     @property
     def images(self) -> list[Image.Image]:
-        """The pictures in the prompt."""
+        """Images in the prompt."""
         return [part for part in self.parts if not isinstance(part, str)]
 
     @property
     def words(self) -> str:
-        """The prompt for people."""
+        """The prompt as text, with `<image>` for each image."""
         return " ".join("".join(part if isinstance(part, str) else " <image> " for part in self.parts).split())
 
 
 @dataclass(frozen=True)
 class Task:
-    """A set of cases: how one is drawn and scored, and how many there are for each unit of `--num`."""
+    """A set of cases: how a case is drawn and scored, and their number relative to `--num`."""
 
     title: str
     draw: Callable[[str, Rng, int], Case]
-    share: float
-    score: Callable[[Case, Seen], dict[str, float]]
+    scale: float
+    score: Callable[[Case, Prediction], dict[str, float]]
 
 
 def draw_cases(name: str, num: int, seed: int) -> list[Case]:
     """Return the cases of a task; `num` scales all tasks alike."""
-    return [_case(name, seed, index) for index in range(max(round(TASKS[name].share * num), 4))]
+    return [_case(name, seed, index) for index in range(max(round(TASKS[name].scale * num), 4))]
 
 
 def skills_plan(data: Path, num: int, seed: int, method: Mapping[str, Any], tasks: Sequence[str] = ()) -> Plan:
-    """Return the plan of some tasks, by default all; `data` is the folder of `write_inputs`."""
+    """Return the plan of some tasks (default: all); `data` is the folder of `write_inputs`."""
     names = [name for name in TASKS if not tasks or name in tasks]
     items = tuple(_item(case, seed, at) for name in names for at, case in enumerate(draw_cases(name, num, seed)))
     return Plan(suite=SUITE, protocol={"seed": seed, "num": num}, method=dict(method), data=str(data), items=items)
@@ -141,7 +141,7 @@ def _text(task: str, rng: Rng, index: int) -> Case:
 
 
 def _subject(task: str, rng: Rng, index: int) -> Case:
-    """No noun in the prompt: what is shown has to come from the picture."""
+    """Leave the noun out of the prompt: the subject is known only from the image."""
     return _make(task, draw_spec(rng, BASE_NOUNS, new=True, accessory=0.0, styled=0.0), rng, index, one_noun=True)
 
 
@@ -154,7 +154,7 @@ def _base_only(task: str, rng: Rng, index: int) -> Case:
 
 
 def _unseen(task: str, rng: Rng, index: int) -> Case:
-    """Nothing but the judges has seen such a thing."""
+    """Use a noun that only the recognisers have seen."""
     return _make(task, draw_spec(rng, list(UNSEEN_NOUNS), new=True, accessory=0.0, styled=0.0), rng, index)
 
 
@@ -174,7 +174,7 @@ def _pair(task: str, rng: Rng, index: int) -> Case:
         dataclasses.replace(left, recoloured=colours[1]),
         dataclasses.replace(right, recoloured=colours[0]),
     )
-    others = tuple(draw_other(rng, BASE_NOUNS, colour) for colour in colours for _ in range(3))
+    others = tuple(draw_distractor(rng, BASE_NOUNS, colour) for colour in colours for _ in range(3))
     parts = _filled(text.compositional(spec, rng, drop=index % 2 == 0), spec, rng, index // 2)
     return Case(task, parts, spec, _noise_seed(rng), galleries={"pair": (left, right, *swapped, *others)})
 
@@ -186,22 +186,22 @@ def _edit(task: str, rng: Rng, index: int) -> Case:
         after, instruction = text.edit(before, rng)
         if _kind_of_edit(before, after) == kind and not is_held_out(after):
             break
-    picture = render(before, SIZE).picture
-    gallery = choose_from(after.subjects[0].subject, rng, BASE_NOUNS)
-    return Case(task, (picture, " " + instruction), after, _noise_seed(rng), kind, before, {"picked": gallery})
+    image = render(before, SIZE).picture
+    gallery = gallery_of(after.subjects[0].subject, rng, BASE_NOUNS)
+    return Case(task, (image, " " + instruction), after, _noise_seed(rng), kind, before, {"picked": gallery})
 
 
 def _make(task: str, spec: Spec, rng: Rng, index: int, *, drop: bool = True, one_noun: bool = False) -> Case:
     subject = spec.subjects[0].subject
     parts = _filled(text.compositional(spec, rng, drop=drop), spec, rng, index)
-    galleries = {"picked": choose_from(subject, rng, BASE_NOUNS)}
+    galleries = {"picked": gallery_of(subject, rng, BASE_NOUNS)}
     if one_noun:
-        galleries["picked_of_noun"] = choose_from(subject, rng, [subject.noun])
+        galleries["picked_of_noun"] = gallery_of(subject, rng, [subject.noun])
     return Case(task, parts, spec, _noise_seed(rng), galleries=galleries)
 
 
 def _filled(fragments: text.Fragments, spec: Spec, rng: Rng, index: int) -> tuple[Part, ...]:
-    """A prompt with a picture of each subject; every other one keeps its background."""
+    """Fill a prompt with an image of each subject; every other case keeps its background."""
     subjects = iter([placed.subject for placed in spec.subjects])
     keep = index % 2 == 1
     return tuple(
@@ -223,39 +223,39 @@ def _noise_seed(rng: Rng) -> int:
     return int(rng.integers(1 << 31))
 
 
-def _score_text(case: Case, seen: Seen) -> dict[str, float]:
-    return {"noun": seen.says("noun"), "noun_probability": seen.noun_probability, **_place(seen)}
+def _score_text(case: Case, prediction: Prediction) -> dict[str, float]:
+    return {"noun": prediction.correct("noun"), "noun_probability": prediction.noun_probability, **_place(prediction)}
 
 
-def _score_subject(case: Case, seen: Seen) -> dict[str, float]:
-    picked = {name: float(chosen[0] == 0) for name, chosen in seen.picked.items()}
-    return {**picked, "noun": seen.says("noun"), **_place(seen)}
+def _score_subject(case: Case, prediction: Prediction) -> dict[str, float]:
+    picked = {name: float(chosen[0] == 0) for name, chosen in prediction.picked.items()}
+    return {**picked, "noun": prediction.correct("noun"), **_place(prediction)}
 
 
-def _score_pair(case: Case, seen: Seen) -> dict[str, float]:
-    left, right = seen.picked["pair"]
+def _score_pair(case: Case, prediction: Prediction) -> dict[str, float]:
+    left, right = prediction.picked["pair"]
     shown = {"pair": float({left, right} == {0, 1}), "pair_in_order": float((left, right) == (0, 1))}
-    return {"nouns": seen.has_nouns, **shown, **_place(seen)}
+    return {"nouns": prediction.has_nouns, **shown, **_place(prediction)}
 
 
-def _score_edit(case: Case, seen: Seen) -> dict[str, float]:
-    change, kept = seen.says(case.kind), float(seen.picked["picked"][0] == 0)
-    rest = [seen.says(head) for head in ("scene", "style") if head != case.kind]
+def _score_edit(case: Case, prediction: Prediction) -> dict[str, float]:
+    change, kept = prediction.correct(case.kind), float(prediction.picked["picked"][0] == 0)
+    rest = [prediction.correct(head) for head in ("scene", "style") if head != case.kind]
     return {"change": change, "kept": kept, "done": change * kept, "rest": float(all(rest))}
 
 
-def _place(seen: Seen) -> dict[str, float]:
-    """Scene, and style where one is asked for."""
-    heads = ["scene"] if seen.spec.style == "photo" else ["scene", "style"]
-    return {head: seen.says(head) for head in heads}
+def _place(prediction: Prediction) -> dict[str, float]:
+    """Score the scene, and the style unless it is a photo."""
+    heads = ["scene"] if prediction.spec.style == "photo" else ["scene", "style"]
+    return {head: prediction.correct(head) for head in heads}
 
 
-# Append only: a task's place is part of its seed.
+# Append only: a task's index is part of its seed.
 TASKS: dict[str, Task] = {
     "text": Task("text only", _text, 1.0, _score_text),
     "subject": Task("subject, noun not named", _subject, 1.0, _score_subject),
     "named": Task("subject, noun named", _named, 0.5, _score_subject),
-    "base_only": Task("subject, noun of the base alone", _base_only, 1 / 3, _score_subject),
+    "base_only": Task("subject, noun of the base only", _base_only, 1 / 3, _score_subject),
     "held_out": Task("subject, held-out combination", _held_out, 1 / 3, _score_subject),
     "styled": Task("subject in a style", _styled, 2 / 3, _score_subject),
     "pair": Task("two subjects", _pair, 1.0, _score_pair),

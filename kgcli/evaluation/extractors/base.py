@@ -1,4 +1,4 @@
-"""What turns pictures and texts into vectors that are compared: one interface for all suites and sizes."""
+"""The interface of feature extractors: images and texts to vectors, for all suites and sizes."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ import numpy as np
 from PIL import Image
 
 
-class PictureExtractor(Protocol):
-    """Pictures to vectors of unit length."""
+class ImageExtractor(Protocol):
+    """Images to vectors of unit length."""
 
     name: str
 
     def facts(self) -> dict[str, Any]:
-        """Architecture, transform and the hash of its weights, for the protocol. JSON values."""
+        """Return the fingerprint for the protocol: architecture, transform and the hash of its weights. JSON values."""
         ...
 
-    def pictures(self, pictures: Sequence[Image.Image]) -> np.ndarray:
-        """(N, D), float32, rows of length 1. A picture's row does not depend on its neighbours' number."""
+    def images(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Embed images to (N, D), float32, rows of length 1. A row does not depend on the batch size."""
         ...
 
 
-class TextExtractor(PictureExtractor, Protocol):
-    """Pictures and texts to vectors of one space."""
+class TextExtractor(ImageExtractor, Protocol):
+    """Images and texts to vectors of one space."""
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
-        """(N, D), float32, rows of length 1. Raises: UsageError for a text longer than it takes."""
+        """Embed texts to (N, D), float32, rows of length 1. Raises: UsageError for a text that is too long."""
         ...
 
 
 @dataclass(frozen=True)
 class Extractors:
-    """What a suite of subjects is scored with: `dino` for looks, `clip` for looks and words, `dinov2` on demand."""
+    """Extractors of a subject suite: `dino` for identity, `clip` for identity and text, `dinov2` on demand."""
 
-    dino: PictureExtractor
+    dino: ImageExtractor
     clip: TextExtractor
-    dinov2: PictureExtractor | None = None
+    dinov2: ImageExtractor | None = None

@@ -1,7 +1,7 @@
-"""Vectors of pictures kept on disk, so that scoring which was killed goes on where it was. No torch.
+"""Image features cached on disk, so that interrupted scoring resumes.
 
-Pictures are taken in blocks; a block's file is named by what went into it (extractor, pictures' bytes), so one that
-is there is right, whoever wrote it and when.
+Images are taken in blocks; a block's file is named by a hash of its content (extractor, images' bytes), so a file that
+exists is valid.
 """
 
 from __future__ import annotations
@@ -19,44 +19,42 @@ from PIL import Image
 
 from kgcli.data.images import open_image
 from kgcli.errors import MissingError
-from kgcli.evaluation.extractors.base import PictureExtractor, TextExtractor
+from kgcli.evaluation.extractors.base import ImageExtractor, TextExtractor
 from kgcli.evaluation.plan import fingerprint
 from kgcli.files import sha256, write_whole
 
 FOLDER = "features"
-BLOCK = 64  # pictures
+BLOCK = 64  # images
 Rows = NDArray[np.float32]
 Prepare = Callable[[Path, Image.Image], Image.Image]
 
 
 @dataclass(frozen=True)
 class Alteration:
-    """A change of pictures before the extractor sees them; `facts` and `hash_of` name it for the cache."""
+    """A change of images before extraction; `facts` and `hash_of` identify it in the cache."""
 
     facts: Mapping[str, str]
     hash_of: Callable[[Path], str]
     apply: Prepare
-    is_empty: Callable[[Path], bool] | None = None  # whether it found nothing to do; None where it always does
+    is_empty: Callable[[Path], bool] | None = None  # whether it changes nothing; None: it always changes
 
 
 class FeatureCache:
-    """The vectors of picture files, from disk where they are there."""
+    """Features of image files, from disk where they are cached."""
 
     def __init__(self, folder: Path, progress: Callable[[int], None] | None = None) -> None:
         self.folder = folder
         self._progress = progress
 
-    def pictures(
-        self, extractor: PictureExtractor, files: Sequence[Path], alteration: Alteration | None = None
-    ) -> Rows:
-        """(N, D), a row for each file. Raises: MissingError, ImageError."""
+    def images(self, extractor: ImageExtractor, files: Sequence[Path], alteration: Alteration | None = None) -> Rows:
+        """Return features (N, D), a row for each file. Raises: MissingError, ImageError."""
         blocks = [
             self._block(extractor, files[start : start + BLOCK], alteration) for start in range(0, len(files), BLOCK)
         ]
         return np.concatenate(blocks)
 
     def texts(self, extractor: TextExtractor, texts: Sequence[str]) -> Rows:
-        """(N, D), a row for each text. Raises: UsageError."""
+        """Return features (N, D), a row for each text. Raises: UsageError."""
         named = fingerprint({"extractor": extractor.facts(), "texts": list(texts)})
         kept = self.folder / f"{extractor.name}-texts-{named[:32]}.npy"
         rows = _read(kept, len(texts))
@@ -65,26 +63,26 @@ class FeatureCache:
             _write(kept, rows)
         return rows
 
-    def _block(self, extractor: PictureExtractor, files: Sequence[Path], alteration: Alteration | None) -> Rows:
+    def _block(self, extractor: ImageExtractor, files: Sequence[Path], alteration: Alteration | None) -> Rows:
         kept = self._file(extractor, hashes(files, alteration))
         rows = _read(kept, len(files))
         if rows is None:
-            pictures = [open_image(file, srgb=False) for file in files]
+            images = [open_image(file, srgb=False) for file in files]
             if alteration is not None:
-                pictures = [alteration.apply(file, one) for file, one in zip(files, pictures, strict=True)]
-            rows = np.asarray(extractor.pictures(pictures), np.float32)
+                images = [alteration.apply(file, one) for file, one in zip(files, images, strict=True)]
+            rows = np.asarray(extractor.images(images), np.float32)
             _write(kept, rows)
         if self._progress is not None:
             self._progress(len(files))
         return rows
 
-    def _file(self, extractor: PictureExtractor, digests: Sequence[str]) -> Path:
+    def _file(self, extractor: ImageExtractor, digests: Sequence[str]) -> Path:
         named = json.dumps({"extractor": extractor.facts(), "pictures": digests}, sort_keys=True)
         return self.folder / f"{extractor.name}-{hashlib.sha256(named.encode()).hexdigest()[:32]}.npy"
 
 
 def hashes(files: Sequence[Path], alteration: Alteration | None = None) -> list[str]:
-    """What identifies each picture, and its alteration. Raises: MissingError."""
+    """Return a hash of each image, and of its alteration. Raises: MissingError."""
     try:
         digests = [sha256(file) for file in files]
     except OSError as error:
@@ -96,7 +94,7 @@ def hashes(files: Sequence[Path], alteration: Alteration | None = None) -> list[
 
 
 def _read(path: Path, num: int) -> Rows | None:
-    """The rows of a block; None where there are none or they are damaged."""
+    """Return the rows of a block; None if they are missing or damaged."""
     try:
         rows = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):

@@ -35,7 +35,7 @@ OFFSET = 0.1  # of the official interpolation, in patches
 
 
 def dino_transform() -> Callable[[Image.Image], Tensor]:
-    """DINO's own transform for evaluation: bicubic to 256 pixels on the shorter side, the middle 224."""
+    """Return DINO's transform for evaluation: bicubic to 256 pixels on the shorter side, the middle 224."""
     return transforms.Compose(
         [
             transforms.Resize(256, interpolation=transforms.InterpolationMode.BICUBIC),
@@ -47,7 +47,7 @@ def dino_transform() -> Callable[[Image.Image], Tensor]:
 
 
 def square_transform() -> Callable[[Image.Image], Tensor]:
-    """The transform of FD-DINOv2: Pillow's bicubic to 224 x 224, whatever the picture's shape."""
+    """Return the transform of FD-DINOv2: Pillow's bicubic to 224 x 224, whatever the image's shape."""
     return transforms.Compose(
         [
             transforms.Resize((SIZE, SIZE), interpolation=transforms.InterpolationMode.BICUBIC),
@@ -61,18 +61,18 @@ def square_transform() -> Callable[[Image.Image], Tensor]:
 class Use:
     """A published use of one of the networks."""
 
-    name: str  # of its file in `weightfiles.TABLE`
+    name: str  # of its file in `weight_files.TABLE`
     architecture: str  # timm's
     transform: Callable[[], Callable[[Image.Image], Tensor]]
     words: str  # the transform
-    title: str = ""  # of the network, for people
+    title: str = ""  # of the network, in messages
     unit: bool = True  # whether rows are of length 1
     token: str = "class token after the norm"
     adapt: Callable[[dict[str, Tensor], VisionTransformer], dict[str, Tensor]] = lambda state, model: state
 
 
 def resize_positions(positions: Tensor) -> Tensor:
-    """(1, 1 + 16 * 16, D): position embeddings for 224 pixels, as the official code makes them from those of 518.
+    """Resize position embeddings of 518 pixels to 224, (1, 1 + 16 * 16, D), as the official code does.
 
     It scales by (16 + 0.1) / 37 without antialias, so that timm's own way would give other numbers.
     """
@@ -86,7 +86,7 @@ def resize_positions(positions: Tensor) -> Tensor:
 
 
 def _of_dinov2(state: dict[str, Tensor], model: VisionTransformer) -> dict[str, Tensor]:
-    """The official weights under timm's names, their positions for 224 pixels."""
+    """Convert the official weights to timm's names, with positions for 224 pixels."""
     resized = {**state, "pos_embed": resize_positions(state["pos_embed"])}
     adapted: dict[str, Tensor] = checkpoint_filter_fn(resized, model)
     return adapted
@@ -129,13 +129,13 @@ class DinoExtractor:
             model.load_state_dict(use.adapt(state, model))
         except (RuntimeError, pickle.UnpicklingError, KeyError, TypeError, EOFError, AttributeError) as error:
             raise IncompatibleError(
-                f"{weights.path} holds no {use.title or use.architecture} ({first_line(error)})"
+                f"{weights.path} does not hold {use.title or use.architecture} ({first_line(error)})"
             ) from None
         self._take(use, model, weights.sha256, device)
 
     @classmethod
     def random_weights(cls, use: Use, seed: int = 0, device: str = "cpu") -> DinoExtractor:
-        """The same network with weights that know nothing: for tests."""
+        """Make the same network with random weights, for tests."""
         extractor = cls.__new__(cls)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -143,7 +143,7 @@ class DinoExtractor:
         return extractor
 
     def facts(self) -> dict[str, Any]:
-        """Architecture, transform and weights."""
+        """Return architecture, transform and weights."""
         return {
             "extractor": self.name,
             "architecture": f"timm {self._use.architecture}, {self._use.token}",
@@ -153,9 +153,9 @@ class DinoExtractor:
         }
 
     @torch.inference_mode()
-    def pictures(self, pictures: Sequence[Image.Image]) -> Rows:
-        """(N, 384), rows of length 1, for subjects; (N, 1024) as they are for sets."""
-        pixels = [self._transform(picture.convert("RGB")) for picture in pictures]
+    def images(self, images: Sequence[Image.Image]) -> Rows:
+        """Embed images: (N, 384), rows of length 1, for subjects; (N, 1024), not normalised, for sets."""
+        pixels = [self._transform(image.convert("RGB")) for image in images]
         return one_by_one(self._model, pixels, self._device, unit=self._use.unit)
 
     def _take(self, use: Use, model: VisionTransformer, sha256: str, device: str) -> None:

@@ -1,7 +1,7 @@
-"""The four ways from a picture to Inception's features that published FIDs were measured with.
+"""The four preprocessing protocols for Inception features of published FIDs.
 
-A preset says how a real and a generated picture become bytes, and how bytes become the network's 299 pixels. Networks
-and their resizing are torchmetrics' and clean-fid's own. Pictures go through one at a time, as in `features`.
+A preset defines how real and generated images become bytes, and how bytes become the network's 299 pixels. Networks
+and their resizing are torchmetrics' and clean-fid's own. Images go through one at a time, as in `published`.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ SIDE = 256  # pixels
 Rows = NDArray[np.float32]
 
 
-def tensor_256(picture: Image.Image) -> Tensor:
-    """(3, 256, 256) bytes: floats, bilinear without antialias to 256 on the shorter side, the middle, truncated.
+def tensor_256(image: Image.Image) -> Tensor:
+    """Return bytes (3, 256, 256): floats, bilinear without antialias to 256 on the shorter side, the middle, truncated.
 
     Source: the published KOSMOS-G evaluation, whose torchvision did not antialias tensors.
     """
-    pixels = F.to_tensor(picture)
+    pixels = F.to_tensor(image)
     pixels = F.resize(pixels, [SIDE], interpolation=InterpolationMode.BILINEAR, antialias=False)
     return (F.center_crop(pixels, [SIDE, SIDE]) * 255).to(torch.uint8)
 
 
-def pil_256(picture: Image.Image) -> Tensor:
-    """(3, 256, 256) bytes: Pillow's bicubic to 256 on the shorter side, the middle."""
-    smaller = F.resize(picture, [SIDE], interpolation=InterpolationMode.BICUBIC)
+def pil_256(image: Image.Image) -> Tensor:
+    """Return bytes (3, 256, 256): Pillow's bicubic to 256 on the shorter side, the middle."""
+    smaller = F.resize(image, [SIDE], interpolation=InterpolationMode.BICUBIC)
     return F.pil_to_tensor(F.center_crop(smaller, [SIDE, SIDE]))
 
 
-def as_it_is(picture: Image.Image) -> Tensor:
-    """(3, H, W) the picture's bytes."""
-    return F.pil_to_tensor(picture)
+def native(image: Image.Image) -> Tensor:
+    """Return the image's bytes at native size, (3, H, W)."""
+    return F.pil_to_tensor(image)
 
 
 def clean_299(pixels: Tensor) -> Tensor:
-    """(3, 299, 299) float32 in [0, 255] from bytes (3, H, W): clean-fid's resize."""
-    with warnings.catch_warnings():  # clean-fid names Pillow's float mode, which Pillow finds needless
+    """Resize bytes (3, H, W) to float32 (3, 299, 299) in [0, 255], as clean-fid."""
+    with warnings.catch_warnings():  # clean-fid passes Pillow's deprecated mode argument
         warnings.simplefilter("ignore", DeprecationWarning)
         resized = build_resizer("clean")(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
     return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
@@ -65,26 +65,26 @@ class Preset:
 
     real: Callable[[Image.Image], Tensor]  # to bytes
     fake: Callable[[Image.Image], Tensor]
-    weights: str  # in `weightfiles.TABLE`
+    weights: str  # in `weight_files.TABLE`
 
 
 PRESETS = {
-    "kosmosg": Preset(real=tensor_256, fake=as_it_is, weights="inception"),
+    "kosmosg": Preset(real=tensor_256, fake=native, weights="inception"),
     "kosmosg-rescore": Preset(real=tensor_256, fake=tensor_256, weights="inception"),
-    "clean": Preset(real=pil_256, fake=as_it_is, weights="inception-clean"),
+    "clean": Preset(real=pil_256, fake=native, weights="inception-clean"),
     "legacy256": Preset(real=pil_256, fake=pil_256, weights="inception"),
 }
 PIXEL_PATHS: dict[Callable[[Image.Image], Tensor], str] = {
     tensor_256: "tensor bilinear 256 without antialias, centre 256, truncated to bytes",
     pil_256: "PIL bicubic 256, centre 256",
-    as_it_is: "native size",
+    native: "native size",
 }
 
 
 def preset(name: str) -> Preset:
-    """A preset by its name. Raises: UsageError that lists them."""
+    """Return a preset by its name. Raises: UsageError that lists the presets."""
     if name not in PRESETS:
-        raise UsageError(f"{name} is no preset of FID; choose among {', '.join(PRESETS)}")
+        raise UsageError(f"{name} is not an FID preset; choose from {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
@@ -99,11 +99,13 @@ class TorchFidelityInception:
         try:
             network = NoTrainInceptionV3("inception-v3-compat", [str(NUM_FEATURES)], str(weights.path), antialias=False)
         except (RuntimeError, KeyError, EOFError, TypeError, AttributeError) as error:
-            raise IncompatibleError(f"{weights.path} holds no Inception of torch-fidelity ({_line(error)})") from None
+            raise IncompatibleError(
+                f"{weights.path} does not hold torch-fidelity's Inception ({_line(error)})"
+            ) from None
         self._network = network.to(device)
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """(2048,)"""
+        """Return features (2048,)."""
         return self._network(pixels[None].to(self._device))[0].cpu()
 
 
@@ -120,11 +122,11 @@ class CleanInception:
                 warnings.simplefilter("ignore", FutureWarning)
                 network = InceptionV3W(str(weights.path.parent), download=False, resize_inside=False)
         except (RuntimeError, AttributeError) as error:
-            raise IncompatibleError(f"{weights.path} holds no TorchScript Inception ({_line(error)})") from None
+            raise IncompatibleError(f"{weights.path} does not hold a TorchScript Inception ({_line(error)})") from None
         self._network = network.eval().to(device)
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """(2048,)"""
+        """Return features (2048,)."""
         return self._network(clean_299(pixels)[None].to(self._device))[0].cpu()
 
 
@@ -135,7 +137,7 @@ NETWORKS: dict[str, Callable[[Weights, str], TorchFidelityInception | CleanIncep
 
 
 class InceptionExtractor:
-    """One side of a preset: pictures to features, which are not of length 1."""
+    """One side of a preset: images to features, not normalised."""
 
     def __init__(
         self,
@@ -147,7 +149,7 @@ class InceptionExtractor:
         self._to_bytes = to_bytes
 
     def facts(self) -> dict[str, Any]:
-        """Pixel path, network and weights."""
+        """Return pixel path, network and weights."""
         return {
             "extractor": self.name,
             "architecture": self._network.words,
@@ -157,9 +159,9 @@ class InceptionExtractor:
         }
 
     @torch.inference_mode()
-    def pictures(self, pictures: Sequence[Image.Image]) -> Rows:
-        """(N, 2048)"""
-        rows = [self._network(self._to_bytes(picture.convert("RGB"))) for picture in pictures]
+    def images(self, images: Sequence[Image.Image]) -> Rows:
+        """Embed images to (N, 2048)."""
+        rows = [self._network(self._to_bytes(image.convert("RGB"))) for image in images]
         return torch.stack(rows).float().numpy() if rows else np.zeros((0, NUM_FEATURES), np.float32)
 
 

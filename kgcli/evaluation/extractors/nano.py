@@ -1,7 +1,7 @@
-"""The two extractors of nano images: networks of `nano_evaluators`, which no generator was trained with.
+"""The two extractors of nano images: networks of `nano_evaluators`, which no generator is trained with.
 
-Images go through one at a time: in a batch, the last bits of a row would depend on its neighbours' number. Networks,
-and torch, are loaded when there is something to look at.
+Images go through one at a time: in a batch, the last bits of a row would depend on the batch size. Networks and
+torch are loaded on first use.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kgcli.errors import MissingError, UsageError
-from kgcli.evaluation.extractors.base import Extractors, PictureExtractor
+from kgcli.evaluation.extractors.base import Extractors, ImageExtractor
 from kgcli.files import PACKAGE, sha256
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ Rows = NDArray[np.float32]
 
 
 class NanoDino:
-    """The features of the self-supervised ViT: looks, whatever the background."""
+    """Features of the self-supervised ViT: identity, whatever the background."""
 
     name = "nano-dino"
 
@@ -44,7 +44,7 @@ class NanoDino:
         self._config, self._sha256 = _identify(folder, DINO_FOLDER)
 
     def facts(self) -> dict[str, Any]:
-        """Architecture, transform and weights."""
+        """Return architecture, transform and weights."""
         return {
             "extractor": self.name,
             "architecture": "timm ViT trained by SimCLR on the nano world, projected feature",
@@ -54,9 +54,9 @@ class NanoDino:
             "weights_sha256": self._sha256,
         }
 
-    def pictures(self, pictures: Sequence[Image.Image]) -> Rows:
-        """(N, D), rows of length 1."""
-        return _one_by_one(self._model, [_fitted(picture) for picture in pictures], self._model.projection.out_features)
+    def images(self, images: Sequence[Image.Image]) -> Rows:
+        """Embed images to (N, D), rows of length 1."""
+        return _one_by_one(self._model, [_fitted(image) for image in images], self._model.projection.out_features)
 
     @cached_property
     def _model(self) -> EvalVit:
@@ -76,7 +76,7 @@ class NanoClip:
         self._config, self._sha256 = _identify(folder, CLIP_FOLDER)
 
     def facts(self) -> dict[str, Any]:
-        """Architecture, transform and weights."""
+        """Return architecture, transform and weights."""
         return {
             "extractor": self.name,
             "architecture": "convolutional CLIP trained on the nano world",
@@ -87,12 +87,12 @@ class NanoClip:
             "weights_sha256": self._sha256,
         }
 
-    def pictures(self, pictures: Sequence[Image.Image]) -> Rows:
-        """(N, D), rows of length 1."""
-        return _one_by_one(self._model.embed_pictures, [_fitted(picture) for picture in pictures], self._width)
+    def images(self, images: Sequence[Image.Image]) -> Rows:
+        """Embed images to (N, D), rows of length 1."""
+        return _one_by_one(self._model.embed_images, [_fitted(image) for image in images], self._width)
 
     def texts(self, texts: Sequence[str]) -> Rows:
-        """(N, D), rows of length 1. Raises: UsageError for a text of more tokens than the tower reads."""
+        """Embed texts to (N, D), rows of length 1. Raises: UsageError for a text of too many tokens."""
         return _one_by_one(self._model.embed_tokens, [self._tokens(text) for text in texts], self._width)
 
     def _tokens(self, text: str) -> Tensor:
@@ -116,46 +116,46 @@ class NanoClip:
 
 
 class UnitVariance:
-    """An extractor whose rows have length sqrt(D), as rows of unit variance have: KID is made for those."""
+    """An extractor with rows of length sqrt(D), that is of unit variance, as KID expects."""
 
-    def __init__(self, extractor: PictureExtractor) -> None:
+    def __init__(self, extractor: ImageExtractor) -> None:
         self.name = extractor.name
         self._extractor = extractor
 
     def facts(self) -> dict[str, Any]:
-        """The extractor's fingerprint plus the length of rows."""
+        """Return the extractor's fingerprint plus the length of rows."""
         return {**self._extractor.facts(), "length": "sqrt(D)"}
 
-    def pictures(self, pictures: Sequence[Image.Image]) -> Rows:
-        """(N, D), rows of length sqrt(D)."""
-        rows = self._extractor.pictures(pictures)
+    def images(self, images: Sequence[Image.Image]) -> Rows:
+        """Embed images to (N, D), rows of length sqrt(D)."""
+        rows = self._extractor.images(images)
         longer: Rows = rows * np.float32(np.sqrt(rows.shape[1]))
         return longer
 
 
 def nano_extractors(folder: Path = SHIPPED) -> Extractors:
-    """Return both extractors, as the nano suites score with. Raises: MissingError."""
+    """Return both extractors of the nano suites. Raises: MissingError."""
     return Extractors(dino=NanoDino(folder / DINO_FOLDER), clip=NanoClip(folder / CLIP_FOLDER))
 
 
 def one_thread() -> None:
-    """Compute on one thread: sums are split by their number, and scores are a function of images and weights."""
+    """Compute on one thread: sums depend on the number of threads, scores must not."""
     import torch
 
     torch.set_num_threads(1)
 
 
 def _identify(folder: Path, stage: str) -> tuple[dict[str, Any], str]:
-    """The sizes of a network and the hash of its weights. Raises: MissingError."""
+    """Return the sizes of a network and the hash of its weights. Raises: MissingError."""
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise MissingError(f"there is no {stage} in {folder}; train it with `kg base {stage} nano/{stage}`")
     return json.loads((folder / CONFIG).read_text("utf-8")), sha256(folder / WEIGHTS)
 
 
-def _fitted(picture: Image.Image) -> Tensor:
+def _fitted(image: Image.Image) -> Tensor:
     from kgcli.model.nano_recognisers import to_pixels
 
-    return to_pixels([picture.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC)])
+    return to_pixels([image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC)])
 
 
 def _one_by_one(encode: Callable[[Tensor], Tensor], inputs: Sequence[Tensor], width: int) -> Rows:

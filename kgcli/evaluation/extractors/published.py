@@ -1,6 +1,6 @@
-"""OpenAI's CLIP ViT-B/32, the extractor of published CLIP scores, and what published extractors share.
+"""OpenAI's CLIP ViT-B/32, the extractor of published CLIP scores, and helpers of the published extractors.
 
-Pictures go through one at a time: in a batch, the last bits of a row would depend on its neighbours' number.
+Images go through one at a time: in a batch, the last bits of a row would depend on the batch size.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ Rows = NDArray[np.float32]
 
 
 def clip_transform() -> Callable[[Image.Image], Tensor]:
-    """CLIP's own transform: bicubic to 224 pixels on the shorter side, the middle 224."""
+    """Return CLIP's transform: bicubic to 224 pixels on the shorter side, the middle 224."""
     return image_transform(SIZE, is_train=False, mean=CLIP_MEAN, std=CLIP_STD, interpolation="bicubic")
 
 
 class _Clip(Protocol):
-    """What is called of an open_clip model, whose class torch's typing hides."""
+    """The methods used of an open_clip model, whose class torch's typing hides."""
 
     def encode_image(self, image: Tensor) -> Tensor: ...
 
@@ -44,7 +44,7 @@ class _Clip(Protocol):
 
 
 class ClipExtractor:
-    """OpenAI's CLIP ViT-B/32, pictures and texts."""
+    """OpenAI's CLIP ViT-B/32, for images and texts."""
 
     name = "clip"
 
@@ -54,12 +54,12 @@ class ClipExtractor:
                 warnings.simplefilter("ignore", FutureWarning)
                 model = open_clip.load_openai_model(str(weights.path), precision="fp32", device="cpu")
         except (RuntimeError, pickle.UnpicklingError, KeyError, EOFError) as error:
-            raise IncompatibleError(f"{weights.path} holds no CLIP of OpenAI ({first_line(error)})") from None
+            raise IncompatibleError(f"{weights.path} does not hold OpenAI's CLIP ({first_line(error)})") from None
         self._take(model, weights.sha256, device)
 
     @classmethod
     def random_weights(cls, seed: int = 0, device: str = "cpu") -> ClipExtractor:
-        """The same network with weights that know nothing: for tests."""
+        """Make the same network with random weights, for tests."""
         extractor = cls.__new__(cls)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -67,7 +67,7 @@ class ClipExtractor:
         return extractor
 
     def facts(self) -> dict[str, Any]:
-        """Architecture, transform and weights."""
+        """Return architecture, transform and weights."""
         return {
             "extractor": self.name,
             "architecture": "OpenAI CLIP ViT-B/32, QuickGELU",
@@ -78,14 +78,14 @@ class ClipExtractor:
         }
 
     @torch.inference_mode()
-    def pictures(self, pictures: Sequence[Image.Image]) -> Rows:
-        """(N, 512), rows of length 1."""
-        pixels = [self._transform(picture.convert("RGB")) for picture in pictures]
+    def images(self, images: Sequence[Image.Image]) -> Rows:
+        """Embed images to (N, 512), rows of length 1."""
+        pixels = [self._transform(image.convert("RGB")) for image in images]
         return one_by_one(cast(_Clip, self._model).encode_image, pixels, self._device)
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Rows:
-        """(N, 512), rows of length 1. Raises: UsageError for a text of more than 77 tokens."""
+        """Embed texts to (N, 512), rows of length 1. Raises: UsageError for a text of more than 77 tokens."""
         return one_by_one(cast(_Clip, self._model).encode_text, list(clip_tokens(texts)), self._device)
 
     def _take(self, model: nn.Module, sha256: str, device: str) -> None:
@@ -95,7 +95,7 @@ class ClipExtractor:
 
 
 def clip_tokens(texts: Sequence[str]) -> Tensor:
-    """(N, 77) tokens. Raises: UsageError for a text of more than 77, which open_clip would cut in silence."""
+    """Tokenize to (N, 77). Raises: UsageError for more than 77 tokens, which open_clip would truncate silently."""
     tokenizer = open_clip.get_tokenizer(CLIP_ARCHITECTURE)
     for text in texts:
         num = len(tokenizer.encode(text)) + 2  # start and end
@@ -105,7 +105,7 @@ def clip_tokens(texts: Sequence[str]) -> Tensor:
 
 
 def one_by_one(encode: Callable[[Tensor], Tensor], inputs: Sequence[Tensor], device: str, *, unit: bool = True) -> Rows:
-    """(N, D): a row for each input, of length 1 unless `unit` is off."""
+    """Encode inputs one at a time to (N, D), rows of length 1 unless `unit` is off."""
     if not inputs:
         return np.zeros((0, 0), np.float32)
     rows = torch.stack([encode(one[None].to(device))[0].double().cpu() for one in inputs])
@@ -113,5 +113,5 @@ def one_by_one(encode: Callable[[Tensor], Tensor], inputs: Sequence[Tensor], dev
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, short."""
+    """Return the first line of an error, shortened."""
     return str(error).strip().splitlines()[0][:100] if str(error).strip() else type(error).__name__

@@ -1,4 +1,4 @@
-"""CLIPSeg as a segmenter that is told in words what to find.
+"""CLIPSeg as a text-prompted segmenter.
 
 Source: Image Segmentation Using Text and Image Prompts (arXiv:2112.10003).
 """
@@ -19,12 +19,12 @@ from kgcli.evaluation.extractors.published import first_line
 from kgcli.evaluation.extractors.segmenter_files import PICKLED
 from kgcli.evaluation.extractors.weight_files import Weights
 
-PROMPT = "a {noun}"  # as the benchmark words its subjects
-THRESHOLD = 0.5  # of the probability that a pixel belongs to the thing
+PROMPT = "a {noun}"  # the wording of the benchmark's prompts
+THRESHOLD = 0.5  # of the probability that a pixel belongs to the object
 
 
 class ClipSegmenter:
-    """Masks of a CLIPSeg folder, one picture at a time, in float32."""
+    """Masks of a CLIPSeg folder, one image at a time, in float32."""
 
     def __init__(self, weights: Weights, device: str = "cpu") -> None:
         folder = weights.path.parent
@@ -44,14 +44,14 @@ class ClipSegmenter:
         absent = sorted(loaded["missing_keys"])
         if absent:
             raise IncompatibleError(
-                f"{weights.path} is no whole CLIPSeg: {len(absent)} of its weights are missing, the first {absent[0]}"
+                f"{weights.path} is not a complete CLIPSeg: {len(absent)} weights are missing, the first is {absent[0]}"
             )
         self._processor = CLIPSegProcessor(pixels, words)
         self._model = model.eval().requires_grad_(False).to(device)
         self._sha256, self._device = weights.sha256, device
 
     def facts(self) -> dict[str, str]:
-        """Class, weights, transform, prompt and threshold."""
+        """Return class, weights, transform, prompt and threshold."""
         of = self._processor.image_processor
         settings = {"size": dict(of.size), "resample": int(of.resample), "mean": of.image_mean, "std": of.image_std}
         return {
@@ -63,19 +63,19 @@ class ClipSegmenter:
             "precision": "float32",
         }
 
-    def mask(self, picture: Image.Image, noun: str) -> Image.Image:
-        """White where the thing is, black elsewhere."""
-        marked_HW = self.probabilities(picture, noun) >= THRESHOLD
+    def mask(self, image: Image.Image, noun: str) -> Image.Image:
+        """Return a mask: white for the object, black elsewhere."""
+        marked_HW = self.probabilities(image, noun) >= THRESHOLD
         return Image.fromarray(marked_HW.to(torch.uint8).mul(255).numpy())
 
     @torch.inference_mode()
-    def probabilities(self, picture: Image.Image, noun: str) -> Tensor:
-        """(H, W) in [0, 1]: that a pixel of the picture belongs to what the noun names."""
+    def probabilities(self, image: Image.Image, noun: str) -> Tensor:
+        """Return the probability, (H, W) in [0, 1], that a pixel belongs to the object of the noun."""
         inputs = self._processor(
-            text=[PROMPT.format(noun=noun)], images=[picture.convert("RGB")], return_tensors="pt"
+            text=[PROMPT.format(noun=noun)], images=[image.convert("RGB")], return_tensors="pt"
         ).to(self._device)
         logits_1HW = self._model(**inputs).logits
         resized = torch.nn.functional.interpolate(
-            logits_1HW[None].sigmoid(), size=picture.size[::-1], mode="bilinear", align_corners=False
+            logits_1HW[None].sigmoid(), size=image.size[::-1], mode="bilinear", align_corners=False
         )
         return resized[0, 0].cpu()

@@ -1,4 +1,4 @@
-"""Where a segmenter's files are: found and checked before anything is drawn. No torch."""
+"""The files of a segmenter, found and checked before anything is generated."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from kgcli.evaluation.extractors.weight_files import Weights
 from kgcli.files import sha256
 from kgcli.weights.hub import HubError, is_hub_id, snapshot
 
-DEFAULT = "default"  # the word for this one:
+DEFAULT = "default"  # stands for REPOSITORY
 REPOSITORY = "CIDAS/clipseg-rd64-refined"
 KIND = "clipseg"  # model_type
 PICKLED = "pytorch_model.bin"
 WEIGHTS = ("model.safetensors", PICKLED)
-# Of each row one has to be there, all files of it.
+# Alternatives per row; one of each must be complete.
 SETTINGS = (
     (("config.json",),),
     (("preprocessor_config.json",), ("processor_config.json",)),
@@ -24,9 +24,9 @@ SETTINGS = (
 
 
 def find_segmenter(name: str, *, offline: bool = False) -> Weights:
-    """The weights of a CLIPSeg with its settings beside them: a folder, a Hub id, or `default`.
+    """Find the weights of a CLIPSeg with its settings beside them: a folder, a Hub id, or `default`.
 
-    Raises: MissingError that says what to do; IncompatibleError for a folder of another model.
+    Raises: MissingError with the remedy; IncompatibleError for a folder of another model.
     """
     folder = Path(name).expanduser()
     if name == DEFAULT or not folder.exists():
@@ -35,7 +35,7 @@ def find_segmenter(name: str, *, offline: bool = False) -> Weights:
         raise MissingError(f"--segmenter is {name}, a file; give the folder it is in")
     kind = _kind_of(folder)
     if kind != KIND:
-        raise IncompatibleError(f"the segmenter {folder} is of the kind {kind}; it must be a {KIND}, as {REPOSITORY}")
+        raise IncompatibleError(f"the segmenter {folder} is of type {kind}; it must be {KIND}, as {REPOSITORY}")
     for choices in SETTINGS:
         if not any(all((folder / file).is_file() for file in files) for files in choices):
             named = " or ".join(" with ".join(files) for files in choices)
@@ -57,7 +57,7 @@ def _kind_of(folder: Path) -> str:
 
 
 def _of_hub(repository: str, offline: bool) -> Path:
-    """The folder of a Hub repository, from the cache where it is there; of the weights one file is fetched."""
+    """Return the folder of a Hub repository, from the cache if present; one weight file is downloaded."""
     if not is_hub_id(repository):
         raise MissingError(f"there is no segmenter folder {repository}")
     settings = [file for choices in SETTINGS for files in choices for file in files]
@@ -69,6 +69,6 @@ def _of_hub(repository: str, offline: bool) -> Path:
         return folder
     except HubError as error:
         raise MissingError(
-            f"the segmenter {repository} is no folder and could not be fetched ({error}): copy "
+            f"the segmenter {repository} is not a folder and could not be downloaded ({error}): copy "
             f"https://huggingface.co/{repository} into a folder and give --segmenter FOLDER, or run once online"
         ) from None

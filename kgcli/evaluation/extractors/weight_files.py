@@ -1,6 +1,6 @@
-"""The files of weights that scoring needs: where each is found, and what says that it is the right one. No torch.
+"""The weight files that scoring needs: their locations and hashes.
 
-A file is looked for in the folder of `--weights`, then in `cache_folder()`; all are found before anything is drawn.
+A file is looked for in the folder of `--weights`, then in `cache_folder()`; all are found before anything is generated.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from kgcli.errors import IncompatibleError, MissingError, OutputError
 from kgcli.files import make_folder, sha256, whole_file
 from kgcli.runtime import is_offline, user_cache
 
-VARIABLE = "KG_WEIGHTS"  # names a folder that takes the place of the cache
+VARIABLE = "KG_WEIGHTS"  # a folder used in place of the cache
 CHUNK = 2**20  # bytes
 TIMEOUT = 30  # seconds without an answer
 
@@ -27,7 +27,7 @@ class WeightFile:
 
     file: str
     url: str
-    sha256: str  # empty where its publisher and the libraries that read it state none
+    sha256: str  # empty if not published
     use: str
 
 
@@ -84,31 +84,31 @@ TABLE = {
 
 
 def cache_folder() -> Path:
-    """Where files of weights are kept between runs: $KG_WEIGHTS, or weights in the user's cache."""
+    """Return the folder of weight files: $KG_WEIGHTS, or weights in the user's cache."""
     if named := os.environ.get(VARIABLE):
         return Path(named).expanduser()
     return user_cache() / "weights"
 
 
 def resolve(name: str, folder: Path | None = None, *, offline: bool = False) -> Weights:
-    """One file of `TABLE`. Raises: as `resolve_all`."""
+    """Find one file of `TABLE`. Raises: as `resolve_all`."""
     return resolve_all([name], folder, offline=offline)[name]
 
 
 def resolve_all(names: Sequence[str], folder: Path | None = None, *, offline: bool = False) -> dict[str, Weights]:
-    """Files of `TABLE`, fetched into the cache where they are nowhere and that is allowed.
+    """Find files of `TABLE`; download missing ones into the cache unless offline.
 
-    Raises: MissingError that names every file which is missing, with its address and where to put it;
-    IncompatibleError where a file is there but is another one.
+    Raises: MissingError that lists every missing file with its URL and destination; IncompatibleError if a file has
+    another hash.
     """
     if folder is not None and not folder.is_dir():
-        raise MissingError(f"--weights {folder} is no folder; give the folder that holds the files of weights")
+        raise MissingError(f"--weights {folder} is not a folder; give the folder that holds the weight files")
     places = [cache_folder()] if folder is None else [folder, cache_folder()]
     found = {name: _look(TABLE[name], places) for name in dict.fromkeys(names)}
     missing = [TABLE[name] for name, weights in found.items() if weights is None]
     offline = is_offline(offline)
     if missing and offline:
-        raise MissingError(_what_to_do(missing, places[0], "and nothing is fetched offline"))
+        raise MissingError(_what_to_do(missing, places[0], "and nothing is downloaded offline"))
     for wanted in missing:
         _fetch(wanted, cache_folder())
     complete = {name: weights or _look(TABLE[name], places) for name, weights in found.items()}
@@ -137,25 +137,25 @@ def _what_to_do(missing: Sequence[WeightFile], place: Path, why: str) -> str:
 
 
 def _fetch(wanted: WeightFile, place: Path) -> None:
-    """Download a file into the cache, whole or not at all."""
+    """Download a file into the cache, atomically."""
     try:
         make_folder(place)
         with whole_file(place / wanted.file) as partial:
             _download(wanted, partial)
             digest = sha256(partial)
             if wanted.sha256 and digest != wanted.sha256:
-                raise IncompatibleError(f"{wanted.url} gave another file than the published one (sha256 {digest})")
+                raise IncompatibleError(f"{wanted.url} returned a file other than the published one (sha256 {digest})")
     except OutputError as error:
         raise MissingError(_what_to_do([wanted], place, f"and could not be kept ({error})")) from None
 
 
 def _download(wanted: WeightFile, path: Path) -> None:
-    """Fetch a file. Raises: MissingError."""
+    """Download a file. Raises: MissingError."""
     try:
         with path.open("wb") as file, urllib.request.urlopen(wanted.url, timeout=TIMEOUT) as answer:
             shutil.copyfileobj(answer, file, CHUNK)
             promised = answer.headers.get("Content-Length")
-            if promised is not None and file.tell() != int(promised):  # read() ends early without a word
+            if promised is not None and file.tell() != int(promised):  # read() may end early without an error
                 raise OSError(f"the answer ended after {file.tell():,} of {int(promised):,} bytes")
     except OSError as error:
-        raise MissingError(_what_to_do([wanted], cache_folder(), f"and could not be fetched ({error})")) from None
+        raise MissingError(_what_to_do([wanted], cache_folder(), f"and could not be downloaded ({error})")) from None

@@ -1,4 +1,4 @@
-"""Figures of a whole set of pictures against a real one: FID, FID at infinity, KID, precision, recall. No torch."""
+"""Scores of a set of images against a real set: FID, FID-infinity, KID, precision, recall."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kgcli.evaluation.extractors.base import PictureExtractor
+from kgcli.evaluation.extractors.base import ImageExtractor
 from kgcli.evaluation.metrics.frechet import NUM_POINTS, SMALLEST, Moments, Reference, extrapolate, may_extrapolate
 from kgcli.evaluation.metrics.kernels import NUM_SUBSETS, SIGMA, SUBSET_SIZE, kid
 from kgcli.evaluation.metrics.manifolds import NUM_NEIGHBOURS, manifolds
 from kgcli.evaluation.run.real_set import SAMPLE, RealSet, chosen
 from kgcli.evaluation.scores import Figure, Measure
 
-FEWEST = 1000  # pictures of each kind below which neighbours are so far apart that nearly all is near
+FEWEST = 1000  # images per set, below which neighbours are so far apart that nearly all count as near
 
 
-# What defines the numbers beside the vectors, for the protocol.
+# Parameters of the scores, for the protocol.
 DEFINITIONS = {
     "kid": {"kernel": "(x . y / D + 1) ** 3", "subsets": NUM_SUBSETS, "subset_size": SUBSET_SIZE, "sample": SAMPLE},
     "manifolds": {"neighbours": NUM_NEIGHBOURS, "sample": SAMPLE, "fewest": FEWEST},
@@ -28,21 +28,21 @@ DEFINITIONS = {
 
 @dataclass(frozen=True)
 class DistributionExtractor:
-    """A preset: how real and how generated pictures become vectors."""
+    """A preset: the extractors of real and of generated images."""
 
     name: str  # kosmosg, clean, ...
-    real: PictureExtractor
-    fake: PictureExtractor
-    frechet: str = "FID"  # what its distances are called: the I is for Inception
+    real: ImageExtractor
+    fake: ImageExtractor
+    frechet: str = "FID"  # name of the distance; FID is for Inception features
     kernel: str = "KID"
 
 
 def measures_of(preset: DistributionExtractor, *, primary: bool = False) -> tuple[Measure, ...]:
-    """The measures of one preset."""
+    """Return the measures of one preset."""
     name, frechet, kernel = preset.name, preset.frechet.lower(), preset.kernel.lower()
     lower = [
         (frechet, preset.frechet),
-        (f"{frechet}_infinity", f"{preset.frechet} at infinitely many pictures"),
+        (f"{frechet}_infinity", f"{preset.frechet}-infinity"),
         (kernel, preset.kernel),
         (f"{kernel}_sd", f"{preset.kernel}, standard deviation over subsets"),
     ]
@@ -62,7 +62,7 @@ def measures_of(preset: DistributionExtractor, *, primary: bool = False) -> tupl
 
 
 def distribution_figures(preset: DistributionExtractor, real: RealSet, fake: NDArray[np.float32]) -> tuple[Figure, ...]:
-    """The figures of one preset from the vectors (N, D) of at least two generated pictures."""
+    """Return the scores of one preset from the features (N, D) of at least two generated images."""
     reference = Reference(real.moments)
     mean, sd = kid(real.sample, fake)
     frechet, kernel = preset.frechet.lower(), preset.kernel.lower()

@@ -1,4 +1,4 @@
-"""Distances of two sets of feature vectors under a Gaussian: FID, and FD with any features. float64 throughout.
+"""Frechet distance of two sets of feature vectors as Gaussians: FID, and FD with any features. float64 throughout.
 
 Shape letters: N vectors, D features.
 """
@@ -15,13 +15,13 @@ from kgcli.evaluation.metrics.intervals import percentiles, resamples
 
 Array = NDArray[np.float64]
 NUM_POINTS = 15  # sizes the extrapolation is fitted to
-SMALLEST = 5000  # vectors of the smallest of them, where there are twice as many
+SMALLEST = 5000  # vectors of the smallest size, if there are twice as many
 BLOCK = 4096  # vectors at a time
 NUM_RESAMPLES = 400
 
 
 class Moments:
-    """Mean and covariance of vectors that come in blocks; only sums are kept."""
+    """Mean and covariance of vectors, accumulated in blocks."""
 
     def __init__(self, num_features: int) -> None:
         self.num = 0
@@ -30,32 +30,32 @@ class Moments:
 
     @classmethod
     def of(cls, features: NDArray[np.floating]) -> Moments:
-        """The moments of vectors (N, D)."""
+        """Return the moments of vectors (N, D)."""
         moments = cls(features.shape[1])
         for start in range(0, len(features), BLOCK):
             moments.add(features[start : start + BLOCK])
         return moments
 
     def add(self, features: NDArray[np.floating]) -> None:
-        """Take in a block of vectors (N, D)."""
+        """Add a block of vectors (N, D)."""
         block_ND = np.asarray(features, np.float64)
         self.num += len(block_ND)
         self.sum_D += block_ND.sum(axis=0)
         self.products_DD += block_ND.T @ block_ND
 
     def mean(self) -> Array:
-        """(D,)"""
+        """Return the mean (D,)."""
         return self.sum_D / self.num
 
     def covariance(self) -> Array:
-        """(D, D), unbiased; of at least two vectors."""
+        """Return the unbiased covariance (D, D) of at least two vectors."""
         assert self.num > 1, "a covariance needs two vectors"
         mean_D = self.mean()
         return (self.products_DD - self.num * np.outer(mean_D, mean_D)) / (self.num - 1)
 
 
 class Reference:
-    """The real set, ready to measure distances from: the root of its covariance is taken once."""
+    """The real set, with the square root of its covariance computed once."""
 
     def __init__(self, moments: Moments) -> None:
         self.mean_D = moments.mean()
@@ -64,10 +64,10 @@ class Reference:
         self.root_DD = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
 
     def distance(self, moments: Moments) -> float:
-        """The Frechet distance of another set.
+        """Return the Frechet distance to another set.
 
-        The trace of sqrt(A B) is the sum of the roots of the eigenvalues of sqrt(A) B sqrt(A), which is symmetric;
-        those below 0 are rounding, and are 0.
+        The trace of sqrt(A B) is the sum of the roots of the eigenvalues of the symmetric sqrt(A) B sqrt(A);
+        negative ones are rounding errors, clipped to 0.
         """
         other_DD = moments.covariance()
         between_DD = self.root_DD @ other_DD @ self.root_DD
@@ -78,7 +78,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Extrapolated:
-    """The distance as the generated set grows without end, and the line it was read from."""
+    """The distance in the limit of infinitely many generated vectors, and the fitted line."""
 
     value: float
     slope: float  # the bias at N vectors is slope / N
@@ -89,9 +89,9 @@ class Extrapolated:
 def extrapolate(
     reference: Reference, features: NDArray[np.floating], *, num_points: int = NUM_POINTS, seed: int = 0
 ) -> Extrapolated:
-    """The distance at infinite N: a line in 1/N through distances of random subsets.
+    """Extrapolate the distance to infinite N: a line in 1/N through distances of random subsets.
 
-    Of sets no larger than their vectors are long it says nothing: see `may_extrapolate`.
+    Meaningless for sets no larger than the feature dimension: see `may_extrapolate`.
 
     Source: Effectively Unbiased FID and Inception Score (arXiv:1911.07023).
     """
@@ -106,8 +106,10 @@ def extrapolate(
 
 
 def may_extrapolate(num: int, width: int) -> bool:
-    """Whether even the smallest subset has more vectors than each is long: else its covariance has no full rank, the
-    bias is far from linear in 1/N, and the line ends anywhere."""
+    """Return True if even the smallest subset has more vectors than features.
+
+    Otherwise its covariance is rank-deficient and the bias far from linear in 1/N.
+    """
     return _smallest(num) > width
 
 
@@ -116,10 +118,10 @@ def _smallest(num: int) -> int:
 
 
 def distance_interval(reference: Reference, rows: NDArray[np.floating]) -> tuple[float, float]:
-    """The 95 % interval of a Frechet distance at this number of pictures, by resampling them; a function of them.
+    """Return the 95 % bootstrap interval of a Frechet distance at this number of images; deterministic.
 
-    Resampled sets repeat pictures, so their distances lie higher than the set's own; that shift is taken off. The bias
-    of a distance of so many pictures is not: it is the same for all rows.
+    Resampled sets repeat images, so their distances are higher than the set's own; that shift is subtracted. The bias
+    of a distance at this number of images is kept: it is the same for all methods.
     """
     value = reference.distance(Moments.of(rows))
     chosen = chain.from_iterable(resamples(len(rows), NUM_RESAMPLES))

@@ -1,6 +1,6 @@
 """Means with 95 % intervals: over independent cases, and over images that come in clusters.
 
-Images of one subject are alike, so an interval over images is far too narrow: what varies are the subjects.
+Images of one subject are correlated, so an interval over images is far too narrow; subjects are the clusters.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, stdtrit  # scipy.stats costs three times as much to import
+from scipy.special import ndtr, stdtrit  # scipy.stats takes three times as long to import
 
 from kgcli.errors import UsageError
 
@@ -27,7 +27,7 @@ BLOCK = 1 << 22  # indices held at once
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `num` independent cases, and where the true one lies with 95 % confidence."""
+    """A mean over `num` independent cases with its 95 % confidence interval."""
 
     value: float
     low: float
@@ -38,7 +38,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class ClusterMean:
-    """A mean over subjects; without intervals where there is one subject alone."""
+    """A mean over subjects; without intervals for a single subject."""
 
     value: float
     num: int  # subjects
@@ -49,7 +49,7 @@ class ClusterMean:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Return the mean of values in [0, 1]: Wilson's interval where all are 0 or 1, else a bootstrap over the cases."""
+    """Return the mean of values in [0, 1], with Wilson's interval if all are 0 or 1, else a bootstrap over cases."""
     assert len(values), "a mean needs at least one case"
     mean = float(np.mean(values))
     proportion = set(values) <= {0.0, 1.0}
@@ -62,19 +62,19 @@ def wilson(successes: int, num: int) -> tuple[float, float]:
 
     Source: Wilson (1927), Probable inference.
     """
-    share, z2 = successes / num, Z * Z
-    centre = (share + z2 / (2 * num)) / (1 + z2 / num)
-    half = Z * math.sqrt(share * (1 - share) / num + z2 / (4 * num * num)) / (1 + z2 / num)
+    rate, z2 = successes / num, Z * Z
+    centre = (rate + z2 / (2 * num)) / (1 + z2 / num)
+    half = Z * math.sqrt(rate * (1 - rate) / num + z2 / (4 * num * num)) / (1 + z2 / num)
     return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
 def bootstrap(values: Sequence[float]) -> tuple[float, float]:
-    """Return the percentile interval of a mean under resampling of the cases; a function of the values."""
+    """Return the percentile interval of a mean under resampling of the cases; deterministic."""
     return percentiles(_resampled_means(np.asarray(values, float), CASE_RESAMPLES))
 
 
 def percentiles(resampled: Sequence[float] | NDArray[np.float64], tail: float = TAIL) -> tuple[float, float]:
-    """Return the ends of the middle of resampled statistics."""
+    """Return the central interval of resampled statistics."""
     low, high = np.quantile(resampled, [tail, 1 - tail])
     return float(low), float(high)
 
@@ -85,7 +85,7 @@ def t_half(deviation: float, num: int) -> float:
 
 
 def resamples(num: int, count: int) -> Iterator[NDArray[np.int64]]:
-    """Yield `count` rows of `num` indices drawn with replacement, in blocks; always the same ones."""
+    """Yield `count` rows of `num` indices drawn with replacement, in blocks; deterministic."""
     rng = np.random.default_rng(SEED)
     rows = max(BLOCK // num, 1)
     if rows >= count:
@@ -98,7 +98,7 @@ def resamples(num: int, count: int) -> Iterator[NDArray[np.int64]]:
 def subject_means(rows: Iterable[tuple[str, int, float]]) -> dict[str, float]:
     """Return the mean of each subject from rows of (subject, prompt, value): over images, then over prompts.
 
-    So a prompt counts the same, however many images it has.
+    Prompts have equal weights, however many images they have.
     """
     prompts: dict[str, dict[int, list[float]]] = {}
     for subject, prompt, value in rows:
@@ -110,7 +110,7 @@ def subject_means(rows: Iterable[tuple[str, int, float]]) -> dict[str, float]:
 
 
 def cluster_mean(means: Sequence[float]) -> ClusterMean:
-    """Return the mean over subjects, from one number a subject."""
+    """Return the mean over subjects, from one value per subject."""
     assert len(means), "a mean needs at least one subject"
     values, num = np.asarray(means, float), len(means)
     value = math.fsum(means) / num
@@ -122,10 +122,10 @@ def cluster_mean(means: Sequence[float]) -> ClusterMean:
 
 
 def expanded_tail(num: int) -> float:
-    """Return the quantile at which resampled means of `num` values end: a little further out than 2.5 %.
+    """Return the tail quantile of the bootstrap interval of `num` values: slightly below 2.5 %.
 
-    Resampling spreads like a variance divided by n in place of n - 1, and knows nothing of t; of 30 subjects the plain
-    quantiles hold the truth in 93 to 94 % of cases, these in 94 to 95 %.
+    Resampled means spread like a variance divided by n instead of n - 1, and ignore the t distribution; with 30
+    subjects plain quantiles cover the truth in 93 to 94 % of cases, these in 94 to 95 %.
 
     Source: Hesterberg (2015), What Teachers Should Know About the Bootstrap, "expanded percentile interval".
     """
@@ -134,10 +134,12 @@ def expanded_tail(num: int) -> float:
 
 
 def paired(a: Mapping[str, float], b: Mapping[str, float]) -> ClusterMean:
-    """Return how much `a` is above `b`, from the means of the same subjects in both. Raises: UsageError."""
+    """Return the mean of `a - b` over subjects, from their means in both runs. Raises: UsageError."""
     if a.keys() != b.keys():
         only = sorted(a.keys() ^ b.keys())
-        raise UsageError(f"the runs have other subjects ({', '.join(only[:3])} in one alone); they cannot be compared")
+        raise UsageError(
+            f"the subjects of the runs differ ({', '.join(only[:3])} in one only); they cannot be compared"
+        )
     return cluster_mean([a[subject] - b[subject] for subject in sorted(a)])
 
 

@@ -12,14 +12,14 @@ Array = NDArray[np.floating]
 NUM_SUBSETS = 100
 SUBSET_SIZE = 1000
 SIGMA = 10.0  # of CMMD's Gaussian kernel. Source: Rethinking FID (arXiv:2401.09603)
-SCALE = 1000.0  # of CMMD, so that it reads like a percentage
+SCALE = 1000.0  # of CMMD, for readability
 BLOCK = 2048  # rows of a kernel matrix held at once
 
 
 def kid(
     real: Array, fake: Array, *, num_subsets: int = NUM_SUBSETS, subset_size: int = SUBSET_SIZE, seed: int = 0
 ) -> tuple[float, float]:
-    """Kernel Inception Distance: mean and standard deviation over random subsets, no larger than the smaller set.
+    """Return the mean and standard deviation of the Kernel Inception Distance over random subsets.
 
     Source: Demystifying MMD GANs (arXiv:1801.01401).
     """
@@ -35,7 +35,7 @@ def kid(
 
 
 def polynomial_mmd(real: Array, fake: Array) -> float:
-    """The unbiased squared MMD of two sets of one size under the kernel (x . y / D + 1) ** 3."""
+    """Return the unbiased squared MMD of two sets of equal size under the kernel (x . y / D + 1) ** 3."""
     size = len(real)
     assert len(fake) == size > 1
     within = sum(_polynomial(one, one, without_diagonal=True) for one in (real, fake)) / (size * (size - 1))
@@ -43,7 +43,7 @@ def polynomial_mmd(real: Array, fake: Array) -> float:
 
 
 def cmmd(real: Array, fake: Array, *, sigma: float = SIGMA, scale: float = SCALE) -> float:
-    """CLIP-MMD of embeddings of unit length: the squared MMD under a Gaussian kernel, with its diagonal, times 1000.
+    """Return the CLIP-MMD of unit-length embeddings: 1000 times the biased squared MMD under a Gaussian kernel.
 
     Source: Rethinking FID: Towards a Better Evaluation Metric for Image Generation (arXiv:2401.09603).
     """
@@ -57,14 +57,14 @@ def cmmd(real: Array, fake: Array, *, sigma: float = SIGMA, scale: float = SCALE
 
 
 def _polynomial(a: Array, b: Array, *, without_diagonal: bool = False) -> float:
-    """The sum of the polynomial kernel over all pairs."""
+    """Sum the polynomial kernel over all pairs."""
     a_ND, b_MD = np.asarray(a, np.float64), np.asarray(b, np.float64)
     kernel_NM = (a_ND @ b_MD.T / a_ND.shape[1] + 1) ** 3
     return float(kernel_NM.sum() - (np.trace(kernel_NM) if without_diagonal else 0.0))
 
 
 def _gaussian(a: Array, b: Array, gamma: float) -> float:
-    """The sum of the Gaussian kernel over all pairs, some rows at a time."""
+    """Sum the Gaussian kernel over all pairs, in blocks of rows."""
     b_MD = np.asarray(b, np.float64)
     squares_M = (b_MD**2).sum(axis=1)
     total = 0.0

@@ -1,4 +1,4 @@
-"""Precision, recall, density and coverage: how far two sets of feature vectors lie within each other.
+"""Precision, recall, density and coverage: the overlap of two sets of feature vectors.
 
 Shape letters: N real, M generated, D features.
 """
@@ -18,7 +18,7 @@ BLOCK = 1024  # rows of a distance matrix held at once
 
 @dataclass(frozen=True)
 class Manifolds:
-    """Four shares; density alone may be above 1."""
+    """Four fractions; only density may exceed 1."""
 
     precision: float
     recall: float
@@ -27,9 +27,9 @@ class Manifolds:
 
 
 def manifolds(real: Array, fake: Array, *, num_neighbours: int = NUM_NEIGHBOURS) -> Manifolds:
-    """How much of each set lies in the balls around the other's vectors that reach to their nearest neighbours.
+    """Measure how much of each set lies in the nearest-neighbour balls around the other's vectors.
 
-    Five neighbours for all four, as the second source has it; the first takes three.
+    All four use five neighbours, as in the second source; the first uses three.
 
     Source: Improved Precision and Recall (arXiv:1904.06991); Reliable Fidelity and Diversity Metrics
     (arXiv:2002.09797).
@@ -37,7 +37,7 @@ def manifolds(real: Array, fake: Array, *, num_neighbours: int = NUM_NEIGHBOURS)
     assert min(len(real), len(fake)) > num_neighbours, "each set needs more vectors than neighbours"
     real_radii_N = _radii(real, num_neighbours)
     fake_radii_M = _radii(fake, num_neighbours)
-    inside_M = np.zeros(len(fake), np.int64)  # real balls that hold each generated vector
+    inside_M = np.zeros(len(fake), np.int64)  # number of real balls that contain each generated vector
     recalled, covered = 0, 0
     for start, distances_NM in _distances(real, fake):
         radii_N1 = real_radii_N[start : start + len(distances_NM), None]
@@ -53,7 +53,7 @@ def manifolds(real: Array, fake: Array, *, num_neighbours: int = NUM_NEIGHBOURS)
 
 
 def _radii(features: Array, num_neighbours: int) -> NDArray[np.float64]:
-    """The squared distance of each vector to its k-th nearest other."""
+    """Return the squared distance of each vector to its k-th nearest neighbour."""
     radii = [
         np.partition(block, num_neighbours, axis=1)[:, num_neighbours] for _, block in _distances(features, features)
     ]
@@ -61,9 +61,9 @@ def _radii(features: Array, num_neighbours: int) -> NDArray[np.float64]:
 
 
 def _distances(a: Array, b: Array) -> Iterator[tuple[int, NDArray[np.float64]]]:
-    """Squared distances of all pairs, some rows at a time, with the place of the first row.
+    """Yield squared distances of all pairs in blocks of rows, with the index of the first row.
 
-    The products are taken about the mean of `b`, where they cancel least.
+    Products are centred on the mean of `b` to reduce cancellation.
     """
     centre_D = np.asarray(b, np.float64).mean(axis=0)
     b_MD = b - centre_D
@@ -71,7 +71,7 @@ def _distances(a: Array, b: Array) -> Iterator[tuple[int, NDArray[np.float64]]]:
     for start in range(0, len(a), BLOCK):
         a_ND = a[start : start + BLOCK] - centre_D
         distances_NM = (a_ND**2).sum(axis=1)[:, None] + squares_M - 2 * a_ND @ b_MD.T
-        if a is b:  # a vector is its own nearest, whatever rounding says
+        if a is b:  # a vector is its own nearest, despite rounding
             rows = np.arange(len(a_ND))
             distances_NM[rows, start + rows] = 0.0
         yield start, np.clip(distances_NM, 0, None)

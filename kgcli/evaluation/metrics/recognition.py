@@ -1,10 +1,10 @@
-"""What the recognisers of the nano world find in images whose right contents are known, as numbers in [0, 1].
+"""Recognition of images of the nano world whose true contents are known, as scores in [0, 1].
 
-Whose image it is, is asked by choice: a gallery holds the instances to choose from, the right one first, and the
-recogniser points at the one most like the image. 20 candidates are the right one, 10 of the same colour word and 9 of
-any colour. After a change of colour all have the new colour, so that it cannot tell them apart.
+Identity is scored by choice: a gallery holds candidate instances, the right one first, and the recogniser picks the
+one most similar to the image. The 20 candidates are the right one, 10 of the same colour word and 9 of any colour.
+After a change of colour all have the new colour, which then does not help to choose.
 
-Nothing here imports torch before networks are asked.
+torch is imported only when networks run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kgcli.world.spec import Spec, Subject, crop, place, render
 from kgcli.world.tables import FIRST_NEW_IDENTITY
 
 if TYPE_CHECKING:
-    from kgcli.model.nano_recognisers import Judges
+    from kgcli.model.nano_recognisers import Recognisers
 
 SIZE = 64  # pixels
 SHIPPED = PACKAGE / "nano" / "judges"
@@ -35,86 +35,88 @@ Gallery = tuple[Subject, ...]
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What the recognisers say of one image."""
+class Prediction:
+    """The recognisers' output for one image."""
 
-    spec: Spec  # what it should show
-    wanted: Mapping[str, str]  # the right choice of every head that applies
-    heads: Mapping[str, NDArray[np.float32]]  # probabilities of every choice
-    choices: Mapping[str, Sequence[str]]  # of every head
-    nouns: tuple[str, ...]  # of each subject in it
-    picked: Mapping[str, Sequence[int]]  # by gallery: the candidate most like each subject
+    spec: Spec  # true contents
+    wanted: Mapping[str, str]  # right class of every head that applies
+    heads: Mapping[str, NDArray[np.float32]]  # class probabilities of every head
+    choices: Mapping[str, Sequence[str]]  # class names of every head
+    nouns: tuple[str, ...]  # recognised noun of each subject
+    picked: Mapping[str, Sequence[int]]  # by gallery: the candidate most similar to each subject
 
-    def says(self, head: str) -> float:
-        """Return 1 where the head's first choice is the right one."""
+    def correct(self, head: str) -> float:
+        """Return 1 if the head's top class is right, else 0."""
         return float(self.choices[head][int(self.heads[head].argmax())] == self.wanted[head])
 
     @property
     def noun_probability(self) -> float:
-        """Of the right noun."""
+        """Probability of the right noun."""
         return float(self.heads["noun"][list(self.choices["noun"]).index(self.wanted["noun"])])
 
     @property
     def has_nouns(self) -> float:
-        """1 where every subject is of the right noun."""
+        """1 if every subject's noun is right, else 0."""
         return float(list(self.nouns) == [placed.subject.noun for placed in self.spec.subjects])
 
 
 class Recognition:
-    """The recognisers, asked about images of one list of specs; portraits of candidates are embedded once."""
+    """Recognition of images of one list of specs; portraits of candidates are embedded once."""
 
-    def __init__(self, judges: Judges, specs: Sequence[Spec], galleries: Sequence[Mapping[str, Gallery]]) -> None:
-        self.judges = judges
+    def __init__(
+        self, recognisers: Recognisers, specs: Sequence[Spec], galleries: Sequence[Mapping[str, Gallery]]
+    ) -> None:
+        self.recognisers = recognisers
         self.specs = specs
         known: dict[Gallery, NDArray[np.float32]] = {}
         for gallery in (one for of in galleries for one in of.values()):
             if gallery not in known:
-                known[gallery] = judges.embed([portrait(subject) for subject in gallery])
+                known[gallery] = recognisers.embed([portrait(subject) for subject in gallery])
         self.galleries = [{name: known[gallery] for name, gallery in of.items()} for of in galleries]
 
-    def __call__(self, images: Sequence[Image.Image]) -> list[Seen]:
-        """Look at one image for each spec."""
+    def __call__(self, images: Sequence[Image.Image]) -> list[Prediction]:
+        """Recognise one image per spec."""
         from kgcli.model.nano_recognisers import HEADS, around, labels
 
         fitted = [image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC) for image in images]
-        said = self.judges.classify(fitted)
+        predicted = self.recognisers.classify(fitted)
         rows = []
         for row, (spec, image) in enumerate(zip(self.specs, fitted, strict=True)):
-            num, heads = len(spec.subjects), {name: values[row] for name, values in said.items()}
+            num, heads = len(spec.subjects), {name: values[row] for name, values in predicted.items()}
             parts = [around(image, index, num) for index in range(num)]
-            nouns = self.judges.classify(parts)["noun"] if num > 1 else heads["noun"][None]
+            nouns = self.recognisers.classify(parts)["noun"] if num > 1 else heads["noun"][None]
             shown = tuple(HEADS["noun"][int(place)] for place in nouns.argmax(axis=-1))
-            rows.append(Seen(spec, labels(spec), heads, HEADS, shown, self._pick(row, parts)))
+            rows.append(Prediction(spec, labels(spec), heads, HEADS, shown, self._pick(row, parts)))
         return rows
 
     def _pick(self, row: int, parts: Sequence[Image.Image]) -> dict[str, list[int]]:
-        """For each gallery, the candidate most like the subject of each part; 0 is the right one for the first."""
+        """Return, per gallery, the candidate most similar to each part's subject; 0 is right for the first part."""
         if not self.galleries[row]:
             return {}
-        seen = self.judges.embed(parts)
-        return {name: (seen @ known.T).argmax(axis=1).tolist() for name, known in self.galleries[row].items()}
+        embedded = self.recognisers.embed(parts)
+        return {name: (embedded @ known.T).argmax(axis=1).tolist() for name, known in self.galleries[row].items()}
 
 
 def portrait(subject: Subject) -> Image.Image:
-    """The image by which a candidate is known: alone on white, without accessory; a function of the instance."""
+    """Render a candidate's reference image: alone on white, without accessory; a function of the instance."""
     rng = np.random.default_rng([6, subject.identity])
     bare = dataclasses.replace(subject, accessory=None)
     return crop(render(Spec(place([bare], rng), "studio"), SIZE), 0, SIZE, keep_background=False)
 
 
-def choose_from(subject: Subject, rng: Rng, nouns: list[str]) -> Gallery:
-    """An instance and the 19 it may be taken for."""
+def gallery_of(subject: Subject, rng: Rng, nouns: list[str]) -> Gallery:
+    """Return an instance and 19 distractors."""
     if subject.recoloured:
-        others = [draw_other(rng, nouns) for _ in range(NUM_SAME_COLOUR + NUM_ANY_COLOUR)]
+        others = [draw_distractor(rng, nouns) for _ in range(NUM_SAME_COLOUR + NUM_ANY_COLOUR)]
         others = [dataclasses.replace(other, recoloured=subject.recoloured) for other in others]
         return (subject, *others)
     colour = subject.look.colour_name
-    same = [draw_other(rng, nouns, colour) for _ in range(NUM_SAME_COLOUR)]
-    return (subject, *same, *(draw_other(rng, nouns) for _ in range(NUM_ANY_COLOUR)))
+    same = [draw_distractor(rng, nouns, colour) for _ in range(NUM_SAME_COLOUR)]
+    return (subject, *same, *(draw_distractor(rng, nouns) for _ in range(NUM_ANY_COLOUR)))
 
 
-def draw_other(rng: Rng, nouns: list[str], colour: str | None = None) -> Subject:
-    """A random instance that no stage has seen, of one of these nouns, and of a colour word where one is given."""
+def draw_distractor(rng: Rng, nouns: list[str], colour: str | None = None) -> Subject:
+    """Draw a random instance that no stage has seen, of one of these nouns and, if given, a colour word."""
     while True:
         identity = FIRST_NEW_IDENTITY + int(rng.integers(FIRST_NEW_IDENTITY))
         subject = Subject(str(rng.choice(nouns)), identity)
@@ -122,11 +124,11 @@ def draw_other(rng: Rng, nouns: list[str], colour: str | None = None) -> Subject
             return subject
 
 
-def other_subject(spec: Spec, rng: Rng, nouns: Sequence[str]) -> Spec:
-    """The same image of somebody else: other nouns and other identities, changed as asked."""
+def distractor_spec(spec: Spec, rng: Rng, nouns: Sequence[str]) -> Spec:
+    """Replace the subjects of a spec by distractors of other nouns, with the same changes."""
     swapped = []
     for placed in spec.subjects:
-        other = draw_other(rng, [noun for noun in nouns if noun != placed.subject.noun])
+        other = draw_distractor(rng, [noun for noun in nouns if noun != placed.subject.noun])
         subject = dataclasses.replace(placed.subject, noun=other.noun, identity=other.identity)
         swapped.append(dataclasses.replace(placed, subject=subject))
     return dataclasses.replace(spec, subjects=tuple(swapped))

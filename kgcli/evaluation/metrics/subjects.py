@@ -1,7 +1,7 @@
-"""Scores of subjects: is it the same one, against which photos, and does the picture show what the text says.
+"""Scores of subjects: identity against three sets of reference photos, and agreement with the text.
 
-Published tables mix three references: `input` is the one photo the method was given (KOSMOS-G's row), `all` every
-photo of the subject (DreamBooth's), `others` all but the input. A copy of the input scores 1 on the first alone.
+Published tables mix three references: `input` is the method's input photo (as KOSMOS-G), `all` is every photo of the
+subject (as DreamBooth), `others` all but the input. A copy of the input scores 1 only on the first.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kgcli.errors import UsageError
-from kgcli.evaluation.extractors.base import Extractors, PictureExtractor
+from kgcli.evaluation.extractors.base import Extractors, ImageExtractor
 from kgcli.evaluation.extractors.cache import Alteration, FeatureCache
 from kgcli.evaluation.plan import Item
-from kgcli.evaluation.scores import Measure, PictureScore, picture_score
+from kgcli.evaluation.scores import ImageScore, Measure, image_score
 
-COPIED = 0.95  # DINO similarity to the input above which a picture counts as a copy
+COPIED = 0.95  # DINO similarity to the input above which an image counts as a copy
 COPY_INPUT, ORACLE = "copy-input", "oracle"
 REFERENCES = {"input": "the input", "all": "all photos", "others": "the other photos"}
 SUBJECT_MEASURES = (
@@ -40,12 +40,12 @@ MASKED = tuple(
 DINOV2 = tuple(Measure(name=f"dinov2_{key}", title=f"DINOv2 to {words}") for key, words in REFERENCES.items())
 
 Vectors = Mapping[str, NDArray[np.float64]]  # photo -> (D,)
-Masks = Mapping[str, Alteration]  # subject -> what takes its background away
+Masks = Mapping[str, Alteration]  # subject -> its background removal
 
 
 @dataclass(frozen=True)
 class SubjectPhotos:
-    """The real photos of one subject, below the data folder, and which of them is the input."""
+    """The real photos of one subject, relative to the data folder, and the input among them."""
 
     photos: tuple[str, ...]
     input: str
@@ -53,24 +53,24 @@ class SubjectPhotos:
 
 @dataclass(frozen=True)
 class SubjectScores:
-    """What was found of every picture: the method's, the input in its place, and real photos against each other."""
+    """Scores of the method's images, of the input as a baseline, and of real photos against each other."""
 
-    method: tuple[PictureScore, ...]
-    copy_input: tuple[PictureScore, ...]
-    oracle: tuple[PictureScore, ...]
+    method: tuple[ImageScore, ...]
+    copy_input: tuple[ImageScore, ...]
+    oracle: tuple[ImageScore, ...]
 
 
 def check_references(items: Sequence[Item], references: Mapping[str, SubjectPhotos]) -> None:
-    """Raises: UsageError where a subject has no photos, or its input is none of them."""
+    """Check that every subject has photos, including its input. Raises: UsageError."""
     for subject in dict.fromkeys(item.subject for item in items):
         if subject not in references:
-            raise UsageError(f"there are no real photos of the subject {subject}; give references for every subject")
+            raise UsageError(f"the subject {subject} has no real photos; give references for every subject")
         if references[subject].input not in references[subject].photos:
-            raise UsageError(f"{subject}: the input {references[subject].input} is none of the subject's photos")
+            raise UsageError(f"{subject}: the input {references[subject].input} is not one of the subject's photos")
 
 
 class SubjectScorer:
-    """Scores pictures of one list of items; every picture and photo is looked at once by each extractor."""
+    """Scorer of images of one list of items; each extractor encodes every image and photo once."""
 
     def __init__(
         self, items: Sequence[Item], data: Path, references: Mapping[str, SubjectPhotos], cache: FeatureCache
@@ -83,33 +83,33 @@ class SubjectScorer:
         self.photos = [(subject, one) for subject, of in self.references.items() for one in dict.fromkeys(of.photos)]
 
     def files(self, folder: Path) -> list[tuple[str, Path]]:
-        """Subject and file of the items' pictures in a folder."""
+        """Return subject and file of the items' images in a folder."""
         return [(item.subject, folder / item.path) for item in self.items]
 
     def photo_files(self) -> list[tuple[str, Path]]:
-        """Subject and file of the photos."""
+        """Return subject and file of the photos."""
         return [(subject, self.data / photo) for subject, photo in self.photos]
 
     def __call__(self, folder: Path, extractors: Extractors, masks: Masks | None = None) -> SubjectScores:
-        """The scores of the items' pictures in a folder. `masks` gives DINO a second look without backgrounds."""
+        """Score the items' images in a folder; `masks` adds DINO scores without backgrounds."""
         texts = self._texts(extractors)
-        looks: list[tuple[str, PictureExtractor, Masks | None]] = [
+        passes: list[tuple[str, ImageExtractor, Masks | None]] = [
             ("dino", extractors.dino, None),
             ("clip_i", extractors.clip, None),
         ]
         if masks is not None:
-            looks.append(("dino_masked", extractors.dino, masks))
+            passes.append(("dino_masked", extractors.dino, masks))
         if extractors.dinov2 is not None:
-            looks.append(("dinov2", extractors.dinov2, None))
-        method = tuple(picture_score(item) for item in self.items)
+            passes.append(("dinov2", extractors.dinov2, None))
+        method = tuple(image_score(item) for item in self.items)
         copy_input, oracle = method, self._photo_scores()
-        for prefix, extractor, altered in looks:
-            pictures = self._vectors(extractor, self.files(folder), altered)
+        for prefix, extractor, altered in passes:
+            images = self._vectors(extractor, self.files(folder), altered)
             rows = self._vectors(extractor, self.photo_files(), altered)
             photos = {photo: row for (_, photo), row in zip(self.photos, rows, strict=True)}
             inputs = [photos[self.references[item.subject].input] for item in self.items]
             shown = texts if prefix == "clip_i" else None
-            method = self._compare(method, pictures, photos, prefix, shown)
+            method = self._compare(method, images, photos, prefix, shown)
             copy_input = self._compare(copy_input, inputs, photos, prefix, shown)
             oracle = self._compare_photos(oracle, photos, prefix)
         return SubjectScores(method, copy_input, oracle)
@@ -119,30 +119,30 @@ class SubjectScorer:
         return dict(zip(texts, _unit(self.cache.texts(extractors.clip, texts)), strict=True))
 
     def _vectors(
-        self, extractor: PictureExtractor, named: Sequence[tuple[str, Path]], masks: Masks | None
+        self, extractor: ImageExtractor, named: Sequence[tuple[str, Path]], masks: Masks | None
     ) -> list[NDArray[np.float64]]:
-        """A vector for each file, that goes with its subject."""
+        """Return a feature vector for each (subject, file)."""
         if masks is None:
-            files = list(dict.fromkeys(file for _, file in named))  # one of several subjects is there for each of them
-            seen = dict(zip(files, _unit(self.cache.pictures(extractor, files)), strict=True))
-            return [seen[file] for _, file in named]
+            files = list(dict.fromkeys(file for _, file in named))  # an image of several subjects is listed for each
+            known = dict(zip(files, _unit(self.cache.images(extractor, files)), strict=True))
+            return [known[file] for _, file in named]
         places: dict[str, list[int]] = {}
         for place, (subject, _) in enumerate(named):
             places.setdefault(subject, []).append(place)
         found: dict[int, NDArray[np.float64]] = {}
         for subject, own in places.items():
-            rows = _unit(self.cache.pictures(extractor, [named[place][1] for place in own], masks[subject]))
+            rows = _unit(self.cache.images(extractor, [named[place][1] for place in own], masks[subject]))
             found |= dict(zip(own, rows, strict=True))
         return [found[place] for place in range(len(named))]
 
     def _compare(
         self,
-        scores: tuple[PictureScore, ...],
+        scores: tuple[ImageScore, ...],
         vectors: Sequence[NDArray[np.float64]],
         photos: Vectors,
         prefix: str,
         texts: Vectors | None,
-    ) -> tuple[PictureScore, ...]:
+    ) -> tuple[ImageScore, ...]:
         rows = []
         for one, vector in zip(scores, vectors, strict=True):
             values = {**one.values, **self._similarities(one.subject, vector, photos, prefix)}
@@ -153,11 +153,11 @@ class SubjectScorer:
             rows.append(replace(one, values=values))
         return tuple(rows)
 
-    def _photo_scores(self) -> tuple[PictureScore, ...]:
-        """A row for every real photo, as if it were the answer to a prompt of its own."""
-        facts = {item.subject: item for item in self.items}
+    def _photo_scores(self) -> tuple[ImageScore, ...]:
+        """Return an empty score for every real photo, each as the image of a prompt of its own."""
+        categories = {item.subject: item.category for item in self.items}
         return tuple(
-            PictureScore(
+            ImageScore(
                 path=photo,
                 subject=subject,
                 prompt=place,
@@ -165,16 +165,14 @@ class SubjectScorer:
                 scored_text="",
                 inputs=(one.input,),
                 values={},
-                category=facts[subject].category,
+                category=categories[subject],
             )
             for subject, one in self.references.items()
             for place, photo in enumerate(dict.fromkeys(one.photos))
         )
 
-    def _compare_photos(
-        self, scores: tuple[PictureScore, ...], photos: Vectors, prefix: str
-    ) -> tuple[PictureScore, ...]:
-        """Each photo as an answer, never compared with itself."""
+    def _compare_photos(self, scores: tuple[ImageScore, ...], photos: Vectors, prefix: str) -> tuple[ImageScore, ...]:
+        """Compare each photo with the others as references."""
         return tuple(
             replace(
                 one,
@@ -186,7 +184,7 @@ class SubjectScorer:
     def _similarities(
         self, subject: str, vector: NDArray[np.float64], photos: Vectors, prefix: str, itself: str = ""
     ) -> dict[str, float]:
-        """The mean cosine to each reference that has photos."""
+        """Return the mean cosine similarity to each non-empty reference."""
         of = self.references[subject]
         every = tuple(dict.fromkeys(of.photos))
         references = {"input": (of.input,), "all": every, "others": tuple(one for one in every if one != of.input)}
@@ -199,6 +197,6 @@ class SubjectScorer:
 
 
 def _unit(rows: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Rows of length 1 to the last digit of float64."""
+    """Normalise rows to unit length in float64."""
     exact = np.asarray(rows, np.float64)
     return exact / np.linalg.norm(exact, axis=1, keepdims=True)

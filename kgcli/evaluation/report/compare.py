@@ -1,4 +1,4 @@
-"""Runs beside each other: the same measures, and paired differences on the same pictures. No torch."""
+"""Comparison of runs: the same measures, and paired differences on the same images."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from kgcli.evaluation.metrics.intervals import paired, subject_means
 from kgcli.evaluation.plan import PLAN, SCORES
 from kgcli.evaluation.report.tables import aligned
 from kgcli.evaluation.run.folder import RunFolder
-from kgcli.evaluation.scores import Figure, Measure, PictureScore, Scores
+from kgcli.evaluation.scores import Figure, ImageScore, Measure, Scores
 
-DIFFERENCES_NAMED = 3  # keys in the message of a refusal
-# Subject, prompt, image, and the picture's path without its ending: a picture of several subjects is there for each of
-# them, and a subject may be in several pictures of one prompt.
+DIFFERENCES_NAMED = 3  # keys in the error message
+# Subject, prompt, image index, and the image's path without its suffix: an image of several subjects appears once for
+# each, and a subject may be in several images of one prompt.
 Key = tuple[str, int, int, str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredRun:
-    """A scored run under the name it is shown by."""
+    """A scored run and its display name."""
 
     name: str
     folder: Path
@@ -34,7 +34,7 @@ class ScoredRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A run less the first one, by one measure, on the same pictures; 95 % intervals over clusters."""
+    """Difference of a run from the first, in one measure, on the same images; 95 % intervals over clusters."""
 
     measure: str
     run: str
@@ -48,7 +48,7 @@ class Difference:
 
     @property
     def clear(self) -> bool:
-        """Whether both intervals leave out 0."""
+        """True if both intervals exclude 0."""
         bounds = (self.low, self.high, self.bootstrap_low, self.bootstrap_high)
         known = [bound for bound in bounds if bound is not None]
         return bool(known) and (min(known) > 0 or max(known) < 0)
@@ -56,18 +56,18 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Runs of one protocol, the first of which is what the others are compared with."""
+    """Runs of one protocol; the first is the reference."""
 
     runs: tuple[ScoredRun, ...]
     measures: tuple[Measure, ...]
     differences: tuple[Difference, ...]
 
     def find(self, measure: str, run: str) -> Difference | None:
-        """One difference, where there is one."""
+        """Find one difference, or None."""
         return next((one for one in self.differences if (one.measure, one.run) == (measure, run)), None)
 
     def to_json(self) -> str:
-        """The comparison as one JSON object."""
+        """Return the comparison as one JSON object."""
         first = self.runs[0].scores
         figures = [
             {"run": run.name, **dataclasses.asdict(figure)}
@@ -87,12 +87,12 @@ class Comparison:
         )
 
     def __str__(self) -> str:
-        """Two tables: the measures of each run, and the differences from the first."""
+        """Return two tables: the measures of each run, and the differences from the first."""
         return "\n".join([*_figure_lines(self), "", *_difference_lines(self)])
 
 
 def open_runs(paths: Sequence[Path]) -> tuple[ScoredRun, ...]:
-    """Scored runs, named by their folders. Raises: MissingError, and UsageError where protocols differ."""
+    """Open scored runs, named by their folders. Raises: MissingError; UsageError if protocols differ."""
     runs = []
     for path, name in zip(paths, _names(paths), strict=True):
         _check_scored(path)
@@ -104,7 +104,7 @@ def open_runs(paths: Sequence[Path]) -> tuple[ScoredRun, ...]:
 
 
 def check_comparable(first: ScoredRun, other: ScoredRun) -> None:
-    """See that two runs have one suite, protocol and set of pictures. Raises: UsageError that names what differs."""
+    """Check that two runs share suite, protocol and set of images. Raises: UsageError with the differences."""
     if first.scores.suite != other.scores.suite:
         differing = [f"suite {first.scores.suite} against {other.scores.suite}"]
     else:
@@ -114,17 +114,17 @@ def check_comparable(first: ScoredRun, other: ScoredRun) -> None:
     if differing:
         more = len(differing) - DIFFERENCES_NAMED
         named = "; ".join(differing[:DIFFERENCES_NAMED]) + (f" and {more} more" if more > 0 else "")
-        raise UsageError(f"{first.name} and {other.name} are of different protocols and are not compared: {named}")
-    pictures = [{_key(one) for one in run.scores.pictures} for run in (first, other)]
-    if pictures[0] != pictures[1]:
+        raise UsageError(f"{first.name} and {other.name} have different protocols and cannot be compared: {named}")
+    images = [{_key(one) for one in run.scores.pictures} for run in (first, other)]
+    if images[0] != images[1]:
         raise UsageError(
-            f"{first.name} and {other.name} hold scores of other pictures ({len(pictures[0])} and {len(pictures[1])}, "
-            f"{len(pictures[0] & pictures[1])} in both), though of one protocol; score them again"
+            f"{first.name} and {other.name} have scores of different images ({len(images[0])} and {len(images[1])}, "
+            f"{len(images[0] & images[1])} in both) under one protocol; score them again"
         )
 
 
 def compare(runs: Sequence[ScoredRun]) -> Comparison:
-    """The measures of runs of one protocol and their differences from the first."""
+    """Compare runs of one protocol with the first."""
     differences = []
     for measure in runs[0].scores.measures:
         for run in runs[1:]:
@@ -135,14 +135,14 @@ def compare(runs: Sequence[ScoredRun]) -> Comparison:
 
 
 def overall(scores: Scores) -> dict[str, Figure]:
-    """The method's figures over all pictures, by measure."""
+    """Return the method's scores over all images, by measure."""
     order = [measure.name for measure in scores.measures]
     found = {one.measure: one for one in scores.figures if (one.row, one.group) == ("method", "all")}
     return {name: found[name] for name in order if name in found}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    """Nested values as text under dotted names."""
+    """Yield nested values as text under dotted names."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{name}.")
@@ -151,21 +151,21 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
 
 
 def cluster_means(values: Mapping[Key, float]) -> dict[str, float]:
-    """Means over images, then prompts, of each subject; of each prompt where there are no subjects."""
+    """Average over images, then prompts, of each subject; of each prompt if there are no subjects."""
     return subject_means((subject or f"prompt {prompt}", prompt, one) for (subject, prompt, *_), one in values.items())
 
 
-def values_of(measure: str, pictures: Iterable[PictureScore]) -> dict[Key, float]:
-    """One measure of pictures by what they show."""
-    return {_key(one): one.values[measure] for one in pictures if measure in one.values}
+def values_of(measure: str, images: Iterable[ImageScore]) -> dict[Key, float]:
+    """Return one measure of images, by key."""
+    return {_key(one): one.values[measure] for one in images if measure in one.values}
 
 
-def _key(one: PictureScore) -> Key:
+def _key(one: ImageScore) -> Key:
     return one.subject, one.prompt, one.image, PurePosixPath(one.path).with_suffix("").as_posix()
 
 
 def _difference(measure: str, first: Scores, run: ScoredRun) -> Difference | None:
-    """None where no picture has this measure in both, as for FID."""
+    """Return the difference; None if no image has this measure in both runs, as for FID."""
     before, after = values_of(measure, first.pictures), values_of(measure, run.scores.pictures)
     both = before.keys() & after.keys()
     if not both:
@@ -187,16 +187,16 @@ def _difference(measure: str, first: Scores, run: ScoredRun) -> Difference | Non
 
 def _check_scored(path: Path) -> None:
     if not path.exists():
-        raise MissingError(f"{path} is not there; give the folder of a run")
+        raise MissingError(f"{path} does not exist; give the folder of a run")
     if path.is_dir() and not (path / SCORES).is_file():
         if not (path / PLAN).is_file():
-            raise MissingError(f"{path} holds no run: there is neither {PLAN} nor {SCORES} in it")
+            raise MissingError(f"{path} is not a run folder: it has neither {PLAN} nor {SCORES}")
         command = "coco" if RunFolder.open(path).plan.suite.endswith("coco") else "dreambench"
         raise MissingError(f"{path} is not scored yet; score it with kg eval {command} first")
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Folder names, or whole paths where two are the same. Raises: UsageError for a run given twice."""
+    """Return folder names, or whole paths where names repeat. Raises: UsageError for a run given twice."""
     folders = [path if path.name != SCORES else path.parent for path in (one.resolve() for one in paths)]
     if len(set(folders)) < len(folders):
         twice = next(str(path) for path, folder in zip(paths, folders, strict=True) if folders.count(folder) > 1)
@@ -215,7 +215,7 @@ def _figure_lines(comparison: Comparison) -> list[str]:
 
 
 def _difference_lines(comparison: Comparison) -> list[str]:
-    rows = [["measure", "run", "difference", "t interval", "bootstrap", "clusters", "pictures"]]
+    rows = [["measure", "run", "difference", "t interval", "bootstrap", "clusters", "images"]]
     titles = {measure.name: _title(measure) for measure in comparison.measures}
     for one in comparison.differences:
         mark = " *" if one.clear else ""
@@ -223,9 +223,9 @@ def _difference_lines(comparison: Comparison) -> list[str]:
         counts = (str(one.num_clusters), str(one.num_pictures))
         rows.append([titles[one.measure], one.run, f"{one.value:+.4f}{mark}", *intervals, *counts])
     if len(rows) == 1:
-        return ["no measure has values for single pictures that the runs have in common: no paired differences"]
+        return ["the runs have no per-image measure in common: no paired differences"]
     first = comparison.runs[0].name
-    heading = f"differences from {first}, paired on subjects (* both intervals leave out 0)"
+    heading = f"differences from {first}, paired on subjects (* both intervals exclude 0)"
     return [heading, aligned(rows)]
 
 

@@ -1,4 +1,4 @@
-"""Grids of prompts and images in one PNG, for looking at."""
+"""Grids of prompts and images as one PNG."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from kgcli.evaluation.benchmarks.skills import Case
-from kgcli.inference.output import write_picture
+from kgcli.inference.output import write_image
 
 COLUMNS = 10
 LARGE, SMALL = 96, 48  # pixels, of an answer and of a prompt's image
@@ -28,14 +28,14 @@ def write_cases(answers: Sequence[tuple[Case, Image.Image]], path: Path) -> None
     for place, (case, image) in enumerate(answers):
         left, top = place % COLUMNS * CELL[0], place // COLUMNS * CELL[1]
         _paste_case(sheet, left + MARGIN, top + MARGIN, case, image)
-    write_picture(path, sheet, None)
+    write_image(path, sheet, None)
 
 
 def write_rows(rows: Sequence[Sequence[Image.Image]], path: Path) -> None:
     """Write rows of images of one size, enlarged twice."""
     pixels = [np.concatenate([np.asarray(image.convert("RGB")) for image in row], axis=1) for row in rows]
     sheet = Image.fromarray(np.concatenate(pixels))
-    write_picture(path, sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.NEAREST), None)
+    write_image(path, sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.NEAREST), None)
 
 
 def _paste_case(sheet: Image.Image, left: int, top: int, case: Case, answer: Image.Image) -> None:

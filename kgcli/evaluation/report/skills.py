@@ -1,4 +1,4 @@
-"""The scores of `kg eval nano` and `kg eval adapters` as one table for people and one JSON document for programs."""
+"""The scores of `kg eval nano` and `kg eval adapters` as a text table and as JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from kgcli.evaluation.benchmarks.skills import EDIT_KINDS, SKILL_MEASURES, TASKS
 from kgcli.evaluation.metrics.intervals import Estimate, estimate
 from kgcli.evaluation.report.tables import sections
-from kgcli.evaluation.scores import ALL, PictureScore
+from kgcli.evaluation.scores import ALL, ImageScore
 from kgcli.runtime import versions
 
 PACKAGES = ("torch", "diffusers", "transformers", "pillow", "numpy")
@@ -19,13 +19,13 @@ PACKAGES = ("torch", "diffusers", "transformers", "pillow", "numpy")
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What a table shows, in order, and how it is explained."""
+    """Contents of a table, in order, and its notes."""
 
     titles: Mapping[str, str]  # of tasks
     measures: Mapping[str, str]
     columns: Sequence[str]  # of methods
-    measured: Sequence[str]  # columns shown with their intervals; the others are what these are compared with
-    bound: str = "5.1f"  # how the ends of intervals are written
+    measured: Sequence[str]  # columns shown with their intervals; the others are references
+    bound: str = "5.1f"  # format of the interval bounds
     notes: Sequence[str] = ()
 
 
@@ -35,15 +35,15 @@ SKILLS = Layout(
     columns=("model", "before", "base", "true", "vae", "other", "copy"),
     measured=("model", "before", "base"),
     notes=(
-        "true: rendered as asked (ceiling). vae: that, through the VAE. other: of another individual (floor). "
-        "copy: the prompt's first picture.",
+        "true: rendered from the prompt (ceiling). vae: its VAE reconstruction. other: a distractor instance (floor). "
+        "copy: the prompt's first image.",
     ),
 )
 
 
 @dataclass(frozen=True)
 class Row:
-    """One number: of a method, on the cases of a task and kind, by a measure."""
+    """One score of a method, on the cases of a task and kind."""
 
     task: str
     kind: str  # of an edit, or "all"
@@ -52,34 +52,34 @@ class Row:
     estimate: Estimate
 
     def to_json(self) -> dict[str, Any]:
-        """The row as JSON values, under the names that reports have always had."""
+        """Return the row as JSON values, under the keys of report files."""
         place = {"task": self.task, "kind": self.kind, "measure": self.measure, "painter": self.column}
         return {**place, **dataclasses.asdict(self.estimate)}
 
 
 @dataclass(frozen=True)
 class Report:
-    """All numbers of one evaluation, and what they hold for."""
+    """All scores of one evaluation and its settings."""
 
     facts: dict[str, Any]
     rows: list[Row]
     layout: Layout = SKILLS
 
     def find(self, task: str, measure: str, column: str = "model", kind: str = ALL) -> Estimate:
-        """One number. Raises: KeyError."""
+        """Find one score. Raises: KeyError."""
         for row in self.rows:
             if (row.task, row.measure, row.column, row.kind) == (task, measure, column, kind):
                 return row.estimate
         raise KeyError((task, measure, column, kind))
 
     def to_json(self) -> str:
-        """The report as JSON: facts, versions and all numbers with their intervals."""
+        """Return the report as JSON: settings, versions and all scores with their intervals."""
         return json.dumps(
             {**self.facts, "versions": versions(PACKAGES), "rows": [row.to_json() for row in self.rows]}, indent=2
         )
 
     def __str__(self) -> str:
-        """The report as one table, in percent."""
+        """Return the report as one table, in percent."""
         layout = self.layout
         columns = [name for name in layout.columns if any(row.column == name for row in self.rows)]
         cells = {(row.task, row.kind, row.measure, row.column): row.estimate for row in self.rows}
@@ -105,15 +105,15 @@ class Report:
 
     def _facts(self) -> str:
         facts, model = self.facts, self.facts.get("model", {})
-        judges = f", judges {facts['judges'][:12]}" if "judges" in facts else ""
+        recognisers = f", recognisers {facts['judges'][:12]}" if "judges" in facts else ""
         return (
             f"{facts.get('protocol')}, seed {facts.get('seed')}, {facts.get('seconds')} s, "
-            f"model {model.get('name')} {str(model.get('sha256', ''))[:12]}{judges}"
+            f"model {model.get('name')} {str(model.get('sha256', ''))[:12]}{recognisers}"
         )
 
 
-def summarise(task: str, column: str, scored: Sequence[PictureScore]) -> list[Row]:
-    """The mean of every measure over the cases it applies to; of edits also by kind."""
+def summarise(task: str, column: str, scored: Sequence[ImageScore]) -> list[Row]:
+    """Average every measure over the cases it applies to; edits also by kind."""
     rows = []
     for kind in (ALL, *(EDIT_KINDS if task == "edit" else ())):
         chosen = [one.values for one in scored if kind in (ALL, one.kind)]

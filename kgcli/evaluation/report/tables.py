@@ -1,4 +1,4 @@
-"""All tables of text: plain and Markdown for people, CSV for programs; and the scores of a run in them."""
+"""Text tables (plain, Markdown, CSV), and the scores of a run in them."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from kgcli.evaluation.scores import ALL, Figure, Measure, Scores
 
 Figures = Mapping[tuple[str, str, str], Figure]  # by measure, row and group
 
-CSV, PICTURES_CSV, MARKDOWN = "scores.csv", "pictures.csv", "scores.md"
+CSV, IMAGES_CSV, MARKDOWN = "scores.csv", "pictures.csv", "scores.md"
 EMPTY = "-"
 
 
 def to_csv(scores: Scores) -> str:
-    """A line for each figure, all digits."""
+    """Return a line for each score, with all digits."""
     names = [one.name for one in dataclasses.fields(Figure)]
     return csv_table(names, [[getattr(figure, name) for name in names] for figure in scores.figures])
 
 
-def pictures_to_csv(scores: Scores) -> str:
-    """A line for each picture, a column for each measure that pictures have."""
+def images_to_csv(scores: Scores) -> str:
+    """Return a line for each image, a column for each per-image measure."""
     facts = ["path", "subject", "prompt", "image", "category", "kind", "scored_text"]
-    measures = [one.name for one in scores.measures if any(one.name in picture.values for picture in scores.pictures)]
+    measures = [one.name for one in scores.measures if any(one.name in image.values for image in scores.pictures)]
     lines = [
-        [getattr(picture, name) for name in facts] + [picture.values.get(name) for name in measures]
-        for picture in scores.pictures
+        [getattr(image, name) for name in facts] + [image.values.get(name) for name in measures]
+        for image in scores.pictures
     ]
     return csv_table([*facts, *measures], lines)
 
 
 def to_markdown(scores: Scores) -> str:
-    """The result with its rivals, by groups, and what must be known to read it."""
+    """Return the scores with reference rows, by groups, and the notes."""
     parts = [f"# {scores.suite}: {_name(scores)}", *scores.notes, _of_rows(scores)]
     for name, title in (("category", "By subjects"), ("kind", "By prompts"), ("subject", "By subject")):
         groups = [one for one in dict.fromkeys(figure.group for figure in scores.figures) if one.startswith(f"{name}:")]
@@ -41,14 +41,14 @@ def to_markdown(scores: Scores) -> str:
             parts.append(f"## {title}\n\n{_of_groups(scores, groups)}")
     parts.append(
         "A number after +- is half the 95 % interval: from the t distribution over subjects, or from a bootstrap over "
-        "pictures where the number is one of their whole set. "
-        f"Pictures: {len(scores.pictures)}. The protocol is in scores.json; other protocols give other numbers."
+        "images for a score of the whole set. "
+        f"Images: {len(scores.pictures)}. The protocol is in scores.json; do not compare different protocols."
     )
     return "\n\n".join(parts) + "\n"
 
 
 def _of_rows(scores: Scores) -> str:
-    """A line for each measure, a column for the method and each rival."""
+    """Return a line for each measure, a column for the method and each reference."""
     figures = _by_place(scores)
     rows = list(dict.fromkeys(figure.row for figure in scores.figures if figure.group == ALL))
     ordered = sorted(scores.measures, key=lambda one: not one.primary)
@@ -61,7 +61,7 @@ def _of_rows(scores: Scores) -> str:
 
 
 def _of_groups(scores: Scores, groups: Sequence[str]) -> str:
-    """A line for each group, a column for each measure shown first."""
+    """Return a line for each group, a column for each primary measure."""
     figures = _by_place(scores)
     measures = [one for one in scores.measures if one.primary and _cell(figures, one, "method", groups[0]) != EMPTY]
     lines = [[group.split(":", 1)[1], *(_cell(figures, one, "method", group) for one in measures)] for group in groups]
@@ -83,7 +83,7 @@ def _by_place(scores: Scores) -> Figures:
 
 
 def _name(scores: Scores) -> str:
-    return str(scores.method.get("name", "pictures"))
+    return str(scores.method.get("name", "images"))
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -1,4 +1,4 @@
-"""The nano twins as what reproductions measure rows with: plan, drawing, scores of extractors and judges."""
+"""Nano benchmarks for reproduced tables: plan, generation, and scores of extractors and recognisers."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 
 from kgcli.evaluation.baselines.base import Method
 from kgcli.evaluation.baselines.table import make
-from kgcli.evaluation.benchmarks.nano import COCO, DRAWING, NUM_REAL, coco_plan, dreambench_plan
+from kgcli.evaluation.benchmarks.nano import COCO, NUM_REAL, SAMPLING, coco_plan, dreambench_plan
 from kgcli.evaluation.benchmarks.nano_data import NanoData, coco_data, dreambench_data
 from kgcli.evaluation.extractors.base import Extractors
 from kgcli.evaluation.extractors.nano import SHIPPED, nano_extractors
 from kgcli.evaluation.plan import Plan
 from kgcli.evaluation.reproduce.reproduction import Job, Reproduction, minutes_file, reproduce
 from kgcli.evaluation.reproduce.table import write_table
-from kgcli.evaluation.run.benchmark import method_facts
+from kgcli.evaluation.run.benchmark import method_fingerprint
 from kgcli.evaluation.run.folder import RunFolder
-from kgcli.evaluation.run.generate import draw_run, finish
+from kgcli.evaluation.run.generate import finish, generate_run
 from kgcli.evaluation.run.nano_score import score_nano
 from kgcli.evaluation.scores import Scores
 from kgcli.files import write_whole
@@ -27,50 +27,50 @@ from kgcli.runtime import choose_device
 
 
 class NanoBench:
-    """Draws and scores rows: pictures and vectors that are there are not made again."""
+    """Generate and score rows; existing images and features are reused."""
 
     def __init__(self, data: Path, extractors: Extractors, num_real: int = NUM_REAL) -> None:
         self.folder = data
         self.extractors = extractors
-        self.num_real = num_real  # true pictures that captions are compared with
+        self.num_real = num_real  # real images that captions are compared with
 
     @classmethod
     def open(cls, data: Path, weights: Path | None = None) -> NanoBench:
-        """With extractors that are shipped or in a folder. Raises: MissingError."""
+        """Open with the shipped extractors or those of a folder. Raises: MissingError."""
         return cls(data, nano_extractors(weights or SHIPPED))
 
     def __call__(self, job: Job) -> Scores:
-        """The scores of a row and seed. Raises: UsageError where its folder holds what was asked otherwise."""
-        sampling = job.options.sampling.over(DRAWING)
+        """Return the scores of a row and seed. Raises: UsageError if its folder holds a run of other options."""
+        sampling = job.options.sampling.over(SAMPLING)
         method = make(job.row.method, dataclasses.replace(job.options, sampling=sampling))
         folder = self.folder / job.suite
         data = coco_data(folder, self.num_real) if job.suite == COCO else dreambench_data(folder)
         run = RunFolder.start(job.out, self.plan(job, data, method))
-        print(f"{job.row.title}, seed {job.seed}: {len(run.missing())} pictures to draw", file=sys.stderr, flush=True)
+        print(f"{job.row.title}, seed {job.seed}: {len(run.missing())} images to generate", file=sys.stderr, flush=True)
         start = time.monotonic()
-        draw_run(run, method)
+        generate_run(run, method)
         _add_minutes(minutes_file(job.out), (time.monotonic() - start) / 60)
         finish(run)
         return score_nano(run, self.folder / "statistics", extractors=self.extractors)
 
     def plan(self, job: Job, data: NanoData, method: Method) -> Plan:
-        """What a row is asked for."""
-        facts = method_facts(method, job.row.method)
+        """Return the plan of a row."""
+        facts = method_fingerprint(method, job.row.method)
         if job.suite == COCO:
             return coco_plan(data.sha256, data.folder, job.num, job.seed, facts, self.num_real)
-        return dreambench_plan(data.sha256, data.folder, job.ask, facts)
+        return dreambench_plan(data.sha256, data.folder, job.suite_options, facts)
 
 
-def run(ask: Reproduction, weights: Path | None = None) -> str:
-    """Reproduce a table; returns it as Markdown. Raises: KgError."""
+def run(options: Reproduction, weights: Path | None = None) -> str:
+    """Reproduce a table; return it as Markdown. Raises: KgError."""
     from kgcli.training.loop import train
 
-    choose_device(ask.device)  # before anything is trained, as are the extractors
-    bench = NanoBench.open(ask.out / "data", weights)
-    return write_table(ask, reproduce(ask, train, bench))
+    choose_device(options.device)  # checked before training, as are the extractors
+    bench = NanoBench.open(options.out / "data", weights)
+    return write_table(options, reproduce(options, train, bench))
 
 
 def _add_minutes(path: Path, minutes: float) -> None:
-    """Add to what earlier, interrupted calls took."""
+    """Add to the minutes of earlier, interrupted calls."""
     before = float(json.loads(path.read_text("utf-8"))["minutes"]) if path.is_file() else 0.0
     write_whole(path, (json.dumps({"minutes": before + minutes}) + "\n").encode())

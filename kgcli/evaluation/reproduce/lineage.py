@@ -1,7 +1,7 @@
-"""Which recipes must run before a model is there, and what those that did run have cost. No torch.
+"""Dependencies of recipes, and the training compute of runs.
 
-Recipes name the folders they start from; a folder that is missing is made by the shipped recipe that writes it, which
-may need others in turn.
+A recipe's init_from names folders; a missing folder is made by the shipped recipe that writes it, which may have
+dependencies in turn.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ SCALES = ("nano", "smoke")
 
 @dataclass(frozen=True)
 class Compute:
-    """What training has taken."""
+    """Training compute."""
 
     samples: int
-    minutes: float  # of the clock
-    cpu_minutes: float  # of the training process, whatever else the machine did; 0 where it kept no count
+    minutes: float  # wall clock
+    cpu_minutes: float  # of the training process; 0 if not recorded
 
     def __add__(self, other: Compute) -> Compute:
         return Compute(self.samples + other.samples, self.minutes + other.minutes, self.cpu_minutes + other.cpu_minutes)
 
 
 def recipe_at(name: str, scale: str, runs: Path, seed: int = 0) -> Recipe:
-    """A recipe given at nano size, at a scale, writing below `runs`; other seeds than 0 have folders of their own.
+    """Load a nano recipe at a scale, writing below `runs`; seeds other than 0 have their own folders.
 
-    At scale "smoke" an ablation is the smoke recipe of its stage with what the ablation changes.
+    At scale "smoke" an ablation is the smoke recipe of its stage with the ablation's changes.
     """
     recipe = _place(_scaled(name, scale), runs)
     if seed == 0:
@@ -46,7 +46,7 @@ def recipe_at(name: str, scale: str, runs: Path, seed: int = 0) -> Recipe:
 
 
 def pending(recipe: Recipe, scale: str, runs: Path) -> list[Recipe]:
-    """The recipes that still have to run for a recipe's result to be there, it included, in order.
+    """Return the recipes that must still run for a recipe's result, itself included, in order.
 
     Raises: MissingError for a folder that no shipped recipe makes.
     """
@@ -57,17 +57,17 @@ def pending(recipe: Recipe, scale: str, runs: Path) -> list[Recipe]:
 
 
 def result_of(recipe: Recipe) -> Path:
-    """Where a recipe's result lies."""
+    """Return the folder of a recipe's result."""
     return Path(recipe.output_dir) / FINAL
 
 
 def decoder_of(scale: str, runs: Path) -> Path:
-    """The image decoder of a scale."""
+    """Return the image decoder's folder of a scale."""
     return runs / scale / "unet" / FINAL
 
 
 def compute_of(run: Path) -> Compute:
-    """What one run has taken, by the recipe and the metrics in its folder; no minutes where it kept no metrics.
+    """Return the compute of one run, from its recipe and metrics; 0 minutes without metrics.
 
     Raises: MissingError.
     """
@@ -84,7 +84,7 @@ def compute_of(run: Path) -> Compute:
 
 
 def compute_in_all(run: Path) -> Compute:
-    """What a run and all runs below it have taken, each counted once."""
+    """Return the compute of a run and its dependencies, each counted once."""
     total = Compute(0, 0.0, 0.0)
     for folder in dict.fromkeys(_ancestry(run)):
         total += compute_of(folder)
@@ -102,7 +102,7 @@ def _ancestry(run: Path) -> Iterator[Path]:
 def _recipe_in(run: Path) -> Recipe:
     path = run / "recipe.yaml"
     if not path.is_file():
-        raise MissingError(f"{run} has no recipe.yaml; it is no run folder of kg")
+        raise MissingError(f"{run} has no recipe.yaml; it is not a run folder of kg")
     return load_recipe(str(path))
 
 
@@ -117,13 +117,13 @@ def _scaled(name: str, scale: str) -> Recipe:
     if name.startswith("nano/"):
         return small
     sources = {part: folder.replace(f"{RUNS}/nano/", f"{RUNS}/smoke/") for part, folder in recipe.init_from.items()}
-    shares = {name: getattr(recipe.data, name) for name in ("kinds", "drop_entity_text", "keep_background")}
+    settings = {name: getattr(recipe.data, name) for name in ("kinds", "drop_entity_text", "keep_background")}
     return small.model_copy(
         update={
             "output_dir": recipe.output_dir.replace(f"{RUNS}/", f"{RUNS}/smoke/", 1),
             "init_from": sources,
             "parts": recipe.parts,
-            "data": small.data.model_copy(update=shares),
+            "data": small.data.model_copy(update=settings),
         }
     )
 

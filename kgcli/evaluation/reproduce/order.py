@@ -1,4 +1,4 @@
-"""Whether rows stand in the same order as in the paper. No torch."""
+"""Agreement of the order of rows with the paper."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from scipy.stats import kendalltau
 
 @dataclass(frozen=True)
 class Order:
-    """How two rankings of the same rows agree."""
+    """Agreement of two rankings of the same rows."""
 
     tau: float | None  # Kendall's tau-b, 1 = the same order; None where all rows are equal in one of the rankings
-    rows: tuple[str, ...]  # those that both rank, the paper's best first
+    rows: tuple[str, ...]  # in both rankings, the paper's best first
     swapped: tuple[tuple[str, str], ...]  # pairs: the paper's better one first, which is the worse one here
 
     @property
     def num_pairs(self) -> int:
-        """Pairs of rows."""
+        """Number of pairs of rows."""
         return math.comb(len(self.rows), 2)
 
 
 def compare_order(
     found: Mapping[str, float], published: Mapping[str, float | None], *, higher_is_better: bool
 ) -> Order | None:
-    """The order of rows found and published; None where fewer than two are in both. "Failed" (None) ranks last."""
+    """Compare the order of rows found and published; None if fewer than two are in both. "Failed" (None) ranks last."""
     rows = [row for row in published if row in found]
     if len(rows) < 2:
         return None
@@ -45,5 +45,5 @@ def compare_order(
 
 
 def _rank(value: float | None, sign: int) -> float:
-    # Finite: the difference of two infinities is no number.
+    # Finite: the difference of two infinities is NaN.
     return -1e9 if value is None else sign * value

@@ -1,7 +1,7 @@
-"""The paper's tables as data: their rows, which recipe and method makes each, and the numbers printed there. No torch.
+"""The paper's tables as data: rows, the recipe and method of each, and the published numbers.
 
-Recipes are named at nano size. `published` holds what the paper prints: None is "failed", a row that is not there was
-not in the paper.
+Recipes are named at nano size. `published` holds the paper's numbers: None is "failed", a missing row is not in
+the paper.
 
 Source: KOSMOS-G (arXiv:2310.02992), Tables 1 and 2.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-Published = Mapping[str, float | None]  # column -> number; None where the paper says "failed"
+Published = Mapping[str, float | None]  # column -> number; None where the paper has "failed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,17 +26,17 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line: who draws, and what had to be trained for it."""
+    """One row: a method and the recipe it needs."""
 
     name: str
     title: str
-    recipe: str  # that makes the model; of a row that needs the decoder alone, any that stands on that decoder
+    recipe: str  # of the model; for a row that needs the decoder only, any recipe with that decoder
     method: str = "kosmosg"
     published: Published = field(default_factory=dict)
 
     @property
     def is_model(self) -> bool:
-        """Whether the recipe's model is what draws."""
+        """True if the method is the recipe's model."""
         return self.method == "kosmosg"
 
 
@@ -52,11 +52,11 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def pick(self, names: tuple[str, ...]) -> tuple[Row, ...]:
-        """The rows of these names, in the table's order; all of them where none is named."""
+        """Return the rows of these names, in the table's order; all if none is named."""
         return tuple(row for row in self.rows if not names or row.name in names)
 
 
-LOOKS = (
+IDENTITY = (
     Column(name="dino", title="DINO", measure="dino_input"),
     Column(name="clip_i", title="CLIP-I", measure="clip_i_input"),
 )
@@ -70,7 +70,7 @@ TABLE_1 = Table(
     name="table1",
     title="Table 1: subjects in new scenes",
     suite="nano-dreambench",
-    columns=(*LOOKS, CLIP_T, PICKED, NOUN, SCENE),
+    columns=(*IDENTITY, CLIP_T, PICKED, NOUN, SCENE),
     rows=(
         Row(name="sd", title="Stable Diffusion, text alone", method="sd", recipe="nano/instruct"),
         Row(
@@ -97,15 +97,15 @@ TABLE_1 = Table(
         ),
     ),
     notes=(
-        "The paper compares KOSMOS-G with the one photo it was given and the others with all photos of a subject; here "
-        "every row is compared with the photo that was given. There, Textual Inversion and DreamBooth learn from all "
-        "photos; here from the one that KOSMOS-G sees.",
+        "The paper compares KOSMOS-G with its one input photo and the others with all photos of a subject; here "
+        "every row is compared with the input photo. There, Textual Inversion and DreamBooth learn from all "
+        "photos; here from the input of KOSMOS-G.",
     ),
 )
 
 TABLE_2 = Table(
     name="table2",
-    title="Table 2: ways to join the MLLM to the image decoder, drawn from captions",
+    title="Table 2: ways to connect the MLLM to the image decoder, generated from captions",
     suite="nano-coco",
     columns=(FID, CLIP_T, NOUN, SCENE),
     rows=(
@@ -147,14 +147,14 @@ TABLE_2 = Table(
             published={"fid": 9.55},
         ),
     ),
-    notes=("All rows are before instruct: what is drawn from a caption alone.",),
+    notes=("All rows are before instruct: images are generated from captions alone.",),
 )
 
 DATA = Table(
     name="data",
-    title="Data of the instruct stage: nouns dropped from captions, backgrounds kept in reference pictures",
+    title="Data of the instruct stage: nouns dropped from captions, backgrounds kept in reference images",
     suite="nano-dreambench",
-    columns=(*LOOKS, CLIP_T, PICKED, NOUN, SCENE),
+    columns=(*IDENTITY, CLIP_T, PICKED, NOUN, SCENE),
     rows=(
         Row(name="data-default", title="half dropped, half kept", recipe="ablations/data-default"),
         Row(name="drop-none", title="no noun dropped", recipe="ablations/drop-none"),
@@ -162,7 +162,7 @@ DATA = Table(
         Row(name="keep-none", title="no background kept", recipe="ablations/keep-none"),
         Row(name="keep-all", title="all backgrounds kept", recipe="ablations/keep-all"),
     ),
-    notes=("The paper has no such table; its text names both choices.",),
+    notes=("The paper does not have this table; its text names both choices.",),
 )
 
 TABLES = {table.name: table for table in (TABLE_1, TABLE_2, DATA)}

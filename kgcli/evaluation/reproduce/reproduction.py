@@ -1,11 +1,11 @@
-"""One of the paper's tables at nano size: train what is missing, draw, score, and set it beside the paper's. No torch.
+"""One of the paper's tables at nano size: train missing models, generate, score, and compare with the paper.
 
     OUT/<row>/seed<k>/   a benchmark run for each row and seed
-    OUT/table.json       figures, intervals, order; equal runs give equal bytes
+    OUT/table.json       scores, intervals, order; equal runs give equal bytes
     OUT/compute.json     samples and minutes of training; minutes differ from machine to machine
-    OUT/table.md         both, for people
+    OUT/table.md         both, as Markdown
 
-Each step is taken up where it was left: training from its newest checkpoint, drawing and scoring as benchmarks are.
+Interrupted steps are resumed: training from its newest checkpoint, generation and scoring as in benchmarks.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LEARNING = ("textual-inversion", "dreambooth")  # methods with a setting `seed` 
 
 @dataclass(frozen=True, kw_only=True)
 class Reproduction:
-    """What is asked for."""
+    """Options of a reproduction."""
 
     table: Table
     out: Path
@@ -49,7 +49,7 @@ class Reproduction:
     rows: tuple[str, ...] = ()  # () is all
     num_seeds: int = 1  # of training and of noise
     num: int | None = None  # captions, where the suite has them
-    num_images: int | None = None  # pictures for each prompt, where the suite has subjects
+    num_images: int | None = None  # images for each prompt, where the suite has subjects
     subjects: tuple[str, ...] = ()  # () is all
     device: str = "auto"
 
@@ -62,32 +62,34 @@ class Reproduction:
             raise UsageError(f"--seeds is {self.num_seeds}; it must be at least 1")
         of_captions = self.table.suite == CAPTIONS
         if self.num is not None and not of_captions:
-            raise UsageError(f"--num is of captions, {self.table.name} has subjects; give --num-images or --subjects")
+            raise UsageError(
+                f"--num is the number of captions and {self.table.name} has subjects; give --num-images or --subjects"
+            )
         if of_captions and (self.num_images is not None or self.subjects):
-            raise UsageError(f"{self.table.name} has captions, one picture each; give --num")
-        # Now, for otherwise it is found after hours of training.
+            raise UsageError(f"{self.table.name} has captions, one image each; give --num")
+        # Checked now, not after hours of training.
         if self.num is not None:
             check_captions(self.num)
-        self.subject_ask(seed=0).check_subjects(known_subjects())
+        self.subject_options(seed=0).check_subjects(known_subjects())
 
     @property
     def chosen(self) -> tuple[Row, ...]:
-        """The rows that are asked for."""
+        """The chosen rows."""
         return self.table.pick(self.rows)
 
-    def subject_ask(self, seed: int) -> DreamBenchOptions:
-        """What is asked for of a suite of subjects. Raises: UsageError."""
+    def subject_options(self, seed: int) -> DreamBenchOptions:
+        """Return the options of a subject suite. Raises: UsageError."""
         num_images = NUM_IMAGES if self.num_images is None else self.num_images
         return DreamBenchOptions(seed=seed, num_images=num_images, subjects=self.subjects)
 
     def recipe(self, row: Row, seed: int) -> Recipe:
-        """What makes a row's model. A row that is no model has none of its own, and the first seed's stands for it."""
+        """Return the recipe of a row's model; a baseline has none and uses the first seed's."""
         return recipe_at(row.recipe, self.scale, self.runs, seed if row.is_model else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One benchmark run: a row's pictures of one seed."""
+    """One benchmark run: a row's images of one seed."""
 
     row: Row
     seed: int
@@ -95,94 +97,96 @@ class Job:
     suite: str
     options: MethodOptions
     num: int  # captions
-    ask: DreamBenchOptions  # where the suite has subjects
+    suite_options: DreamBenchOptions  # where the suite has subjects
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowResult:
-    """What was found of a row: the scores of each seed, and what its training took."""
+    """Result of a row: the scores of each seed and its training compute."""
 
     row: Row
     scores: tuple[Scores, ...]
-    own: Compute | None  # of the row's own training; None where it has none
-    in_all: Compute | None  # with all that it stands on
-    drawing_minutes: float  # with what a method learns of each subject; those of killed processes are not in it
+    own: Compute | None  # of the row's own training, if any
+    in_all: Compute | None  # with its dependencies
+    generation_minutes: float  # with per-subject training; without those of killed processes
 
 
 Train = Callable[[Recipe], object]
 MeasureRow = Callable[[Job], Scores]
 
 
-def trainings(ask: Reproduction) -> list[Recipe]:
-    """The recipes that have to run first, in order, each once. Raises: MissingError."""
+def trainings(options: Reproduction) -> list[Recipe]:
+    """Return the recipes that have to run first, in order, each once. Raises: MissingError."""
     waiting: dict[str, Recipe] = {}
-    for row in ask.chosen:
-        for seed in range(ask.num_seeds):
-            for recipe in pending(ask.recipe(row, seed), ask.scale, ask.runs):
+    for row in options.chosen:
+        for seed in range(options.num_seeds):
+            for recipe in pending(options.recipe(row, seed), options.scale, options.runs):
                 waiting.setdefault(recipe.output_dir, recipe)
-    decoder = recipe_at("nano/base/unet", ask.scale, ask.runs)
-    for recipe in pending(decoder, ask.scale, ask.runs):
+    decoder = recipe_at("nano/base/unet", options.scale, options.runs)
+    for recipe in pending(decoder, options.scale, options.runs):
         waiting.setdefault(recipe.output_dir, recipe)
     return list(waiting.values())
 
 
-def jobs(ask: Reproduction) -> list[Job]:
-    """The benchmark runs of all rows and seeds, in order."""
-    return [_job(ask, row, seed) for row in ask.chosen for seed in range(ask.num_seeds)]
+def jobs(options: Reproduction) -> list[Job]:
+    """Return the benchmark runs of all rows and seeds, in order."""
+    return [_job(options, row, seed) for row in options.chosen for seed in range(options.num_seeds)]
 
 
-def reproduce(ask: Reproduction, train: Train, measure: MeasureRow) -> list[RowResult]:
-    """Train what is missing, measure every row; what was done before is not done again."""
-    for recipe in trainings(ask):
+def reproduce(options: Reproduction, train: Train, measure: MeasureRow) -> list[RowResult]:
+    """Train missing models and measure every row; finished work is reused."""
+    for recipe in trainings(options):
         train(recipe)
     scores: dict[str, list[Scores]] = {}
-    for job in jobs(ask):
+    for job in jobs(options):
         scores.setdefault(job.row.name, []).append(measure(job))
-    return [_result(ask, row, scores[row.name]) for row in ask.chosen]
+    return [_result(options, row, scores[row.name]) for row in options.chosen]
 
 
-def describe(ask: Reproduction) -> str:
-    """What would be trained and drawn."""
-    waiting = trainings(ask)
-    lines = [f"{ask.table.title}: {len(ask.chosen)} rows, {ask.num_seeds} seed(s), suite {ask.table.suite}"]
+def describe(options: Reproduction) -> str:
+    """List the trainings and benchmark runs."""
+    waiting = trainings(options)
+    lines = [
+        f"{options.table.title}: {len(options.chosen)} rows, {options.num_seeds} seed(s), suite {options.table.suite}"
+    ]
     lines += [f"  train {one.output_dir}: {one.stage}, {one.steps} steps of {one.data.batch_size}" for one in waiting]
-    lines += [f"  draw and score {job.out}: {job.row.method}" for job in jobs(ask)]
+    lines += [f"  generate and score {job.out}: {job.row.method}" for job in jobs(options)]
     return "\n".join(lines)
 
 
-def _job(ask: Reproduction, row: Row, seed: int) -> Job:
-    options = MethodOptions(device=ask.device, decoder=str(decoder_of(ask.scale, ask.runs)), offline=True)
-    if row.method in ("kosmosg", "sd"):  # the latter has to be given a model, and does not ask it
-        options = dataclasses.replace(options, model=str(result_of(ask.recipe(row, seed))))
+def _job(options: Reproduction, row: Row, seed: int) -> Job:
+    method = MethodOptions(device=options.device, decoder=str(decoder_of(options.scale, options.runs)), offline=True)
+    if row.method in ("kosmosg", "sd"):  # sd needs a model folder too, but uses its decoder only
+        method = dataclasses.replace(method, model=str(result_of(options.recipe(row, seed))))
     if row.method in LEARNING:
-        options = dataclasses.replace(options, extra=(("seed", str(seed)),))
+        method = dataclasses.replace(method, extra=(("seed", str(seed)),))
     return Job(
         row=row,
         seed=seed,
-        out=_out(ask, row, seed),
-        suite=ask.table.suite,
-        options=options,
-        num=NUM_CAPTIONS if ask.num is None else ask.num,
-        ask=ask.subject_ask(seed),
+        out=_out(options, row, seed),
+        suite=options.table.suite,
+        options=method,
+        num=NUM_CAPTIONS if options.num is None else options.num,
+        suite_options=options.subject_options(seed),
     )
 
 
-def _result(ask: Reproduction, row: Row, scores: Sequence[Scores]) -> RowResult:
-    minutes = sum(_minutes(minutes_file(_out(ask, row, seed))) for seed in range(ask.num_seeds))
+def _result(options: Reproduction, row: Row, scores: Sequence[Scores]) -> RowResult:
+    minutes = sum(_minutes(minutes_file(_out(options, row, seed))) for seed in range(options.num_seeds))
     if not row.is_model:
-        return RowResult(row=row, scores=tuple(scores), own=None, in_all=None, drawing_minutes=minutes)
-    runs = [Path(ask.recipe(row, seed).output_dir) for seed in range(ask.num_seeds)]
+        return RowResult(row=row, scores=tuple(scores), own=None, in_all=None, generation_minutes=minutes)
+    runs = [Path(options.recipe(row, seed).output_dir) for seed in range(options.num_seeds)]
     return RowResult(
         row=row,
         scores=tuple(scores),
         own=compute_of(runs[0]),
         in_all=compute_in_all(runs[0]),
-        drawing_minutes=minutes,
+        generation_minutes=minutes,
     )
 
 
 def minutes_file(out: Path) -> Path:
-    """Where the minutes of drawing a run are kept: beside it, for a run's own files hold no times."""
+    """Return the file with a run's generation minutes: beside it, since run files hold no times."""
     return out.with_name(f"{out.name}-minutes.json")
 
 
@@ -190,5 +194,5 @@ def _minutes(path: Path) -> float:
     return float(json.loads(path.read_text("utf-8"))["minutes"]) if path.is_file() else 0.0
 
 
-def _out(ask: Reproduction, row: Row, seed: int) -> Path:
-    return ask.out / row.name / f"seed{seed}"
+def _out(options: Reproduction, row: Row, seed: int) -> Path:
+    return options.out / row.name / f"seed{seed}"

@@ -1,4 +1,4 @@
-"""A reproduced table as JSON and Markdown, beside the paper's. No torch."""
+"""A reproduced table as JSON and Markdown, beside the paper's."""
 
 from __future__ import annotations
 
@@ -19,49 +19,49 @@ from kgcli.files import write_whole
 
 JSON, COMPUTE, MARKDOWN = "table.json", "compute.json", "table.md"
 FAILED = "failed"
-COMPUTE_HEADS = ("samples", "CPU minutes", "minutes", "minutes in all", "minutes of drawing")
+COMPUTE_HEADS = ("samples", "CPU minutes", "minutes", "total minutes", "generation minutes")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A measure of a row: its mean over seeds and where the true one lies with 95 % confidence."""
+    """A measure of a row: its mean over seeds and 95 % interval."""
 
     value: float
     low: float | None
     high: float | None
 
 
-def write_table(ask: Reproduction, results: Sequence[RowResult]) -> str:
-    """Write table.json, compute.json and table.md; returns the last."""
-    shown = to_markdown(ask, results)
-    ask.out.mkdir(parents=True, exist_ok=True)
-    write_whole(ask.out / JSON, to_json(ask, results).encode())
-    write_whole(ask.out / COMPUTE, _compute_json(results).encode())
-    write_whole(ask.out / MARKDOWN, shown.encode())
+def write_table(options: Reproduction, results: Sequence[RowResult]) -> str:
+    """Write table.json, compute.json and table.md; return the last."""
+    shown = to_markdown(options, results)
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_whole(options.out / JSON, to_json(options, results).encode())
+    write_whole(options.out / COMPUTE, _compute_json(results).encode())
+    write_whole(options.out / MARKDOWN, shown.encode())
     return shown
 
 
-def to_json(ask: Reproduction, results: Sequence[RowResult]) -> str:
-    """The figures, their order and what they hold for; no times."""
-    columns = shown_columns(ask.table, results)
+def to_json(options: Reproduction, results: Sequence[RowResult]) -> str:
+    """Return scores, their order and the protocol as JSON; no times."""
+    columns = shown_columns(options.table, results)
     document = {
-        "table": ask.table.name,
-        "title": ask.table.title,
-        "scale": ask.scale,
-        "num_seeds": ask.num_seeds,
-        "suite": ask.table.suite,
+        "table": options.table.name,
+        "title": options.table.title,
+        "scale": options.scale,
+        "num_seeds": options.num_seeds,
+        "suite": options.table.suite,
         "protocol": dict(results[0].scores[0].protocol) if results else {},
         "columns": [dataclasses.asdict(column) for column in columns],
         "rows": [_row_json(result, columns) for result in results],
         "order": {column.name: _order_json(order) for column, order in orders(columns, results)},
-        "notes": list(ask.table.notes),
+        "notes": list(options.table.notes),
     }
     return json.dumps(document, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
-def to_markdown(ask: Reproduction, results: Sequence[RowResult]) -> str:
-    """The table for people: figures, the paper's, what training took, and how the orders agree."""
-    columns = shown_columns(ask.table, results)
+def to_markdown(options: Reproduction, results: Sequence[RowResult]) -> str:
+    """Return the table as Markdown: scores, the paper's, training compute, and the agreement of the orders."""
+    columns = shown_columns(options.table, results)
     printed = [column for column in columns if any(column.name in result.row.published for result in results)]
     head = ["", *(_head(column) for column in columns), *(f"paper: {column.title}" for column in printed)]
     lines = [
@@ -75,24 +75,24 @@ def to_markdown(ask: Reproduction, results: Sequence[RowResult]) -> str:
     ]
     table = markdown([*head, *COMPUTE_HEADS], lines)
     parts = [
-        f"# {ask.table.title} ({ask.scale})",
+        f"# {options.table.title} ({options.scale})",
         table,
         "\n".join(_order_lines(columns, results)),
-        _legend(ask, results),
-        *ask.table.notes,
+        _legend(options, results),
+        *options.table.notes,
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def shown_columns(table: Table, results: Sequence[RowResult]) -> tuple[Column, ...]:
-    """The columns that at least one row has."""
+    """Return the columns that at least one row has."""
     return tuple(column for column in table.columns if any(cell_of(result, column) for result in results))
 
 
 def cell_of(result: RowResult, column: Column) -> Cell | None:
-    """A row's measure; None where its scores do not have it.
+    """Return a row's measure; None if its scores lack it.
 
-    Of one seed the interval is that of the scores; of several it is the t interval over seeds.
+    With one seed the interval is that of the scores; with several it is the t interval over seeds.
     """
     figures = [figure for scores in result.scores if (figure := _figure(scores, column.measure)) is not None]
     if not figures or len(figures) < len(result.scores):
@@ -106,7 +106,7 @@ def cell_of(result: RowResult, column: Column) -> Cell | None:
 
 
 def orders(columns: Sequence[Column], results: Sequence[RowResult]) -> list[tuple[Column, Order]]:
-    """How the rows stand against the paper's, for the columns that it has."""
+    """Compare the order of rows with the paper's, for its columns."""
     found = []
     for column in columns:
         cells = {result.row.name: cell_of(result, column) for result in results}
@@ -152,7 +152,7 @@ def _compute_json(results: Sequence[RowResult]) -> str:
         result.row.name: {
             "own": None if result.own is None else dataclasses.asdict(result.own),
             "in_all": None if result.in_all is None else dataclasses.asdict(result.in_all),
-            "drawing_minutes": result.drawing_minutes,
+            "drawing_minutes": result.generation_minutes,
         }
         for result in results
     }
@@ -160,19 +160,19 @@ def _compute_json(results: Sequence[RowResult]) -> str:
 
 
 def _compute_cells(result: RowResult) -> list[str]:
-    drawing = f"{result.drawing_minutes:.1f}"
+    generation = f"{result.generation_minutes:.1f}"
     if result.own is None or result.in_all is None:
-        return [EMPTY, EMPTY, EMPTY, EMPTY, drawing]
+        return [EMPTY, EMPTY, EMPTY, EMPTY, generation]
     own = result.own
     cpu = f"{own.cpu_minutes:.1f}" if own.cpu_minutes else EMPTY
-    return [f"{own.samples:,}", cpu, f"{own.minutes:.1f}", f"{result.in_all.minutes:.0f}", drawing]
+    return [f"{own.samples:,}", cpu, f"{own.minutes:.1f}", f"{result.in_all.minutes:.0f}", generation]
 
 
 def _order_lines(columns: Sequence[Column], results: Sequence[RowResult]) -> list[str]:
     by_name = {result.row.name: result for result in results}
     lines = []
     for column, order in orders(columns, results):
-        tau = "cannot be told: all equal" if order.tau is None else f"{order.tau:.2f}"
+        tau = "undefined (all equal)" if order.tau is None else f"{order.tau:.2f}"
         lines.append(f"- Order by {column.title}, {len(order.rows)} rows: Kendall's tau-b {tau} (1: as in the paper).")
         for better, worse in order.swapped:
             pair = by_name[worse], by_name[better]
@@ -182,21 +182,21 @@ def _order_lines(columns: Sequence[Column], results: Sequence[RowResult]) -> lis
 
 
 def _overlap(a: Cell | None, b: Cell | None) -> bool:
-    """Whether both have intervals and these meet: then their order is hardly told."""
+    """Return whether both have intervals that overlap: their order is then uncertain."""
     if a is None or b is None or a.low is None or a.high is None or b.low is None or b.high is None:
         return False
     return a.low <= b.high and b.low <= a.high
 
 
-def _legend(ask: Reproduction, results: Sequence[RowResult]) -> str:
-    pictures = {len(scores.pictures) for result in results for scores in result.scores}
-    over = "over seeds" if ask.num_seeds > 1 else "of the scores"
+def _legend(options: Reproduction, results: Sequence[RowResult]) -> str:
+    images = {len(scores.pictures) for result in results for scores in result.scores}
+    over = "over seeds" if options.num_seeds > 1 else "of the scores"
     return (
-        f"Suite {ask.table.suite}, {'/'.join(map(str, sorted(pictures)))} pictures a row, {ask.num_seeds} seed(s); in "
-        f"brackets the 95 % interval {over}. The paper's numbers are of photos and other extractors: only the order of "
-        "rows can be compared, never the numbers. Samples and minutes are of the row's own training (CPU minutes of "
-        "its main process, then those of the clock, which other work on the machine draws out); in all: with "
-        "everything it stands on. Drawing includes what a method learns of each subject."
+        f"Suite {options.table.suite}, {'/'.join(map(str, sorted(images)))} images per row, "
+        f"{options.num_seeds} seed(s); in brackets the 95 % interval {over}. The paper's numbers are of photos and "
+        "other extractors: compare the order of rows, not the numbers. Samples and minutes are of the row's own "
+        "training (CPU minutes of its main process, then wall-clock minutes, which depend on the machine's load); "
+        "total: with its dependencies. Generation includes per-subject training."
     )
 
 

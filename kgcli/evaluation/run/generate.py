@@ -1,8 +1,8 @@
-"""The pictures of a run: drawn unit by unit, in one process or many, stopped and taken up again. No torch.
+"""Generation of a run's images, unit by unit, in one process or many, resumable.
 
-Units are shared out by their place in the plan. A unit is always drawn whole, whoever draws it and however many of
-its pictures are there already, so no picture depends on who drew what. Each carries a mark of the item it was drawn
-for: a damaged picture, or one that belongs to another run, is found and never scored.
+Units are sharded by their position in the plan. A unit is always generated as a whole, in any process and however many
+of its images exist, so no image depends on the sharding. Each image carries a mark of its item: a damaged image, or
+one of another run, is detected and never scored.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from kgcli.files import sha256
 from kgcli.reading import parse_json, read_text
 
 MARK = "kgcli-item"  # PNG text chunk
-SUBJECTS = "subjects"  # folder of what methods have learnt
-FOREIGN = "pictures_sha256"  # of a method that is no more than its pictures (`foreign`): they bear no marks
+SUBJECTS = "subjects"  # folder of per-subject weights
+FOREIGN = "pictures_sha256"  # of imported images (`foreign`), which have no marks
 LOCKS = ".locks"
 MAX_MANIFEST = 512 * 2**20  # bytes; each of its lines repeats the protocol
 NUM_LOCKS = 64  # COCO has as many subjects as captions
@@ -41,25 +41,25 @@ _log = logging.getLogger(__name__)
 
 
 def environment_shard() -> tuple[int, int]:
-    """This process's number and how many there are, as torchrun, accelerate launch and MPI say it."""
+    """Return the rank and world size set by torchrun, accelerate launch or MPI."""
     for rank, world in (("RANK", "WORLD_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")):
         if rank in os.environ and world in os.environ:
             return int(os.environ[rank]), int(os.environ[world])
     return 0, 1
 
 
-def draw_run(run: RunFolder, method: Method, shard: tuple[int, int] = (0, 1)) -> None:
-    """Draw what is missing of a shard (number, count); the others are drawn by others.
+def generate_run(run: RunFolder, method: Method, shard: tuple[int, int] = (0, 1)) -> None:
+    """Generate the missing images of a shard (number, count).
 
-    Raises: MissingError where a picture that is there is damaged or not of this run.
+    Raises: MissingError if an existing image is damaged or of another run.
     """
-    units = share_of(run.plan.units(), shard)
-    check_pictures(run, [item for unit in units for item in unit])
+    units = shard_units(run.plan.units(), shard)
+    check_images(run, [item for unit in units for item in unit])
     data = Path(run.plan.data)
     by_subject: dict[str, list[Item]] = {}
     for item in run.plan.items:
         by_subject.setdefault(item.subject, []).append(item)
-    progress = Progress("pictures drawn", sum(len(unit) for unit in units))
+    progress = Progress("images generated", sum(len(unit) for unit in units))
     prepared: set[str] = set()
     for unit in units:
         missing = [item for item in unit if not (run.path / item.path).is_file()]
@@ -67,128 +67,128 @@ def draw_run(run: RunFolder, method: Method, shard: tuple[int, int] = (0, 1)) ->
             for subject in dict.fromkeys(item.subject for item in unit if item.subject not in prepared):
                 _prepare(run, method, subject, by_subject[subject], data)
                 prepared.add(subject)
-            pictures = method.draw(unit, data, run.path / SUBJECTS / unit[0].subject)
-            assert len(pictures) == len(unit), (method.name, len(pictures), len(unit))
-            for item, picture in zip(unit, pictures, strict=True):
+            images = method.draw(unit, data, run.path / SUBJECTS / unit[0].subject)
+            assert len(images) == len(unit), (method.name, len(images), len(unit))
+            for item, image in zip(unit, images, strict=True):
                 if item in missing:
-                    run.write_picture(item, encode_picture(picture, mark_of(run, item)))
+                    run.write_image(item, encode_image(image, mark_of(run, item)))
         progress.add(len(unit))
 
 
-def share_of(units: Sequence[list[Item]], shard: tuple[int, int]) -> list[list[Item]]:
-    """The units of one shard: neighbours, so that few subjects are learnt by more than one process."""
+def shard_units(units: Sequence[list[Item]], shard: tuple[int, int]) -> list[list[Item]]:
+    """Return the units of one shard: contiguous, so that few subjects are fine-tuned by more than one process."""
     number, count = shard
     assert 0 <= number < count, shard
     return list(units[number * len(units) // count : (number + 1) * len(units) // count])
 
 
 def finish(run: RunFolder) -> None:
-    """See that all pictures are there and those of this run, and write the manifest.
+    """Check that the run is complete and its images are its own, and write the manifest.
 
     Raises: MissingError.
     """
     if not run.missing() and (run.path / MANIFEST).is_file():
         _check_manifest(run)
         return
-    check_pictures(run, run.plan.items)
+    check_images(run, run.plan.items)
     if FOREIGN in run.plan.method and not run.missing():
         check_foreign(run)
     run.write_manifest()
 
 
 def check_foreign(run: RunFolder) -> None:
-    """See that pictures which were taken from elsewhere are still those. Raises: MissingError."""
+    """Check that imported images have not changed. Raises: MissingError."""
     if digest_of(run.path / item.path for item in run.plan.items) != run.plan.method[FOREIGN]:
-        raise MissingError(f"the pictures in {run.path} are no longer those that were taken; use another folder")
+        raise MissingError(f"the images in {run.path} differ from those that were imported; use another folder")
 
 
 def digest_of(files: Iterable[Path]) -> str:
-    """One hash of files, in order."""
+    """Return one hash of the files, in order."""
     return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()
 
 
-def wait_for_pictures(run: RunFolder) -> None:
-    """Wait until other processes have drawn their shares; should one of them fail, the launcher ends this one too."""
+def wait_for_images(run: RunFolder) -> None:
+    """Wait until other processes have generated their shards; if one fails, the launcher ends this one too."""
     while run.missing():
         time.sleep(POLL_SECONDS)
 
 
-def check_pictures(run: RunFolder, items: Sequence[Item]) -> None:
-    """See that the pictures which are there are whole and were drawn for their items.
+def check_images(run: RunFolder, items: Sequence[Item]) -> None:
+    """Check that existing images are intact and belong to their items.
 
-    Raises: MissingError that names some of those which are not.
+    Raises: MissingError with the first bad paths.
     """
     bad = [item.path for item in items if (run.path / item.path).is_file() and not _is_of(run, item)]
     if bad:
         more = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
         raise MissingError(
-            f"{run.path}: {len(bad)} pictures are damaged or not of this run: {', '.join(bad[:_SHOWN])}{more}; move "
-            "them away and start again, they will be drawn anew"
+            f"{run.path}: {len(bad)} images are damaged or of another run: {', '.join(bad[:_SHOWN])}{more}; move "
+            "them away and run again to regenerate them"
         )
 
 
 def mark_of(run: RunFolder, item: Item) -> str:
-    """What tells the picture of this item in this run from all others."""
-    facts = [run.plan.suite, run.plan.method, dataclasses.asdict(item)]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    """Return a hash that identifies the image of this item in this run."""
+    identity = [run.plan.suite, run.plan.method, dataclasses.asdict(item)]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def encode_picture(picture: Image.Image, mark: str) -> bytes:
-    """A PNG: the same bytes for the same pixels and mark."""
+def encode_image(image: Image.Image, mark: str) -> bytes:
+    """Encode a PNG: equal pixels and marks give equal bytes."""
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text(MARK, mark)
     buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "PNG", pnginfo=chunks)
+    image.convert("RGB").save(buffer, "PNG", pnginfo=chunks)
     return buffer.getvalue()
 
 
 def _is_of(run: RunFolder, item: Item) -> bool:
     try:
-        with Image.open(run.path / item.path, formats=("PNG", "JPEG", "WEBP")) as picture:
-            mark = picture.info.get(MARK)
-            picture.verify()  # checksums of all chunks
+        with Image.open(run.path / item.path, formats=("PNG", "JPEG", "WEBP")) as image:
+            mark = image.info.get(MARK)
+            image.verify()  # checksums of all chunks
         return mark == mark_of(run, item) or FOREIGN in run.plan.method
-    except (OSError, SyntaxError, ValueError):  # Pillow's words for damaged files
+    except (OSError, SyntaxError, ValueError):  # raised by Pillow for damaged files
         return False
 
 
 def _check_manifest(run: RunFolder) -> None:
-    """See that the pictures are still those that the manifest lists. Raises: MissingError."""
+    """Check that the images match the manifest. Raises: MissingError."""
     try:
         text = read_text(run.path / MANIFEST, max_bytes=MAX_MANIFEST)
-        lines = [parse_json(line, name="a line of it") for line in text.split("\n") if line]
+        lines = [parse_json(line, name="a line") for line in text.split("\n") if line]
         listed = {line["path"]: line["sha256"] for line in lines}
     except (MissingError, KeyError, TypeError) as error:
-        raise MissingError(f"{run.path / MANIFEST} is damaged ({error}); move it away and start again") from None
+        raise MissingError(f"{run.path / MANIFEST} is damaged ({error}); move it away and run again") from None
     changed = [item.path for item in run.plan.items if listed.get(item.path) != sha256(run.path / item.path)]
     if changed:
         raise MissingError(
-            f"{run.path}: {len(changed)} pictures are not those that {MANIFEST} lists, such as {changed[0]}; put them "
-            f"back, or move them and {MANIFEST} away and draw them anew"
+            f"{run.path}: {len(changed)} images differ from {MANIFEST}, such as {changed[0]}; restore them, "
+            f"or move them and {MANIFEST} away and run again to regenerate them"
         )
 
 
 def _prepare(run: RunFolder, method: Method, subject: str, items: Sequence[Item], data: Path) -> None:
-    """Let the method learn a subject, one process at a time."""
+    """Run the method's per-subject preparation, one process at a time."""
     (run.path / LOCKS).mkdir(exist_ok=True)
     number = int(hashlib.sha256(subject.encode()).hexdigest(), 16) % NUM_LOCKS
-    with FileLock(run.path / LOCKS / f"{number:02d}"):  # a killed process lets go of it
+    with FileLock(run.path / LOCKS / f"{number:02d}"):  # released when a process dies
         method.prepare(subject, items, data, run.path / SUBJECTS / subject)
 
 
 class Progress:
-    """How far a process has come, on stderr, now and then and at the end."""
+    """Progress of a process, printed on stderr at intervals and at the end."""
 
-    def __init__(self, what: str, total: int | None = None) -> None:
-        self.what, self.total = what, total
-        self.done, self.said = 0, time.monotonic()
+    def __init__(self, label: str, total: int | None = None) -> None:
+        self.label, self.total = label, total
+        self.done, self.reported = 0, time.monotonic()
 
     def add(self, num: int) -> None:
-        """So many more."""
+        """Advance by `num`."""
         self.done += num
         now = time.monotonic()
-        if now - self.said >= REPORT_SECONDS or self.done == self.total:
-            self.said = now
+        if now - self.reported >= REPORT_SECONDS or self.done == self.total:
+            self.reported = now
             of = "" if self.total is None else f" of {self.total}"
             if _log.isEnabledFor(logging.WARNING):  # not with --quiet
-                print(f"{self.done}{of} {self.what}", file=sys.stderr, flush=True)
+                print(f"{self.done}{of} {self.label}", file=sys.stderr, flush=True)

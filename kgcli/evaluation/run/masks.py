@@ -1,7 +1,7 @@
-"""Pictures without their backgrounds, for similarity that sees the subject alone. No torch.
+"""Background removal, for similarity of the subjects alone.
 
-Masks are files of the user's, or made by a segmenter that is told the subject's class noun. Those are kept in a folder
-to be looked at, named by the picture's bytes, the segmenter and the noun: one that is there is right.
+Masks are the user's files, or come from a segmenter prompted with the subject's class noun. The latter are kept in a
+folder under names that hash the image, the segmenter and the noun, so an existing mask is always valid.
 """
 
 from __future__ import annotations
@@ -27,46 +27,44 @@ BACKGROUND = {"background": "white"}
 
 
 class Segmenter(Protocol):
-    """Finds in a picture what a noun names."""
+    """Locates the object that a noun names."""
 
     def facts(self) -> dict[str, str]:
-        """Class, weights, prompt and threshold, for the protocol."""
+        """Return class, weights, prompt and threshold, for the protocol."""
         ...
 
-    def mask(self, picture: Image.Image, noun: str) -> Image.Image:
-        """A mask (L) of the picture's size, light where the thing is."""
+    def mask(self, image: Image.Image, noun: str) -> Image.Image:
+        """Return a mask (L) of the image's size, light on the object."""
         ...
 
 
 def masks_from_files(roots: dict[Path, Path]) -> Alteration:
-    """Masks that lie in folders like those of the pictures: roots names, for a folder of pictures, that of its masks.
+    """Return the masks stored in folders laid out as those of the images; `roots` maps image to mask folders.
 
-    A mask is a PNG of the picture's name and size, light where the subject is.
+    A mask is a PNG with the image's name and size, light on the subject.
     """
     files = _MaskFiles(roots)
     return Alteration({**BACKGROUND, "mask": "files"}, files.hash_of, files.apply)
 
 
 def masks_from_segmenter(segmenter: Segmenter, nouns: Mapping[str, str], folder: Path) -> dict[str, Alteration]:
-    """For each subject, given with its class noun, the masks that a segmenter makes, kept in a folder.
+    """Return the segmenter's masks for each subject (mapped to its class noun), kept in a folder.
 
-    Where nothing is marked, the whole picture is left, for a benchmark has to score all of its pictures.
+    An empty mask leaves the whole image, since a benchmark must score all images.
     """
     facts = {**BACKGROUND, **segmenter.facts(), "nothing_marked": "the whole picture"}
     made = {subject: _Segmented(segmenter, facts, noun, folder) for subject, noun in nouns.items()}
     return {subject: Alteration(facts, one.hash_of, one.apply, one.is_empty) for subject, one in made.items()}
 
 
-def on_white(picture: Image.Image, mask: Image.Image, name: str) -> Image.Image:
-    """The picture where the mask is light, white elsewhere. Raises: UsageError for a mask of another size or empty."""
-    if mask.size != picture.size:
-        raise UsageError(
-            f"the mask of {name} is {mask.size}, the picture {picture.size}; masks have the picture's size"
-        )
+def on_white(image: Image.Image, mask: Image.Image, name: str) -> Image.Image:
+    """Replace the image by white where the mask is dark. Raises: UsageError for a mask of another size or empty."""
+    if mask.size != image.size:
+        raise UsageError(f"the mask of {name} has size {mask.size}, the image {image.size}; the sizes must match")
     chosen = mask.convert("L").point(_threshold())
     if not np.asarray(chosen).any():
-        raise UsageError(f"the mask of {name} is empty: no subject is marked in it")
-    return Image.composite(picture, Image.new("RGB", picture.size, WHITE), chosen)
+        raise UsageError(f"the mask of {name} is empty; mark the subject in it")
+    return Image.composite(image, Image.new("RGB", image.size, WHITE), chosen)
 
 
 def _threshold() -> list[int]:
@@ -77,20 +75,20 @@ class _MaskFiles:
     def __init__(self, roots: dict[Path, Path]) -> None:
         self._roots = roots
 
-    def find(self, picture: Path) -> Path:
-        for pictures, masks in self._roots.items():
-            if picture.is_relative_to(pictures):
-                found = (masks / picture.relative_to(pictures)).with_suffix(".png")
+    def find(self, image: Path) -> Path:
+        for images, masks in self._roots.items():
+            if image.is_relative_to(images):
+                found = (masks / image.relative_to(images)).with_suffix(".png")
                 if not found.is_file():
-                    raise MissingError(f"{picture} has no mask: {found} is not there")
+                    raise MissingError(f"{image} has no mask: {found} does not exist")
                 return found
-        raise MissingError(f"{picture} has no mask: no folder of masks is given for its folder")
+        raise MissingError(f"{image} has no mask: no folder of masks is given for its folder")
 
-    def hash_of(self, picture: Path) -> str:
-        return sha256(self.find(picture))
+    def hash_of(self, image: Path) -> str:
+        return sha256(self.find(image))
 
-    def apply(self, path: Path, picture: Image.Image) -> Image.Image:
-        return on_white(picture, open_image(self.find(path), srgb=False), str(path))
+    def apply(self, path: Path, image: Image.Image) -> Image.Image:
+        return on_white(image, open_image(self.find(path), srgb=False), str(path))
 
 
 class _Segmented:
@@ -100,21 +98,21 @@ class _Segmented:
         self._noun = noun
         self._folder = folder
 
-    def hash_of(self, picture: Path) -> str:
-        return self._noun  # the rest is in the facts and the picture's own hash
+    def hash_of(self, image: Path) -> str:
+        return self._noun  # the rest is in the fingerprint and the image's own hash
 
-    def apply(self, path: Path, picture: Image.Image) -> Image.Image:
-        mask = self._mask(path, picture)
-        return picture if mask.getbbox() is None else on_white(picture, mask, str(path))
+    def apply(self, path: Path, image: Image.Image) -> Image.Image:
+        mask = self._mask(path, image)
+        return image if mask.getbbox() is None else on_white(image, mask, str(path))
 
     def is_empty(self, path: Path) -> bool:
         return self._mask(path).getbbox() is None
 
-    def _mask(self, path: Path, picture: Image.Image | None = None) -> Image.Image:
+    def _mask(self, path: Path, image: Image.Image | None = None) -> Image.Image:
         kept = self._file(path)
         mask = _read(kept)
         if mask is None:
-            mask = self._segmenter.mask(picture or open_image(path, srgb=False), self._noun)
+            mask = self._segmenter.mask(image or open_image(path, srgb=False), self._noun)
             content = io.BytesIO()
             mask.save(content, "PNG")
             kept.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +126,7 @@ class _Segmented:
 
 
 def _read(path: Path) -> Image.Image | None:
-    """A kept mask; None where there is none or it is damaged."""
+    """Return a kept mask; None if it is absent or damaged."""
     if not path.is_file():
         return None
     try:

@@ -1,6 +1,6 @@
-"""Drawing on a Ray cluster: one actor a GPU, or a few on CPUs, each with its share of the units. No torch.
+"""Generation on a Ray cluster: one actor per GPU, or a few on CPUs, each with a shard of the units.
 
-Workers on other machines must see the run folder, the data and the model at the same paths.
+All machines need the run folder, the data and the model at the same paths.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from kgcli.errors import KgError, UsageError
 from kgcli.evaluation.baselines.base import MethodOptions
 from kgcli.evaluation.baselines.table import absolute, make
 from kgcli.evaluation.run.folder import RunFolder
-from kgcli.evaluation.run.generate import draw_run
+from kgcli.evaluation.run.generate import generate_run
 
 
 def check_ray() -> None:
-    """See that Ray is installed. Raises: UsageError."""
+    """Check that Ray is installed. Raises: UsageError."""
     if importlib.util.find_spec("ray") is None:
         raise UsageError("--engine ray needs Ray, which is not installed: pip install 'kgcli[ray]'")
 
 
-def draw_with_ray(run: RunFolder, method: str, options: MethodOptions, num_workers: int) -> None:
-    """Draw what is missing of a run with so many actors: on the cluster of RAY_ADDRESS, or on one of this machine.
+def generate_with_ray(run: RunFolder, method: str, options: MethodOptions, num_workers: int) -> None:
+    """Generate the missing images of a run with `num_workers` actors, on the cluster of RAY_ADDRESS or locally.
 
-    Raises: KgError, as `draw_run` does in the actor that failed.
+    Raises: KgError, as `generate_run` in the failed actor.
     """
     check_ray()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -40,11 +40,11 @@ def draw_with_ray(run: RunFolder, method: str, options: MethodOptions, num_worke
         ray.init(address=address, logging_level="ERROR", **local)
     try:
         on_gpus = options.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
-        actor: Any = ray.remote(_Drawer).options(num_cpus=1, num_gpus=1 if on_gpus else 0)
-        drawers = [
+        actor: Any = ray.remote(_Worker).options(num_cpus=1, num_gpus=1 if on_gpus else 0)
+        workers = [
             actor.remote(run.path.resolve(), run.plan.data, absolute(method), options) for _ in range(num_workers)
         ]
-        ray.get([drawer.draw.remote((number, num_workers)) for number, drawer in enumerate(drawers)])
+        ray.get([worker.generate.remote((number, num_workers)) for number, worker in enumerate(workers)])
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, KgError):
             raise error.cause from None
@@ -54,13 +54,13 @@ def draw_with_ray(run: RunFolder, method: str, options: MethodOptions, num_worke
             ray.shutdown()
 
 
-class _Drawer:
+class _Worker:
     """A process of the cluster with its own method."""
 
     def __init__(self, path: Path, data: str, method: str, options: MethodOptions) -> None:
         self.run = RunFolder(path, dataclasses.replace(RunFolder.open(path).plan, data=data))
         self.method = make(method, options)
 
-    def draw(self, shard: tuple[int, int]) -> None:
-        """One share."""
-        draw_run(self.run, self.method, shard)
+    def generate(self, shard: tuple[int, int]) -> None:
+        """Generate one shard."""
+        generate_run(self.run, self.method, shard)

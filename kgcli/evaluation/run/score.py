@@ -1,4 +1,4 @@
-"""Scoring a run: from its pictures to scores.json and its tables. Equal pictures give equal bytes."""
+"""Scoring of a run: from its images to scores.json and tables. Equal images give equal bytes."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from kgcli.evaluation.metrics.subjects import (
     SubjectScorer,
 )
 from kgcli.evaluation.plan import Item, Plan, fingerprint
-from kgcli.evaluation.report.tables import CSV, MARKDOWN, PICTURES_CSV, pictures_to_csv, to_csv, to_markdown
+from kgcli.evaluation.report.tables import CSV, IMAGES_CSV, MARKDOWN, images_to_csv, to_csv, to_markdown
 from kgcli.evaluation.run.real_set import chosen, real_set
-from kgcli.evaluation.scores import Figure, Measure, PictureScore, Scores, figures_of, picture_score
+from kgcli.evaluation.scores import Figure, ImageScore, Measure, Scores, figures_of, image_score
 from kgcli.files import write_whole
 from kgcli.runtime import versions
 
@@ -43,17 +43,17 @@ PACKAGES = (
     *("timm", "torch", "torch-fidelity", "torchmetrics", "torchvision"),
 )
 CLIP_SCORE = Measure(name="clip_t", title="CLIP score (cosine)", primary=True)
-CMMD = Measure(name="cmmd", title="CMMD with the CLIP of this run", higher_is_better=False)
-Progress = Callable[[int], None]  # called with a number of pictures that are done
+CMMD = Measure(name="cmmd", title="CMMD with this run's CLIP", higher_is_better=False)
+Progress = Callable[[int], None]  # called with the number of images just processed
 
 
 @dataclass(frozen=True, kw_only=True)
-class RealPictures:
+class RealImages:
     """The real set of a distribution."""
 
     files: Sequence[Path]
-    cache: Path  # folder of statistics that outlive the run
-    num_reference: int = 30_000  # generated pictures of the published numbers
+    cache: Path  # folder of statistics shared between runs
+    num_reference: int = 30_000  # generated images behind the published scores
 
 
 def score_subjects(
@@ -68,15 +68,15 @@ def score_subjects(
     progress: Progress | None = None,
     write: bool = True,
 ) -> Scores:
-    """Score the pictures of a plan in a folder, and write scores.json and tables into `out`, or into the folder.
+    """Score the images of a plan in a folder, and write scores.json and tables into `out` (default: the folder).
 
-    Vectors are kept in `features` there: scoring that was killed goes on where it was. `data` is where the photos
-    are, where that is not the plan's own folder. Without `write` the scores are for the caller to complete and write.
+    Feature vectors are cached in `features` there, so interrupted scoring resumes. `data` overrides the plan's folder
+    of photos. With `write=False` the caller completes and writes the scores.
 
-    Raises: MissingError where pictures or photos are missing; UsageError where references do not fit.
+    Raises: MissingError for missing images or photos; UsageError for unsuitable references.
     """
     out = out or folder
-    _check_pictures(folder, plan.items)
+    _check_images(folder, plan.items)
     scorer = SubjectScorer(plan.items, data or Path(plan.data), references, FeatureCache(out / FOLDER, progress))
     found = scorer(folder, extractors, masks)
     measures = SUBJECT_MEASURES
@@ -90,7 +90,7 @@ def score_subjects(
         scoring["dinov2"] = extractors.dinov2.facts()
     names = [one.name for one in measures]
     rows = ((found.method, "method"), (found.copy_input, COPY_INPUT), (found.oracle, ORACLE))
-    figures = tuple(figure for pictures, row in rows for figure in figures_of(pictures, names, row))
+    figures = tuple(figure for images, row in rows for figure in figures_of(images, names, row))
     notes = [
         *_random_notes([facts for facts in scoring.values() if isinstance(facts, dict)]),
         *_photo_notes(scorer.references),
@@ -105,7 +105,7 @@ def score_subjects(
 def score_distribution(
     folder: Path,
     plan: Plan,
-    real: RealPictures,
+    real: RealImages,
     presets: Sequence[DistributionExtractor],
     *,
     clip: TextExtractor | None = None,
@@ -114,42 +114,42 @@ def score_distribution(
     progress: Progress | None = None,
     write: bool = True,
 ) -> Scores:
-    """Score the pictures of a plan as a set against real ones; the first preset is the one shown first.
+    """Score the images of a plan as a set against real ones; the first preset is the primary one.
 
-    Raises: MissingError where pictures are missing; UsageError where there are too few.
+    Raises: MissingError for missing images; UsageError for too few.
     """
     out = out or folder
-    _check_pictures(folder, plan.items)
+    _check_images(folder, plan.items)
     if len(plan.items) < 2 or len(real.files) < 2:
         raise UsageError(
-            f"{len(plan.items)} generated and {len(real.files)} real pictures; a distribution needs two of each"
+            f"{len(plan.items)} generated and {len(real.files)} real images; FID needs at least two of each"
         )
     if with_cmmd and clip is None:
-        raise UsageError("CMMD needs a CLIP to score with")
+        raise UsageError("CMMD needs a CLIP model")
     cache = FeatureCache(out / FOLDER, progress)
     files = [folder / item.path for item in plan.items]
-    pictures = tuple(picture_score(item) for item in plan.items)
+    images = tuple(image_score(item) for item in plan.items)
     measures: tuple[Measure, ...] = ()
     figures: tuple[Figure, ...] = ()
     scoring: dict[str, Any] = {}
     for place, preset in enumerate(presets):
         reals = real_set(preset.real, real.files, real.cache, progress)
-        figures += distribution_figures(preset, reals, cache.pictures(preset.fake, files))
+        figures += distribution_figures(preset, reals, cache.images(preset.fake, files))
         measures += measures_of(preset, primary=place == 0)
         scoring[preset.name] = {"real": preset.real.facts(), "fake": preset.fake.facts(), "num_real": len(real.files)}
-        scoring["real_sha256"] = reals.pictures_sha256
+        scoring["real_sha256"] = reals.images_sha256
     if clip is not None:
-        rows = cache.pictures(clip, files)
-        pictures = _with_clip(plan.items, rows, clip, cache)
+        rows = cache.images(clip, files)
+        images = _with_clip(plan.items, rows, clip, cache)
         measures += (CLIP_SCORE,)
-        figures += figures_of(pictures, [CLIP_SCORE.name], by_subject=False)
+        figures += figures_of(images, [CLIP_SCORE.name], by_subject=False)
         scoring["clip"] = clip.facts()
     if clip is not None and with_cmmd:
         value = cmmd(real_set(clip, real.files, real.cache, progress).sample, chosen(rows))
         measures += (CMMD,)
         figures += (Figure(measure=CMMD.name, value=value, num_pictures=len(files)),)
     notes = [*_random_notes(_all_facts(presets, clip)), *_count_notes(len(files), real.num_reference, figures)]
-    scores = _scores(plan, {**scoring, "measures": DEFINITIONS}, measures, figures, pictures, notes)
+    scores = _scores(plan, {**scoring, "measures": DEFINITIONS}, measures, figures, images, notes)
     if write:
         write_tables(scores, out)
     return scores
@@ -157,27 +157,27 @@ def score_distribution(
 
 def _with_clip(
     items: Sequence[Item], rows: NDArray[np.float32], clip: TextExtractor, cache: FeatureCache
-) -> tuple[PictureScore, ...]:
-    """The pictures with the cosine to their texts."""
+) -> tuple[ImageScore, ...]:
+    """Return the images' scores with the cosine similarity to their texts."""
     texts = list(dict.fromkeys(item.scored_text for item in items))
     vectors = dict(zip(texts, np.asarray(cache.texts(clip, texts), np.float64), strict=True))
     scored = []
     for item, row in zip(items, np.asarray(rows, np.float64), strict=True):
         text = vectors[item.scored_text]
         cosine = float(row @ text / (np.linalg.norm(row) * np.linalg.norm(text)))
-        scored.append(picture_score(item, {CLIP_SCORE.name: cosine}))
+        scored.append(image_score(item, {CLIP_SCORE.name: cosine}))
     return tuple(scored)
 
 
-def _check_pictures(folder: Path, items: Sequence[Item]) -> None:
+def _check_images(folder: Path, items: Sequence[Item]) -> None:
     missing = [item.path for item in items if not (folder / item.path).is_file()]
     if missing:
         raise MissingError(
-            f"{folder}: {len(missing)} of {len(items)} pictures are not there, the first {missing[0]}; "
-            "all of them are scored or none"
+            f"{folder}: {len(missing)} of {len(items)} images are missing, the first {missing[0]}; "
+            "scoring needs all of them"
         )
     if not items:
-        raise UsageError("there are no pictures to score")
+        raise UsageError("there are no images to score")
 
 
 def _scores(
@@ -185,7 +185,7 @@ def _scores(
     scoring: Mapping[str, Any],
     measures: tuple[Measure, ...],
     figures: tuple[Figure, ...],
-    pictures: tuple[PictureScore, ...],
+    images: tuple[ImageScore, ...],
     notes: Sequence[str],
 ) -> Scores:
     found = versions(PACKAGES)
@@ -197,18 +197,18 @@ def _scores(
         data=plan.data,
         measures=measures,
         figures=figures,
-        pictures=pictures,
+        pictures=images,
         notes=tuple(notes),
     )
 
 
 def write_tables(scores: Scores, out: Path) -> None:
-    """Write scores as tables and scores.json into a folder."""
+    """Write scores.json and the tables of scores into a folder."""
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / CSV, to_csv(scores).encode())
-    write_whole(out / PICTURES_CSV, pictures_to_csv(scores).encode())
+    write_whole(out / IMAGES_CSV, images_to_csv(scores).encode())
     write_whole(out / MARKDOWN, to_markdown(scores).encode())
-    scores.write(out)  # last: where it is, the tables are too
+    scores.write(out)  # last, so that its presence implies the tables
 
 
 def _all_facts(presets: Sequence[DistributionExtractor], clip: TextExtractor | None) -> list[Mapping[str, Any]]:
@@ -220,18 +220,18 @@ def _random_notes(facts: Sequence[Mapping[str, Any]]) -> list[str]:
     names = dict.fromkeys(
         one.get("extractor", "an extractor") for one in facts if str(one.get("weights_sha256", "")).startswith("random")
     )
-    return [f"The weights of {name} are random: its numbers mean nothing." for name in names]
+    return [f"The weights of {name} are random: its scores are meaningless." for name in names]
 
 
 def _photo_notes(references: Mapping[str, SubjectPhotos]) -> list[str]:
     alone = sorted(subject for subject, one in references.items() if len(set(one.photos)) < 2)
     if not alone:
         return []
-    return [f"{len(alone)} subject(s) have one photo alone and no part in the measures of other photos: {alone[0]} ..."]
+    return [f"{len(alone)} subject(s) with one photo are excluded from the measures of other photos: {alone[0]} ..."]
 
 
 def _mask_notes(scorer: SubjectScorer, folder: Path, masks: Masks) -> list[str]:
-    """Where nothing was taken away, for nothing was found: how often."""
+    """Count the images and photos whose mask is empty."""
     counts, first = [], None
     for named in (scorer.files(folder), scorer.photo_files()):
         empty = [file for subject, file in named if subject in masks and _is_empty(masks[subject], file)]
@@ -240,8 +240,8 @@ def _mask_notes(scorer: SubjectScorer, folder: Path, masks: Masks) -> list[str]:
     if first is None:
         return []
     return [
-        f"The segmenter marked nothing in {counts[0]} pictures and {counts[1]} photos, the first "
-        f"{first.parent.name}/{first.name}: of these the whole picture counts in DINO with white backgrounds."
+        f"The segmenter marked nothing in {counts[0]} images and {counts[1]} photos, the first "
+        f"{first.parent.name}/{first.name}; DINO with white backgrounds uses the whole image there."
     ]
 
 
@@ -253,13 +253,13 @@ def _count_notes(num: int, num_reference: int, figures: Sequence[Figure]) -> lis
     notes = []
     extrapolated = any("_infinity_" in figure.measure for figure in figures)
     if num != num_reference:
-        advice = "compare the FID at infinitely many pictures, or draw" if extrapolated else "draw"
+        advice = "compare FID-infinity, or generate" if extrapolated else "generate"
         notes.append(
-            f"FID is of {num} pictures, the suite's own number is {num_reference}: its bias depends on the number, so "
+            f"FID uses {num} images instead of the suite's {num_reference}, and its bias depends on the number: "
             f"{advice} as many."
         )
     if not extrapolated:
-        notes.append("No FID at infinitely many pictures: half of them are not more than a vector is long.")
+        notes.append("FID-infinity is omitted: half of the images are not more than the feature dimension.")
     if num < FEWEST:
-        notes.append(f"Fewer than {FEWEST} pictures: no precision, recall, density or coverage.")
+        notes.append(f"Precision, recall, density and coverage are omitted: fewer than {FEWEST} images.")
     return notes

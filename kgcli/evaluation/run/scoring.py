@@ -1,6 +1,6 @@
-"""What scoring a run takes: asked for, found before anything is generated, and handed to the suite that scores.
+"""Options and resources of scoring: resolved before anything is generated, then passed to the suite's scorer.
 
-Scores are a function of images and weights: on a CPU one thread computes, for sums are split by their number.
+Scores are a function of images and weights: on a CPU a single thread computes, since sums depend on the thread count.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PRESET_WEIGHTS = {
     "clean": "inception-clean",
     "legacy256": "inception",
 }
-# Further scores of a suite, and the weights that each takes.
+# Optional scores of a suite, and the weights each needs.
 ALSO: dict[str, dict[str, str]] = {
     "dreambench": {"dinov2": "dinov2"},
     "coco": {"clip-score": "clip", "cmmd": "clip", "fd-dinov2": "dinov2-large"},
@@ -38,16 +38,16 @@ STATISTICS = "statistics"  # of real sets, in the user's cache
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """What a user may ask of scoring."""
+    """Options of scoring."""
 
     weights: Path | None = None  # folder of weight files
     offline: bool = False
     device: str = "auto"
-    also: tuple[str, ...] = ()  # of `ALSO`
-    masks: Path | None = None  # DreamBench: a folder with data/ and images/ like those of photos and run
-    segmenter: str | None = None  # DreamBench: what makes masks, a folder, a Hub id or "default"
-    presets: tuple[str, ...] = (DEFAULT_PRESET,)  # COCO: the first is shown first
-    real: Path | None = None  # COCO: another real set than val2014
+    also: tuple[str, ...] = ()  # keys of `ALSO`
+    masks: Path | None = None  # DreamBench: a folder with data/ and images/ laid out as photos and run
+    segmenter: str | None = None  # DreamBench: model that makes masks: a folder, a Hub id or "default"
+    presets: tuple[str, ...] = (DEFAULT_PRESET,)  # COCO: the first is the primary one
+    real: Path | None = None  # COCO: a real set instead of val2014
 
     def __post_init__(self) -> None:
         for flag, names in (("--preset", self.presets), ("--also", self.also)):
@@ -57,14 +57,14 @@ class Scoring:
             if name not in PRESET_WEIGHTS:
                 raise UsageError(f"--preset is {name}; it must be one of {', '.join(PRESET_WEIGHTS)}")
         if self.masks is not None and not self.masks.is_dir():
-            raise UsageError(f"--masks is {self.masks}; it must be a folder with data/ and images/ in it")
+            raise UsageError(f"--masks is {self.masks}; it must be a folder that contains data/ and images/")
         if self.masks is not None and self.segmenter is not None:
-            raise UsageError("--masks and --segmenter are both given; masks are files or are made, give one of them")
+            raise UsageError("--masks and --segmenter are both given; give one of them")
 
 
 @dataclass(frozen=True)
-class Ready:
-    """What scoring one suite takes, all of it found."""
+class Resources:
+    """The resolved files needed to score one suite."""
 
     scoring: Scoring
     weights: dict[str, Weights]
@@ -72,8 +72,8 @@ class Ready:
     segmenter: Weights | None = None
 
 
-def get_ready(suite: str, data: Path | None, scoring: Scoring) -> Ready:
-    """Find the weights and real images that a suite is scored with.
+def find_resources(suite: str, data: Path | None, scoring: Scoring) -> Resources:
+    """Find the weights and real images that scoring a suite needs.
 
     Raises: UsageError, MissingError, IncompatibleError.
     """
@@ -81,32 +81,32 @@ def get_ready(suite: str, data: Path | None, scoring: Scoring) -> Ready:
     if suite.startswith("nano-"):
         _refuse_on_nano(suite, scoring)
         if not NANO_EVALUATORS.is_dir():
-            raise MissingError(f"the evaluators of the nano suites are not in {NANO_EVALUATORS}; install kgcli again")
-        return Ready(scoring, {})
-    from kgcli.evaluation.run.suites import ready_coco, ready_subjects
+            raise MissingError(f"the evaluators of the nano suites are missing: {NANO_EVALUATORS}; reinstall kgcli")
+        return Resources(scoring, {})
+    from kgcli.evaluation.run.suites import coco_resources, subject_resources
 
     if suite == "coco":
-        return ready_coco(data, scoring, [PRESET_WEIGHTS[name] for name in scoring.presets] + also)
-    return ready_subjects(scoring, ["dino", "clip", *also])
+        return coco_resources(data, scoring, [PRESET_WEIGHTS[name] for name in scoring.presets] + also)
+    return subject_resources(scoring, ["dino", "clip", *also])
 
 
-def score_run(run: RunFolder, ready: Ready) -> None:
-    """Score a run whose pictures are all there: scores.json and tables in its folder."""
-    progress, cache = Progress("pictures seen by an extractor"), user_cache() / STATISTICS
+def score_run(run: RunFolder, resources: Resources) -> None:
+    """Score a complete run: write scores.json and tables into its folder."""
+    progress, cache = Progress("images encoded by an extractor"), user_cache() / STATISTICS
     if run.plan.suite.startswith("nano-"):
         from kgcli.evaluation.run.nano_score import score_nano
 
-        if ready.scoring.device not in ("auto", "cpu"):
-            choose_device(ready.scoring.device)  # imports torch, which scores that are known already do without
+        if resources.scoring.device not in ("auto", "cpu"):
+            choose_device(resources.scoring.device)  # imports torch, which cached scores do not need
         score_nano(run, cache, progress=progress.add)
         return
     from kgcli.evaluation.run.suites import score_coco, score_published_subjects
 
-    device = _prepare_device(ready.scoring.device)
+    device = _prepare_device(resources.scoring.device)
     if run.plan.suite == "coco":
-        score_coco(run, ready, device, cache, progress)
+        score_coco(run, resources, device, cache, progress)
     else:
-        score_published_subjects(run, ready, device, progress)
+        score_published_subjects(run, resources, device, progress)
 
 
 def _prepare_device(name: str) -> str:
@@ -116,38 +116,38 @@ def _prepare_device(name: str) -> str:
     if device == "cpu":
         torch.set_num_threads(1)
     else:
-        # Convolutions in TF32, torch's default, would be called float32 and be kept beside those of a CPU.
+        # torch defaults to TF32 convolutions, whose features would be cached as float32 like those of a CPU.
         torch.backends.cudnn.allow_tf32 = False
     return device
 
 
 def _also(suite: str, scoring: Scoring) -> list[str]:
-    """The weights of the suite's further scores. Raises: UsageError for others, or masks it has no use for."""
+    """Return the weights of the suite's optional scores. Raises: UsageError for unsupported scores or masks."""
     known = ALSO.get(suite.removesuffix("-multi"), {})
     for name in scoring.also:
         if name not in known:
-            offered = f"it must be one of {', '.join(known)}" if known else "the suite has no further scores"
+            offered = f"it must be one of {', '.join(known)}" if known else "the suite has no optional scores"
             raise UsageError(f"--also is {name}; for {suite} {offered}")
     for flag, value in (("--masks", scoring.masks), ("--segmenter", scoring.segmenter)):
         if value is not None and not suite.startswith("dreambench"):
-            raise UsageError(f"{flag} is {value}; {suite} is not scored without backgrounds, leave it out")
+            raise UsageError(f"{flag} is {value}; {suite} is always scored with backgrounds, leave it out")
     return [known[name] for name in scoring.also]
 
 
 def _refuse_on_nano(suite: str, scoring: Scoring) -> None:
-    """The nano suites bring all that they are scored with. Raises: UsageError."""
+    """Reject options of scoring that the nano suites do not have. Raises: UsageError."""
     for flag, value, default in (
         ("--weights", scoring.weights, None),
         ("--real", scoring.real, None),
         ("--preset", scoring.presets, (DEFAULT_PRESET,)),
     ):
         if value != default:
-            raise UsageError(f"{flag} has no use with {suite}, which brings what it is scored with; leave it out")
+            raise UsageError(f"{flag} does not apply to {suite}, which has its own extractors; leave it out")
 
 
-def check_texts(plan: Plan, ready: Ready) -> None:
-    """See that CLIP reads every text that it will score. Raises: UsageError."""
-    if plan.suite == "coco" and "clip" in ready.weights:
+def check_texts(plan: Plan, resources: Resources) -> None:
+    """Check that every text to score fits CLIP. Raises: UsageError."""
+    if plan.suite == "coco" and "clip" in resources.weights:
         from kgcli.evaluation.extractors.published import clip_tokens
 
         clip_tokens(list(dict.fromkeys(item.scored_text for item in plan.items)))

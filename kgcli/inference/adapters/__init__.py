@@ -1,1 +1,1 @@
-"""LoRA files and ControlNets: named by a user, checked, and put on a decoder."""
+"""LoRA files and ControlNets: parsed, checked and attached to a decoder."""

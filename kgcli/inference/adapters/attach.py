@@ -1,9 +1,9 @@
 """LoRA files and ControlNets on the decoder of a pipeline.
 
-A ControlNet steers through a hook of the U-Net, so that the pipeline that draws is the same with and without one, with
-all it can do (guidance rescale too, which diffusers' ControlNet pipeline does not know).
+A ControlNet acts through a hook of the U-Net, so that the same pipeline samples with and without one, with all its
+options (guidance rescale too, which diffusers' ControlNet pipeline lacks).
 
-Shape letters: B rows of the U-Net's batch, X Y picture height and width.
+Shape letters: B rows of the U-Net's batch, X Y image height and width.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from kgcli.inference.adapters.named import Adapters, Control, Source
 from kgcli.inference.denoise import steered
 from kgcli.inference.pipeline import KosmosGPipeline
 
-if TYPE_CHECKING:  # loaded when a ControlNet is asked for
+if TYPE_CHECKING:  # imported when a ControlNet is used
     from diffusers.models.controlnets.controlnet import ControlNetModel
     from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 
 
 class Attachments:
-    """What is put on a pipeline's decoder; all that was loaded once is kept for the pictures that follow."""
+    """Adapters of a pipeline's decoder; each is loaded once and kept for later images."""
 
     def __init__(self, pipeline: KosmosGPipeline, *, local_files_only: bool = False) -> None:
         self.pipeline = pipeline
@@ -41,7 +41,7 @@ class Attachments:
 
     @contextmanager
     def on(self, adapters: Adapters, size: tuple[int, int]) -> Iterator[None]:
-        """The decoder with these on it, for pictures of a size (width, height in pixels).
+        """Attach these adapters within a context, for images of a size (width, height in pixels).
 
         Raises: MissingError, IncompatibleError.
         """
@@ -61,15 +61,13 @@ class Attachments:
             yield
 
     def control_map(self, control: Control, size: tuple[int, int]) -> Image.Image:
-        """What a ControlNet follows, at the size that is drawn."""
-        key = (control.kind, control.picture.sha256, control.ready, control.maker, size)
+        """Return the control map of a ControlNet at the size of the output image."""
+        key = (control.kind, control.image.sha256, control.ready, control.maker, size)
         if key not in self._maps:
-            picture = fit_to(control.picture.load(), size)
+            image = fit_to(control.image.load(), size)
             maker = control.maker.location if control.maker else ""
             self._maps[key] = (
-                picture
-                if control.ready
-                else make_map(control.kind, picture, maker, local_files_only=self.local_files_only)
+                image if control.ready else make_map(control.kind, image, maker, local_files_only=self.local_files_only)
             )
         return self._maps[key]
 
@@ -82,7 +80,7 @@ class Attachments:
 
 
 class _Steering:
-    """The residuals that ControlNets add to the features of a U-Net."""
+    """Hook that adds the residuals of ControlNets to a U-Net."""
 
     def __init__(self, networks: MultiControlNetModel, maps: Sequence[Tensor], scales: Sequence[float]) -> None:
         self.networks = networks
@@ -90,7 +88,7 @@ class _Steering:
         self.scales = list(scales)
 
     def __call__(self, sample_BCHW: Tensor, timestep: Tensor, conditioning_BSd: Tensor) -> dict[str, Any]:
-        """Return further arguments of the U-Net."""
+        """Return the additional arguments of the U-Net."""
         down, middle = self.networks(
             sample_BCHW,
             timestep,
@@ -103,7 +101,7 @@ class _Steering:
 
 
 def load_controlnet(location: str, dtype: torch.dtype, local_files_only: bool = False) -> ControlNetModel:
-    """The ControlNet of a folder or Hub id.
+    """Load a ControlNet from a folder or Hub id.
 
     Raises: MissingError, IncompatibleError.
     """
@@ -121,12 +119,12 @@ def load_controlnet(location: str, dtype: torch.dtype, local_files_only: bool = 
 
 
 def check_controlnet(network: ControlNetModel, pipeline: KosmosGPipeline, name: str) -> None:
-    """Refuse a ControlNet that was made for another U-Net or VAE.
+    """Refuse a ControlNet made for another U-Net or VAE.
 
     Raises: IncompatibleError.
     """
     unet: Any = pipeline.decoder.unet
-    # Not the kinds of its blocks: whether they attend to the prompt or not, they give residuals of the same shapes.
+    # Block types are not compared: with or without cross-attention, their residuals have the same shapes.
     for size in ("in_channels", "cross_attention_dim", "block_out_channels", "layers_per_block"):
         found, wanted = network.config[size], unet.config[size]
         if _plain(found) != _plain(wanted):
@@ -134,14 +132,14 @@ def check_controlnet(network: ControlNetModel, pipeline: KosmosGPipeline, name: 
     factor = 2 ** (len(network.config.conditioning_embedding_out_channels) - 1)
     if factor != pipeline.decoder.pixels_per_latent:
         raise IncompatibleError(
-            f"the ControlNet {name} is for another decoder: it reads maps {factor} times as wide as the latents, here "
-            f"they are {pipeline.decoder.pixels_per_latent} times as wide"
+            f"the ControlNet {name} is for another decoder: it takes maps {factor} times as wide as the latents, "
+            f"this decoder has {pipeline.decoder.pixels_per_latent} pixels per latent"
         )
 
 
-def _to_tensor(picture: Image.Image, pipeline: KosmosGPipeline) -> Tensor:
-    """A map in [0, 1], (1, 3, X, Y)."""
-    pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)[None]
+def _to_tensor(image: Image.Image, pipeline: KosmosGPipeline) -> Tensor:
+    """Return a map as a tensor in [0, 1], (1, 3, X, Y)."""
+    pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
     return pixels.to(pipeline.device).to(pipeline.decoder.unet.dtype) / 255
 
 

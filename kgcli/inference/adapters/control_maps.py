@@ -1,6 +1,6 @@
-"""From a photo to the map that a ControlNet follows: edges and scribbles by OpenCV, depth and segments by transformers.
+"""Control maps of a photo: edges and scribbles by OpenCV, depth and segmentation by transformers.
 
-Every maker takes an upright RGB picture of the size that is drawn and gives an RGB picture of the same size.
+Every function takes an upright RGB image of the output size and returns an RGB map of the same size.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from PIL import Image, ImageOps
 
 from kgcli.errors import IncompatibleError, MissingError, UsageError
 
-CANNY_THRESHOLDS = (100, 200)  # as ControlNet's own example
-FINE_BLUR, COARSE_BLUR = 0.5, 5.0  # pixels (sigma); a pen follows what the one shows and the other does not
+CANNY_THRESHOLDS = (100, 200)  # as in ControlNet's own example
+FINE_BLUR, COARSE_BLUR = 0.5, 5.0  # pixels (sigma); strokes are where the two differ
 SCRIBBLE_THRESHOLD = 32  # of 255
-# RGB of the 150 classes of ADE20K in the order of their numbers: what the segmentation ControlNet was trained on.
+# RGB of the 150 classes of ADE20K by class index, as the segmentation ControlNet was trained on.
 ADE20K_COLOURS = bytes.fromhex(
     "787878b4787806e6e650323204c8037878508c8c8ccc05ffe6e6e604fa07e005ffebff0796053d78784608ff33"
     "ff06528fff8cccff04ff3307cc46030066c83de6faff06330b66ffff0747ff09e00907e6dcdcdcff095c7009ff"
@@ -33,14 +33,14 @@ ADE20K_COLOURS = bytes.fromhex(
 
 
 def fit_to(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """A picture scaled to cover a size (width, height in pixels) and cut about its centre."""
+    """Scale an image to cover a size (width, height in pixels) and crop it to its centre."""
     return image if image.size == size else ImageOps.fit(image, size, Image.Resampling.LANCZOS)
 
 
 def make_map(kind: str, image: Image.Image, maker: str = "", *, local_files_only: bool = False) -> Image.Image:
-    """The map of a picture; `maker` is the transformers folder or Hub id that depth and seg need.
+    """Make the control map of an image; `maker` is the transformers folder or Hub id for depth and seg.
 
-    Raises: UsageError for another kind; MissingError, IncompatibleError of the maker.
+    Raises: UsageError for another kind; MissingError, IncompatibleError for the maker.
     """
     if kind in _BY_OPENCV:
         return Image.fromarray(np.repeat(_BY_OPENCV[kind](np.asarray(image))[..., None], 3, axis=2))
@@ -50,14 +50,14 @@ def make_map(kind: str, image: Image.Image, maker: str = "", *, local_files_only
 
 
 def _canny(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Thin edges, white on black."""
+    """Return thin edges, white on black."""
     import cv2
 
     return np.asarray(cv2.Canny(np.ascontiguousarray(pixels), *CANNY_THRESHOLDS), np.uint8)
 
 
 def _scribble(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Broad strokes where the picture is darker than its surroundings, white on black."""
+    """Return broad strokes where the image is darker than its surroundings, white on black."""
     import cv2
 
     fine, coarse = (cv2.GaussianBlur(pixels, (0, 0), sigma).astype(np.int16) for sigma in (FINE_BLUR, COARSE_BLUR))
@@ -65,7 +65,7 @@ def _scribble(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _soft_edge(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """How fast brightness changes, the strongest change white."""
+    """Return the gradient of brightness, the strongest white."""
     import cv2
 
     grey = cv2.GaussianBlur(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), (0, 0), 1.0).astype(np.float32)
@@ -74,35 +74,35 @@ def _soft_edge(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _depth(image: Image.Image, maker: str, local_files_only: bool) -> Image.Image:
-    """How near everything is, the nearest white."""
+    """Return a depth map, the nearest white."""
     import torch
     from transformers import AutoModelForDepthEstimation
 
-    outputs, _ = _look(AutoModelForDepthEstimation, image, maker, local_files_only)
+    outputs, _ = _predict(AutoModelForDepthEstimation, image, maker, local_files_only)
     resized = torch.nn.functional.interpolate(
         outputs.predicted_depth[:, None], size=image.size[::-1], mode="bicubic", align_corners=False
     )[0, 0]
-    nearness = resized - resized.min()  # in units of the maker's own
+    nearness = resized - resized.min()  # in the model's own units
     nearness = nearness / (nearness.max() or 1)
     return Image.fromarray((nearness * 255).round().byte().numpy()).convert("RGB")
 
 
 def _segments(image: Image.Image, maker: str, local_files_only: bool) -> Image.Image:
-    """What every pixel is of, in the colours of ADE20K."""
+    """Return a segmentation map in the colours of ADE20K."""
     from transformers import AutoModelForSemanticSegmentation
 
-    outputs, processor = _look(AutoModelForSemanticSegmentation, image, maker, local_files_only)
+    outputs, processor = _predict(AutoModelForSemanticSegmentation, image, maker, local_files_only)
     classes = processor.post_process_semantic_segmentation(outputs, target_sizes=[image.size[::-1]])[0].numpy()
     colours = np.frombuffer(ADE20K_COLOURS, np.uint8).reshape(-1, 3)
     if outputs.logits.shape[1] > len(colours):
         raise IncompatibleError(
-            f"{maker} tells {outputs.logits.shape[1]} classes apart; a map has the {len(colours)} of ADE20K"
+            f"{maker} has {outputs.logits.shape[1]} classes; a map has the {len(colours)} of ADE20K"
         )
     return Image.fromarray(colours[classes])
 
 
-def _look(kind: Any, image: Image.Image, maker: str, local_files_only: bool) -> tuple[Any, Any]:
-    """What a transformers model says of a picture, and the processor that reads it."""
+def _predict(kind: Any, image: Image.Image, maker: str, local_files_only: bool) -> tuple[Any, Any]:
+    """Return the outputs of a transformers model for an image, and its processor."""
     import torch
     from transformers import AutoImageProcessor
 
@@ -110,9 +110,9 @@ def _look(kind: Any, image: Image.Image, maker: str, local_files_only: bool) -> 
         processor = AutoImageProcessor.from_pretrained(maker, local_files_only=local_files_only)
         model = kind.from_pretrained(maker, local_files_only=local_files_only, use_safetensors=True).eval()
     except OSError as error:
-        raise MissingError(f"the map maker {maker} is not there or is damaged: {str(error).splitlines()[0]}") from None
+        raise MissingError(f"the map model {maker} is missing or damaged: {str(error).splitlines()[0]}") from None
     except ValueError as error:
-        raise IncompatibleError(f"the map maker {maker} cannot be used: {str(error).splitlines()[0]}") from None
+        raise IncompatibleError(f"the map model {maker} cannot be used: {str(error).splitlines()[0]}") from None
     with torch.no_grad():
         return model(**processor(images=image, return_tensors="pt")), processor
 

@@ -1,7 +1,7 @@
-"""LoRA files on a U-Net: low-rank layers by diffusers and peft, whole changes by hooks, all of it checked afterwards.
+"""LoRA files on a U-Net: low-rank layers by diffusers and peft, full-rank changes by hooks, checked after loading.
 
-A whole change is a second layer beside the first (a layer of a U-Net is linear in its weight and bias), so that nothing
-of the U-Net is overwritten and a LoRA acts only where it is asked for.
+A full-rank change is a second layer beside the first (a layer of a U-Net is linear in its weight and bias), so that the
+U-Net is not overwritten and a LoRA acts only on the images that use it.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
     from kgcli.inference.adapters.named import Lora
 
 UNET_PREFIX = "unet."
-BASE_LAYER = ".base_layer"  # where peft keeps the layer that it wraps
+BASE_LAYER = ".base_layer"  # name of the layer inside peft's wrapper
 _log = logging.getLogger(__name__)
 
 
 class Loras:
-    """The LoRA files of a diffusers pipeline's U-Net; each is loaded once and kept for the images that follow."""
+    """The LoRA files of a diffusers pipeline's U-Net; each is loaded once and kept for later images."""
 
     def __init__(self, sd: Any) -> None:
         self.sd = sd
         self.unet = sd.unet
-        self._low_rank: dict[str, bool] = {}  # adapter name -> whether peft holds a part of it
+        self._low_rank: dict[str, bool] = {}  # adapter name -> True if peft holds a part of it
         self._whole: dict[str, dict[str, WholeChange]] = {}
         self._handles: list[RemovableHandle] = []
 
     def put_on(self, loras: Sequence[Lora]) -> None:
-        """Make these act on the U-Net, and no others.
+        """Activate these LoRAs on the U-Net, and no others.
 
         Raises: MissingError, IncompatibleError.
         """
@@ -74,7 +74,7 @@ class Loras:
         _report(header, placement)
 
     def _resolved(self, header: LoraHeader, layer: str, change: WholeChange) -> WholeChange:
-        """A whole change in the U-Net's precision, DoRA's taken from the layer's own weight."""
+        """Return a full-rank change in the U-Net's precision, DoRA resolved with the layer's own weight."""
         base = _base(self.unet.get_submodule(layer))
         if not isinstance(base, nn.Linear | nn.Conv2d | nn.LayerNorm | nn.GroupNorm):
             raise IncompatibleError(
@@ -90,14 +90,14 @@ class Loras:
 
 @dataclass(frozen=True)
 class _Addition:
-    """A forward hook that adds what a change of a layer's weight and bias adds to its output."""
+    """A forward hook that adds the effect of a change of weight and bias to a layer's output."""
 
     layer: nn.Module
     change: WholeChange
     scale: float
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        """The layer's output with the change in it."""
+        """Return the layer's output with the change added."""
         x = args[0].to(output.device)
         weight, bias = (
             None if tensor is None else tensor.to(output.device, output.dtype)
@@ -106,7 +106,7 @@ class _Addition:
         base: Any = _base(self.layer)
         if weight is None:
             channels_last = isinstance(base, nn.Linear | nn.LayerNorm)
-            assert bias is not None, "a change changes something"
+            assert bias is not None, "a change without weight has a bias"
             return output + self.scale * (bias if channels_last else bias.reshape(1, -1, *[1] * (output.ndim - 2)))
         if isinstance(base, nn.Linear):
             added = F.linear(x, weight, bias)
@@ -120,7 +120,7 @@ class _Addition:
 
 
 def load_low_rank(sd: Any, weights: LoraWeights, name: str, header: LoraHeader) -> None:
-    """Let diffusers put low-rank layers on the U-Net, and see that each one is there with its values.
+    """Load low-rank layers into the U-Net by diffusers, and check that each has its values.
 
     Raises: IncompatibleError.
     """
@@ -132,8 +132,8 @@ def load_low_rank(sd: Any, weights: LoraWeights, name: str, header: LoraHeader) 
     }
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several at once are meant
-            # Of a file that does not fit and is taken off again; each image says which ones act on it.
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several at once are intended
+            # Raised for a file that does not fit and is removed again; each image activates its own adapters.
             warnings.filterwarnings("ignore", "Adapter .* was active which is now deleted")
             sd.load_lora_into_unet(state, network_alphas=None, unet=unet, adapter_name=name, _pipeline=sd)
     except (ValueError, KeyError, RuntimeError) as error:
@@ -144,13 +144,13 @@ def load_low_rank(sd: Any, weights: LoraWeights, name: str, header: LoraHeader) 
     if wrong:
         unet.delete_adapters(name)
         raise IncompatibleError(
-            f"the LoRA {shown(header.path.name)} was not put on the decoder as its file says: {len(wrong)} tensors "
-            f"differ, such as {shown(wrong[0])}; the versions of diffusers and peft do not fit this one"
+            f"the LoRA {shown(header.path.name)} was not loaded correctly into the decoder: {len(wrong)} tensors "
+            f"differ, such as {shown(wrong[0])}; diffusers or peft has an unsupported version"
         )
 
 
 def unet_shapes(unet: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a U-Net's own parameters, whatever peft has put around them."""
+    """Return the shapes of a U-Net's own parameters, without peft's wrappers."""
     return {
         name.replace(BASE_LAYER, ""): tuple(parameter.shape)
         for name, parameter in unet.named_parameters()
@@ -159,18 +159,18 @@ def unet_shapes(unet: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _report(header: LoraHeader, placement: LoraPlacement) -> None:
-    """Note everything in a file that does not act."""
+    """Log the parts of a file that are not applied."""
     name = shown(header.path.name)
     if placement.left:
         _log.warning(
-            "%s: %d of its %d U-Net tensors have no layer in this decoder and were left out, such as %s",
+            "%s: %d of its %d U-Net tensors have no layer in this decoder and were not applied, such as %s",
             name, len(placement.left), len(header.parts), shown(placement.left[0]),
         )  # fmt: skip
     if header.text:
-        _log.warning("%s also changes the text encoder, which KOSMOS-G replaces: that part was left out", name)
+        _log.warning("%s also changes the text encoder, which KOSMOS-G replaces: that part was not applied", name)
     if header.embeddings:
         _log.warning(
-            "%s also holds %d textual inversion tensors (bundle_emb), which KOSMOS-G has no place for: left out",
+            "%s also holds %d textual inversion tensors (bundle_emb), which KOSMOS-G does not support: not applied",
             name, len(header.embeddings),
         )  # fmt: skip
 
@@ -184,7 +184,7 @@ def _peft_tensors(pair: LowRank) -> dict[str, Tensor]:
 
 
 def _held_by_peft(unet: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of peft's layers under an adapter's name, where they are applied with no further scale."""
+    """Yield the tensors of an adapter in peft's layers, of layers with scaling 1."""
     from peft.tuners.lora import LoraLayer
 
     for layer, module in unet.named_modules():
@@ -201,10 +201,10 @@ def _held_by_peft(unet: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def _base(module: Any) -> Any:
-    """The layer itself, whatever peft has put around it."""
+    """Return the layer itself, without peft's wrapper."""
     return module.get_base_layer() if hasattr(module, "get_base_layer") else module
 
 
 def _adapter_name(lora: Lora) -> str:
-    # Of its content: torch takes no dots in a name, and two files may share one.
+    # By content: torch allows no dots in a name, and two files may have the same name.
     return f"lora_{lora.source.sha256[:16]}"

@@ -1,7 +1,7 @@
-"""LoRA files and ControlNets as a user names them, checked before torch loads. No torch.
+"""LoRA files and ControlNets as named by the user, checked before torch loads.
 
-style.safetensors:0.7            a LoRA (a file, or a folder of diffusers or peft), and how strongly it acts
-canny=photo.jpg:0.8              a ControlNet's kind, the photo its map is made of, and how strongly it acts
+style.safetensors:0.7            a LoRA (a file, or a folder of diffusers or peft) and its scale
+canny=photo.jpg:0.8              a ControlNet's kind, the photo its map is made from, and its scale
 openpose=@pose.png               a ready map, for any kind
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kgcli.data.images import Picture, read_picture
+from kgcli.data.images import ImageFile, read_image
 from kgcli.errors import ImageError, MissingError, UsageError
 from kgcli.weights.folder import (
     ModelFolder,
@@ -25,11 +25,11 @@ from kgcli.weights.folder import (
 from kgcli.weights.hub import is_hub_id
 from kgcli.weights.lora.hashing import hash_tensors
 from kgcli.weights.lora.header import LoraHeader, lora_file, lora_files, read_lora_header
-from kgcli.weights.shipped import find_adapter, find_picture
+from kgcli.weights.shipped import find_adapter, find_image
 
-MAX_LORA_SCALE = 10.0  # either way: below 0 a LoRA takes away what it would add
+MAX_LORA_SCALE = 10.0  # positive or negative; a negative scale subtracts the LoRA
 MAX_CONTROL_SCALE = 2.0
-SD15_WIDTH = 768  # of what Stable Diffusion v1 attends to
+SD15_WIDTH = 768  # of the conditioning of Stable Diffusion v1
 MADE_MAPS = ("canny", "scribble", "softedge", "depth", "seg")
 MAP_MODELS = {"depth": "Intel/dpt-large", "seg": "openmmlab/upernet-convnext-small"}  # on the Hub
 CONTROLNETS = {  # for Stable Diffusion v1.5, on the Hub
@@ -60,7 +60,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Lora:
-    """A LoRA file and the factor of what it adds to the U-Net's weights."""
+    """A LoRA file and its scale."""
 
     source: Source
     scale: float = 1.0
@@ -70,19 +70,19 @@ class Lora:
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
-    """A ControlNet, the picture it follows, and the factor of what it adds to the U-Net's features."""
+    """A ControlNet, its input image, and its scale."""
 
     kind: str
     source: Source
-    picture: Picture
-    ready: bool = False  # the picture is the map itself
-    maker: Source | None = None  # what makes the map where OpenCV does not
+    image: ImageFile
+    ready: bool = False  # the image is the map itself
+    maker: Source | None = None  # transformers model that makes the map, None for OpenCV
     scale: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adapters:
-    """All that is put on a decoder for one picture, in the order given."""
+    """The adapters of one image, in the order given."""
 
     loras: tuple[Lora, ...] = ()
     controls: tuple[Control, ...] = ()
@@ -96,7 +96,7 @@ def read_adapters(
     controlnet_models: Sequence[str] = (),
     map_models: Sequence[str] = (),
 ) -> Adapters:
-    """What flags (or a Python caller, in the same words) put on the decoder of a model.
+    """Parse the adapters given by flags, or by a Python caller in the same syntax, for a model.
 
     Raises: UsageError, MissingError, ImageError, IncompatibleError.
     """
@@ -106,19 +106,19 @@ def read_adapters(
         if shapes := model.unet_shapes():
             lora.header.place(shapes)
         if [other.source.sha256 for other in found].count(lora.source.sha256) > 1:
-            raise UsageError(f"--lora {lora.source.name} is given twice; add up its scales")
+            raise UsageError(f"--lora {lora.source.name} is given twice; give it once with the sum of the scales")
     networks = read_kinds(controlnet_models, "--controlnet-model")
     makers = read_kinds(map_models, "--map-model")
     made = tuple(_read_control(text, model, networks, makers) for text in controls)
     kinds = {control.kind for control in made}
     for flag, given in (("--controlnet-model", networks), ("--map-model", makers)):
         if unused := [kind for kind in given if kind not in kinds]:
-            raise UsageError(f"{flag} {unused[0]}=... has no --controlnet {unused[0]}=IMAGE to serve")
+            raise UsageError(f"{flag} {unused[0]}=... needs --controlnet {unused[0]}=IMAGE")
     return Adapters(loras=found, controls=made)
 
 
 def read_lora(text: str) -> Lora:
-    """`FILE[:SCALE]`, a folder of diffusers or peft too.
+    """Parse `FILE[:SCALE]`; FILE may be a folder of diffusers or peft.
 
     Raises: UsageError, MissingError, IncompatibleError.
     """
@@ -132,7 +132,7 @@ def read_lora(text: str) -> Lora:
 
 
 def open_lora(path: Path, scale: float) -> Lora:
-    """A LoRA of a file, or of a folder that diffusers or peft wrote, its header checked.
+    """Open a LoRA file, or a folder written by diffusers or peft, and check its header.
 
     Raises: MissingError; IncompatibleError for a kind that cannot be applied.
     """
@@ -143,7 +143,7 @@ def open_lora(path: Path, scale: float) -> Lora:
 
 
 def read_kinds(texts: Iterable[str], flag: str) -> dict[str, str]:
-    """`KIND=FOLDER_OR_ID` of each kind.
+    """Parse `KIND=FOLDER_OR_ID` into a location per kind.
 
     Raises: UsageError.
     """
@@ -157,8 +157,7 @@ def read_kinds(texts: Iterable[str], flag: str) -> dict[str, str]:
 
 
 def find_controlnet(kind: str, location: str | None, model: ModelFolder) -> Source:
-    """The ControlNet of a kind: a folder, a Hub id, or where nothing is given the one shipped for the small model or
-    the one for Stable Diffusion v1.5.
+    """Find the ControlNet of a kind: a folder or Hub id; default: the shipped nano one or that of SD v1.5.
 
     Raises: UsageError, MissingError, IncompatibleError.
     """
@@ -178,7 +177,7 @@ def find_controlnet(kind: str, location: str | None, model: ModelFolder) -> Sour
 
 
 def find_maker(kind: str, location: str | None) -> Source | None:
-    """What makes the maps of a kind, None where OpenCV does.
+    """Find the model that makes the maps of a kind, None for OpenCV.
 
     Raises: MissingError.
     """
@@ -188,23 +187,23 @@ def find_maker(kind: str, location: str | None) -> Source | None:
 
 
 def _read_control(text: str, model: ModelFolder, networks: dict[str, str], makers: dict[str, str]) -> Control:
-    """`KIND=IMAGE[:SCALE]` or `KIND=@MAP[:SCALE]`."""
+    """Parse `KIND=IMAGE[:SCALE]` or `KIND=@MAP[:SCALE]`."""
     kind, rest = _split_kind(text, "--controlnet", "IMAGE[:SCALE]")
     ready = rest.startswith("@")
     location, scale = _split_scale(rest.removeprefix("@"), f"--controlnet {kind}", 0.0, MAX_CONTROL_SCALE)
     if not ready and kind not in MADE_MAPS:
         raise UsageError(
-            f"no map of the kind {kind} can be made of a photo (there are {', '.join(MADE_MAPS)}); "
+            f"no {kind} map can be made from a photo (only {', '.join(MADE_MAPS)}); "
             f"give a ready one: --controlnet {kind}=@map.png"
         )
     try:
-        picture = read_picture(find_picture(location))
+        image = read_image(find_image(location))
     except ImageError as error:
         raise ImageError(f"--controlnet {kind}: {error}") from None
     return Control(
         kind=kind,
         source=find_controlnet(kind, networks.get(kind), model),
-        picture=picture,
+        image=image,
         ready=ready,
         maker=None if ready else find_maker(kind, makers.get(kind)),
         scale=scale,
@@ -212,7 +211,7 @@ def _read_control(text: str, model: ModelFolder, networks: dict[str, str], maker
 
 
 def _shipped_controlnet(kind: str, width: int) -> str | None:
-    """The shipped ControlNet of a kind, where it reads conditionings of this width."""
+    """Return the shipped ControlNet of a kind if it takes conditionings of this width."""
     folder = find_adapter(f"nano/{kind}")
     if folder is None or not folder.is_dir():
         return None
@@ -245,7 +244,7 @@ def _split_kind(text: str, flag: str, wanted: str) -> tuple[str, str]:
 
 
 def _split_scale(text: str, flag: str, least: float, most: float) -> tuple[str, float]:
-    """A path and the number after its last colon, 1 where there is none; a file of the whole name comes first."""
+    """Split a path from the number after its last colon, default 1; an existing file of the whole name wins."""
     location, colon, number = text.rpartition(":")
     if not colon or not location or Path(text).expanduser().exists():
         return text, 1.0

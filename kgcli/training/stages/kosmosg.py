@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from kgcli.config import ALIGNER, AlignerConfig, ModelConfig, Strict, read_model_config
+from kgcli.config import ALIGNER, AlignerConfig, ModelConfig, Strict
 from kgcli.data.batch import Batch, Collator
 from kgcli.data.pool import Pool
 from kgcli.data.tokenizer import Tokenizer
@@ -22,6 +22,7 @@ from kgcli.recipe import explain
 from kgcli.training.preview import preview_pictures
 from kgcli.training.stages.base import Setup, Stage
 from kgcli.training.stages.start import copy_folder, copy_tokenizer, is_on_hub
+from kgcli.weights.config import read_model_config
 from kgcli.weights.decoder import load_decoder
 from kgcli.weights.load import has_aligner, load_kosmosg, load_tower, save_kosmosg
 from kgcli.weights.safetensors import assign_weights

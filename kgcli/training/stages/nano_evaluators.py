@@ -81,7 +81,7 @@ class EvalClipStage(Stage):
         assert batch.views is not None and batch.clip_tokens is not None
         blur, noise = self.options.blur, self.options.noise
         pixels_B3SS = unclear(batch.views[:, 0], random, blur=blur, noise=noise)
-        shown_BE, said_BE = self.clip.embed_pictures(pixels_B3SS), self.clip.embed_tokens(batch.clip_tokens)
+        shown_BE, said_BE = self.clip.embed_images(pixels_B3SS), self.clip.embed_tokens(batch.clip_tokens)
         logits_BB = shown_BE @ said_BE.T * self.clip.log_scale.clamp(max=MAX_LOG_SCALE).exp()
         # Captions that read the same are not each other's negatives.
         same = (batch.clip_tokens[:, None] == batch.clip_tokens[None]).all(-1).float()

@@ -17,7 +17,7 @@ from kgcli.data.batch import Batch, Collator
 from kgcli.data.pool import Pool
 from kgcli.data.sample import Sample
 from kgcli.data.sources.world import Truth
-from kgcli.model.nano_recognisers import HEADS, UNASKED, Judges, around, label_row
+from kgcli.model.nano_recognisers import HEADS, IGNORED, Recognisers, around, label_row
 from kgcli.model.randomness import StepRandom
 from kgcli.training.stages.base import Setup, Stage
 
@@ -58,9 +58,9 @@ class JudgeStage(Stage):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         if "judges" in setup.init_from:
-            self.judges = Judges.load(self.setup.source("judges"))
+            self.judges = Recognisers.load(self.setup.source("judges"))
         else:
-            self.judges = Judges(**setup.parts.get("judges", {}))
+            self.judges = Recognisers(**setup.parts.get("judges", {}))
         self.judges.to(memory_format=torch.channels_last)
         self.log_scale = nn.Parameter(torch.tensor(2.3))  # of the similarities, starts at 10
 
@@ -112,5 +112,5 @@ def unclear(view_B3SS: Tensor, random: StepRandom, *, blur: float, noise: float)
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """The mean over the rows that have a label; zero where none has."""
-    total = F.cross_entropy(logits.float(), labels, ignore_index=UNASKED, reduction="sum")
-    return total / (labels != UNASKED).sum().clamp(min=1)
+    total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
+    return total / (labels != IGNORED).sum().clamp(min=1)

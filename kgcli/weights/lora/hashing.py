@@ -1,4 +1,4 @@
-"""The hash by which the web UI and Civitai know a LoRA: AutoV3, the sha256 of a safetensors file without its header."""
+"""The hash that the web UI and Civitai use for a LoRA: AutoV3, the sha256 of a safetensors file without its header."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ BLOCK = 1 << 20  # bytes read at once
 
 
 def hash_tensors(path: Path) -> str:
-    """Return the sha256 of all bytes after the header: a changed description leaves it as it is."""
+    """Return the sha256 of all bytes after the header, so that editing metadata does not change it."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         (header_size,) = struct.unpack("<Q", file.read(8))

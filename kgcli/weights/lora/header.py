@@ -1,8 +1,8 @@
-"""LoRA files before their weights are read: the layout, the kind of each tensor, and what is refused.
+"""Headers of LoRA files: the layout, the role of each tensor, and the kinds that are refused.
 
 Layouts: kohya's sd-scripts (`lora_unet_..._to_q.lora_down.weight`), LyCORIS (`hada_w1_a`, `lokr_w1`, `diff`, ...),
 diffusers of any year (`unet.....lora_A.weight`, `...to_q_lora.down.weight`) and peft (`base_model.model....`, in a
-folder with adapter_config.json). The layer of every tensor is found in the U-Net by `unet_names`, never guessed.
+folder with adapter_config.json). `unet_names` maps every tensor to a layer of the U-Net; none is guessed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from kgcli.errors import IncompatibleError, MissingError
 from kgcli.weights.lora.scale import LoraScale
 from kgcli.weights.lora.unet_names import layer_aliases, shapes_of_layers
 
-LORA_NAME = "pytorch_lora_weights.safetensors"  # in a folder that diffusers wrote
-PEFT_NAME = "adapter_model.safetensors"  # in a folder that peft wrote
+LORA_NAME = "pytorch_lora_weights.safetensors"  # in a folder of diffusers
+PEFT_NAME = "adapter_model.safetensors"  # in a folder of peft
 PEFT_CONFIG = "adapter_config.json"
 SHOWN_NAME = 60  # characters of a name in an error
 
@@ -58,19 +58,19 @@ _ADAPTER_NAME = re.compile(r"(\.(?:lora_[AB]|lora_magnitude_vector))\.(?!(?:weig
 _TEXT = re.compile(r"(lora|lycoris)_te\d*_|te\d?\.|text_encoder(_\d)?\.|text_model\.|cond_stage_model\.|conditioner\.")
 _EMBEDDING = "bundle_emb."
 _PREFIX = re.compile(r"(lora_unet[_.]|lycoris_(unet_)?|unet\.|(model\.)?diffusion_model\.)")
-_FAMILIES = {  # of U-Nets and transformers that are no Stable Diffusion v1
+_FAMILIES = {  # of other models than Stable Diffusion v1
     "Flux": r"double_blocks|single_blocks|single_transformer_blocks",
     "Stable Diffusion 3": r"joint_blocks|context_block|attn\.add_[qkv]_proj",
     "a diffusion transformer": r"^((lora_)?transformer|lora_unet_blocks|lora_unet_layers|diffusion_model\.blocks)[._]",
     "Stable Cascade": r"^lora_prior_",
 }
 _WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}
-_READS_TEXT = re.compile(r"attn2[._]to_[kv]$")  # its input is what the U-Net attends to
+_READS_TEXT = re.compile(r"attn2[._]to_[kv]$")  # its input is the conditioning
 
 
 @dataclass(frozen=True)
 class LoraPart:
-    """One tensor of a LoRA file: the layer as the file names it, and its role there."""
+    """One tensor of a LoRA file: its layer, as named in the file, and its role."""
 
     tensor: str
     layer: str
@@ -79,7 +79,7 @@ class LoraPart:
 
 @dataclass(frozen=True)
 class LoraHeader:
-    """All that a LoRA file says without its weights being read."""
+    """The contents of a LoRA file, known without reading its weights."""
 
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
@@ -91,7 +91,7 @@ class LoraHeader:
     def place(self, unet: Mapping[str, tuple[int, ...]]) -> LoraPlacement:
         """Find the layers of a U-Net, given the shapes of its parameters.
 
-        Raises: IncompatibleError where none is found, or two tensors claim one place.
+        Raises: IncompatibleError if none is found, or two tensors have the same role in one layer.
         """
         aliases, layers = layer_aliases(shapes_of_layers(unet)), shapes_of_layers(unet)
         placed: dict[str, dict[str, str]] = {}
@@ -114,7 +114,7 @@ class LoraHeader:
 
     @cached_property
     def text_width(self) -> int | None:
-        """The width of what its U-Net attends to, where a tensor shows it."""
+        """Width of the conditioning the LoRA was trained with, if a tensor shows it."""
         for part in self.parts:
             if _READS_TEXT.search(part.layer) and part.role in ("down", "hada_w1_b", "diff"):
                 return self.shapes[part.tensor][1] if len(self.shapes[part.tensor]) > 1 else None
@@ -127,13 +127,13 @@ class LoraHeader:
             family = f" (that is {_WIDTHS[found]})" if found in _WIDTHS else ""
             raise IncompatibleError(
                 f"the LoRA {shown(self.path.name)} does not fit this decoder: it is for one that attends to vectors of "
-                f"width {found}{family}, here they have {width}"
+                f"width {found}{family}, this one's have {width}"
             )
 
 
 @dataclass(frozen=True)
 class LoraPlacement:
-    """Where the tensors of a LoRA file belong in one U-Net."""
+    """The mapping of a LoRA file's tensors to the layers of one U-Net."""
 
     layers: Mapping[str, Mapping[str, str]]  # layer -> role -> tensor
     shapes: Mapping[str, Mapping[str, tuple[int, ...]]]  # layer -> parameter -> shape
@@ -141,7 +141,7 @@ class LoraPlacement:
 
 
 def lora_file(path: Path) -> Path:
-    """Return the weights in a folder that diffusers or peft wrote, or the path itself where it is no folder.
+    """Return the weight file in a folder of diffusers or peft, or the path itself if it is not a folder.
 
     Raises: MissingError.
     """
@@ -154,19 +154,19 @@ def lora_file(path: Path) -> Path:
 
 
 def lora_files(file: Path) -> list[Path]:
-    """Return all files that a LoRA consists of: its weights, and peft's configuration where it lies beside them."""
+    """Return all files of a LoRA: its weights, and peft's configuration if it is beside them."""
     config = file.with_name(PEFT_CONFIG)
     return [file, config] if file.name == PEFT_NAME and config.is_file() else [file]
 
 
 def read_lora_header(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> LoraHeader:
-    """Sort the tensors of a LoRA file, whose shapes are those of its header.
+    """Classify the tensors of a LoRA file, given their shapes.
 
     Raises:
         MissingError: the file cannot be read.
-        IncompatibleError: it is of another family, of a kind that is not supported, or no LoRA at all.
+        IncompatibleError: it is of another family, of an unsupported kind, or not a LoRA.
     """
-    # Without what peft puts in front of every name, and the adapter's own name in it.
+    # Names without peft's prefix and the adapter's own name.
     names = {tensor: _ADAPTER_NAME.sub(r"\1", tensor.removeprefix("base_model.model.")) for tensor in shapes}
     text = tuple(tensor for tensor, name in names.items() if _TEXT.match(name))
     embeddings = tuple(tensor for tensor, name in names.items() if name.startswith(_EMBEDDING))
@@ -178,7 +178,7 @@ def read_lora_header(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> LoraH
             f"the LoRA {shown(file.name)} only changes the text encoder, which KOSMOS-G replaces; nothing to apply"
         )
     if not parts:
-        raise IncompatibleError(f"{shown(file.name)} is no LoRA file: none of its {len(shapes)} tensors is one's")
+        raise IncompatibleError(f"{shown(file.name)} is not a LoRA file: none of its {len(shapes)} tensors is known")
     config = lora_files(file)[1:]
     scale = LoraScale.read(file, config[0] if config else None)
     if scale.uses_dora and not any(part.role in ("magnitude", "dora_scale") for part in parts):
@@ -189,7 +189,7 @@ def read_lora_header(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> LoraH
 
 
 def shown(name: str) -> str:
-    """Return a name, its middle cut out where it is too long for one line."""
+    """Return a printable name, shortened in the middle if it is long."""
     printable = "".join(character if character.isprintable() else "?" for character in name)
     half = SHOWN_NAME // 2
     return printable if len(printable) <= SHOWN_NAME else f"{printable[:half]}...{printable[-half:]}"
@@ -205,7 +205,7 @@ def _check_family(file: Path, names: Mapping[str, str]) -> None:
 
 
 def _part(file: Path, name: str, tensor: str) -> LoraPart:
-    """Raises: IncompatibleError for a kind that is not supported."""
+    """Raises: IncompatibleError for an unsupported kind."""
     for suffix in sorted(_SUFFIXES, key=len, reverse=True):
         if name.endswith(suffix):
             return LoraPart(tensor, _layer(name.removesuffix(suffix)), _SUFFIXES[suffix])
@@ -213,15 +213,15 @@ def _part(file: Path, name: str, tensor: str) -> LoraPart:
     if kinds:
         raise IncompatibleError(
             f"the LoRA {shown(file.name)} is of the kind {kinds[0]}, which is not supported (tensor {shown(tensor)}); "
-            "LoRA, LoCon, DoRA, LoHa, LoKr and full differences are"
+            "supported are LoRA, LoCon, DoRA, LoHa, LoKr and full differences"
         )
     raise IncompatibleError(
-        f"{shown(file.name)} is no LoRA file that can be applied: its tensor {shown(tensor)} is of no known kind"
+        f"{shown(file.name)} is not a LoRA file that can be applied: its tensor {shown(tensor)} is of an unknown kind"
     )
 
 
 def _layer(name: str) -> str:
-    """Return the layer without the file's prefix, in any of the spellings of `layer_aliases`."""
+    """Return the layer without the file's prefix, as one of the names of `layer_aliases`."""
     if match := _PREFIX.match(name):
         name = name[match.end() :]
     # diffusers of 2023: attn1.processor.to_q_lora, attn1.processor.to_out_lora

@@ -1,4 +1,4 @@
-"""Formulas of LyCORIS: the change of a layer's weight of each kind, computed in float32.
+"""Formulas of LyCORIS: the weight change of each kind of adapter, computed in float32.
 
 Shape letters: O I a layer's outputs and inputs, K its kernel (absent in a linear layer), R rank.
 
@@ -28,7 +28,7 @@ def loha_change(roles: Mapping[str, Tensor]) -> tuple[Tensor, int]:
 
 
 def lokr_change(roles: Mapping[str, Tensor]) -> tuple[Tensor, int | None]:
-    """Return the Kronecker product of two matrices, and the rank of those that are products; None where neither is."""
+    """Return the Kronecker product of two matrices, and the rank of a factored one, or None."""
     rank = None
     if "lokr_w1" in roles:
         first = roles["lokr_w1"]
@@ -56,7 +56,7 @@ def low_rank_change(down: Tensor, up: Tensor) -> Tensor:
 
 
 def decomposed_change(weight: Tensor, change: Tensor, magnitude: Tensor) -> Tensor:
-    """Return what DoRA adds to a weight: the changed weight scaled to the magnitudes, less the weight.
+    """Return the weight change of DoRA: the changed weight scaled to the magnitudes, minus the weight.
 
     The magnitudes are of rows (O, 1, ...) or, in older files, of columns (1, I, ...).
 

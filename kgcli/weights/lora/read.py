@@ -1,8 +1,7 @@
-"""A LoRA file as what it adds to a U-Net, its scales folded in: what diffusers loads, and what no low rank can hold.
+"""LoRA files read as changes of a U-Net: low-rank pairs for diffusers, and whole changes that no low rank can hold.
 
-alpha / rank goes into the weights in float32, so that nothing later needs to know it. A layer that is low-rank stays
-low-rank; all else (LoHa, LoKr, differences of weights, biases and norms, DoRA in LyCORIS' names) becomes a whole
-change.
+alpha / rank is folded into the weights in float32. A layer that is low-rank stays low-rank; all else (LoHa, LoKr,
+differences of weights, biases and norms, DoRA in LyCORIS' names) becomes a whole change.
 
 Shape letters: O I a layer's outputs and inputs, K its kernel (absent in a linear layer), R rank.
 """
@@ -28,7 +27,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class LowRank:
-    """A layer's LoRA, and DoRA's magnitudes (O,) where it has them."""
+    """A layer's low-rank LoRA, with DoRA's magnitudes (O,) if it has them."""
 
     down: Tensor  # (R, I, K, K) or (R, I)
     up: Tensor  # (O, R, 1, 1) or (O, R)
@@ -37,9 +36,9 @@ class LowRank:
 
 @dataclass(frozen=True)
 class WholeChange:
-    """What is added to a layer's weight and bias, in their shapes.
+    """The full change of a layer's weight and bias, in their shapes.
 
-    With `magnitude`, `weight` is the change before DoRA's scaling, for which the layer's own weight is needed.
+    With `magnitude`, `weight` is the change before DoRA's scaling, which needs the layer's own weight.
     """
 
     weight: Tensor | None = None
@@ -47,7 +46,7 @@ class WholeChange:
     magnitude: Tensor | None = None
 
     def resolved(self, weight: Tensor) -> WholeChange:
-        """Return the same without a magnitude, given the layer's own weight."""
+        """Apply the magnitude, given the layer's own weight."""
         if self.magnitude is None or self.weight is None:
             return self
         return WholeChange(decomposed_change(weight.float(), self.weight, self.magnitude), self.bias)
@@ -55,18 +54,18 @@ class WholeChange:
 
 @dataclass(frozen=True)
 class LoraWeights:
-    """All that a file changes in one U-Net, by layer, in float32."""
+    """All changes of a file to one U-Net, by layer, in float32."""
 
     low_rank: Mapping[str, LowRank] = field(default_factory=dict)
     whole: Mapping[str, WholeChange] = field(default_factory=dict)
 
 
 def read_lora(header: LoraHeader, placement: LoraPlacement) -> LoraWeights:
-    """Read the weights that have a place in a U-Net.
+    """Read the weights that belong to a U-Net.
 
     Raises:
         MissingError: the file cannot be read.
-        IncompatibleError: a tensor has not the shape of its layer, or its partner is missing.
+        IncompatibleError: a tensor does not fit its layer's shape, or its counterpart is missing.
     """
     low_rank: dict[str, LowRank] = {}
     whole: dict[str, WholeChange] = {}
@@ -74,14 +73,14 @@ def read_lora(header: LoraHeader, placement: LoraPlacement) -> LoraWeights:
         with safe_open(str(header.path), "pt") as file:
             for layer, roles in placement.layers.items():
                 tensors = {role: _finite(header, name, file.get_tensor(name)) for role, name in roles.items()}
-                reader = _LayerReader(header, layer, placement.shapes[layer], tensors)
-                change = reader.whole_change()
-                if (pair := reader.low_rank()) is not None:
+                parts = _LayerTensors(header, layer, placement.shapes[layer], tensors)
+                change = parts.whole_change()
+                if (pair := parts.low_rank()) is not None:
                     low_rank[layer] = pair
                 if change.weight is not None or change.bias is not None:
                     whole[layer] = change
                 if not {layer} & {*low_rank, *whole}:
-                    raise reader.error(f"{' and '.join(tensors)} alone")
+                    raise parts.error(f"{' and '.join(tensors)} alone")
     except (OSError, SafetensorError) as error:
         raise MissingError(f"the LoRA file {header.path} cannot be read: {error}") from None
     if any(pair.magnitude is None for pair in low_rank.values()):
@@ -91,8 +90,8 @@ def read_lora(header: LoraHeader, placement: LoraPlacement) -> LoraWeights:
     return LoraWeights(low_rank, whole)
 
 
-class _LayerReader:
-    """One layer's tensors by role, and what they add."""
+class _LayerTensors:
+    """One layer's tensors by role, and the changes computed from them."""
 
     def __init__(
         self, header: LoraHeader, layer: str, shapes: Mapping[str, Shape], tensors: Mapping[str, Tensor]
@@ -111,7 +110,7 @@ class _LayerReader:
         return LowRank(down, up, None if magnitude is None else self._fit(magnitude.flatten(), (len(up),), "magnitude"))
 
     def whole_change(self) -> WholeChange:
-        """Return what no LoRA of diffusers holds."""
+        """Return the change that a LoRA of diffusers cannot hold."""
         weight = _sum([*self._weight_changes(), *self._differences(("diff", "w_norm"), "weight")])
         biases = self._differences(("diff_b", "b_norm"), "bias")
         if "bias" in self.tensors:
@@ -126,12 +125,12 @@ class _LayerReader:
         return WholeChange(weight, _sum(biases), magnitude)
 
     def _differences(self, roles: tuple[str, ...], parameter: str) -> list[Tensor]:
-        """Differences that stand in the file as they are."""
+        """Return the differences that the file stores directly."""
         found = [role for role in roles if role in self.tensors]
         return [self._fit(self.tensors[role], self._shape(parameter), role) for role in found]
 
     def _weight_changes(self) -> list[Tensor]:
-        """Products that are whole matrices, scaled."""
+        """Return the scaled products that are whole matrices."""
         kinds = {role.partition("_")[0] for role in self.tensors}
         changes = []
         if "hada" in kinds:
@@ -149,7 +148,7 @@ class _LayerReader:
         return changes
 
     def _factors(self) -> tuple[Tensor, Tensor]:
-        """down and up in the layer's shape, the scale folded into up."""
+        """Return down and up in the layer's shape, with the scale folded into up."""
         self._need(("down", "up"))
         down, up, shape = self.tensors["down"], self.tensors["up"], self._shape("weight")
         if "mid" in self.tensors:
@@ -162,25 +161,25 @@ class _LayerReader:
     def _scale(self, rank: int) -> float:
         if "alpha" in self.tensors:
             if self.tensors["alpha"].numel() != 1 or rank == 0:
-                raise self.error("an alpha that is no number")
+                raise self.error("an alpha that is not a number")
             return float(self.tensors["alpha"]) / rank
         return self.header.scale.of(self.layer, rank)
 
     def _computed(self, formula: Callable[[Mapping[str, Tensor]], T]) -> T:
-        """The product of a formula. Raises: IncompatibleError for factors whose shapes do not allow it."""
+        """Evaluate a formula. Raises: IncompatibleError for factors whose shapes do not match."""
         try:
             return formula(self.tensors)
         except (RuntimeError, IndexError):
             shapes = ", ".join(str(list(tensor.shape)) for tensor in self.tensors.values())
-            raise self.error(f"factors that do not go together ({shapes[:80]})") from None
+            raise self.error(f"factors whose shapes do not match ({shapes[:80]})") from None
 
     def _shape(self, parameter: str) -> Shape:
         if parameter not in self.shapes:
-            raise self.error(f"a change of its {parameter}, which it has not")
+            raise self.error(f"a change of its {parameter}, which the layer does not have")
         return self.shapes[parameter]
 
     def _fit(self, tensor: Tensor, shape: Shape, role: str) -> Tensor:
-        """The tensor in a shape of as many values, outer dimensions alike: 1 x 1 kernels come and go."""
+        """Reshape a tensor, keeping its outer dimension, to add or remove 1 x 1 kernels."""
         if tensor.numel() != math.prod(shape) or (tensor.ndim and tensor.shape[0] != shape[0]):
             raise self.error(f"{role} of the shape {list(tensor.shape)}, where {list(shape)} is needed")
         return tensor.reshape(shape)
@@ -191,7 +190,7 @@ class _LayerReader:
                 raise self.error(f"no {role} beside its other tensors")
 
     def error(self, what: str) -> IncompatibleError:
-        """An error that names the file, the layer and the fault."""
+        """Return an error with the file, the layer and the fault."""
         return IncompatibleError(
             f"the LoRA {shown(self.header.path.name)} does not fit this decoder: for {shown(self.layer)} it has {what}"
         )
@@ -210,6 +209,6 @@ def _finite(header: LoraHeader, name: str, tensor: Tensor) -> Tensor:
     tensor = tensor.to(torch.float32)
     if not bool(torch.isfinite(tensor).all()):
         raise IncompatibleError(
-            f"the LoRA {shown(header.path.name)} holds NaN or infinity in {shown(name)}; get it anew"
+            f"the LoRA {shown(header.path.name)} holds NaN or infinity in {shown(name)}; download it again"
         )
     return tensor

@@ -1,8 +1,8 @@
-"""The scale of each layer of a LoRA, alpha / rank, from whatever part of the file gives it.
+"""The scale of each layer of a LoRA, alpha / rank.
 
-In this order: an alpha among the tensors; peft's configuration, in the file's header (`lora_adapter_metadata`, as
-diffusers writes it) or beside it (adapter_config.json); a plain `alpha` in the header; or else 1. What kohya's header
-repeats (`ss_network_alpha`) is not looked at: its files hold alphas as tensors.
+Sources in order: an alpha among the tensors; peft's configuration, in the file's header (`lora_adapter_metadata`, as
+diffusers writes it) or beside it (adapter_config.json); a plain `alpha` in the header; else 1. kohya's
+`ss_network_alpha` is ignored: its files hold alphas as tensors.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from kgcli.errors import IncompatibleError, MissingError
 ADAPTER_METADATA = "lora_adapter_metadata"
 MAX_CONFIG = 4_000_000  # bytes of adapter_config.json
 MAX_PATTERN = 300  # characters
-_PLAIN = re.compile(r"\^?(?:[\w-]|\\?\.|\.\*)+\$?")  # of peft's patterns, which may be any regular expression
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # ways to start that change the weights beneath too
+_PLAIN = re.compile(r"\^?(?:[\w-]|\\?\.|\.\*)+\$?")  # of peft's patterns, which may be any regex
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that also change the base weights
 
 
 @dataclass(frozen=True)
 class LoraScale:
-    """The scale that a file's header or configuration gives a layer."""
+    """The layer scales given by a file's header or configuration."""
 
     alpha: float | None = None
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class LoraScale:
     def read(cls, file: Path, config: Path | None) -> LoraScale:
         """Read the header of a safetensors file and, where given, peft's configuration beside it.
 
-        Raises: MissingError for a damaged one; IncompatibleError for what cannot be applied.
+        Raises: MissingError for a damaged one; IncompatibleError for an unsupported adapter.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -57,21 +57,21 @@ class LoraScale:
 
     @classmethod
     def _of_peft(cls, config: Mapping[str, Any], source: str) -> LoraScale:
-        """Of peft's configuration, whose names may have `unet.` in front."""
+        """Parse peft's configuration, whose names may be prefixed with `unet.`."""
         if any(name.startswith("unet.") for name in config):
             config = {name.removeprefix("unet."): value for name, value in config.items() if name.startswith("unet.")}
         kind = str(config.get("peft_type", "LORA"))
         if kind.rpartition(".")[2].upper() != "LORA":
-            raise IncompatibleError(f"{source} says that this adapter is of the kind {kind[:40]}; LoRA alone is read")
+            raise IncompatibleError(f"{source}: this adapter is of the kind {kind[:40]}; only LoRA is supported")
         start = str(config.get("init_lora_weights", ""))
         if start.lower().startswith(_CHANGES_BASE):
             raise IncompatibleError(
-                f"{source} says init_lora_weights {start[:40]}, which changes the weights beneath the LoRA: convert it "
+                f"{source}: init_lora_weights is {start[:40]}, which also changes the base weights: convert it "
                 "with peft (path_initial_model_for_weight_conversion)"
             )
         alpha, pattern = config.get("lora_alpha"), config.get("alpha_pattern") or {}
         if not isinstance(pattern, dict):
-            raise IncompatibleError(f"{source}: alpha_pattern is no table of names and numbers")
+            raise IncompatibleError(f"{source}: alpha_pattern is not a table of names and numbers")
         return cls(
             alpha=None if alpha is None else _number(alpha, "lora_alpha", source),
             alpha_pattern={_checked(key, source): _number(value, key, source) for key, value in pattern.items()},
@@ -80,7 +80,7 @@ class LoraScale:
         )
 
     def of(self, layer: str, rank: int) -> float:
-        """Return the scale of a layer (in diffusers' names) for which no tensor gives an alpha."""
+        """Return the scale of a layer (in diffusers' names) that has no alpha tensor."""
         alpha = next((value for key, value in self.alpha_pattern.items() if _matches(key, layer)), self.alpha)
         if alpha is None:
             return 1.0
@@ -93,9 +93,9 @@ def _matches(pattern: str, layer: str) -> bool:
 
 
 def _checked(pattern: str, source: str) -> str:
-    """Refuse patterns that could take for ever. Raises: IncompatibleError."""
+    """Refuse patterns that could take exponential time. Raises: IncompatibleError."""
     if len(pattern) > MAX_PATTERN or pattern.count("*") > 3 or not _PLAIN.fullmatch(pattern):
-        raise IncompatibleError(f"{source}: the alpha_pattern {pattern[:60]!r} is no plain name of a layer")
+        raise IncompatibleError(f"{source}: the alpha_pattern {pattern[:60]!r} is not a plain layer name")
     return pattern.removesuffix("$")
 
 
@@ -105,7 +105,7 @@ def _number(value: object, name: str, source: str) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise IncompatibleError(f"{source}: {name[:60]} is {str(value)[:40]!r}, which is no number")
+        raise IncompatibleError(f"{source}: {name[:60]} is {str(value)[:40]!r}, which is not a number")
     return number
 
 

@@ -1,11 +1,11 @@
-"""Names of the layers of a U-Net and VAE: those of diffusers, and those that other programs give the same layers.
+"""Layer names of U-Nets and VAEs in diffusers and their equivalents in other programs.
 
     down_blocks.0.attentions.0.proj_in      diffusers
     input_blocks.1.1.proj_in                the original code of latent diffusion (LDM), in checkpoints
     down_blocks_0_attentions_0_proj_in      kohya's sd-scripts and LyCORIS, after `lora_unet_`
     input_blocks_1_1_proj_in                the same programs, of a U-Net in LDM names
 
-All of them are made from diffusers' names, so that none is guessed by replacing letters.
+All of them are derived from diffusers' names; none is guessed by replacing letters.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|
 
 
 def layers_of(parameters: Iterable[str]) -> list[str]:
-    """Return the layers that own parameters, such as `conv_in` of `conv_in.weight`."""
+    """Return the layers of parameters, such as `conv_in` of `conv_in.weight`."""
     return list(dict.fromkeys(name.rpartition(".")[0] for name in parameters))
 
 
@@ -52,7 +52,7 @@ def layer_aliases(layers: Iterable[str]) -> dict[str, str]:
     """Map every name that a LoRA file may give a layer, without the file's prefix, to diffusers' name."""
     layers = list(layers)
     ldm = ldm_unet_names(layers)
-    aliases = {spelling.replace(".", "_"): layer for layer, other in ldm.items() for spelling in (other, layer)}
+    aliases = {name.replace(".", "_"): layer for layer, other in ldm.items() for name in (other, layer)}
     return aliases | {other: layer for layer, other in ldm.items()} | {layer: layer for layer in layers}
 
 
@@ -74,7 +74,7 @@ def ldm_vae_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def _ldm_unet_name(name: str, layers: int, attending: set[str]) -> str:
-    """`layers` are the resnets of each down block; up blocks have one more."""
+    """Return the LDM name; `layers` counts the resnets of a down block, up blocks have one more."""
     if match := _BLOCK.match(name):
         side, block, kind, index = match[1], int(match[2]), match[3], int(match[4])
         rest = name[match.end() :]

@@ -1,4 +1,4 @@
-"""The README.md of a converted model: what it is, what made it, under whose licences its parts are."""
+"""The README.md of a converted model: its origin, contents and licences."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ KOSMOS-G ([arXiv:2310.02992](https://arxiv.org/abs/2310.02992)) as a model folde
 | vision tower: CLIP ViT-L/14, its last block trained further | `model*.safetensors` | MIT |
 | image decoder, not part of this folder: {decoder} | | {decoder_licence} |
 
-The image decoder's licence restricts what its pictures may be used for. The weights were trained on pictures and
-captions of the web, with the biases those have.
+The image decoder's licence restricts the use of its images. The weights were trained on images and captions of the
+web, with the biases those have.
 """
 _USE = """
     kg generate "a cat <image:cat.png> in Minecraft" --model {name} -o out.png
@@ -54,7 +54,7 @@ def model_card(
     has_aligner: bool = True,
     licence: str = "MIT",
 ) -> str:
-    """The text of a model card; `source` is the name of the file the weights were in, `licence` that of its weights."""
+    """Return the text of a model card; `source` is the name of the weights' file, `licence` the weights' licence."""
     is_known = decoder == SD15
     parts = "language model, resampler, AlignerNet" if has_aligner else "language model, resampler"
     return _CARD.format(
@@ -68,7 +68,7 @@ def model_card(
         parts=f"{parts}: KOSMOS-G, code and weights" if has_aligner else parts,
         licence=licence,
         license_id="mit" if licence == "MIT" else "other",
-        # A folder's path is its owner's business.
-        decoder=f"`{decoder}`" if decoder.count("/") == 1 and not decoder.startswith("/") else "a folder of its own",
+        # A local path is not published.
+        decoder=f"`{decoder}`" if decoder.count("/") == 1 and not decoder.startswith("/") else "a separate folder",
         decoder_licence=SD15_LICENCE if is_known else "see there",
     )

@@ -1,4 +1,4 @@
-"""The published weights that kgcli can use: where they are, what they give, under which licence. No torch."""
+"""The catalogue of published weights that kgcli can use: location, contents and licence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from kgcli.errors import MissingError
 
-VARIABLE = "KG_MODELS"  # names a folder that takes the place of the default one
+VARIABLE = "KG_MODELS"  # overrides the default folder
 CONFIG_NAME = "config.json"
 
 
@@ -27,7 +27,7 @@ class Published:
     pinned: bool  # the hash is this repository's own, not that of a duplicate
     official: bool
     licence: str
-    form: str  # whose names the weights have
+    form: str  # the naming scheme of the weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +40,11 @@ class Entry:
     sources: tuple[Published, ...]
 
 
-# The SentencePiece model of both; with it alone pieces get the ids of the published dictionary.
+# The SentencePiece model of both; without a dict.txt, pieces get the ids of the published dictionary.
 TOKENIZER = ("microsoft/kosmos-2-patch14-224", "sentencepiece.bpe.model")
 
-# Sizes and hashes as their pages state them; that of the official Kosmos-2 file was seen on a duplicate alone, so for
-# it the Hub's own statement decides.
+# Sizes and hashes from the repositories' pages; that of the official Kosmos-2 file is from a duplicate, so the Hub's
+# own hash takes precedence for it.
 CATALOGUE = (
     Entry(
         name="kosmosg",
@@ -97,7 +97,7 @@ CATALOGUE = (
 def find_entry(name: str) -> Entry:
     """Return the entry of a name.
 
-    Raises: MissingError that names the nearest one.
+    Raises: MissingError that suggests the nearest name.
     """
     names = [entry.name for entry in CATALOGUE]
     if name not in names:
@@ -108,12 +108,12 @@ def find_entry(name: str) -> Entry:
 
 
 def is_entry(name: str) -> bool:
-    """Tell whether published weights have this name."""
+    """Tell whether the catalogue has this name."""
     return any(entry.name == name for entry in CATALOGUE)
 
 
 def models_folder() -> Path:
-    """Return the folder of fetched models: $KG_MODELS, or kgcli/models in the user's cache."""
+    """Return the folder of downloaded models: $KG_MODELS, or kgcli/models in the user's cache."""
     if named := os.environ.get(VARIABLE):
         return Path(named).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kgcli" / "models"
@@ -126,7 +126,7 @@ def local_model(name: str) -> Path | None:
 
 
 def list_sources() -> list[dict[str, Any]]:
-    """Return one row for each source: what it is, and where it is on this machine ("" for nowhere)."""
+    """Return one row per source, with its path on this machine ("" if absent)."""
     rows = []
     for entry in CATALOGUE:
         for source in entry.sources:
@@ -149,7 +149,7 @@ def list_sources() -> list[dict[str, Any]]:
 
 
 def sources_text(*, as_json: bool) -> str:
-    """Format the catalogue for people, or as one JSON object per source."""
+    """Format the catalogue as text, or as one JSON object per source."""
     rows = list_sources()
     if as_json:
         return "".join(json.dumps(row) + "\n" for row in rows)

@@ -1,4 +1,4 @@
-"""A published checkpoint that has been recognised and found whole, and how its weights become ours."""
+"""Recognition and checks of published checkpoints, and the conversion of their weights to our names."""
 
 from __future__ import annotations
 
@@ -22,36 +22,34 @@ PRETRAIN, ALIGN, INSTRUCT = "stage 1 (pretraining)", "stage 2 (alignment)", "fin
 
 @dataclass(frozen=True)
 class Source:
-    """What is known of a checkpoint; nothing of it stays in memory."""
+    """A checked checkpoint: its stage, sizes and dtypes, without its weights."""
 
     path: Path
-    clip: Path | None  # where the vision tower is from, if not from the checkpoint
+    clip: Path | None  # source of the vision tower, if not the checkpoint
     stage: str
     cfg: ModelConfig
-    shapes: Mapping[str, torch.Size]  # of our names, in the model's order
+    shapes: Mapping[str, torch.Size]  # by our names, in the model's order
     dtypes: Mapping[str, torch.dtype]
     num_weights: int
     num_dropped: int
-    sentencepiece: Path | None = None  # a tokenizer's model that lies beside the weights
+    sentencepiece: Path | None = None  # a tokenizer's model beside the weights
 
     def read(self) -> dict[str, Tensor]:
-        """All weights under our names, mapped anew where the format allows: letting them go frees their pages."""
+        """Read all weights under our names, memory-mapped anew if the format allows, so that pages are freed."""
         weights = convert.renamed(convert.counting_weights(read_checkpoint(self.path).weights))
         return weights | _read_tower(self.clip)
 
     def __str__(self) -> str:
         used = self.num_weights - self.num_dropped
-        return (
-            f"{self.stage}: {self.num_weights} weights, {used} read and {self.num_dropped} that serve nothing left out"
-        )
+        return f"{self.stage}: {self.num_weights} weights, {used} used and {self.num_dropped} not needed"
 
 
 def open_source(path: Path, *, clip: Path | None = None, cfg: ModelConfig | None = None) -> Source:
-    """Recognise a checkpoint and see that it is whole; `cfg` gives the sizes in place of its shapes.
+    """Recognise a checkpoint and check that it is complete; `cfg` overrides the sizes inferred from its shapes.
 
     Raises:
         MissingError: a file is not there or is damaged.
-        IncompatibleError: it would run code, or its weights are not those of a KOSMOS-G; the message names them.
+        IncompatibleError: it would run code, or its weights are not those of a KOSMOS-G; the message lists them.
     """
     return check_source(read_checkpoint(path), path, clip=clip, cfg=cfg)
 
@@ -59,7 +57,7 @@ def open_source(path: Path, *, clip: Path | None = None, cfg: ModelConfig | None
 def check_source(
     checkpoint: Checkpoint, path: Path, *, clip: Path | None = None, cfg: ModelConfig | None = None
 ) -> Source:
-    """`open_source` of a checkpoint that is open already."""
+    """Check an opened checkpoint, as `open_source`."""
     convert.check_tied(checkpoint.weights)
     counting = convert.counting_weights(checkpoint.weights)
     tower = _tower_for(counting, path, clip)
@@ -75,7 +73,7 @@ def check_source(
     )
     odd = [name for name, tensor in counting.items() if not tensor.is_floating_point()]
     if odd:
-        raise IncompatibleError(f"{path} holds {len(odd)} weight(s) of whole numbers, such as {odd[0]}; none should be")
+        raise IncompatibleError(f"{path} holds {len(odd)} integer weight(s), such as {odd[0]}; all must be floats")
     return Source(
         path=path,
         clip=clip,
@@ -89,25 +87,25 @@ def check_source(
 
 
 def stage_of(weights: Mapping[str, object]) -> str:
-    """The stage whose result these weights (our names) are."""
+    """Return the stage that produced these weights (our names)."""
     if not any(name.startswith("aligner.") for name in weights):
         return PRETRAIN
     return ALIGN if any(name.startswith("aligner.decoder.") for name in weights) else INSTRUCT
 
 
 def expected_weights(cfg: ModelConfig, stage: str) -> dict[str, Tensor]:
-    """What the result of a stage holds, by our names, on the meta device."""
+    """Return the weights of a stage's result, by our names, on the meta device."""
     absent: dict[str, tuple[str, ...]] = {PRETRAIN: ("aligner.",), ALIGN: (), INSTRUCT: ("aligner.decoder.",)}
     return {name: tensor for name, tensor in meta_state(cfg).items() if not name.startswith(absent[stage])}
 
 
 def _find_config(checkpoint: Checkpoint, ours: Mapping[str, Tensor], path: Path) -> ModelConfig:
-    """The sizes that the weights have; those of Kosmos-2 bring its way of making images square."""
+    """Return the configuration of the weights; for Kosmos-2 with its way of making images square."""
     rows = len(checkpoint.weights.get(convert.EMBEDDING, ()))
     if rows > convert.NUM_ROWS and not convert.is_of_kosmos2(checkpoint.weights):
         raise IncompatibleError(
             f"{path} has {rows:,} words; KOSMOS-G has {convert.NUM_ROWS:,} and Kosmos-2 {convert.KOSMOS2_ROWS:,}. "
-            "Where the file is of a model of your own, give its config.json (--config)"
+            "For a model of your own, give its config.json (--config)"
         )
     cfg = infer_config(_shapes(ours), _head_width(checkpoint))
     fit = {"image_fit": "stretch"} if convert.is_of_kosmos2(checkpoint.weights) else {}
@@ -115,10 +113,10 @@ def _find_config(checkpoint: Checkpoint, ours: Mapping[str, Tensor], path: Path)
 
 
 def _tower_for(counting: Mapping[str, Tensor], path: Path, clip: Path | None) -> dict[str, Tensor]:
-    """The vision tower that a checkpoint without one takes from a CLIP file."""
+    """Return the vision tower of a CLIP file, for a checkpoint without one."""
     has_tower = any(name.startswith(convert.VISION) for name in counting)
     if has_tower and clip is not None:
-        raise UsageError(f"{path} has a vision tower of its own, trained further than CLIP's; leave out --clip")
+        raise UsageError(f"{path} has its own vision tower, trained further than CLIP's; omit --clip")
     if not has_tower and clip is None and any(convert.our_name(name) for name in counting):
         raise IncompatibleError(
             f"{path} has no vision tower; give the CLIP ViT-L/14 file it was made with (--clip FILE)"
@@ -134,11 +132,11 @@ def _read_tower(clip: Path | None) -> dict[str, Tensor]:
 
 
 def _head_width(checkpoint: Checkpoint) -> int | None:
-    """From the rotary constant, or from the settings stored beside the weights."""
+    """Return the head width, from the rotary constant or the settings stored beside the weights."""
     width = checkpoint.settings.get("decoder_embed_dim")
     heads = checkpoint.settings.get("decoder_attention_heads")
-    told = width // heads if isinstance(width, int) and isinstance(heads, int) and heads > 0 else None
-    return convert.head_width(checkpoint.weights) or told
+    stored = width // heads if isinstance(width, int) and isinstance(heads, int) and heads > 0 else None
+    return convert.head_width(checkpoint.weights) or stored
 
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:

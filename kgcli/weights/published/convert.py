@@ -1,4 +1,4 @@
-"""`kg convert`: a published checkpoint made a model folder, and back; whole or not at all, and in little memory."""
+"""`kg convert`: conversion of a published checkpoint to a model folder and back, atomic and in little memory."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 
-from kgcli.config import CONFIG_NAME, ModelConfig, SpecialIds, read_model_config, read_model_config_file
+from kgcli.config import CONFIG_NAME, ModelConfig, SpecialIds
 from kgcli.data.tokenizer import DICTIONARY_NAME, MODEL_NAMES, SPECIAL_ORDER, Tokenizer
 from kgcli.errors import IncompatibleError, MissingError, OutputError, UsageError
 from kgcli.files import PARTIAL, make_folder, whole_file, whole_folder
+from kgcli.weights.config import read_model_config, read_model_config_file
 from kgcli.weights.folder import RENAMED_REPOSITORIES, TOKENIZER_NAME, WEIGHTS_NAME, check_target
 from kgcli.weights.published import names
 from kgcli.weights.published.card import CARD_NAME, model_card
@@ -33,7 +34,7 @@ from kgcli.weights.safetensors import DTYPES, check_weights, read_weights, write
 from kgcli.weights.tensor_files import save_state
 
 SHORT_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-SHARD_SIZE = 10**9  # bytes; what a conversion holds in memory at a time
+SHARD_SIZE = 10**9  # bytes; the memory that a conversion needs
 DECODER_NAME = "decoder"  # of a copied decoder, inside the model folder
 DECODER_PARTS = ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
 DECODER_SUFFIXES = (".json", ".txt", ".model", ".safetensors")
@@ -44,14 +45,14 @@ _log = logging.getLogger(__name__)
 def open_checked(
     checkpoint: Path, out: Path, *, clip: Path | None = None, config: Path | None = None, overwrite: bool = False
 ) -> Source:
-    """Recognise a checkpoint and find it whole, after seeing that its folder may be written.
+    """Open and check a checkpoint, after checking that its model folder may be written.
 
     Raises: as `open_source`; UsageError about `out`.
     """
     check_target(out, [checkpoint], overwrite=overwrite)
     if (checkpoint / CONFIG_NAME).is_file():
         if clip is not None or config is not None:
-            raise UsageError(f"{checkpoint} is a folder with everything in it; leave out --clip and --config")
+            raise UsageError(f"{checkpoint} is a complete folder; omit --clip and --config")
         return open_kosmos2(checkpoint)
     return open_source(checkpoint, clip=clip, cfg=None if config is None else read_model_config_file(config))
 
@@ -70,7 +71,7 @@ def to_folder(
 ) -> int:
     """Write a model folder of a checkpoint; returns the number of weight files.
 
-    `origin` is noted in the folder's record: the repository, revision and sha256 of the checkpoint, where known.
+    `origin` is stored in the folder's record: the repository, revision and sha256 of the checkpoint, if known.
 
     Raises: UsageError, MissingError, IncompatibleError; KgError where it cannot be written.
     """
@@ -106,7 +107,7 @@ def to_folder(
         (partial / CARD_NAME).write_text(card, "utf-8")
         write_record(partial, origin)
     if sentencepiece is None:
-        _log.warning("%s has no tokenizer, so it cannot draw yet; --dict and --spm give it the published one", out)
+        _log.warning("%s has no tokenizer, so it cannot generate yet; add the published one with --dict and --spm", out)
     return num_files
 
 
@@ -118,7 +119,7 @@ def to_published(folder: Path, out: Path, *, dtype: str | None = None, overwrite
     target = find_dtype(dtype)
     cfg = read_model_config(folder)
     if out.is_dir() or (out.exists() and not overwrite):
-        raise UsageError(f"{out} is there already; give another name" + ("" if out.is_dir() else " or --overwrite"))
+        raise UsageError(f"{out} already exists; give another name" + ("" if out.is_dir() else " or --overwrite"))
     weights = read_weights(folder / WEIGHTS_NAME, dtype=target)
     stage = stage_of(weights)
     expected = {name: tensor.shape for name, tensor in expected_weights(cfg, stage).items()}
@@ -133,7 +134,7 @@ def to_published(folder: Path, out: Path, *, dtype: str | None = None, overwrite
 
 
 def find_dtype(name: str | None) -> torch.dtype | None:
-    """The precision of a name; none is that of the file.
+    """Return the dtype of a name; None keeps that of the file.
 
     Raises: UsageError.
     """
@@ -144,17 +145,17 @@ def find_dtype(name: str | None) -> torch.dtype | None:
 
 
 def _special_ids(cfg: ModelConfig, dictionary: Path | None, sentencepiece: Path | None) -> SpecialIds:
-    """Those of the tokenizer, or without one the last ids, where the published vocabulary has them."""
+    """Return the tokenizer's special ids, or without one the last ids, as in the published vocabulary."""
     if sentencepiece is None:
         if dictionary is not None:
-            raise UsageError("--dict alone is no tokenizer; give the SentencePiece model as well (--spm)")
+            raise UsageError("--dict alone is not a tokenizer; give the SentencePiece model as well (--spm)")
         first = cfg.mllm.vocab_size - len(SPECIAL_ORDER)
         return SpecialIds(**{name: first + index for index, name in enumerate(SPECIAL_ORDER)})
     tokenizer = Tokenizer.read(sentencepiece, dictionary)
     if tokenizer.vocab_size != cfg.mllm.vocab_size:
         raise IncompatibleError(
             f"{sentencepiece} gives {tokenizer.vocab_size} ids, the checkpoint has {cfg.mllm.vocab_size}; "
-            "take the dict.txt and the SentencePiece model it was trained with"
+            "give the dict.txt and the SentencePiece model it was trained with"
         )
     return tokenizer.special_ids
 
@@ -167,9 +168,9 @@ def _copy_tokenizer(folder: Path, dictionary: Path | None, sentencepiece: Path |
 
 
 def _find_decoder(decoder: str) -> tuple[str, Path | None]:
-    """Return what the model folder says of its decoder (a name inside it, or a Hub id), and the folder to copy.
+    """Return the decoder's name for config.json (a name inside the folder, or a Hub id), and the folder to copy.
 
-    No path of this machine goes into a folder that people share.
+    A path of this machine is not written to a folder that may be shared.
 
     Raises: MissingError.
     """
@@ -182,7 +183,7 @@ def _find_decoder(decoder: str) -> tuple[str, Path | None]:
 
 
 def _copy_decoder(source: Path, target: Path) -> None:
-    """Copy the parts of a diffusers folder that are read, as hard links where the file system has them."""
+    """Copy the parts of a diffusers folder that are used, as hard links if the file system supports them."""
     for path in sorted(source.glob("*.json")) + [
         path for part in DECODER_PARTS for path in sorted((source / part).rglob("*")) if path.is_file()
     ]:
@@ -191,15 +192,15 @@ def _copy_decoder(source: Path, target: Path) -> None:
             copy.parent.mkdir(parents=True, exist_ok=True)
             try:
                 os.link(path.resolve(), copy)
-            except OSError:  # another disk, or no links
+            except OSError:  # another disk, or no hard links
                 shutil.copyfile(path, copy)
 
 
 @contextmanager
 def _whole_folder(out: Path, num_bytes: int) -> Iterator[Path]:
-    """Give a folder under another name that takes the place of `out` once all is in it. Raises: OutputError."""
+    """Yield a temporary folder that replaces `out` once it is complete. Raises: OutputError."""
     for left in out.parent.glob(f".{out.name}.*{PARTIAL}"):
-        _log.warning("%s was left by a conversion that was killed, unless another is under way; remove it", left)
+        _log.warning("%s was left by an interrupted conversion, unless another is running; remove it", left)
     with whole_folder(out, overwrite=True) as partial:
         free = shutil.disk_usage(partial).free
         if free < num_bytes:

@@ -1,7 +1,7 @@
-"""Other programs' checkpoints, opened without running anything that is in them; and one as fairseq writes it.
+"""Safe loading of other programs' checkpoints, without running code in them, and writing of fairseq's format.
 
-A pickle can name any function and have it called. Here the few classes that fairseq's plain values need are known by
-name, objects of its libraries become empty stand-ins, and everything else is refused before it is even imported.
+A pickle can call any function. Here only the few classes that fairseq's plain values need are allowed, objects of its
+libraries become empty stand-ins, and everything else is refused before it is imported.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from kgcli.errors import IncompatibleError, MissingError, OutOfMemoryError, Usag
 from kgcli.weights.safetensors import read_weights
 from kgcli.weights.tensor_files import check_archive
 
-STATE_KEYS = ("model", "state_dict")  # where fairseq and open_clip keep the weights
+STATE_KEYS = ("model", "state_dict")  # keys under which fairseq and open_clip store the weights
 ZIP_MAGIC = b"PK\x03\x04"
-# Libraries whose objects may lie beside the weights of a real checkpoint. None of their code is imported.
+# Libraries whose objects may be pickled beside the weights. None of their code is imported.
 STAND_IN_PACKAGES = ("fairseq", "omegaconf", "hydra", "torchscale", "unilm", "infinibatch")
-ASKED = re.compile(r"GLOBAL (\S+) (?:was not an allowed|whose module)")
-# What reading a file that is cut short, or no checkpoint at all, raises, by where it breaks off.
+REQUESTED = re.compile(r"GLOBAL (\S+) (?:was not an allowed|whose module)")
+# Errors raised by reading a truncated file or one that is not a checkpoint, depending on where it ends.
 UNREADABLE = (
     OSError,
     ValueError,
@@ -48,28 +48,28 @@ UNREADABLE = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The weights of a file, memory-mapped where its format allows, and the settings it was trained with, if any."""
+    """The weights of a file, memory-mapped if its format allows, and its training settings, if any."""
 
     weights: dict[str, Tensor]
     settings: dict[str, Any] = field(default_factory=dict)
 
 
 class StandIn:
-    """Takes the place of an object whose class is not imported: accepts any arguments and state, does nothing."""
+    """A placeholder for an object whose class is not imported: accepts any arguments and state, does nothing."""
 
     def __new__(cls, *args: object, **options: object) -> StandIn:
         return super().__new__(cls)
 
     def __setstate__(self, state: object) -> None:
-        """Forget it."""
+        """Discard the state."""
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The weights of a fairseq, open_clip or plain state-dict pickle, or of a safetensors file.
+    """Read a fairseq, open_clip or plain state-dict pickle, or a safetensors file.
 
     Raises:
         MissingError: the file is not there or is damaged.
-        IncompatibleError: it asks for code to be run, or holds no weights.
+        IncompatibleError: it would run code, or holds no weights.
     """
     if path.is_dir():
         raise UsageError(f"{path} is a folder; give the checkpoint file in it, or a transformers folder of Kosmos-2")
@@ -80,7 +80,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def checkpoint_content(state: Mapping[str, Tensor], cfg: ModelConfig) -> dict[str, Any]:
-    """What fairseq would have pickled around a published state dict.
+    """Return a published state dict in the structure that fairseq pickles.
 
     Source: fairseq's Trainer.state_dict; the settings are those of the published run scripts.
     """
@@ -126,14 +126,14 @@ def _unpickle(path: Path) -> Any:
         try:
             return _load(path, allowed)
         except UNREADABLE as error:
-            asked = ASKED.search(str(error))
-            if asked is None:
+            requested = REQUESTED.search(str(error))
+            if requested is None:
                 raise _explain(path, error) from None
-            name = asked[1]
+            name = requested[1]
             if name.partition(".")[0] not in STAND_IN_PACKAGES:
                 raise IncompatibleError(
-                    f"{path} is refused: it asks for {name}, which weights and plain values do not need; "
-                    "nothing of it was run. Do not open it elsewhere unless you trust who made it"
+                    f"{path} is refused: it needs {name}, which weights and plain values do not; "
+                    "no code was run. Do not open it elsewhere unless you trust its author"
                 ) from None
             allowed.append((StandIn, name))
 
@@ -143,13 +143,13 @@ def _load(path: Path, allowed: list[Any]) -> Any:
     with path.open("rb") as file:
         is_zip = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC  # the format before torch 1.6 cannot be mapped
     with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):
-        warnings.simplefilter("ignore")  # of pickle protocols; what cannot be read raises
+        warnings.simplefilter("ignore")  # of pickle protocols; unreadable files raise
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
 
 
 def _plain_values() -> list[Any]:
-    """Classes and functions that hold settings and numbers and do nothing else, with the names pickles know them by."""
-    # Which module holds the function depends on the numpy that wrote the file.
+    """Return the classes and functions of plain settings and numbers, with their names in pickles."""
+    # The function's module depends on the numpy version that wrote the file.
     scalar = np.float64(0).__reduce__()[0]
     array = np.zeros(0).__reduce__()[0]
     functions = [(scalar, "scalar"), (array, "_reconstruct")]
@@ -170,8 +170,8 @@ def _explain(path: Path, error: BaseException) -> IncompatibleError | MissingErr
         return OutOfMemoryError(f"{path} does not fit into this machine's memory; convert it on a larger one")
     reason = text.rpartition("WeightsUnpickler error: ")[2].strip().split("\n")[0] or type(error).__name__
     return MissingError(
-        f"{path} cannot be read as weights and plain values: it is damaged or no checkpoint ({reason}); "
-        "nothing of it was run"
+        f"{path} cannot be read as weights and plain values: it is damaged or not a checkpoint ({reason}); "
+        "no code was run"
     )
 
 
@@ -182,9 +182,9 @@ def _find_weights(content: Any, path: Path) -> dict[str, Tensor]:
         raise IncompatibleError(f"{path} holds no weights; a checkpoint has them under {' or '.join(STATE_KEYS)}")
     odd = [str(name) for name, value in content.items() if not (isinstance(name, str) and _is_plain(value))]
     if odd:
-        raise IncompatibleError(f"{path} holds {len(odd)} thing(s) among its weights that are none, such as {odd[0]}")
-    shared = "module." if all(name.startswith("module.") for name in content) else ""  # of a parallel run
-    return {name.removeprefix(shared): tensor for name, tensor in content.items()}
+        raise IncompatibleError(f"{path} has {len(odd)} value(s) that are not weights, such as {odd[0]}")
+    prefix = "module." if all(name.startswith("module.") for name in content) else ""  # added by data-parallel training
+    return {name.removeprefix(prefix): tensor for name, tensor in content.items()}
 
 
 def _is_plain(value: object) -> bool:
@@ -192,7 +192,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _find_settings(content: Any) -> dict[str, Any]:
-    """The model's settings, as fairseq's older (`args`) or newer (`cfg.model`) files have them."""
+    """Return the model's settings from fairseq's older (`args`) or newer (`cfg.model`) format."""
     cfg = content.get("cfg")
     settings = cfg.get("model") if isinstance(cfg, dict) else content.get("args")
     if isinstance(settings, argparse.Namespace):

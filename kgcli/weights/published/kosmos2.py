@@ -1,7 +1,7 @@
-"""Kosmos-2, as transformers saves it, as stage 1 of KOSMOS-G: its names, sizes and vocabulary.
+"""Conversion of a transformers Kosmos-2 to a stage 1 KOSMOS-G: names, sizes and vocabulary.
 
-The two are one architecture: with the same weights hidden states and logits are equal. Kosmos-2 has 1,030 more words,
-which name places in an image, and stretches images where the published KOSMOS-G crops them.
+The two share one architecture: with the same weights hidden states and logits are equal. Kosmos-2 has 1,030 more
+tokens, which denote image locations, and stretches images where the published KOSMOS-G crops them.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ RULES = (
     Rule("image_to_text_projection.dense.", "resampler.project.", {}),
     Rule("image_to_text_projection.x_attn.", "resampler.attention.", {}),
 )
-OUTPUT_PROJECTION = "text_model.lm_head.weight"  # the embedding, in a file that stores it twice
+OUTPUT_PROJECTION = "text_model.lm_head.weight"  # the embedding, in files that store it twice
 DROPPED = (OUTPUT_PROJECTION, "text_model.model.embed_positions.", "vision_model.model.embeddings.position_ids")
-# Settings that change what the same weights compute; with any other value they are of another model.
+# Settings that the architecture depends on; with any other value the weights are another model's.
 FIXED: dict[str, dict[str, object]] = {
     "text_config": {
         "vocab_size": KOSMOS2_ROWS,
@@ -61,19 +61,19 @@ FIXED: dict[str, dict[str, object]] = {
 
 
 class Kosmos2Source(Source):
-    """A transformers folder that has been recognised and found whole."""
+    """A checked transformers folder of Kosmos-2."""
 
     def read(self) -> dict[str, Tensor]:
-        """All weights under our names, mapped anew."""
+        """Read all weights under our names, memory-mapped anew."""
         return from_kosmos2(read_weights(self.path / WEIGHTS_NAME))
 
 
 def open_kosmos2(folder: Path) -> Kosmos2Source:
-    """Recognise a transformers folder of Kosmos-2 and see that it is whole.
+    """Recognise a transformers folder of Kosmos-2 and check that it is complete.
 
     Raises:
         MissingError: a file is not there or is damaged.
-        IncompatibleError: it is of another model; the message names what differs.
+        IncompatibleError: it is another model; the message names the difference.
     """
     cfg = read_config(folder)
     weights = read_weights(folder / WEIGHTS_NAME)
@@ -99,7 +99,7 @@ def open_kosmos2(folder: Path) -> Kosmos2Source:
 
 
 def from_kosmos2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the weights of `Kosmos2ForConditionalGeneration` and keep the words that KOSMOS-G has.
+    """Rename the weights of `Kosmos2ForConditionalGeneration` and keep the tokens that KOSMOS-G has.
 
     Raises: IncompatibleError for a name that Kosmos-2 does not have.
     """
@@ -109,7 +109,7 @@ def from_kosmos2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         our_name = name_by(RULES, name)
         if our_name is None:
-            raise IncompatibleError(f"{name} is no weight of Kosmos-2")
+            raise IncompatibleError(f"{name} is not a weight of Kosmos-2")
         ours[our_name] = tensor[:NUM_ROWS] if our_name == EMBEDDING else tensor
     return ours
 
@@ -117,9 +117,9 @@ def from_kosmos2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def read_config(folder: Path) -> ModelConfig:
     """Return the sizes of a transformers folder of Kosmos-2.
 
-    Raises: MissingError; IncompatibleError for another model or settings that ours does not have.
+    Raises: MissingError; IncompatibleError for another model or unsupported settings.
     """
-    from transformers import Kosmos2Config  # knows the defaults that a config.json leaves out
+    from transformers import Kosmos2Config  # for the defaults that a config.json omits
 
     path = folder / CONFIG_NAME
     values = _read_json(path)
@@ -173,7 +173,7 @@ def read_config(folder: Path) -> ModelConfig:
 def _check_tied(weights: Mapping[str, Tensor], embedding: str, folder: Path) -> None:
     output = weights.get(OUTPUT_PROJECTION)
     if output is not None and not output.equal(weights[embedding]):
-        raise IncompatibleError(f"{folder}: {OUTPUT_PROJECTION} differs from {embedding}; KOSMOS-G has the two tied")
+        raise IncompatibleError(f"{folder}: {OUTPUT_PROJECTION} differs from {embedding}; KOSMOS-G ties the two")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Other projects' names for the same weights, and back: published KOSMOS-G, CLIP as open_clip and transformers have it.
+"""Weight names of other projects and their mapping to ours: published KOSMOS-G, open_clip and transformers CLIP.
 
-The only file that knows foreign names. Tensors are passed on, never copied.
+Tensors are passed on, never copied.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TRANSFORMER_PARTS = {
     "encoder_attn_layer_norm": "cross_attention_norm",
     "inner_attn_ln": "inner_norm",
     "ffn_layernorm": "hidden_norm",
-    "final_layer_norm": "ffn_norm",  # the published name misleads: it is the norm before the feed-forward part
+    "final_layer_norm": "ffn_norm",  # despite its name, the norm before the feed-forward part
     "layer_norm": "final_norm",
 }
 CLIP_PARTS = {
@@ -36,7 +36,7 @@ CLIP_PARTS = {
     "c_proj": "fc2",
 }
 TRANSFORMERS_PARTS = {
-    "pre_layrnorm": "pre_norm",  # spelt so in transformers
+    "pre_layrnorm": "pre_norm",  # spelt this way in transformers
     "post_layernorm": "final_norm",
     "self_attn": "attention",
     "layer_norm1": "attention_norm",
@@ -46,14 +46,14 @@ VAE_ATTENTION_PARTS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_at
 
 
 class Rule(NamedTuple):
-    """One subtree: where it hangs in each naming, and how the parts of its names differ."""
+    """A name mapping of one subtree: its prefix in each naming, and the parts of names that differ."""
 
     published: str
     ours: str
     parts: Mapping[str, str]
 
 
-# The first rule that matches is taken, so the special case stands before the general one.
+# The first rule that matches applies, so special cases precede general ones.
 RULES = (
     Rule("gpt_model.decoder.embed_tokens.", "mllm.embedding.", {}),
     Rule("gpt_model.decoder.", "mllm.stack.", TRANSFORMER_PARTS),
@@ -76,9 +76,9 @@ RULES = (
 EMBEDDING = "gpt_model.decoder.embed_tokens.weight"
 OUTPUT_PROJECTION = "gpt_model.decoder.output_projection.weight"  # the embedding, stored a second time
 FLOAT_TENSOR = "gpt_model.decoder.embed_positions._float_tensor"  # uninitialised memory
-ROTARY_SCALE = "gpt_model.decoder.self_attn_sope.scale"  # a constant of rotary positions that are never applied
+ROTARY_SCALE = "gpt_model.decoder.self_attn_sope.scale"  # a constant of rotary positions, which are never applied
 VISION = "img_model."
-KOSMOS2_ROWS = 65_037  # the words of Kosmos-2: ours, in the same order, and after them 1,030 for places in an image
+KOSMOS2_ROWS = 65_037  # tokens of Kosmos-2: ours, in the same order, then 1,030 for image locations
 NUM_ROWS = 64_007
 UNET = "diffusion_unet.unet."
 VAE = "vae.vae."
@@ -93,7 +93,7 @@ FUSED = re.compile(r"(.*\.)attn\.(in_proj_weight|in_proj_bias|out_proj\.weight|o
 
 
 def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A published KOSMOS-G state dict (any stage) under our names; what serves nothing is dropped.
+    """Convert a published KOSMOS-G state dict (any stage) to our names; unused weights are dropped.
 
     Raises:
         IncompatibleError: a name is unknown, or the output map is not the word embedding.
@@ -107,9 +107,9 @@ def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def counting_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What of a published state dict counts, under its published names, with fused attention split.
+    """Return the used weights of a published state dict, under its published names, with fused attention split.
 
-    Of Kosmos-2's words those that KOSMOS-G has are kept.
+    The embedding of Kosmos-2 is cut to the tokens that KOSMOS-G has.
     """
     counting = {name: tensor for name, tensor in _split_attention(state).items() if not is_dropped(name)}
     if is_of_kosmos2(state):
@@ -123,31 +123,31 @@ def is_of_kosmos2(state: Mapping[str, Tensor]) -> bool:
 
 
 def renamed(counting: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights that count under our names; the output map, the embedding's double, and unknown names are left out."""
+    """Rename the used weights to our names, without unknown names and the output map (a copy of the embedding)."""
     pairs = ((our_name(name), tensor) for name, tensor in counting.items() if name != OUTPUT_PROJECTION)
     return {name: tensor for name, tensor in pairs if name is not None}
 
 
 def our_name(published: str) -> str | None:
-    """Our name of a published weight, or None where KOSMOS-G has no such part."""
+    """Return our name of a published weight, or None if KOSMOS-G has no such part."""
     return name_by(RULES, published)
 
 
 def name_by(rules: Iterable[Rule], foreign: str) -> str | None:
-    """Our name of a weight, by the first rule that matches its foreign name; None where none does."""
+    """Return our name of a weight, by the first rule that matches its foreign name, or None."""
     rule = next((rule for rule in rules if foreign.startswith(rule.published)), None)
     return None if rule is None else rule.ours + _translate(foreign.removeprefix(rule.published), rule.parts)
 
 
 def foreign_name(rules: Iterable[Rule], ours: str) -> str:
-    """The way back of `name_by`, for a weight that the rules cover."""
+    """Return the foreign name of a weight that the rules cover: the inverse of `name_by`."""
     rule = next(rule for rule in rules if ours.startswith(rule.ours))
     parts = {ours: foreign for foreign, ours in rule.parts.items()}
     return rule.published + _translate(ours.removeprefix(rule.ours), parts)
 
 
 def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict under the published names, with the tied output map and without the dropped buffers."""
+    """Convert our state dict to the published names, with the tied output map and without the dropped buffers."""
     published = {foreign_name(RULES, name): tensor for name, tensor in state.items()}
     if EMBEDDING in published:
         published[OUTPUT_PROJECTION] = published[EMBEDDING]
@@ -155,19 +155,19 @@ def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def published_buffers(head_width: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The buffers of a published file that hold nothing learned; its loader expects them all the same."""
+    """Return the constant buffers that the loader of a published file expects."""
     # Source: xPos (arXiv:2212.10554), as torchscale computes it.
     scale = (torch.arange(0, head_width, 2) + 0.4 * head_width) / (1.4 * head_width)
     return {FLOAT_TENSOR: torch.zeros(1, dtype=dtype), ROTARY_SCALE: scale.to(dtype)}
 
 
 def head_width(state: Mapping[str, Tensor]) -> int | None:
-    """The width of one attention head, which no weight's shape tells; the rotary constant has half as many numbers."""
+    """Return the width of one attention head: twice the length of the rotary constant; None without it."""
     return 2 * len(state[ROTARY_SCALE]) if ROTARY_SCALE in state and state[ROTARY_SCALE].dim() == 1 else None
 
 
 def check_tied(state: Mapping[str, Tensor]) -> None:
-    """See that the output map is the word embedding, where both are stored.
+    """Check that the output map equals the word embedding, if both are stored.
 
     Raises: IncompatibleError.
     """
@@ -176,28 +176,28 @@ def check_tied(state: Mapping[str, Tensor]) -> None:
     output, embedding = state[OUTPUT_PROJECTION], state[EMBEDDING]
     same = output.shape == embedding.shape and (output.is_meta or output.equal(embedding))
     if not same:
-        raise IncompatibleError(f"{OUTPUT_PROJECTION} differs from {EMBEDDING}; KOSMOS-G has the two tied")
+        raise IncompatibleError(f"{OUTPUT_PROJECTION} differs from {EMBEDDING}; KOSMOS-G ties the two")
 
 
 def is_dropped(name: str) -> bool:
-    """Whether a published name holds nothing of ours."""
+    """Tell whether a published weight is not used."""
     return name.startswith(DROPPED)
 
 
 def num_dropped(state: Mapping[str, Tensor]) -> int:
-    """How many weights of a published state dict serve nothing."""
+    """Return the number of unused weights in a published state dict."""
     return sum(is_dropped(name) or _is_dead(name, state) for name in state)
 
 
 def decoder_weights(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The U-Net's and the VAE's weights in a published checkpoint, under the names of today's diffusers."""
+    """Return the U-Net's and the VAE's weights of a published checkpoint, under current diffusers names."""
     unet = {name.removeprefix(UNET): tensor for name, tensor in state.items() if name.startswith(UNET)}
     vae = {name.removeprefix(VAE): tensor for name, tensor in state.items() if name.startswith(VAE)}
     return unet, {_modern_vae_name(name): tensor for name, tensor in vae.items()}
 
 
 def vision_from_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The vision tower (names as in `VisionTower`) of an open_clip or OpenAI CLIP state dict; its head is dropped."""
+    """Return the vision tower (names as in `VisionTower`) of an open_clip or OpenAI CLIP, without its head."""
     visual = {name: tensor for name, tensor in state.items() if name.startswith("visual.") and name != "visual.proj"}
     if not visual:
         raise IncompatibleError("there is no vision tower in these weights: no name begins with visual.")
@@ -205,16 +205,16 @@ def vision_from_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def vision_from_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The vision tower of a CLIP state dict, whichever of the two projects named it."""
+    """Return the vision tower of a CLIP state dict in either naming."""
     ours = any(name.startswith("visual.") for name in state)
     return vision_from_open_clip(state) if ours else vision_from_transformers(state)
 
 
 def vision_from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The vision tower (names as in `VisionTower`) of a transformers CLIPModel or CLIPVisionModel state dict."""
+    """Return the vision tower (names as in `VisionTower`) of a transformers CLIPModel or CLIPVisionModel."""
     prefix = "vision_model."
     inside = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    # transformers 5 drops the prefix where the vision model stands alone.
+    # transformers 5 omits the prefix in a CLIPVisionModel.
     names = inside or dict(state)
     if "embeddings.class_embedding" not in names:
         raise IncompatibleError("there is no CLIP vision tower in these weights: embeddings.class_embedding is missing")
@@ -230,13 +230,13 @@ def _translate(name: str, parts: Mapping[str, str]) -> str:
 
 
 def _is_dead(name: str, state: Mapping[str, Tensor]) -> bool:
-    """Whether this is fused attention of a file that was saved before the modules were exchanged."""
+    """Tell whether a weight is fused attention that separate maps have replaced."""
     fused = FUSED.fullmatch(name)
     return fused is not None and f"{fused[1]}ts_attn.q_proj.weight" in state
 
 
 def _split_attention(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Fused CLIP attention as separate query, key and value maps; where both are stored the separate ones count."""
+    """Split fused CLIP attention into query, key and value maps; separate maps take precedence."""
     split: dict[str, Tensor] = {}
     for name, tensor in state.items():
         fused = FUSED.fullmatch(name)

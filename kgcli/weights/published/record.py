@@ -1,4 +1,4 @@
-"""A model folder's record of its origin and of the sha256 of everything in it: written, and held against the folder."""
+"""A model folder's record of its origin and the sha256 of its files: writing and verification."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from kgcli.weights.published.checkpoint import expected_weights, stage_of
 from kgcli.weights.safetensors import check_weights
 
 RECORD_NAME = "weights.json"
-UNRECORDED = (RECORD_NAME, "README.md")  # the card is for people to write in
+UNRECORDED = (RECORD_NAME, "README.md")  # the card may be edited
 
 
 def write_record(folder: Path, source: Mapping[str, Any]) -> None:
-    """Hash the files that make the model in a folder and note the source that it was converted from."""
+    """Hash the files of a model folder and record the source it was converted from."""
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     content = {
         "source": dict(source),
@@ -35,9 +35,9 @@ def write_record(folder: Path, source: Mapping[str, Any]) -> None:
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """Return the record of a folder, or None where it has none.
+    """Return the record of a folder, or None if it has none.
 
-    Raises: MissingError where it is damaged.
+    Raises: MissingError if it is damaged.
     """
     path = folder / RECORD_NAME
     if not path.is_file():
@@ -53,7 +53,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def differing_files(folder: Path, record: Mapping[str, Any]) -> list[str]:
-    """Name the files that are missing or not the ones that were recorded, each with the reason."""
+    """List the files that are missing or differ from the record, each with the reason."""
     faults = []
     for name, entry in record["files"].items():
         path = folder / name
@@ -65,9 +65,9 @@ def differing_files(folder: Path, record: Mapping[str, Any]) -> list[str]:
 
 
 def verify(model: str) -> Iterator[str]:
-    """Check a model folder, or the pulled model of a name; yields one line for each thing that is as it should be.
+    """Check a model folder or a pulled model; yield one line for each passed check.
 
-    Raises: MissingError, IncompatibleError at the first that is not.
+    Raises: MissingError, IncompatibleError at the first failed check.
     """
     folder = open_model(model, with_decoder=False, with_aligner=False)
     yield f"tokenizer: {folder.cfg.mllm.vocab_size:,} ids"

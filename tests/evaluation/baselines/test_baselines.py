@@ -1,4 +1,4 @@
-"""Laws of the baselines that learn subjects or read pictures by diffusers' own classes."""
+"""Laws of the baselines that learn subjects or read images by diffusers' own classes."""
 
 import shutil
 
@@ -90,8 +90,8 @@ def learn(method, folder, data, subject="dog_2"):
     return folder / subject
 
 
-def pixels(pictures):
-    return [picture.tobytes() for picture in pictures]
+def pixels(images):
+    return [image.tobytes() for image in images]
 
 
 @pytest.mark.parametrize(
@@ -117,10 +117,10 @@ def test_a_subject_is_told_apart_from_its_place():
     assert split_subject(make_item("a dog in the snow")) == ("dog", "in the snow")
 
 
-def test_references_are_the_input_or_all_pictures_of_its_folder(data):
+def test_references_are_the_input_or_all_images_of_its_folder(data):
     assert reference_names([make_item()], data, every=False) == ["dog_2/00.png"]
     assert reference_names([make_item()], data, every=True) == ["dog_2/00.png", "dog_2/01.png"]
-    with pytest.raises(IncompatibleError, match="2 pictures"):
+    with pytest.raises(IncompatibleError, match="2 images"):
         reference_names([make_item(inputs=("a", "b"))], data, every=False)
     with pytest.raises(MissingError, match="lost.png"):
         reference_names([make_item(inputs=("lost.png",))], data, every=False)
@@ -149,7 +149,7 @@ def _weights(method):
 
 
 @pytest.mark.parametrize("kind", METHODS)
-def test_learning_changes_pictures_and_drawing_is_a_function_of_the_item(kind, decoder, data, tmp_path):
+def test_learning_changes_images_and_generation_is_a_function_of_the_item(kind, decoder, data, tmp_path):
     items = [make_item(seed=1), make_item("a red dog", seed=2)]
     method = make(kind, decoder)
     dog, cat = learn(method, tmp_path, data), learn(method, tmp_path, data, "cat_1")
@@ -195,7 +195,7 @@ def _files(folder):
 
 
 @pytest.mark.parametrize("kind", METHODS)
-def test_what_was_drawn_and_learnt_before_leaves_no_trace(kind, decoder, data, tmp_path):
+def test_what_was_generated_and_learnt_before_leaves_no_trace(kind, decoder, data, tmp_path):
     one, two = make(kind, decoder), make(kind, decoder)
     learn(one, tmp_path / "one", data, "cat_1")
     one.draw([make_item()], data, tmp_path / "one" / "cat_1")
@@ -264,7 +264,7 @@ def test_all_of_the_unet_can_learn(decoder, data, tmp_path):
     assert pixels(method.draw([make_item()], data, folder)) == pixels(learnt)
 
 
-def test_pictures_of_a_class_are_drawn_once_by_the_untrained_decoder(decoder, data, tmp_path):
+def test_images_of_a_class_are_generated_once_by_the_untrained_decoder(decoder, data, tmp_path):
     method = make(DreamBooth, decoder)
     learn(method, tmp_path, data)
     first = _files(next(tmp_path.glob(".class-*")))
@@ -328,7 +328,7 @@ def adapter(decoder, tmp_path_factory):
     return folder
 
 
-def test_an_ip_adapter_looks_at_the_picture(decoder, adapter, data):
+def test_an_ip_adapter_looks_at_the_image(decoder, adapter, data):
     method = make(IpAdapter, decoder, model=str(adapter))
     items = [make_item(), make_item(inputs=("cat_1/00.png",))]
     dog, cat = pixels(method.draw(items, data, data))
@@ -342,7 +342,7 @@ def test_an_ip_adapter_of_another_width_is_refused(decoder, adapter, tmp_path):
     shutil.copytree(adapter, tmp_path / "other")
     file = tmp_path / "other" / "models" / "ip-adapter_sd15.safetensors"
     save_file({name: t[:, :8] if "_ip" in name else t for name, t in _contiguous(load_file(file))}, file)
-    with pytest.raises(IncompatibleError, match="width 8; this one attends to 16"):
+    with pytest.raises(IncompatibleError, match="width 8; this one has 16"):
         make(IpAdapter, decoder, model=str(tmp_path / "other"))
 
 

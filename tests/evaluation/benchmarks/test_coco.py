@@ -13,12 +13,12 @@ def test_the_published_sample_is_met():
 def test_the_published_choice_samples_in_the_order_of_the_file(tmp_path):
     captions = choose_captions("published", write_annotations(tmp_path, 60), 20)
     assert [one.text for one in captions.chosen] == [f"a cat number {index}" for index in sample_indices(60, 20)]
-    assert captions.facts["of"] == 60 and captions.facts["choice"] == "published"
+    assert captions.fingerprint["of"] == 60 and captions.facts["choice"] == "published"
 
 
-def test_one_caption_a_picture(tmp_path):
+def test_one_caption_an_image(tmp_path):
     captions = choose_captions("one", write_annotations(tmp_path, 60), 20)
-    assert len({one.picture for one in captions.chosen}) == 20 == captions.facts["of"]
+    assert len({one.image_id for one in captions.chosen}) == 20 == captions.fingerprint["of"]
     assert all(int(one.text.split()[-1]) % 3 == 0 for one in captions.chosen)
 
 
@@ -28,7 +28,7 @@ def test_captions_of_files(tmp_path):
     texts = [[one.text for one in choose_captions(str(tmp_path / name), None).chosen] for name in ("a.txt", "a.jsonl")]
     assert texts == [["a cat", "a dog"]] * 2
     (tmp_path / "b.jsonl").write_text('{"text": "a cat"}\n')
-    with pytest.raises(UsageError, match="line 1: there is no caption"):
+    with pytest.raises(UsageError, match="line 1: no caption"):
         choose_captions(str(tmp_path / "b.jsonl"), None)
 
 
@@ -44,7 +44,7 @@ def test_what_is_missing_is_said(tmp_path):
         choose_captions("published", None)
     with pytest.raises(MissingError, match="annotations_trainval2014.zip"):
         choose_captions("published", tmp_path)
-    with pytest.raises(UsageError, match="30000 captions are asked for"):
+    with pytest.raises(UsageError, match="30000 captions are requested, but .* has 60"):
         choose_captions("published", write_annotations(tmp_path, 60))
     with pytest.raises(UsageError, match="--captions"):
         choose_captions("some", tmp_path)

@@ -35,7 +35,7 @@ def test_the_benchmark_has_30_subjects_9_of_them_live():
     assert len(SUBJECTS) == 30 and sum(category_of(name) == "live" for name in SUBJECTS) == 9
 
 
-def test_a_plan_asks_for_3000_pictures(plan):
+def test_a_plan_asks_for_3000_images(plan):
     assert len(plan.items) == 3000 == len({item.path for item in plan.items}) == len({item.seed for item in plan.items})
     assert plan.protocol["num_items"] == 3000 and plan.protocol["num_subjects"] == 30
     assert {len(unit) for unit in plan.units()} == {4}
@@ -58,7 +58,7 @@ def test_inputs_and_texts_are_the_published_ones(plan):
     assert (kind_of("dog", 10), kind_of("can", 10), kind_of("dog", 9)) == ("accessory", "context", "context")
 
 
-def test_a_seed_depends_on_nothing_but_its_own_picture(data, plan):
+def test_a_seed_depends_on_nothing_but_its_own_image(data, plan):
     some = single_plan(data, DreamBenchOptions(subjects=("dog",), num_images=2), {})
     seeds = {(item.subject, item.prompt, item.image): item.seed for item in plan.items}
     assert all(seeds[item.subject, item.prompt, item.image] == item.seed for item in some.items)
@@ -107,7 +107,7 @@ def test_a_checkout_or_its_dataset_will_do(folder, data):
             lambda folder: (folder / "cat" / "07.jpg").write_bytes((folder / "cat" / "04.jpg").read_bytes()),
             "159 photos",
         ),
-        (lambda folder: (folder / "prompts_and_classes.txt").write_text("dog,cat"), "other class nouns or prompts"),
+        (lambda folder: (folder / "prompts_and_classes.txt").write_text("dog,cat"), "differs from the benchmark in class nouns or prompts"),
     ],
 )
 def test_what_is_wrong_with_the_data_is_said_in_one_message(tmp_path, spoil, words):
@@ -120,7 +120,7 @@ def test_what_is_wrong_with_the_data_is_said_in_one_message(tmp_path, spoil, wor
 
 @pytest.mark.parametrize(
     ("fields", "words"),
-    [({"noise": "pink"}, "--noise"), ({"num_images": 0}, "--num-images"), ({"subjects": ("cow",)}, "no cow")],
+    [({"noise": "pink"}, "--noise"), ({"num_images": 0}, "--num-images"), ({"subjects": ("cow",)}, "unknown subject cow")],
 )
 def test_wrong_choices_are_refused(data, fields, words):
     with pytest.raises(UsageError, match=words):

@@ -11,11 +11,11 @@ from kgcli.evaluation.baselines.base import MethodOptions
 from kgcli.evaluation.baselines.world import Other
 from kgcli.evaluation.benchmarks import nano as nano_suites
 from kgcli.evaluation.benchmarks import nano_data
-from kgcli.evaluation.metrics.recognition import SHIPPED as SHIPPED_JUDGES
+from kgcli.evaluation.metrics.recognition import SHIPPED as SHIPPED_RECOGNISERS
 from kgcli.evaluation.plan import DreamBenchOptions, Plan
 from kgcli.evaluation.run import nano_score
-from kgcli.evaluation.scores import Scores, figures_of, picture_score
-from kgcli.model.nano_recognisers import Judges
+from kgcli.evaluation.scores import Scores, figures_of, image_score
+from kgcli.model.nano_recognisers import Recognisers
 from kgcli.world.spec import is_held_out, render
 from kgcli.world.tables import FIRST_JUDGE_IDENTITY, FIRST_NEW_IDENTITY
 
@@ -55,13 +55,13 @@ def test_a_plan_is_a_function_of_the_seed_and_the_seed_is_of_the_noise_alone():
         assert all(a.seed != b.seed for a, b in zip(plan.items, other.items, strict=True))
 
 
-def test_the_seed_of_a_picture_does_not_depend_on_what_else_is_asked():
+def test_the_seed_of_an_image_does_not_depend_on_what_else_is_asked():
     some = dreambench(num_images=1, subjects=(list(nano_suites.subjects())[3],))
     seeds = {item.path: item.seed for item in dreambench().items}
     assert all(seeds[item.path] == item.seed for item in some.items)
 
 
-def test_no_individual_is_one_that_anything_is_trained_on():
+def test_no_instance_is_one_that_anything_is_trained_on():
     shown = list(nano_suites.subjects().values())
     shown += [placed.subject for i in range(60) for placed in nano_suites.caption_of(i)[1].subjects]
     assert all(FIRST_NEW_IDENTITY <= subject.identity < FIRST_JUDGE_IDENTITY for subject in shown)
@@ -87,13 +87,13 @@ def test_captions_include_combinations_that_no_stage_saw():
 
 
 def test_what_cannot_be_asked_is_said():
-    with pytest.raises(UsageError, match="there is no unicorn"):
+    with pytest.raises(UsageError, match="unknown subject unicorn"):
         dreambench(subjects=("unicorn",))
     with pytest.raises(UsageError, match="at least 1"):
         dreambench(num_images=0)
     with pytest.raises(UsageError, match="independent noise alone"):
         dreambench(noise="official")
-    with pytest.raises(UsageError, match="5000 captions are asked for, nano-coco has 4000"):
+    with pytest.raises(UsageError, match="5000 captions are requested, but nano-coco has 4000"):
         coco(num=5000)
 
 
@@ -123,7 +123,7 @@ def test_a_folder_of_other_or_damaged_data_is_refused(tmp_path):
     with pytest.raises(UsageError, match="suite nano-coco"):
         nano_data.dreambench_data(folder)
     (folder / "real/000/000003.png").write_bytes(b"")
-    with pytest.raises(MissingError, match="1 of 6 files are gone or changed"):
+    with pytest.raises(MissingError, match="1 of 6 files are missing or changed"):
         nano_data.coco_data(folder, num=6)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
@@ -132,16 +132,16 @@ def test_a_folder_of_other_or_damaged_data_is_refused(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["coco", "other"]
 
 
-def test_the_judges_know_true_pictures_from_those_of_others(data, tmp_path):
-    judges, suite = Judges.load(SHIPPED_JUDGES), nano_suites.DREAMBENCH
+def test_the_recognisers_know_true_images_from_those_of_others(data, tmp_path):
+    recognisers, suite = Recognisers.load(SHIPPED_RECOGNISERS), nano_suites.DREAMBENCH
     names = list(nano_suites.subjects())[16:26]
     items = [item for item in dreambench(num_images=1, subjects=tuple(names)).items if item.prompt in (1, 12)]
     true = [render(nano_suites.spec_of(item, suite), 64).picture for item in items]
     others = [render(Other(MethodOptions()).spec(item), 64).picture for item in items]
     found = {}
-    rows = zip(("true", "other"), nano_score.recognise(items, suite, [true, others], judges), strict=True)
+    rows = zip(("true", "other"), nano_score.recognise(items, suite, [true, others], recognisers), strict=True)
     for row, values in rows:
-        scored = [picture_score(item, one) for item, one in zip(items, values, strict=True)]
+        scored = [image_score(item, one) for item, one in zip(items, values, strict=True)]
         figures = figures_of(scored, [one.name for one in nano_score.RECOGNISED], row)
         found[row] = {one.measure: one.value for one in figures if one.group == "all"}
         assert {one.row for one in figures} == {row} and "category:live" in {one.group for one in figures}
@@ -150,32 +150,32 @@ def test_the_judges_know_true_pictures_from_those_of_others(data, tmp_path):
     assert min(found[row]["judge_scene"] for row in found) > 0.9
 
 
-def test_the_judges_score_captions_of_one_and_two_subjects():
-    judges, items = Judges.load(SHIPPED_JUDGES), coco(num=24).items
+def test_the_recognisers_score_captions_of_one_and_two_subjects():
+    recognisers, items = Recognisers.load(SHIPPED_RECOGNISERS), coco(num=24).items
     true = [render(nano_suites.spec_of(item, nano_suites.COCO), 64).picture for item in items]
-    (values,) = nano_score.recognise(items, nano_suites.COCO, [true], judges)
+    (values,) = nano_score.recognise(items, nano_suites.COCO, [true], recognisers)
     assert np.mean([one["judge_noun"] for one in values]) > 0.7
     assert not any("judge_picked" in one for one in values)
     assert {len(one) for one in values} == {3, 4}  # of two subjects no accessory is asked
 
 
-def test_the_judges_are_added_to_scores(data, tmp_path):
-    judges = Judges.load(SHIPPED_JUDGES)
+def test_the_recognisers_are_added_to_scores(data, tmp_path):
+    recognisers = Recognisers.load(SHIPPED_RECOGNISERS)
     name = next(iter(nano_suites.subjects()))
     options = DreamBenchOptions(num_images=1, subjects=(name,))
     plan = nano_suites.dreambench_plan(data.sha256, data.folder, options, METHOD)
     for item in plan.items:
         (tmp_path / item.path).parent.mkdir(parents=True, exist_ok=True)
         render(nano_suites.spec_of(item, plan.suite), 64).picture.save(tmp_path / item.path)
-    bare = [picture_score(item) for item in plan.items]
+    bare = [image_score(item) for item in plan.items]
     scores = Scores(
         suite=plan.suite, protocol=plan.protocol, method=METHOD, versions={}, data=plan.data, measures=(), figures=(),
         pictures=tuple(bare),
     )  # fmt: skip
-    judged = nano_score.add_recognition(scores, plan.items, tmp_path, "a note")
-    assert judged.protocol["judges_sha256"] == judges.sha256()
-    assert judged.notes == ("a note",)
-    assert judged.find("judge_noun").value >= 0.8 and judged.find("judge_picked", "copy-input").value == 1.0
-    assert judged.find("judge_scene", "copy-input").value < 0.3  # a copy stays where it was
-    assert all("judge_picked" in one.values for one in judged.pictures)
-    assert set(judged.find("judge_style").__dict__) >= {"low", "high"}
+    extended = nano_score.add_recognition(scores, plan.items, tmp_path, "a note")
+    assert extended.protocol["judges_sha256"] == recognisers.sha256()
+    assert extended.notes == ("a note",)
+    assert extended.find("judge_noun").value >= 0.8 and extended.find("judge_picked", "copy-input").value == 1.0
+    assert extended.find("judge_scene", "copy-input").value < 0.3  # a copy stays where it was
+    assert all("judge_picked" in one.values for one in extended.pictures)
+    assert set(extended.find("judge_style").__dict__) >= {"low", "high"}

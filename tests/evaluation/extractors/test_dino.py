@@ -8,7 +8,7 @@ import timm
 import torch
 from benchmark_data import write_dreambench
 from PIL import Image
-from pixels import by_hand, picture
+from pixels import by_hand, make_image
 from subject_run import Colours, build_run
 from transformers import Dinov2Config, Dinov2Model
 
@@ -19,8 +19,8 @@ from kgcli.evaluation.extractors.weight_files import TABLE, Weights
 from kgcli.evaluation.metrics.distribution import DistributionExtractor
 from kgcli.evaluation.metrics.frechet import Moments, Reference
 from kgcli.evaluation.report.compare import ScoredRun, check_comparable
-from kgcli.evaluation.run.score import RealPictures, score_distribution, score_subjects
-from kgcli.evaluation.run.scoring import Scoring, get_ready
+from kgcli.evaluation.run.score import RealImages, score_distribution, score_subjects
+from kgcli.evaluation.run.scoring import Scoring, find_resources
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -47,18 +47,18 @@ def extractor(published, tmp_path_factory):
 @pytest.mark.parametrize("size", [(512, 512), (300, 210), (128, 200)])
 def test_pixels_are_pillows_bit_for_bit(size):
     of_subjects, of_sets = SIMILARITY.transform(), DISTANCE.transform()
-    assert np.array_equal(of_subjects(picture(size)).numpy(), by_hand(picture(size), 256, *IMAGENET))
-    squashed = picture(size).resize((224, 224), Image.Resampling.BICUBIC)
-    assert np.array_equal(of_sets(picture(size)).numpy(), by_hand(squashed, 224, *IMAGENET))
+    assert np.array_equal(of_subjects(make_image(size)).numpy(), by_hand(make_image(size), 256, *IMAGENET))
+    squashed = make_image(size).resize((224, 224), Image.Resampling.BICUBIC)
+    assert np.array_equal(of_sets(make_image(size)).numpy(), by_hand(squashed, 224, *IMAGENET))
 
 
 def test_the_square_transform_is_the_published_one():
-    """dgm-eval's: torchvision's Resize of both sides on the picture, ToTensor, Normalize with its arrays."""
+    """dgm-eval's: torchvision's Resize of both sides on the image, ToTensor, Normalize with its arrays."""
     from torchvision.transforms import v2
 
-    tensor = v2.functional.pil_to_tensor(picture().resize((224, 224), Image.Resampling.BICUBIC)).float().div(255)
+    tensor = v2.functional.pil_to_tensor(make_image().resize((224, 224), Image.Resampling.BICUBIC)).float().div(255)
     expected = v2.functional.normalize(tensor, *(list(values) for values in IMAGENET))
-    assert torch.equal(square_transform()(picture()), expected)
+    assert torch.equal(square_transform()(make_image()), expected)
 
 
 def cubic(distance, a=-0.75):
@@ -94,11 +94,11 @@ def test_the_official_file_gives_the_rows_of_another_implementation(extractor, p
     other = Dinov2Model(cfg).eval()
     other.load_state_dict(_by_transformers_names({**published, "pos_embed": resize_positions(published["pos_embed"])}))
     with torch.inference_mode():
-        token = other(SIMILARITY.transform()(picture())[None]).last_hidden_state[0, 0]
-    row = extractor.pictures([picture()])[0]
+        token = other(SIMILARITY.transform()(make_image())[None]).last_hidden_state[0, 0]
+    row = extractor.images([make_image()])[0]
     assert row.shape == (384,) and row.dtype == np.float32
     assert np.allclose(row, torch.nn.functional.normalize(token, dim=0).numpy(), atol=2e-5)
-    assert np.abs(row - extractor.pictures([picture(seed=1)])[0]).max() > 1e-3
+    assert np.abs(row - extractor.images([make_image(seed=1)])[0]).max() > 1e-3
 
 
 def _by_transformers_names(state):
@@ -126,16 +126,16 @@ def _by_transformers_names(state):
 
 
 def test_a_row_does_not_depend_on_its_neighbours(extractor):
-    among = extractor.pictures([picture(seed=0), picture(seed=1)])[1]
-    assert np.array_equal(extractor.pictures([picture(seed=1)])[0], among)
+    among = extractor.images([make_image(seed=0), make_image(seed=1)])[1]
+    assert np.array_equal(extractor.images([make_image(seed=1)])[0], among)
 
 
 def test_features_of_sets_are_as_the_network_gives_them():
-    """Not of length 1, from the square of the whole picture; the small network in place of the large."""
+    """Not of length 1, from the square of the whole image; the small network in place of the large."""
     small = DinoExtractor.random_weights(dataclasses.replace(DISTANCE, architecture=SIMILARITY.architecture))
-    row = small.pictures([picture()])[0]
+    row = small.images([make_image()])[0]
     with torch.inference_mode():
-        token = small._model.forward_features(square_transform()(picture())[None])[0, 0]
+        token = small._model.forward_features(square_transform()(make_image())[None])[0, 0]
     assert np.abs(row - token.numpy()).max() < 1e-6 and abs(np.linalg.norm(row) - 1) > 1
     assert small.facts()["transform"] == "PIL bicubic 224 x 224, ImageNet mean and std"
 
@@ -152,10 +152,10 @@ def test_other_files_are_refused(published, tmp_path):
     path = tmp_path / "file.pth"
     for state in ({**published, "register_tokens": torch.zeros(1, 4, 384)}, {"head": torch.zeros(2)}, [1]):
         torch.save(state, path)
-        with pytest.raises(IncompatibleError, match="holds no vit_small_patch14_dinov2"):
+        with pytest.raises(IncompatibleError, match="does not hold vit_small_patch14_dinov2"):
             DinoExtractor(SIMILARITY, Weights(path, ""))
     path.write_text("hello")
-    with pytest.raises(IncompatibleError, match="holds no vit_small_patch14_dinov2"):
+    with pytest.raises(IncompatibleError, match="does not hold vit_small_patch14_dinov2"):
         DinoExtractor(SIMILARITY, Weights(path, ""))
 
 
@@ -172,7 +172,7 @@ def test_subjects_have_three_more_measures_and_another_protocol(tmp_path, extrac
     )
     first = scores.pictures[0]
     files = [tmp_path / "run" / first.path, *(tmp_path / "data" / photo for photo in references["cat"].photos)]
-    rows = extractor.pictures([Image.open(file) for file in files]).astype(np.float64)
+    rows = extractor.images([Image.open(file) for file in files]).astype(np.float64)
     cosines = rows[1:] @ rows[0]
     assert first.values["dinov2_input"] == pytest.approx(cosines[1], abs=1e-6)
     assert first.values["dinov2_all"] == pytest.approx(cosines.mean(), abs=1e-6)
@@ -190,11 +190,11 @@ def test_sets_have_a_frechet_distance_of_raw_features(tmp_path):
     """The distance is of vectors as they are; here of colours, five times as long as in the other measure."""
 
     class Raw(Colours):
-        def pictures(self, pictures):
-            return super().pictures(pictures) * 5
+        def images(self, images):
+            return super().images(images) * 5
 
     plan, _ = build_run(tmp_path, images=5)
-    real = RealPictures(files=sorted((tmp_path / "data").rglob("*.png")), cache=tmp_path / "cache")
+    real = RealImages(files=sorted((tmp_path / "data").rglob("*.png")), cache=tmp_path / "cache")
     unit, raw = Colours("colours"), Raw("dinov2-large")
     presets = [
         DistributionExtractor("kosmosg", unit, unit),
@@ -217,19 +217,19 @@ def test_sets_have_a_frechet_distance_of_raw_features(tmp_path):
         check_comparable(one, two)
 
 
-def test_further_scores_are_asked_for_by_name(kg, tmp_path, monkeypatch):
+def test_further_scores_are_chosen_by_name(kg, tmp_path, monkeypatch):
     monkeypatch.setenv("KG_WEIGHTS", str(tmp_path / "none"))
     data = write_dreambench(tmp_path / "dataset")
-    ask = ["--method", "copy-input", "-o", "run", "--offline"]
-    absent = kg("eval", "dreambench", "--data", data, *ask, "--also", "dinov2")
+    options = ["--method", "copy-input", "-o", "run", "--offline"]
+    absent = kg("eval", "dreambench", "--data", data, *options, "--also", "dinov2")
     assert absent.code == 3 and absent.err.count("\n") == 1 and str(tmp_path / "none") in absent.err
     assert TABLE["dinov2"].file in absent.err and TABLE["dinov2"].url in absent.err
     for command, suite, name, words in (
         ("dreambench", "single", "dreamsim", "--also is dreamsim; for dreambench it must be one of dinov2"),
-        ("dreambench", "nano", "dinov2", "the suite has no further scores"),
+        ("dreambench", "nano", "dinov2", "the suite has no optional scores"),
         ("coco", "full", "dinov2", "it must be one of clip-score, cmmd, fd-dinov2"),
     ):
-        wrong = kg("eval", command, "--suite", suite, "--data", data, *ask, "--also", name)
+        wrong = kg("eval", command, "--suite", suite, "--data", data, *options, "--also", name)
         assert wrong.code == 2 and words in wrong.err and wrong.err.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
@@ -239,12 +239,12 @@ def test_what_further_scores_of_sets_take_is_found_first(tmp_path, monkeypatch):
     build_run(tmp_path)
     asked = {"real": tmp_path / "data" / "cat", "offline": True}
     with pytest.raises(MissingError) as failure:
-        get_ready("coco", None, Scoring(**asked, also=("fd-dinov2", "cmmd")))
+        find_resources("coco", None, Scoring(**asked, also=("fd-dinov2", "cmmd")))
     message = str(failure.value)
     assert all(TABLE[name].url in message for name in ("dinov2-large", "clip", "inception"))
     assert TABLE["dinov2"].file not in message
     with pytest.raises(MissingError) as failure:
-        get_ready("coco", None, Scoring(**asked))
+        find_resources("coco", None, Scoring(**asked))
     assert TABLE["clip"].file not in str(failure.value)
 
 
@@ -253,15 +253,15 @@ def test_the_full_size_network_measures_sets(tmp_path):
     """ViT-L/14, weights that know nothing: features of 1024, as they are."""
     large = DinoExtractor.random_weights(DISTANCE)
     plan, _ = build_run(tmp_path, images=1)
-    real = RealPictures(files=sorted((tmp_path / "data").rglob("*.png")), cache=tmp_path / "cache")
+    real = RealImages(files=sorted((tmp_path / "data").rglob("*.png")), cache=tmp_path / "cache")
     preset = DistributionExtractor("dinov2", large, large, frechet="FD", kernel="KD")
     scores = score_distribution(tmp_path / "run", plan, real, [preset])
-    sets = [large.pictures([Image.open(file) for file in files]) for files in (real.files, _pictures(tmp_path, plan))]
+    sets = [large.images([Image.open(file) for file in files]) for files in (real.files, _images(tmp_path, plan))]
     assert sets[0].shape == (9, 1024) and np.abs(np.linalg.norm(sets[0], axis=1) - 1).min() > 1
     expected = Reference(Moments.of(sets[0])).distance(Moments.of(sets[1]))
     assert scores.find("fd_dinov2").value == pytest.approx(expected, rel=1e-6) and expected > 0
     assert any("random" in note for note in scores.notes)
 
 
-def _pictures(root, plan):
+def _images(root, plan):
     return [root / "run" / item.path for item in plan.items]

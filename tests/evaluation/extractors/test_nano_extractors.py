@@ -34,7 +34,7 @@ def of_colour(noun, colour, start):
 
 
 def trios():
-    """A subject, itself in another picture, and another individual of its colour in such a picture."""
+    """A subject, itself in another image, and another instance of its colour in such an image."""
     for number, (name, subject) in enumerate(list(nano_suites.subjects().items())[::3]):
         noun = list(nano_suites.subjects())[(list(nano_suites.subjects()).index(name) + 7) % 30]
         other = of_colour(noun, subject.look.colour_name, 1000 * number)
@@ -46,14 +46,14 @@ def trios():
 
 
 def test_rows_have_length_one_and_do_not_depend_on_their_batch(shipped):
-    pictures = [picture for trio in list(trios())[:2] for picture in trio]
+    images = [image for trio in list(trios())[:2] for image in trio]
     for extractor in (shipped.dino, shipped.clip):
-        rows = extractor.pictures(pictures)
-        assert rows.dtype == np.float32 and rows.shape[0] == len(pictures)
+        rows = extractor.images(images)
+        assert rows.dtype == np.float32 and rows.shape[0] == len(images)
         np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1.0, atol=1e-6)
-        assert np.array_equal(rows[3:4], extractor.pictures(pictures[3:4]))
-        assert np.array_equal(rows[::-1], extractor.pictures(pictures[::-1]))
-        assert extractor.pictures([]).shape == (0, rows.shape[1])
+        assert np.array_equal(rows[3:4], extractor.images(images[3:4]))
+        assert np.array_equal(rows[::-1], extractor.images(images[::-1]))
+        assert extractor.images([]).shape == (0, rows.shape[1])
 
 
 def test_texts_too(shipped):
@@ -65,33 +65,33 @@ def test_texts_too(shipped):
         shipped.clip.texts(["a cat " * 40])
 
 
-def test_pictures_of_other_modes_and_sizes_are_read(shipped):
-    picture = photo(nano_suites.subjects()["car"], "beach", 1)
-    large = picture.resize((256, 256), Image.Resampling.NEAREST).convert("RGBA")
+def test_images_of_other_modes_and_sizes_are_read(shipped):
+    image = photo(nano_suites.subjects()["car"], "beach", 1)
+    large = image.resize((256, 256), Image.Resampling.NEAREST).convert("RGBA")
     for extractor in (shipped.dino, shipped.clip):
-        one, other = extractor.pictures([picture, large])
+        one, other = extractor.images([image, large])
         assert one @ other > 0.9
 
 
-# The CLIP sees the scene first: across scenes it tells individuals apart on average alone.
+# The CLIP sees the scene first: across scenes it tells instances apart on average alone.
 @pytest.mark.parametrize(("which", "margin", "share"), [("dino", 0.3, 0.9), ("clip", 0.05, 0.6)])
 def test_a_subject_is_more_like_itself_than_another_of_its_colour(shipped, which, margin, share):
     extractor = getattr(shipped, which)
-    rows = extractor.pictures([picture for trio in trios() for picture in trio])
+    rows = extractor.images([image for trio in trios() for image in trio])
     asked, same, other = rows[0::3], rows[1::3], rows[2::3]
     near, far = (asked * same).sum(axis=1), (asked * other).sum(axis=1)
     assert near.mean() > far.mean() + margin
     assert (near > far).mean() >= share
 
 
-def test_a_caption_is_more_like_its_picture_than_those_of_others(shipped):
+def test_a_caption_is_more_like_its_image_than_those_of_others(shipped):
     names = list(nano_suites.subjects())[:10]
     items = [
         next(item for item in _plan().items if item.subject == name and item.prompt == number)
         for number, name in enumerate(names)
     ]
-    pictures = [render(nano_suites.spec_of(item, nano_suites.DREAMBENCH), 64).picture for item in items]
-    like = shipped.clip.pictures(pictures) @ shipped.clip.texts([item.scored_text for item in items]).T
+    images = [render(nano_suites.spec_of(item, nano_suites.DREAMBENCH), 64).picture for item in items]
+    like = shipped.clip.images(images) @ shipped.clip.texts([item.scored_text for item in items]).T
     assert (like.argmax(axis=1) == np.arange(10)).mean() >= 0.8
 
 
@@ -110,7 +110,7 @@ def test_weights_that_are_not_there_are_missed(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["described", "rescened"])
-def test_evaluators_see_individuals_of_their_own(kind):
+def test_evaluators_see_instances_of_their_own(kind):
     for index in range(12):
         sample = draw({kind: 1.0}, 5, index, 64)
         assert sample.caption or kind == "rescened"

@@ -25,7 +25,7 @@ from kgcli.evaluation.plan import DreamBenchOptions
 from kgcli.evaluation.report.compare import ScoredRun, check_comparable
 from kgcli.evaluation.run.masks import masks_from_segmenter
 from kgcli.evaluation.run.score import score_subjects
-from kgcli.evaluation.run.scoring import Scoring, get_ready
+from kgcli.evaluation.run.scoring import Scoring, find_resources
 from kgcli.evaluation.run.suites import each_subject
 from kgcli.evaluation.scores import Scores
 from kgcli.files import sha256 as hash_of
@@ -43,13 +43,13 @@ def segmenter(folder):
     return ClipSegmenter(find_segmenter(str(folder)))
 
 
-def picture(size=(50, 40), seed=0):
+def make_image(size=(50, 40), seed=0):
     noise = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
     return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
 
 
 class Counting:
-    """A segmenter that counts the pictures it is shown."""
+    """A segmenter that counts the images it is shown."""
 
     def __init__(self, segmenter):
         self.segmenter, self.seen = segmenter, []
@@ -57,9 +57,9 @@ class Counting:
     def facts(self):
         return self.segmenter.facts()
 
-    def mask(self, picture, noun):
+    def mask(self, image, noun):
         self.seen.append(noun)
-        return self.segmenter.mask(picture, noun)
+        return self.segmenter.mask(image, noun)
 
 
 def score(root, plan, references, segmenter, out="run"):
@@ -69,8 +69,8 @@ def score(root, plan, references, segmenter, out="run"):
 
 
 def test_the_model_sees_pillows_pixels_bit_for_bit(segmenter):
-    found = segmenter._processor(text=["a dog"], images=[picture()], return_tensors="pt").pixel_values[0].numpy()
-    resized = np.asarray(picture().resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+    found = segmenter._processor(text=["a dog"], images=[make_image()], return_tensors="pt").pixel_values[0].numpy()
+    resized = np.asarray(make_image().resize((SIDE, SIDE), Image.Resampling.BILINEAR))
     # As the library: bytes times 1/255 in float64, then float32.
     pixels = (resized.astype(np.float64) * (1 / 255)).astype(np.float32)
     mean, std = (np.array(PREPROCESSOR[name], np.float32) for name in ("image_mean", "image_std"))
@@ -78,24 +78,24 @@ def test_the_model_sees_pillows_pixels_bit_for_bit(segmenter):
 
 
 def test_a_mask_is_the_models_answer_to_the_noun(folder, segmenter):
-    """Against the bare library: the same logits, made as large as the picture, cut at one half."""
+    """Against the bare library: the same logits, made as large as the image, cut at one half."""
     from transformers import CLIPSegForImageSegmentation
 
     bare = CLIPSegForImageSegmentation.from_pretrained(folder).eval()
-    inputs = segmenter._processor(text=["a dog"], images=[picture()], return_tensors="pt")
+    inputs = segmenter._processor(text=["a dog"], images=[make_image()], return_tensors="pt")
     letters = json.loads((folder / "vocab.json").read_text())
     spelt = ["<|startoftext|>", "a</w>", "d", "o", "g</w>", "<|endoftext|>"]
     assert inputs.input_ids[0].tolist() == [letters[one] for one in spelt]
     with torch.inference_mode():
         logits = bare(**inputs).logits
     expected = torch.nn.functional.interpolate(logits.sigmoid()[None], size=(40, 50), mode="bilinear")[0, 0]
-    assert torch.equal(segmenter.probabilities(picture(), "dog"), expected)
-    mask = segmenter.mask(picture(), "dog")
+    assert torch.equal(segmenter.probabilities(make_image(), "dog"), expected)
+    mask = segmenter.mask(make_image(), "dog")
     assert mask.size == (50, 40) and mask.mode == "L"
     assert np.array_equal(np.asarray(mask) == 255, expected.numpy() >= 0.5)
     assert set(np.unique(np.asarray(mask))) == {0, 255}
-    assert not torch.equal(segmenter.probabilities(picture(), "teapot"), expected)
-    assert segmenter.mask(picture(), "dog").tobytes() == mask.tobytes()
+    assert not torch.equal(segmenter.probabilities(make_image(), "teapot"), expected)
+    assert segmenter.mask(make_image(), "dog").tobytes() == mask.tobytes()
 
 
 def test_a_protocol_names_class_weights_prompt_and_threshold(folder, segmenter):
@@ -109,7 +109,7 @@ def test_masks_are_kept_and_scoring_goes_on_with_them(tmp_path, segmenter):
     plan, references = build_run(tmp_path)
     counting = Counting(segmenter)
     scores = score(tmp_path, plan, references, counting)
-    assert sorted(counting.seen) == sorted([*NOUNS] * 7)  # 4 pictures and 3 photos of each
+    assert sorted(counting.seen) == sorted([*NOUNS] * 7)  # 4 images and 3 photos of each
     assert len(list((tmp_path / "run" / "masks").glob("cat-00_0-cat-*.png"))) == 1
     whole = (tmp_path / "run" / "scores.json").read_bytes()
     for vectors in (tmp_path / "run" / "features").iterdir():
@@ -125,20 +125,20 @@ def test_masks_are_kept_and_scoring_goes_on_with_them(tmp_path, segmenter):
 
 
 def test_numbers_are_the_cosines_of_what_the_masks_leave(tmp_path, segmenter):
-    """Subjects in turn, and one picture that is asked for two of them: each with its own noun."""
+    """Subjects in turn, and one image that is asked for two of them: each with its own noun."""
     plan, references = build_run(tmp_path)
     turns = [plan.items[place] for place in (0, 4, 8, 1, 5, 9)]
     shared = dataclasses.replace(turns[0], subject="dog")
     scores = score(tmp_path, dataclasses.replace(plan, items=(*turns, shared)), references, segmenter)
-    looks = Colours("dino")
+    dino = Colours("dino")
     for one in scores.pictures:
         files = [tmp_path / "run" / one.path, tmp_path / "data" / references[one.subject].input]
         left = []
-        for picture in map(Image.open, files):
-            mask = np.asarray(segmenter.mask(picture, one.subject)) == 255
+        for image in map(Image.open, files):
+            mask = np.asarray(segmenter.mask(image, one.subject)) == 255
             assert mask.any()
-            left.append(Image.fromarray(np.where(mask[..., None], np.asarray(picture), np.uint8(255))))
-        rows = looks.pictures(left).astype(np.float64)
+            left.append(Image.fromarray(np.where(mask[..., None], np.asarray(image), np.uint8(255))))
+        rows = dino.images(left).astype(np.float64)
         assert one.values["dino_masked_input"] == pytest.approx(rows[0] @ rows[1], abs=1e-6)
     assert len({one.values["dino_masked_input"] for one in scores.pictures}) == 7
 
@@ -154,12 +154,12 @@ def test_vectors_are_those_of_one_noun_and_one_segmenter(tmp_path, segmenter):
         assert extractors.dino.num_seen - before == seen + plain
 
 
-def test_where_nothing_is_marked_the_whole_picture_counts_and_is_counted(tmp_path):
+def test_where_nothing_is_marked_the_whole_image_counts_and_is_counted(tmp_path):
     blind = ClipSegmenter(find_segmenter(str(write_clipseg(tmp_path / "blind", bias=-1000.0))))
     plan, references = build_run(tmp_path)
     scores = score(tmp_path, plan, references, blind)
     (note,) = [one for one in scores.notes if "marked nothing" in one]
-    assert "12 of 12 pictures and 9 of 9 photos" in note and "cat/00_0.png" in note
+    assert "12 of 12 images and 9 of 9 photos" in note and "cat/00_0.png" in note
     for reference in ("input", "all", "others"):
         assert scores.find(f"dino_masked_{reference}").value == scores.find(f"dino_{reference}").value
     assert note in (tmp_path / "run" / "scores.md").read_text()
@@ -180,7 +180,7 @@ def test_runs_with_other_masks_are_not_compared(tmp_path, segmenter):
     check_comparable(first, ScoredRun(name="d", folder=tmp_path, scores=Scores.read(tmp_path / "a")))
 
 
-def test_each_subject_of_a_picture_is_sought_by_its_own_noun(tmp_path):
+def test_each_subject_of_an_image_is_sought_by_its_own_noun(tmp_path):
     plan = multi_plan(open_dreambench(write_dreambench(tmp_path / "dataset")), DreamBenchOptions(num_images=1), {})
     nouns = {item.subject: item.class_noun for item in each_subject(plan).items}
     assert nouns == {name: noun for name, (noun, _) in REAL_SUBJECTS.items()}
@@ -191,7 +191,7 @@ def test_a_segmenter_that_cannot_be_had_offline_is_named(monkeypatch):
         find_segmenter("default", offline=True)
     message = str(failure.value)
     assert REPOSITORY in message and f"https://huggingface.co/{REPOSITORY}" in message and "\n" not in message
-    assert "--segmenter FOLDER" in message and "nothing is fetched offline" in message
+    assert "--segmenter FOLDER" in message and "nothing is downloaded offline" in message
     with pytest.raises(MissingError, match="no segmenter folder nowhere"):
         find_segmenter("nowhere")
 
@@ -226,7 +226,7 @@ def test_another_model_is_refused(tmp_path, folder):
     shutil.copytree(folder, tmp_path / "other")
     config = json.loads((folder / "config.json").read_text())
     (tmp_path / "other" / "config.json").write_text(json.dumps({**config, "model_type": "clip"}))
-    with pytest.raises(IncompatibleError, match="of the kind clip; it must be a clipseg"):
+    with pytest.raises(IncompatibleError, match="of type clip; it must be clipseg"):
         find_segmenter(str(tmp_path / "other"))
 
 
@@ -236,7 +236,7 @@ def test_weights_that_are_not_whole_are_refused(tmp_path, folder):
     weights = load_file(folder / "model.safetensors")
     part = {name: weight for name, weight in weights.items() if not name.startswith("decoder.")}
     save_file(part, tmp_path / "part" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(IncompatibleError, match="no whole CLIPSeg"):
+    with pytest.raises(IncompatibleError, match="not a complete CLIPSeg"):
         ClipSegmenter(find_segmenter(str(tmp_path / "part")))
     (tmp_path / "part" / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(IncompatibleError, match="cannot be used"):
@@ -247,18 +247,18 @@ def test_a_pickle_of_weights_alone_is_read(tmp_path, folder, segmenter):
     shutil.copytree(folder, tmp_path / "pickled", ignore=shutil.ignore_patterns("*.safetensors"))
     torch.save(load_file(folder / "model.safetensors"), tmp_path / "pickled" / "pytorch_model.bin")
     pickled = ClipSegmenter(find_segmenter(str(tmp_path / "pickled")))
-    assert pickled.mask(picture(), "dog").tobytes() == segmenter.mask(picture(), "dog").tobytes()
+    assert pickled.mask(make_image(), "dog").tobytes() == segmenter.mask(make_image(), "dog").tobytes()
 
 
 def test_the_commands_answers_to_what_cannot_be(kg, tmp_path, folder, monkeypatch):
     monkeypatch.setenv("KG_WEIGHTS", str(tmp_path / "none"))
     data = write_dreambench(tmp_path / "dataset")
-    ask = ["eval", "dreambench", "--data", data, "--method", "copy-input", "-o", "run", "--offline"]
-    both = kg(*ask, "--masks", data, "--segmenter", folder)
+    options = ["eval", "dreambench", "--data", data, "--method", "copy-input", "-o", "run", "--offline"]
+    both = kg(*options, "--masks", data, "--segmenter", folder)
     assert both.code == 2 and "--masks and --segmenter" in both.err and both.err.count("\n") == 1
-    absent = kg(*ask, "--segmenter", "default")
+    absent = kg(*options, "--segmenter", "default")
     assert absent.code == 3 and REPOSITORY in absent.err and absent.err.count("\n") == 1
-    nano = kg(*ask, "--suite", "nano", "--segmenter", folder)
+    nano = kg(*options, "--suite", "nano", "--segmenter", folder)
     assert nano.code == 2 and "--segmenter" in nano.err and "nano-dreambench" in nano.err
     assert not (tmp_path / "run").exists()
 
@@ -267,7 +267,7 @@ def test_a_segmenter_is_found_before_weights_are_fetched(folder, tmp_path, monke
     for name in ("dino", "clip"):
         monkeypatch.setitem(TABLE, name, dataclasses.replace(TABLE[name], sha256=""))
         (tmp_path / TABLE[name].file).write_bytes(b"any")
-    ready = get_ready("dreambench", None, Scoring(weights=tmp_path, segmenter=str(folder), offline=True))
+    ready = find_resources("dreambench", None, Scoring(weights=tmp_path, segmenter=str(folder), offline=True))
     assert ready.segmenter is not None and ready.segmenter.path == folder / "model.safetensors"
 
 
@@ -286,19 +286,19 @@ def test_the_command_scores_a_run_without_backgrounds_and_by_dinov2(kg, tmp_path
         torch.save(network.state_dict(), weights / TABLE[name].file)
     torch.save(open_clip.create_model("ViT-B-32-quickgelu").state_dict(), weights / TABLE["clip"].file)
     data = write_dreambench(tmp_path / "dataset")
-    ask = ["--weights", weights, "--offline", "--device", "cpu", "-q"]
-    draw = ["--data", data, "--method", "copy-input", "--subjects", "dog", "-n", 1, *ask]
+    options = ["--weights", weights, "--offline", "--device", "cpu", "-q"]
+    generate = ["--data", data, "--method", "copy-input", "--subjects", "dog", "-n", 1, *options]
     further = ["--segmenter", folder, "--also", "dinov2"]
-    assert kg("eval", "dreambench", *draw, *further, "-o", "run").code == 0
+    assert kg("eval", "dreambench", *generate, *further, "-o", "run").code == 0
     scores = Scores.read(tmp_path / "run")
     assert scores.find("dinov2_input").value == pytest.approx(1, abs=1e-5)
     assert scores.find("dino_masked_input").value == pytest.approx(1, abs=1e-5)
     assert scores.protocol["scoring"]["masks"]["weights_sha256"] == hash_of(folder / "model.safetensors")
     assert all("-dog-" in one.name for one in (tmp_path / "run" / "masks").iterdir())
     whole = (tmp_path / "run" / "scores.json").read_bytes()
-    again = ["eval", "dreambench", "-o", "run", "--only", "score", *ask]
+    again = ["eval", "dreambench", "-o", "run", "--only", "score", *options]
     assert kg(*again, *further).code == 0 and (tmp_path / "run" / "scores.json").read_bytes() == whole
     shutil.copytree(tmp_path / "run", tmp_path / "bare")
-    assert kg("eval", "dreambench", "-o", "bare", "--only", "score", *ask).code == 0
+    assert kg("eval", "dreambench", "-o", "bare", "--only", "score", *options).code == 0
     refused = kg("eval", "compare", "run", "bare")
     assert refused.code == 2 and "scoring.dinov2" in refused.err and refused.err.count("\n") == 1

@@ -89,20 +89,20 @@ def test_a_fetched_file_is_checked_and_kept(cache, published):
 
 def test_a_file_that_arrives_damaged_is_not_kept(cache, published):
     Path(published.url.removeprefix("file://")).write_bytes(b"cut sh")
-    with pytest.raises(IncompatibleError, match="another file"):
+    with pytest.raises(IncompatibleError, match="a file other than the published one"):
         resolve("net")
     assert not list(cache.iterdir())
 
 
 def test_a_file_that_cannot_be_fetched_is_missing(cache, published):
     Path(published.url.removeprefix("file://")).unlink()
-    with pytest.raises(MissingError, match="could not be fetched"):
+    with pytest.raises(MissingError, match="could not be downloaded"):
         resolve("net")
     assert not list(cache.iterdir())
 
 
 def test_offline_fetches_nothing(cache, published):
-    with pytest.raises(MissingError, match="nothing is fetched offline"):
+    with pytest.raises(MissingError, match="nothing is downloaded offline"):
         resolve("net", offline=True)
 
 

@@ -36,8 +36,8 @@ def test_one_subject_has_no_interval():
     assert cluster_mean([0.3]).low is None
 
 
-def test_subjects_cover_the_truth_and_pictures_do_not():
-    """95 % of the t intervals hold the true mean, about a third of those over pictures do."""
+def test_subjects_cover_the_truth_and_images_do_not():
+    """95 % of the t intervals hold the true mean, about a third of those over images do."""
     rng = np.random.default_rng(0)
     covered, num = {"t": 0, "pictures": 0}, 600
     for _ in range(num):
@@ -88,5 +88,5 @@ def test_equal_runs_differ_by_nothing():
 
 
 def test_other_subjects_are_not_compared():
-    with pytest.raises(UsageError, match="other subjects"):
+    with pytest.raises(UsageError, match="the subjects of the runs differ"):
         paired({"a": 1.0}, {"b": 1.0})

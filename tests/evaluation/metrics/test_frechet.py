@@ -17,7 +17,7 @@ DIM = 24
 
 
 class Given(torch.nn.Module):
-    """Pictures that are features already."""
+    """Images that are features already."""
 
     num_features = DIM
 
@@ -137,7 +137,7 @@ def test_sets_too_small_for_their_width_are_not_extrapolated(num, width, can):
     assert may_extrapolate(num, width) is can
 
 
-def test_what_says_nothing_of_few_pictures_is_not_shown(sets):
+def test_what_says_nothing_of_few_images_is_not_shown(sets):
     def figures(num, width=4):
         rng = np.random.default_rng(1)
         rows = rng.normal(size=(num, width)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Comparing scored runs: only of one protocol, paired on the same pictures."""
+"""Comparing scored runs: only of one protocol, paired on the same images."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_pairing_takes_out_what_makes_subjects_hard(two):
     assert found.high - found.low < unpaired.high - unpaired.low
 
 
-def test_pictures_are_matched_and_not_counted_off(two):
+def test_images_are_matched_and_not_counted_off(two):
     folder, a, b = two
     rewrite(folder / "b", b, pictures=tuple(reversed(b.pictures)))
     shuffled = compare(open_runs([folder / "a", folder / "b"])).differences
@@ -59,33 +59,33 @@ def test_pictures_are_matched_and_not_counted_off(two):
     assert shuffled == compare(open_runs([folder / "a", folder / "b"])).differences
 
 
-def test_runs_of_other_pictures_are_refused(two):
+def test_runs_of_different_images_are_refused(two):
     folder, _, b = two
     rewrite(folder / "b", b, pictures=b.pictures[:5])
-    with pytest.raises(UsageError, match=r"other pictures \(64 and 5, 5 in both\)"):
+    with pytest.raises(UsageError, match=r"different images \(64 and 5, 5 in both\)"):
         open_runs([folder / "a", folder / "b"])
 
 
-def test_a_subject_in_several_pictures_of_one_prompt_is_paired_picture_by_picture(two):
+def test_a_subject_in_several_images_of_one_prompt_is_paired_image_by_image(two):
     """As in the suite of several subjects: without the path, one of the pairs would stand for all of them."""
     folder, a, b = two
     for name, scores, shift in (("a", a, 0.0), ("b", b, 0.06)):
         one = scores.pictures[0]
-        pictures = tuple(
+        images = tuple(
             dataclasses.replace(one, path=f"images/{place}.{'png' if name == 'a' else 'jpg'}", values={"clip_t": value})
             for place, value in enumerate(np.random.default_rng(0).permutation(9) / 10 + shift)
         )
-        rewrite(folder / name, scores, pictures=pictures)
+        rewrite(folder / name, scores, pictures=images)
     found = compare(open_runs([folder / "a", folder / "b"])).find("clip_t", "b")
     assert found.value == pytest.approx(0.06) and found.num_pictures == 9
 
 
-def test_only_pictures_that_have_the_measure_in_both_runs_count(two):
+def test_only_images_that_have_the_measure_in_both_runs_count(two):
     folder, a, b = two
-    pictures = tuple(
+    images = tuple(
         one if one.subject != "dog" and one.image == 0 else dataclasses.replace(one, values={}) for one in b.pictures
     )
-    rewrite(folder / "b", b, pictures=pictures)
+    rewrite(folder / "b", b, pictures=images)
     found = compare(open_runs([folder / "a", folder / "b"])).find("clip_t", "b")
     difference = (table(b, "clip_t") - table(a, "clip_t"))[1:, :, 0].mean()
     assert SUBJECTS[0] == "dog" and found.value == pytest.approx(difference)
@@ -133,7 +133,7 @@ def test_other_protocols_are_refused_in_one_line(two, kg, changes, words):
     for command in (["compare"], ["report", "-o", "page.html"]):
         done = kg("eval", *command, "a", "b")
         assert done.code == 2 and done.out == "" and done.err.count("\n") == 1
-        assert "a and b are of different protocols" in done.err and words in done.err
+        assert "a and b have different protocols" in done.err and words in done.err
     assert not (folder / "page.html").exists()
 
 
@@ -149,8 +149,8 @@ def test_what_is_no_scored_run_is_named(two, kg):
     (folder / "empty").mkdir()
     (folder / "b" / "scores.json").unlink()
     for name, words in (
-        ("gone", "gone is not there"),
-        ("empty", "empty holds no run"),
+        ("gone", "gone does not exist"),
+        ("empty", "empty is not a run folder"),
         ("b", "b is not scored yet; score it with kg eval dreambench"),
     ):
         done = kg("eval", "compare", "a", name)
@@ -161,7 +161,7 @@ def test_what_is_no_scored_run_is_named(two, kg):
 
 
 def test_a_run_is_compared_with_another(two, kg):
-    assert "give two runs or more" in kg("eval", "compare", "a").err
+    assert "give two or more runs" in kg("eval", "compare", "a").err
     done = kg("eval", "compare", "a", "a/scores.json")
     assert done.code == 2 and "given twice" in done.err
 

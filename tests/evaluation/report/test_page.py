@@ -105,18 +105,18 @@ def test_equal_runs_give_equal_pages(folder, pages):
 def test_what_people_wrote_is_shown_and_not_obeyed(tmp_path):
     scores = make_subject_run(tmp_path / "run", subjects=FEW[:2], num_images=1)
     evil = '<script>alert(1)</script> "&'
-    pictures = tuple(
+    images = tuple(
         dataclasses.replace(one, scored_text=evil, kind=evil, category="</template>") for one in scores.pictures
     )
     measures = (dataclasses.replace(MEASURES[0], title="</script><b>x"), *MEASURES[1:])
     rewrite(
-        tmp_path / "run", scores, pictures=pictures, measures=measures, notes=(evil,), method={evil: evil, "name": evil}
+        tmp_path / "run", scores, pictures=images, measures=measures, notes=(evil,), method={evil: evil, "name": evil}
     )
     page = build_page(open_runs([tmp_path / "run"]))
     reader = Reader(page)
     assert [kind for kind, _ in reader.tags].count("script") == 2
     assert "<b>x" not in page
-    assert reader.text.count("<script>alert(1)</script>") > len(pictures)
+    assert reader.text.count("<script>alert(1)</script>") > len(images)
     assert "<image> in the jungle" in reader.text  # what the method read
 
 
@@ -132,7 +132,7 @@ def test_parts_are_escaped_unless_they_are_html():
 def test_nano_scores_cannot_be_taken_for_scores_of_the_paper(folder, pages, tmp_path):
     for name in ("one", "two"):
         assert NANO in pages[name]
-        assert "<h1>DreamBench, nano twin</h1>" in pages[name] and "All pictures (nano)" in pages[name]
+        assert "<h1>DreamBench, nano twin</h1>" in pages[name] and "All images (nano)" in pages[name]
     make_subject_run(tmp_path / "full", suite="dreambench", subjects=FEW[:2], num_images=1)
     full = Reader(build_page(open_runs([tmp_path / "full"])))
     assert "nano" not in full.text.lower()
@@ -156,10 +156,10 @@ def test_numbers_have_the_digits_their_measure_needs(folder):
 def test_the_protocol_is_told_in_full(pages):
     for part in ("guidance_scale", "7.5", "extractors.dino.sha256", "ab" * 32, "weights.sha256", "cd" * 32, "2.15.0"):
         assert part in pages["one"]
-    assert "Copy rate: share of pictures with DINO (input) &gt; 0.95." in pages["one"]
+    assert "Copy rate: fraction of images with DINO (input) &gt; 0.95." in pages["one"]
 
 
-def test_pictures_of_a_run_lie_beside_their_input_in_closed_boxes(pages):
+def test_images_of_a_run_lie_beside_their_input_in_closed_boxes(pages):
     reader = Reader(pages["two"])
     kinds = [kind for kind, _ in reader.tags]
     assert kinds.count("template") == len(FEW)
@@ -186,18 +186,18 @@ def test_a_large_run_is_cut_down_evenly_and_says_so(folder):
     assert {case.subject for case in cases.shown} == {0, 1, 2}
     assert len(cases.shown) < cases.total == 48
     page = build_page(runs, limit=12)
-    assert f"{len(cases.shown)} of 48 pictures, at most 256 pixels" in page and "chosen evenly" in page
+    assert f"{len(cases.shown)} of 48 images, at most 256 pixels" in page and "evenly spaced" in page
 
 
 def test_captions_are_no_subjects(folder, pages):
     scores = open_runs([folder / "captions"])[0].scores
     own = tuple(dataclasses.replace(one, subject=f"{number:06d}") for number, one in enumerate(scores.pictures))
-    for pictures in (scores.pictures, own):
+    for images in (scores.pictures, own):
         run = ScoredRun(
-            name="captions", folder=folder / "captions", scores=dataclasses.replace(scores, pictures=pictures)
+            name="captions", folder=folder / "captions", scores=dataclasses.replace(scores, pictures=images)
         )
         page = build_page([run])
-        assert 'id="subjects"' not in page and "Pictures 1 to 24" in page
+        assert 'id="subjects"' not in page and "Images 1 to 24" in page
         assert "A caption &lt;b&gt;number&lt;/b&gt; 7 &amp; more" in page
         assert "lower is better" in page and "10.50 \u2013 11.60" in page
 
@@ -208,19 +208,19 @@ def test_runs_side_by_side_are_told_apart(pages):
     assert 'class="run-1"' in pages["two"] and 'class="run-1"' not in pages["one"]
 
 
-def test_a_picture_that_is_gone_is_counted_and_not_fatal(tmp_path):
+def test_an_image_that_is_gone_is_counted_and_not_fatal(tmp_path):
     make_subject_run(tmp_path / "run", subjects=FEW[:2], num_images=1, pictures=False)
     page = build_page(open_runs([tmp_path / "run"]), data=tmp_path / "data")
-    assert "files were not found or could not be read" in page and "no picture" in page
+    assert "files were not found or could not be read" in page and "no image" in page
     assert "data:image/webp" not in page
 
 
-def test_pictures_may_lie_in_another_folder(tmp_path):
+def test_images_may_lie_in_another_folder(tmp_path):
     make_subject_run(tmp_path / "run", subjects=FEW[:2], num_images=1)
     runs = open_runs([tmp_path / "run"])
     shutil.move(tmp_path / "run" / "images", tmp_path / "elsewhere" / "images")
-    assert "no picture" in build_page(runs)
-    assert "no picture" not in build_page(runs, [tmp_path / "elsewhere"])
+    assert "no image" in build_page(runs)
+    assert "no image" not in build_page(runs, [tmp_path / "elsewhere"])
     assert "The inputs are not shown" in build_page(runs)
     assert "The inputs are not shown" not in build_page(runs, data=tmp_path / "data")
 
@@ -229,7 +229,7 @@ def test_pictures_may_lie_in_another_folder(tmp_path):
     ("mode", "size"), [("RGBA", (600, 300)), ("L", (40, 40)), ("P", (100, 400)), ("CMYK", (50, 50))]
 )
 def test_thumbnails_fit_and_are_never_enlarged(tmp_path, mode, size):
-    path = tmp_path / ("picture.tif" if mode == "CMYK" else "picture.png")
+    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
     Image.new(mode, size).save(path)
     html = Thumbnails(128).image(path, "<alt>")
     width, height = (int(one) for one in re.findall(r'(?:width|height)="(\d+)"', html))
@@ -237,7 +237,7 @@ def test_thumbnails_fit_and_are_never_enlarged(tmp_path, mode, size):
     assert abs(width / height - size[0] / size[1]) < 0.03
 
 
-def test_thumbnails_of_many_pictures_are_smaller():
+def test_thumbnails_of_many_images_are_smaller():
     assert [side_for(num) for num in (10, 1000, 6000)] == [256, 176, 128]
 
 
@@ -247,7 +247,7 @@ def test_the_command_writes_a_page_and_minds_what_is_there(kg, tmp_path, without
     assert (done.code, done.lines) == (0, ["new/page.html"])
     assert (tmp_path / "new" / "page.html").read_text("utf-8").startswith("<!DOCTYPE html>")
     again = kg("eval", "report", "run", "-o", "new/page.html")
-    assert again.code == 2 and "new/page.html is there already; give --overwrite or another --out" in again.err
+    assert again.code == 2 and "new/page.html already exists; give --overwrite or another --out" in again.err
     assert kg("eval", "report", "run", "-o", "new/page.html", "--overwrite").code == 0
     assert sorted(one.name for one in (tmp_path / "new").iterdir()) == ["page.html"]
     wrong = kg("eval", "report", "run", "--images", "a", "--images", "b")
@@ -347,7 +347,7 @@ def test_the_page_works_in_a_browser(browser, pages, tmp_path):
     browser.refresh()
     assert find("#theme").text == "Theme: dark"
 
-    # from the worst case to its place, then one picture large, on by an arrow key, closed by Escape
+    # from the worst case to its place, then one image large, on by an arrow key, closed by Escape
     link = find("#extremes .strips a")
     target = link.get_attribute("href").rpartition("#")[2]
     link.click()

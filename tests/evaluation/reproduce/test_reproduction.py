@@ -64,13 +64,13 @@ def test_a_bare_machine_trains_all_that_a_table_stands_on_in_order(table, scale,
 
 
 def test_what_is_there_is_not_trained_again(tmp_path):
-    ask = Reproduction(table=TABLE_2, out=tmp_path / "out", runs=tmp_path, rows=("aligner-12",))
-    first, *rest = trainings(ask)
+    options = Reproduction(table=TABLE_2, out=tmp_path / "out", runs=tmp_path, rows=("aligner-12",))
+    first, *rest = trainings(options)
     finish(first)
-    assert trainings(ask) == rest
+    assert trainings(options) == rest
     for recipe in rest:
         finish(recipe)
-    assert trainings(ask) == []
+    assert trainings(options) == []
 
 
 def test_seeds_train_runs_of_their_own_on_one_base(tmp_path):
@@ -111,7 +111,7 @@ def test_compute_is_read_from_the_run_and_counts_each_ancestor_once(tmp_path):
     assert own.minutes == pytest.approx(own.samples / 64 / 60) and own.cpu_minutes == 1.0
     total = sum(recipe.steps * recipe.data.batch_size for recipe in recipes)  # CLIP is below both halves
     assert compute_in_all(result_of(last).parent).samples == total
-    with pytest.raises(MissingError, match="no run folder"):
+    with pytest.raises(MissingError, match="not a run folder"):
         compute_of(tmp_path)
 
 
@@ -128,7 +128,7 @@ def test_the_order_of_rows_is_compared_pair_by_pair():
 
 
 def test_a_table_shows_figures_compute_and_where_it_contradicts_the_paper(tmp_path):
-    ask = Reproduction(table=TABLE_2, out=tmp_path / "out", runs=tmp_path / "runs")
+    options = Reproduction(table=TABLE_2, out=tmp_path / "out", runs=tmp_path / "runs")
     values = dict(zip([row.name for row in TABLE_2.rows], [10.0, 50.0, 12.0, 60.0, 9.0, 11.0], strict=True))
     trained = []
 
@@ -136,27 +136,27 @@ def test_a_table_shows_figures_compute_and_where_it_contradicts_the_paper(tmp_pa
         trained.append(recipe.output_dir)
         finish(recipe)
 
-    results = reproduce(ask, train, lambda job: scored(job, values[job.row.name]))
-    shown = write_table(ask, results)
+    results = reproduce(options, train, lambda job: scored(job, values[job.row.name]))
+    shown = write_table(options, results)
     assert len(trained) == len(set(trained)) == 9  # vae, clip, unet, pretrain, five ablations
     assert "| SD, its own text encoder | 10.000 [9.000, 11.000] | 9.34 | - |" in shown
     assert "| 50.000 [49.000, 51.000] | failed | 64,000 | 1.0 | 16.7 |" in shown
     assert "(12 layers -> 1 + 1) is better than SD, its own text encoder (their intervals overlap)." in shown
-    document = json.loads((ask.out / JSON).read_text())
+    document = json.loads((options.out / JSON).read_text())
     assert document["order"]["fid"]["swapped"] == [["sd", "aligner-12"], ["aligner-24", "aligner-12"]]
     assert document["rows"][1]["published"] == {"fid": "failed"}
     assert [column["name"] for column in document["columns"]] == ["fid"]
-    assert json.loads((ask.out / COMPUTE).read_text())["aligner-24"]["own"]["samples"] == 153_600
-    before = (ask.out / JSON).read_bytes()
-    write_table(ask, reproduce(ask, pytest.fail, lambda job: scored(job, values[job.row.name])))
-    assert (ask.out / JSON).read_bytes() == before
-    assert (ask.out / MARKDOWN).read_text() == shown
+    assert json.loads((options.out / COMPUTE).read_text())["aligner-24"]["own"]["samples"] == 153_600
+    before = (options.out / JSON).read_bytes()
+    write_table(options, reproduce(options, pytest.fail, lambda job: scored(job, values[job.row.name])))
+    assert (options.out / JSON).read_bytes() == before
+    assert (options.out / MARKDOWN).read_text() == shown
 
 
 def test_intervals_of_several_seeds_are_over_seeds(tmp_path):
-    ask = Reproduction(table=TABLE_2, out=tmp_path / "out", runs=tmp_path, rows=("sd", "aligner-12"), num_seeds=2)
-    results = reproduce(ask, finish, lambda job: scored(job, 10.0 + job.seed))
-    shown = write_table(ask, results)
+    options = Reproduction(table=TABLE_2, out=tmp_path / "out", runs=tmp_path, rows=("sd", "aligner-12"), num_seeds=2)
+    results = reproduce(options, finish, lambda job: scored(job, 10.0 + job.seed))
+    shown = write_table(options, results)
     assert "10.500 [4.147, 16.853]" in shown and "over seeds" in shown  # t of one degree of freedom: 12.706
 
 
@@ -165,16 +165,16 @@ def test_what_a_table_does_not_have_is_refused(tmp_path):
         Reproduction(table=TABLE_2, out=tmp_path, rows=("aligner-48",))
     with pytest.raises(UsageError, match="--seeds"):
         Reproduction(table=TABLE_1, out=tmp_path, num_seeds=0)
-    with pytest.raises(UsageError, match="--num is of captions, table1 has subjects"):
+    with pytest.raises(UsageError, match="--num is the number of captions and table1 has subjects"):
         Reproduction(table=TABLE_1, out=tmp_path, num=8)
-    with pytest.raises(UsageError, match="table2 has captions, one picture each; give --num"):
+    with pytest.raises(UsageError, match="table2 has captions, one image each; give --num"):
         Reproduction(table=TABLE_2, out=tmp_path, num_images=2)
 
 
 @pytest.mark.parametrize(
     ("table", "asked", "words"),
     [
-        (TABLE_1, {"subjects": ("nosuch",)}, "no nosuch"),
+        (TABLE_1, {"subjects": ("nosuch",)}, "unknown subject nosuch"),
         (TABLE_1, {"num_images": 0}, "--num-images is 0"),
         (TABLE_2, {"num": 0}, "0 captions"),
         (TABLE_2, {"num": 999_999}, "999999 captions"),
@@ -193,19 +193,19 @@ def test_the_device_is_looked_for_before_anything_is_trained(tmp_path, monkeypat
         reproduction_bench.run(Reproduction(table=TABLE_1, out=tmp_path, device="toaster"))
 
 
-def test_an_interval_of_resampled_pictures_is_shown_where_there_are_no_subjects(tmp_path):
+def test_an_interval_of_resampled_images_is_shown_where_there_are_no_subjects(tmp_path):
     figure = Figure(measure="fid_nano-clip", value=5.0, bootstrap_low=4.0, bootstrap_high=7.0)
     job = jobs(Reproduction(table=TABLE_2, out=tmp_path))[0]
     scores = dataclasses.replace(scored(job, 5.0), figures=(figure,))
-    result = RowResult(row=job.row, scores=(scores,), own=None, in_all=None, drawing_minutes=0.0)
+    result = RowResult(row=job.row, scores=(scores,), own=None, in_all=None, generation_minutes=0.0)
     assert cell_of(result, TABLE_2.columns[0]) == Cell(5.0, 4.0, 7.0)
 
 
 def test_the_command_says_what_it_would_do_and_refuses_what_is_unknown(kg, tmp_path):
     ran = kg("reproduce", "table1", "--runs", tmp_path / "runs", "--dry-run")
     assert ran.code == 0 and "train " in ran.out and "dreambooth" in ran.out and not (tmp_path / "runs").exists()
-    ask = Reproduction(table=TABLE_1, out=tmp_path / "runs/reproduce/table1-nano", runs=tmp_path / "runs")
-    assert ran.out.strip() == describe(ask)
+    options = Reproduction(table=TABLE_1, out=tmp_path / "runs/reproduce/table1-nano", runs=tmp_path / "runs")
+    assert ran.out.strip() == describe(options)
     ran = kg("reproduce", "table3")
     assert ran.code == 2 and "table1, table2, data" in ran.err
 
@@ -231,11 +231,11 @@ def bench(weights, tmp_path_factory):
     return NanoBench(tmp_path_factory.mktemp("data"), nano_extractors(weights), num_real=48)
 
 
-def small_job(out, row, suite, **asked):
-    """One that draws a handful of pictures with the shipped model."""
+def small_job(out, row, suite, **given):
+    """One that generates a handful of images with the shipped model."""
     table = {"nano-coco": TABLE_2, "nano-dreambench": TABLE_1}[suite]
-    ask = Reproduction(table=table, out=out, runs=out / "runs", rows=(row,), **asked)
-    (job,) = jobs(ask)
+    options = Reproduction(table=table, out=out, runs=out / "runs", rows=(row,), **given)
+    (job,) = jobs(options)
     decoder = str(PACKAGE / "nano/model/decoder") if job.row.method != "copy-input" else None
     options = dataclasses.replace(
         job.options, model=None, decoder=decoder, sampling=SamplingConfig(num_inference_steps=2)
@@ -243,7 +243,7 @@ def small_job(out, row, suite, **asked):
     return dataclasses.replace(job, options=options)
 
 
-def test_captions_are_drawn_and_scored_with_intervals_once(bench, tmp_path):
+def test_captions_are_generated_and_scored_with_intervals_once(bench, tmp_path):
     job = small_job(tmp_path, "sd", "nano-coco", num=24)
     scores = bench(job)
     fid = scores.find("fid_nano-clip")
@@ -258,7 +258,7 @@ def test_captions_are_drawn_and_scored_with_intervals_once(bench, tmp_path):
         bench(dataclasses.replace(job, num=16))
 
 
-def test_the_interval_of_a_distance_holds_what_other_pictures_would_give(monkeypatch):
+def test_the_interval_of_a_distance_holds_what_other_images_would_give(monkeypatch):
     from kgcli.evaluation.metrics import frechet
     from kgcli.evaluation.metrics.frechet import Moments, Reference
 
@@ -275,7 +275,7 @@ def test_the_interval_of_a_distance_holds_what_other_pictures_would_give(monkeyp
     assert 0.86 <= np.mean([low <= expected <= high for low, high in intervals]) <= 0.99
 
 
-def test_subjects_are_scored_with_their_judges(bench, tmp_path):
+def test_subjects_are_scored_with_their_recognisers(bench, tmp_path):
     from kgcli.evaluation.benchmarks.nano import subjects
 
     job = small_job(tmp_path, "copy-input", "nano-dreambench", num_images=1, subjects=tuple(subjects())[:3])

@@ -19,7 +19,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def images(tmp_path):
-    """25 pictures of another system, of several kinds."""
+    """25 images of another system, of several kinds."""
     folder = tmp_path / "theirs"
     (folder / "dog").mkdir(parents=True)
     for prompt in range(25):
@@ -70,18 +70,18 @@ def test_a_table_gives_the_same_run_as_the_folder(kg, tmp_path, data, images):
     [
         (
             lambda folder: (folder / "dog" / "03_0.jpg").unlink(),
-            "24 of 25 pictures are there; missing are dog/03_0.png",
+            "24 of 25 images are present; missing are dog/03_0.png",
         ),
-        (lambda folder: shutil.copy(folder / "dog" / "03_0.jpg", folder / "dog" / "03_1.jpg"), "have no place"),
-        (lambda folder: shutil.copy(folder / "dog" / "03_0.jpg", folder / "dog" / "03_0.webp"), "have no place"),
-        (lambda folder: (folder / "dog" / "03_0.jpg").write_bytes(b"x"), "03_0.jpg is not a picture"),
+        (lambda folder: shutil.copy(folder / "dog" / "03_0.jpg", folder / "dog" / "03_1.jpg"), "do not belong to this benchmark"),
+        (lambda folder: shutil.copy(folder / "dog" / "03_0.jpg", folder / "dog" / "03_0.webp"), "do not belong to this benchmark"),
+        (lambda folder: (folder / "dog" / "03_0.jpg").write_bytes(b"x"), "03_0.jpg is not an image"),
         (
             lambda folder: Image.new("L", (600, 3)).save(folder / "dog" / "03_0.jpg"),
             "1 files cannot be scored, the first of them",
         ),
     ],
 )
-def test_exactly_the_expected_pictures_are_taken(kg, tmp_path, data, images, spoil, words):
+def test_exactly_the_expected_images_are_taken(kg, tmp_path, data, images, spoil, words):
     spoil(images)
     ran = kg("eval", "dreambench", "--data", data, *ASKED, "--images", images, "-o", "run")
     assert ran.code in (2, 3) and words in ran.err
@@ -91,11 +91,11 @@ def test_exactly_the_expected_pictures_are_taken(kg, tmp_path, data, images, spo
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"prompt": "25"}, "line 2: no place"),
-        ({"prompt": "1"}, "has a picture already"),
-        ({"path": "theirs/dog/none.png"}, "there is no picture"),
-        ({"path": "theirs.txt"}, "is none of .png"),
-        ({"scored_text": "a cat"}, "the benchmark says 'a dog in the jungle'"),
+        ({"prompt": "25"}, "line 2: no such item"),
+        ({"prompt": "1"}, "already has an image"),
+        ({"path": "theirs/dog/none.png"}, "none.png does not exist"),
+        ({"path": "theirs.txt"}, "must end in one of .png"),
+        ({"scored_text": "a cat"}, "the benchmark's is 'a dog in the jungle'"),
     ],
 )
 def test_a_table_is_checked_line_by_line(kg, tmp_path, data, images, change, words):
@@ -118,14 +118,14 @@ def test_tables_of_spreadsheets(kg, tmp_path, data, images, spoil, words):
     assert ran.code == (2 if words else 0) and words in ran.err, ran.err
 
 
-def test_pictures_that_were_taken_stay_those(kg, tmp_path, data, images):
+def test_images_that_were_taken_stay_those(kg, tmp_path, data, images):
     asked = ("eval", "dreambench", "--data", data, *ASKED, "--images", images, "-o", "run")
     assert kg(*asked).code == 0
     Image.new("RGB", (8, 8), "blue").save(tmp_path / "run" / "images" / "dog" / "04_0.png")
     ran = kg("eval", "dreambench", "--only", "score", "-o", "run", "--offline", "--weights", tmp_path, "--data", data)
     assert ran.code == 3
     (tmp_path / "run" / "manifest.jsonl").unlink()
-    with pytest.raises(MissingError, match="no longer those that were taken"):
+    with pytest.raises(MissingError, match="differ from those that were imported"):
         finish(RunFolder.open(tmp_path / "run"))
 
 
@@ -134,7 +134,7 @@ def test_a_name_is_text(kg, tmp_path, data, images):
     assert ran.code == 2 and "--name is" in ran.err and not (tmp_path / "run").exists()
 
 
-def test_other_pictures_do_not_join_a_run(kg, tmp_path, data, images):
+def test_other_images_do_not_join_a_run(kg, tmp_path, data, images):
     asked = ("eval", "dreambench", "--data", data, *ASKED, "--images", images, "-o", "run")
     assert kg(*asked).code == 0
     Image.new("RGB", (8, 8), "blue").save(images / "dog" / "04_0.png")

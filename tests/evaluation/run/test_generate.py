@@ -19,7 +19,7 @@ from kgcli.evaluation.benchmarks.dreambench import multi_plan, single_plan
 from kgcli.evaluation.benchmarks.dreambench_data import SUBJECTS, open_dreambench
 from kgcli.evaluation.plan import DreamBenchOptions
 from kgcli.evaluation.run.folder import RunFolder
-from kgcli.evaluation.run.generate import draw_run, encode_picture, finish, share_of
+from kgcli.evaluation.run.generate import encode_image, finish, generate_run, shard_units
 
 FEW = ("--subjects", "cat,dog,can", "-n", "2")
 DEADLINE = 120  # seconds
@@ -38,7 +38,7 @@ def own(tmp_path):
 
 
 def contents(run):
-    """All files of a run's pictures and its manifest, by name."""
+    """All files of a run's images and its manifest, by name."""
     paths = [*run.glob("images/**/*.png"), run / "manifest.jsonl", run / "plan.json"]
     return {path.relative_to(run).as_posix(): path.read_bytes() for path in paths}
 
@@ -56,14 +56,14 @@ def end(process):
     return out
 
 
-def num_pictures(run):
+def num_images(run):
     return sum(1 for _ in run.glob("images/*/[!.]*.png"))
 
 
 def kill_at(process, run, num):
-    """Kill -9 a run as soon as it has so many pictures; whether it was still at work."""
+    """Kill -9 a run as soon as it has so many images; whether it was still at work."""
     until = time.monotonic() + DEADLINE
-    while process.poll() is None and num_pictures(run) < num:
+    while process.poll() is None and num_images(run) < num:
         assert time.monotonic() < until
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
@@ -81,7 +81,7 @@ def test_a_run_killed_at_five_points_ends_as_one_that_was_not(tmp_path, data, ow
     end(start_process(*asked, "-o", whole))
     points = sorted(random.Random(0).sample(range(1, 700), 5))
     kills = [kill_at(start_process(*asked, "-o", killed), killed, num) for num in points]
-    assert sum(kills) >= 4 and num_pictures(killed) < 750  # a fast machine may be past one of them
+    assert sum(kills) >= 4 and num_images(killed) < 750  # a fast machine may be past one of them
     end(start_process(*asked, "-o", killed))
     assert contents(killed) == contents(whole) and len(contents(whole)) == 752
 
@@ -95,7 +95,7 @@ def test_a_run_killed_before_its_plan_was_whole_starts_anew(kg, tmp_path, data):
     )
 
 
-def test_two_processes_draw_what_one_draws_and_learn_each_subject_once(tmp_path, data, own):
+def test_two_processes_generate_what_one_generates_and_learn_each_subject_once(tmp_path, data, own):
     asked = ("dreambench", "--data", data, "--only", "draw", "--method", own, "--device", "cpu", *FEW)
     end(start_process(*asked, "-o", tmp_path / "one"))
     two = [
@@ -108,16 +108,16 @@ def test_two_processes_draw_what_one_draws_and_learn_each_subject_once(tmp_path,
     assert sorted((tmp_path / "two" / "subjects" / "log").read_text().split()) == ["can", "cat", "dog"]
 
 
-def test_shares_are_all_units_and_none_twice():
+def test_shards_are_all_units_and_none_twice():
     units = [[number] for number in range(11)]
     for count in (1, 2, 3, 11, 13):
-        shares = [share_of(units, (number, count)) for number in range(count)]
+        shares = [shard_units(units, (number, count)) for number in range(count)]
         assert [unit for share in shares for unit in share] == units
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["own", "kosmosg"])
-def test_ray_with_two_workers_draws_what_one_process_draws(kg, tmp_path, data, own, tiny_model, method):
+def test_ray_with_two_workers_generates_what_one_process_generates(kg, tmp_path, data, own, tiny_model, method):
     asked = ["eval", "dreambench", "--data", data, "--only", "draw", *FEW, "--device", "cpu"]
     asked += ["--method", own] if method == "own" else ["--model", tiny_model, "--steps", 2, "--size", 16]
     assert kg(*asked, "-o", "one").code == 0
@@ -134,7 +134,7 @@ LAUNCHERS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_launchers_with_two_processes_draw_what_one_process_draws(kg, tmp_path, data, tiny_model, launcher):
+def test_launchers_with_two_processes_generate_what_one_process_generates(kg, tmp_path, data, tiny_model, launcher):
     asked = ["eval", "dreambench", "--data", str(data), "--only", "draw", *FEW, "--device", "cpu"]
     asked += ["--model", str(tiny_model), "--steps", "2", "--size", "16"]
     assert kg(*asked, "-o", "one").code == 0
@@ -142,7 +142,7 @@ def test_launchers_with_two_processes_draw_what_one_process_draws(kg, tmp_path, 
     ran = subprocess.run(command, timeout=DEADLINE, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     for share in (74, 76):  # whole prompts
-        assert f"{share} of {share} pictures drawn" in ran.stderr
+        assert f"{share} of {share} images generated" in ran.stderr
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
@@ -168,13 +168,13 @@ def test_kosmosg_goes_on_where_it_stopped(kg, tmp_path, data, tiny_model):
     assert other.code == 2 and "num_steps 2, not 3" in other.err
 
 
-def test_two_pictures_are_read_and_the_decoder_alone_reads_words(kg, tmp_path, data):
+def test_two_images_are_read_and_the_decoder_alone_reads_words(kg, tmp_path, data):
     """The model that ships brings the text encoder that `sd` needs."""
     plan = multi_plan(open_dreambench(data), DreamBenchOptions(num_images=1), {})
     options = MethodOptions(device="cpu", sampling=SamplingConfig(num_inference_steps=1))
     items = plan.items[:2]
     drawn = {name: make(name, options).draw(items, data, tmp_path) for name in ("kosmosg", "sd")}
-    assert [len(pictures) for pictures in drawn.values()] == [2, 2]
+    assert [len(images) for images in drawn.values()] == [2, 2]
     assert drawn["kosmosg"][0].tobytes() != drawn["sd"][0].tobytes()
 
 
@@ -213,10 +213,10 @@ def test_mistakes_are_found_before_anything_is_loaded(kg, tmp_path, data, withou
 def test_copies_of_words_alone_are_refused(kg, tmp_path):
     write_annotations(tmp_path, 9)
     ran = kg("eval", "coco", "--data", ".", "--num", 9, "--method", "copy-input", "-o", "run", "--only", "draw")
-    assert ran.code == 2 and "needs a picture" in ran.err
+    assert ran.code == 2 and "needs an image" in ran.err
 
 
-def test_coco_is_drawn(kg, tmp_path, tiny_model):
+def test_coco_is_generated(kg, tmp_path, tiny_model):
     write_annotations(tmp_path, 12)
     asked = ["eval", "coco", "--data", ".", "--num", 10, "--model", tiny_model, "--steps", 2, "--size", 16]
     ran = kg(*asked, "--device", "cpu", "-o", "run", "--only", "draw")
@@ -224,7 +224,7 @@ def test_coco_is_drawn(kg, tmp_path, tiny_model):
     assert len((tmp_path / "run" / "manifest.jsonl").read_text().splitlines()) == 10
 
 
-# ---------------------------------------------------------------- pictures that are not ours
+# ---------------------------------------------------------------- images that are not ours
 
 
 @pytest.fixture
@@ -232,36 +232,36 @@ def run(tmp_path, data):
     options = DreamBenchOptions(subjects=("dog",), num_images=1)
     plan = single_plan(open_dreambench(data), options, {"name": "copy-input"})
     run = RunFolder.start(tmp_path / "run", plan)
-    draw_run(run, make("copy-input", MethodOptions()))
+    generate_run(run, make("copy-input", MethodOptions()))
     return run
 
 
 @pytest.mark.parametrize("spoil", ["cut", "empty", "other", "unmarked"])
-def test_a_damaged_or_foreign_picture_is_named_and_not_scored(run, spoil):
+def test_a_damaged_or_foreign_image_is_named_and_not_scored(run, spoil):
     path = run.path / "images" / "dog" / "03_0.png"
     content = path.read_bytes()
     other = (run.path / "images" / "dog" / "04_0.png").read_bytes()
-    unmarked = encode_picture(Image.new("RGB", (8, 8)), "")
+    unmarked = encode_image(Image.new("RGB", (8, 8)), "")
     path.write_bytes({"cut": content[:-20], "empty": b"", "other": other, "unmarked": unmarked}[spoil])
-    for step in (lambda: finish(run), lambda: draw_run(run, make("copy-input", MethodOptions()))):
+    for step in (lambda: finish(run), lambda: generate_run(run, make("copy-input", MethodOptions()))):
         with pytest.raises(MissingError, match="images/dog/03_0.png"):
             step()
     path.rename(path.with_name("kept.png"))
-    draw_run(run, make("copy-input", MethodOptions()))
+    generate_run(run, make("copy-input", MethodOptions()))
     finish(run)
     assert path.read_bytes() == content
 
 
-def test_a_picture_changed_after_the_manifest_is_found(run):
+def test_an_image_changed_after_the_manifest_is_found(run):
     finish(run)
     (run.path / "images" / "dog" / "03_0.png").write_bytes(b"x")
-    with pytest.raises(MissingError, match=r"not those that manifest.jsonl lists, such as images/dog/03_0.png"):
+    with pytest.raises(MissingError, match=r"images differ from manifest.jsonl, such as images/dog/03_0.png"):
         finish(run)
 
 
 def test_a_run_that_is_not_complete_is_not_finished(run):
     (run.path / "images" / "dog" / "03_0.png").unlink()
-    with pytest.raises(MissingError, match="1 of 25 pictures"):
+    with pytest.raises(MissingError, match="1 of 25 images"):
         finish(run)
 
 
@@ -270,13 +270,13 @@ def test_another_folder_is_not_taken(run, tmp_path):
         RunFolder.start(tmp_path, run.plan)
 
 
-def test_a_prompt_that_is_too_long_is_found_before_anything_is_drawn(kg, tmp_path, tiny_model):
+def test_a_prompt_that_is_too_long_is_found_before_anything_is_generated(kg, tmp_path, tiny_model):
     (tmp_path / "captions.txt").write_text("a cat\n" * 9 + "a dog " * 200 + "\n")
     ran = kg(
         *("eval", "coco", "--captions", "captions.txt", "--model", tiny_model, "--device", "cpu", "--steps", 2),
         *("--size", 16, "--only", "draw", "-o", "run"),
     )
-    assert ran.code == 2 and "000009.png cannot be drawn" in ran.err and not (tmp_path / "run").exists()
+    assert ran.code == 2 and "000009.png cannot be generated" in ran.err and not (tmp_path / "run").exists()
 
 
 def test_a_run_goes_on_when_its_data_has_moved(kg, tmp_path, data):
@@ -303,7 +303,7 @@ def test_a_run_goes_on_when_its_data_has_moved(kg, tmp_path, data):
     assert ran.code == 0 and contents(tmp_path / "run") == before, ran.err
 
 
-def test_facts_of_a_method_may_hold_tuples(tmp_path, data):
+def test_fingerprints_of_a_method_may_hold_tuples(tmp_path, data):
     plan = single_plan(open_dreambench(data), DreamBenchOptions(num_images=1), {"name": "mine", "range": (0, 1)})
     RunFolder.start(tmp_path / "run", plan)
     assert RunFolder.start(tmp_path / "run", plan).plan.method["range"] == [0, 1]
@@ -325,7 +325,7 @@ def test_subjects_are_a_set(data):
         (("--method", "copy-input", "--steps", 0), "--steps is 0"),
         (("--method", "copy-input", "--scheduler", "foo"), "--scheduler is foo"),
         (("--method", "copy-input", "--size", 0), "0"),
-        (("--method", "copy-input", "-o", "/proc/nowhere/run"), "cannot be made"),
+        (("--method", "copy-input", "-o", "/proc/nowhere/run"), "cannot be created"),
     ],
 )
 def test_what_cannot_be_is_said_and_nothing_is_written(kg, tmp_path, data, flags, words):
@@ -336,7 +336,7 @@ def test_what_cannot_be_is_said_and_nothing_is_written(kg, tmp_path, data, flags
 
 def test_a_quiet_run_says_nothing(kg, tmp_path, data):
     asked = ("eval", "dreambench", "--data", data, "--only", "draw", "--method", "copy-input", *FEW)
-    assert "150 of 150 pictures drawn" in kg(*asked, "-o", "a").err
+    assert "150 of 150 images generated" in kg(*asked, "-o", "a").err
     assert kg(*asked, "-o", "b", "--quiet").err == ""
 
 

@@ -10,7 +10,7 @@ from kgcli.evaluation.benchmarks.dreambench_data import DreamBenchData
 from kgcli.evaluation.benchmarks.nano_data import coco_data, dreambench_data
 from kgcli.evaluation.plan import DreamBenchOptions
 from kgcli.evaluation.run.folder import RunFolder
-from kgcli.evaluation.run.generate import draw_run, finish
+from kgcli.evaluation.run.generate import finish, generate_run
 from kgcli.evaluation.run.nano_score import score_nano
 from kgcli.evaluation.scores import Scores
 
@@ -39,13 +39,13 @@ def scored(root):
             plans["coco"] = nano_suites.coco_plan(real.sha256, real.folder, NUM, 0, method.facts(), num_real=2 * NUM)
         for name, plan in plans.items():
             run = RunFolder.start(root / f"{name}-{method.name}", plan)
-            draw_run(run, method)
+            generate_run(run, method)
             finish(run)
             scores[name, method.name] = score_nano(run, root / "cache")
     return scores
 
 
-def test_the_right_pictures_are_the_ceiling_and_others_the_floor(scored):
+def test_the_right_images_are_the_ceiling_and_others_the_floor(scored):
     right, wrong = scored["dreambench", "truth"], scored["dreambench", "other"]
     for measure in ("dino_input", "dino_all", "clip_i_all", "clip_t", "judge_picked", "judge_noun"):
         assert right.find(measure).value > wrong.find(measure).value + 0.05, measure
@@ -62,7 +62,7 @@ def test_a_copy_of_the_input_scores_one_against_it_and_does_not_obey(scored):
     assert copy.find("clip_t").value < scored["dreambench", "truth"].find("clip_t").value
 
 
-def test_captions_score_best_with_their_own_pictures(scored):
+def test_captions_score_best_with_their_own_images(scored):
     right, wrong = scored["coco", "truth"], scored["coco", "other"]
     assert right.find("clip_t").value > wrong.find("clip_t").value + 0.1
     assert right.find("fid_nano-clip").value < wrong.find("fid_nano-clip").value
@@ -88,7 +88,7 @@ def test_other_photos_than_those_of_the_run_are_refused(scored, root):
         score_nano(run, root / "cache")
 
 
-def test_the_world_draws_no_other_suite(tmp_path):
+def test_the_world_renders_no_other_suite(tmp_path):
     plan = single_plan(DreamBenchData(tmp_path, {}, "0" * 64), DreamBenchOptions(num_images=1, subjects=("vase",)), {})
     with pytest.raises(UsageError, match="the nano suites alone"):
         Truth(MethodOptions()).prepare("vase", plan.items, tmp_path, tmp_path)

@@ -13,7 +13,7 @@ from kgcli.evaluation.benchmarks import nano as nano_suites
 from kgcli.evaluation.benchmarks.nano_data import dreambench_data
 from kgcli.evaluation.plan import SCORES, DreamBenchOptions
 from kgcli.evaluation.run.folder import RunFolder
-from kgcli.evaluation.run.generate import draw_run, finish
+from kgcli.evaluation.run.generate import finish, generate_run
 from kgcli.evaluation.run.nano_score import score_nano
 
 ROOT = Path(__file__).parents[3]
@@ -63,7 +63,7 @@ def test_scoring_again_loads_no_network(tmp_path):
     run = RunFolder.start(
         tmp_path / "run", nano_suites.dreambench_plan(data.sha256, data.folder, options, method.facts())
     )
-    draw_run(run, method)
+    generate_run(run, method)
     finish(run)
     score_nano(run, tmp_path / "cache")
     before = (run.path / SCORES).read_bytes()

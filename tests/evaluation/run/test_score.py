@@ -18,7 +18,7 @@ from kgcli.evaluation.metrics.frechet import Moments, Reference
 from kgcli.evaluation.metrics.subjects import SubjectPhotos
 from kgcli.evaluation.report.compare import ScoredRun, check_comparable
 from kgcli.evaluation.run.masks import masks_from_files, masks_from_segmenter, on_white
-from kgcli.evaluation.run.score import RealPictures, score_distribution, score_subjects
+from kgcli.evaluation.run.score import RealImages, score_distribution, score_subjects
 from kgcli.evaluation.scores import Scores
 
 
@@ -28,7 +28,7 @@ def extractors() -> Extractors:
 
 
 def cosine(a, b):
-    a, b = (np.asarray(Colours("x").pictures([one])[0], float) for one in (a, b))
+    a, b = (np.asarray(Colours("x").images([one])[0], float) for one in (a, b))
     return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
 
 
@@ -50,7 +50,7 @@ def test_numbers_are_the_cosines_of_their_definitions(tmp_path, extractors):
     assert scores.find("dino_input").low < scores.find("dino_input").value < scores.find("dino_input").high
 
 
-def test_a_picture_of_two_subjects_is_seen_once_and_counted_once(tmp_path, extractors):
+def test_an_image_of_two_subjects_is_seen_once_and_counted_once(tmp_path, extractors):
     plan, references = build_run(tmp_path)
     dog = next(item for item in plan.items if item.subject == "dog")
     shared = [replace(dog, path=item.path) for item in plan.items if item.subject == "cat"]
@@ -89,10 +89,10 @@ def test_scoring_that_was_killed_goes_on_and_leaves_the_same_bytes(tmp_path, ext
     score_subjects(run, plan, references, extractors, out=tmp_path / "whole")
 
     class Dying(Colours):
-        def pictures(self, pictures):
-            if pictures[0].width > 4:  # texts pass, pictures do not
+        def images(self, images):
+            if images[0].width > 4:  # texts pass, images do not
                 raise KeyboardInterrupt
-            return super().pictures(pictures)
+            return super().images(images)
 
     with pytest.raises(KeyboardInterrupt):
         score_subjects(run, plan, references, Extractors(extractors.dino, Dying("clip")), out=tmp_path / "killed")
@@ -106,7 +106,7 @@ def test_scoring_that_was_killed_goes_on_and_leaves_the_same_bytes(tmp_path, ext
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_a_picture_that_changed_is_looked_at_again(tmp_path, extractors):
+def test_an_image_that_changed_is_looked_at_again(tmp_path, extractors):
     plan, references = build_run(tmp_path)
     before = score_subjects(tmp_path / "run", plan, references, extractors)
     draw("green", 7).save(tmp_path / "run" / plan.items[0].path)
@@ -118,17 +118,17 @@ def test_a_picture_that_changed_is_looked_at_again(tmp_path, extractors):
 def test_a_run_that_is_not_whole_is_not_scored(tmp_path, extractors):
     plan, references = build_run(tmp_path)
     (tmp_path / "run" / plan.items[3].path).unlink()
-    with pytest.raises(MissingError, match="1 of 12 pictures"):
+    with pytest.raises(MissingError, match="1 of 12 images"):
         score_subjects(tmp_path / "run", plan, references, extractors)
     assert extractors.dino.num_seen == 0
 
 
 def test_references_that_do_not_fit_are_refused(tmp_path, extractors):
     plan, references = build_run(tmp_path)
-    with pytest.raises(UsageError, match="no real photos of the subject can"):
+    with pytest.raises(UsageError, match="the subject can has no real photos"):
         score_subjects(tmp_path / "run", plan, {k: references[k] for k in ("cat", "dog")}, extractors)
     wrong = {**references, "can": replace(references["can"], input="can/9.png")}
-    with pytest.raises(UsageError, match="none of the subject's photos"):
+    with pytest.raises(UsageError, match="not one of the subject's photos"):
         score_subjects(tmp_path / "run", plan, wrong, extractors)
 
 
@@ -137,7 +137,7 @@ def test_one_photo_leaves_no_others(tmp_path, extractors):
     alone = {name: SubjectPhotos((one.input,), one.input) for name, one in references.items()}
     scores = score_subjects(tmp_path / "run", plan, alone, extractors)
     assert "dino_others" not in scores.pictures[0].values
-    assert any("one photo alone" in note for note in scores.notes)
+    assert any("subject(s) with one photo are excluded" in note for note in scores.notes)
 
 
 def test_masks_take_the_background_away(tmp_path, extractors):
@@ -166,13 +166,13 @@ class Dark:
     def facts(self):
         return {"segmenter": "dark"}
 
-    def mask(self, picture, noun):
+    def mask(self, image, noun):
         assert noun in SUBJECTS
-        return _dark(picture)
+        return _dark(image)
 
 
-def _dark(picture):
-    return Image.fromarray((np.asarray(picture.convert("RGB")).min(axis=2) < 180).astype(np.uint8) * 255)
+def _dark(image):
+    return Image.fromarray((np.asarray(image.convert("RGB")).min(axis=2) < 180).astype(np.uint8) * 255)
 
 
 def test_tables_say_what_the_scores_say(tmp_path, extractors):
@@ -204,11 +204,11 @@ def test_a_distribution_is_scored_by_every_preset(tmp_path):
     for number, file in enumerate(reals):
         draw(("orange", "blue")[number % 2], number).save(file)
     clip, looks = Colours("clip"), Colours("looks")
-    real = RealPictures(files=reals, cache=tmp_path / "cache", num_reference=30)
+    real = RealImages(files=reals, cache=tmp_path / "cache", num_reference=30)
     presets = [DistributionExtractor("nano", looks, looks)]
     scores = score_distribution(tmp_path / "run", plan, real, presets, clip=clip, with_cmmd=True)
     features = [
-        Colours("x").pictures([Image.open(file) for file in files])
+        Colours("x").images([Image.open(file) for file in files])
         for files in (reals, [tmp_path / "run" / one.path for one in plan.items])
     ]
     expected = Reference(Moments.of(features[0])).distance(Moments.of(features[1]))
@@ -225,14 +225,14 @@ def test_a_distribution_is_scored_by_every_preset(tmp_path):
     assert again == scores and looks.num_seen == seen  # all from the caches
     assert {one.suffix for one in (tmp_path / "cache").iterdir()} == {".npz"}
     short = score_distribution(tmp_path / "run", plan, replace(real, num_reference=30_000), presets)
-    assert any("of 30 pictures, the suite's own number is 30000" in note for note in short.notes)
+    assert any("uses 30 images instead of the suite's 30000" in note for note in short.notes)
 
 
 def test_a_set_of_one_is_no_distribution(tmp_path):
     plan, _ = build_run(tmp_path)
     looks = Colours("looks")
-    real = RealPictures(files=[tmp_path / "data" / "cat" / "0.png"], cache=tmp_path / "cache")
-    with pytest.raises(UsageError, match="1 real pictures"):
+    real = RealImages(files=[tmp_path / "data" / "cat" / "0.png"], cache=tmp_path / "cache")
+    with pytest.raises(UsageError, match="1 real images"):
         score_distribution(tmp_path / "run", plan, real, [DistributionExtractor("nano", looks, looks)])
 
 
@@ -254,7 +254,7 @@ def test_the_full_size_networks_score_a_run(tmp_path):
         )
         for name, one in PRESETS.items()
     ]
-    real = RealPictures(files=sorted((tmp_path / "data").rglob("*.png")), cache=tmp_path / "cache")
+    real = RealImages(files=sorted((tmp_path / "data").rglob("*.png")), cache=tmp_path / "cache")
     found = score_distribution(tmp_path / "run", plan, real, presets)
     values = {name: found.find(f"fid_{name}").value for name in PRESETS}
     assert len(set(values.values())) == 4 and all(np.isfinite(list(values.values())))

@@ -14,8 +14,8 @@ from kgcli.evaluation.benchmarks.dreambench_data import open_dreambench
 from kgcli.evaluation.extractors.weight_files import Weights
 from kgcli.evaluation.plan import DreamBenchOptions
 from kgcli.evaluation.run.folder import RunFolder
-from kgcli.evaluation.run.generate import draw_run, finish
-from kgcli.evaluation.run.scoring import PRESET_WEIGHTS, Ready, Scoring, check_texts, get_ready
+from kgcli.evaluation.run.generate import finish, generate_run
+from kgcli.evaluation.run.scoring import PRESET_WEIGHTS, Resources, Scoring, check_texts, find_resources
 from kgcli.evaluation.run.suites import each_subject
 from kgcli.evaluation.scores import Scores
 
@@ -37,9 +37,9 @@ class Colours:
     def facts(self):
         return {"extractor": self.name}
 
-    def pictures(self, pictures):
+    def images(self, images):
         time.sleep(0.1)
-        rows = np.stack([np.asarray(picture.resize((4, 4)), np.float32).ravel() + 1 for picture in pictures])
+        rows = np.stack([np.asarray(image.resize((4, 4)), np.float32).ravel() + 1 for image in images])
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
     def texts(self, texts):
@@ -62,7 +62,7 @@ def drawn(path, data):
     """A run of copies, all of them there."""
     plan = single_plan(open_dreambench(data), DreamBenchOptions(num_images=1), {"name": "copy-input"})
     run = RunFolder.start(path, plan)
-    draw_run(run, make("copy-input", MethodOptions()))
+    generate_run(run, make("copy-input", MethodOptions()))
     finish(run)
     return run.path
 
@@ -97,7 +97,7 @@ def test_the_true_networks_score_what_the_command_drew(tmp_path, data):
     assert scores.find("copied").value == 1.0 and scores.find("dino_input").num_pictures == 50
 
 
-def test_weights_are_looked_for_before_anything_is_drawn(kg, tmp_path, data, monkeypatch):
+def test_weights_are_looked_for_before_anything_is_generated(kg, tmp_path, data, monkeypatch):
     monkeypatch.setenv("KG_WEIGHTS", str(tmp_path / "none"))
     ran = kg("eval", "dreambench", "--data", data, "--method", "copy-input", "-o", "run", "--offline")
     assert ran.code == 3 and "dino_deitsmall16_pretrain.pth" in ran.err and "ViT-B-32.pt" in ran.err
@@ -109,7 +109,7 @@ def test_a_run_is_scored_only_when_it_is_complete(kg, tmp_path, data):
     assert ran.code == 3 and "holds no run" in ran.err
 
 
-def test_pictures_of_several_subjects_are_scored_for_each(data):
+def test_images_of_several_subjects_are_scored_for_each(data):
     plan = multi_plan(open_dreambench(data), DreamBenchOptions(num_images=1), {})
     each = each_subject(plan)
     assert len(each.items) == 300 * 2 + 300 * 3 and len({item.subject for item in each.items}) == 30
@@ -120,10 +120,10 @@ def test_pictures_of_several_subjects_are_scored_for_each(data):
 
 def test_the_real_set_of_coco_is_whole_or_named(tmp_path):
     write_annotations(tmp_path, 9)
-    with pytest.raises(MissingError, match="0 pictures in place of 40504"):
-        get_ready("coco", tmp_path, Scoring())
+    with pytest.raises(MissingError, match="0 images instead of 40504"):
+        find_resources("coco", tmp_path, Scoring())
     with pytest.raises(UsageError, match="--real"):
-        get_ready("coco", tmp_path, Scoring(real=tmp_path))
+        find_resources("coco", tmp_path, Scoring(real=tmp_path))
 
 
 def test_presets_are_those_of_the_networks():
@@ -142,14 +142,14 @@ def test_masks_are_a_folder():
 @pytest.mark.parametrize(
     ("suite", "flags", "words"),
     [
-        ("coco", ("--preset", "clean"), "--preset has no use with nano-coco"),
-        ("coco", ("--real", "nowhere"), "--real has no use"),
-        ("coco", ("--captions", "one"), "--captions has no use with nano-coco"),
-        ("coco", ("--weights", "nowhere"), "--weights has no use"),
+        ("coco", ("--preset", "clean"), "--preset does not apply to nano-coco"),
+        ("coco", ("--real", "nowhere"), "--real does not apply"),
+        ("coco", ("--captions", "one"), "--captions does not apply to nano-coco"),
+        ("coco", ("--weights", "nowhere"), "--weights does not apply"),
         ("coco", ("--num", 1), "a distribution needs two"),
         ("coco", ("--also", "cmmd"), "--also is cmmd"),
-        ("dreambench", ("--weights", "nowhere"), "--weights has no use"),
-        ("dreambench", ("--name", "mine"), "--name is of who made the pictures of --images"),
+        ("dreambench", ("--weights", "nowhere"), "--weights does not apply"),
+        ("dreambench", ("--name", "mine"), "--name names the system behind --images"),
     ],
 )
 def test_what_a_suite_has_no_use_for_is_refused(kg, tmp_path, suite, flags, words):
@@ -162,13 +162,13 @@ def test_a_preset_is_named_once():
         Scoring(presets=("clean", "clean"))
 
 
-def test_texts_too_long_for_clip_are_found_before_anything_is_drawn(tmp_path):
+def test_texts_too_long_for_clip_are_found_before_anything_is_generated(tmp_path):
     (tmp_path / "long.txt").write_text("a cat\n" + "very " * 90 + "old cat\n")
     plan = coco_plan(choose_captions(str(tmp_path / "long.txt"), None), 0, {}, None)
-    ready = Ready(Scoring(also=("clip-score",)), {"clip": Weights(tmp_path, "")})
+    ready = Resources(Scoring(also=("clip-score",)), {"clip": Weights(tmp_path, "")})
     with pytest.raises(UsageError, match="tokens, CLIP takes 77"):
         check_texts(plan, ready)
-    check_texts(plan, Ready(Scoring(), {}))  # nothing reads it
+    check_texts(plan, Resources(Scoring(), {}))  # nothing reads it
 
 
 def test_scoring_takes_the_data_from_where_it_is_said_to_be(kg, tmp_path):

@@ -35,7 +35,7 @@ def scatter(parameters, seed, size=0.5):
 
 
 def lora_weights(decoder, seed):
-    """What peft trains on this U-Net, moved away from its start."""
+    """A peft LoRA of this U-Net, moved away from its start."""
     unet = load_decoder(decoder).unet
     unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=TARGETS, init_lora_weights="gaussian"))
     scatter([p for name, p in unet.named_parameters() if "lora_" in name], seed)
@@ -58,7 +58,7 @@ def write_kohya(path, weights, text_encoder=False):
         layer, _, kind = key.removesuffix(".weight").rpartition(".")
         name = "lora_unet_" + layer.replace(".", "_")
         named[f"{name}.{'lora_down' if kind == 'lora_A' else 'lora_up'}.weight"] = weight.contiguous()
-        named[f"{name}.alpha"] = torch.tensor(2.0)  # of rank 2: a scale of 1, as where a file says nothing
+        named[f"{name}.alpha"] = torch.tensor(2.0)  # of rank 2: a scale of 1, as in a file without it
     if text_encoder:
         name = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
         named |= {f"{name}.lora_down.weight": torch.ones(2, 4), f"{name}.lora_up.weight": torch.ones(4, 2)}
@@ -91,7 +91,7 @@ def model(tiny_model):
     return engine.load(str(tiny_model), device="cpu")
 
 
-def draw(model, **options):
+def generate(model, **options):
     return np.asarray(model.generate("a cat", seed=1, **options)[0], int)
 
 
@@ -100,26 +100,26 @@ def draw(model, **options):
 
 def test_both_formats_are_the_same_lora(model, files):
     plain, diffusers, kohya = (
-        draw(model, loras=names) for names in ([], [f"{files}/style.safetensors"], [f"{files}/kohya.safetensors"])
+        generate(model, loras=names) for names in ([], [f"{files}/style.safetensors"], [f"{files}/kohya.safetensors"])
     )
     assert not np.array_equal(plain, diffusers)
     assert np.abs(diffusers - kohya).max() <= 1
-    assert np.array_equal(plain, draw(model)), "a LoRA acts on its own pictures only"
+    assert np.array_equal(plain, generate(model)), "a LoRA acts on its own images only"
 
 
 def test_scales_and_several_loras(model, files):
     one, other = f"{files}/style.safetensors", f"{files}/both.safetensors"
-    assert np.array_equal(draw(model), draw(model, loras=[f"{one}:0"]))
-    first, half, both = (draw(model, loras=names) for names in ([one], [f"{one}:0.5"], [one, other]))
-    assert len({picture.tobytes() for picture in (first, half, both)}) == 3
-    assert np.abs(both - draw(model, loras=[other, one])).max() <= 1
-    assert np.array_equal(first, draw(model, loras=[one, f"{other}:0"]))
+    assert np.array_equal(generate(model), generate(model, loras=[f"{one}:0"]))
+    first, half, both = (generate(model, loras=names) for names in ([one], [f"{one}:0.5"], [one, other]))
+    assert len({image.tobytes() for image in (first, half, both)}) == 3
+    assert np.abs(both - generate(model, loras=[other, one])).max() <= 1
+    assert np.array_equal(first, generate(model, loras=[one, f"{other}:0"]))
 
 
 def test_the_text_encoders_part_is_left_out_with_a_note(model, files, caplog):
     fresh = engine.load(model.folder, device="cpu")
     with caplog.at_level("WARNING", logger="kgcli"):
-        draw(fresh, loras=[f"{files}/both.safetensors"])
+        generate(fresh, loras=[f"{files}/both.safetensors"])
     assert "both.safetensors also changes the text encoder" in caplog.text
 
 
@@ -127,20 +127,20 @@ def test_a_lora_of_another_decoder_is_named(model, files, tmp_path):
     weights = load_file(files / "style.safetensors")
     save_file({key: torch.ones(3, 3) for key in weights}, tmp_path / "odd.safetensors")
     with pytest.raises(IncompatibleError, match="odd.safetensors does not fit this decoder"):
-        draw(model, loras=[f"{tmp_path}/odd.safetensors"])
+        generate(model, loras=[f"{tmp_path}/odd.safetensors"])
     name = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight"
     save_file({name: torch.ones(2, 4)}, tmp_path / "text.safetensors")
     with pytest.raises(IncompatibleError, match="only changes the text encoder"):
-        draw(model, loras=[f"{tmp_path}/text.safetensors"])
+        generate(model, loras=[f"{tmp_path}/text.safetensors"])
 
 
 def test_loras_are_put_on_the_diffusers_pipeline(model, files):
-    """What a user of diffusers would do with the same pipeline gives the same picture."""
+    """The same pipeline used through diffusers gives the same image."""
     pipeline = KosmosGPipeline.from_pretrained(model.folder)
     pipeline.sd.load_lora_weights(files, weight_name="style.safetensors", adapter_name="style")
     pipeline.sd.set_adapters(["style"], [0.7])
-    expected = pipeline.draw(*pipeline.encode_prompt("a cat"), generators=seeded([1]))[0]
-    assert np.array_equal(np.asarray(expected), draw(model, loras=[f"{files}/style.safetensors:0.7"]))
+    expected = pipeline.sample(*pipeline.encode_prompt("a cat"), generators=seeded([1]))[0]
+    assert np.array_equal(np.asarray(expected), generate(model, loras=[f"{files}/style.safetensors:0.7"]))
 
 
 # ---------------------------------------------------------------- ControlNet
@@ -149,7 +149,7 @@ def test_loras_are_put_on_the_diffusers_pipeline(model, files):
 def test_controls_are_those_of_diffusers_own_pipeline(model, files):
     options = {"num_steps": 3, "guidance_rescale": 0.0}
     control = {"controls": [f"canny={files}/photo.png:0.8"], "controlnet_models": [f"canny={files}/canny"]}
-    ours = draw(model, **control, **options)
+    ours = generate(model, **control, **options)
     pipeline = model.pipeline.make_pipeline(
         StableDiffusionControlNetPipeline, controlnet=ControlNetModel.from_pretrained(files / "canny")
     )
@@ -165,26 +165,27 @@ def test_controls_are_those_of_diffusers_own_pipeline(model, files):
         generator=seeded([1])[0],
     ).images[0]
     assert np.abs(np.asarray(expected, int) - ours).max() <= 1
-    assert not np.array_equal(ours, draw(model, **options)), "a ControlNet acts on its own pictures only"
+    assert not np.array_equal(ours, generate(model, **options)), "a ControlNet acts on its own images only"
 
 
 def test_a_ready_map_is_the_map_that_would_be_made(model, files):
     network = {"controlnet_models": [f"canny={files}/canny"]}
-    made = draw(model, controls=[f"canny={files}/photo.png"], **network)
-    assert np.array_equal(made, draw(model, controls=[f"canny=@{files}/map.png"], **network))
-    assert not np.array_equal(made, draw(model, controls=[f"canny=@{files}/photo.png"], **network))
+    made = generate(model, controls=[f"canny={files}/photo.png"], **network)
+    assert np.array_equal(made, generate(model, controls=[f"canny=@{files}/map.png"], **network))
+    assert not np.array_equal(made, generate(model, controls=[f"canny=@{files}/photo.png"], **network))
     posed = {"controls": [f"pose=@{files}/map.png"], "controlnet_models": [f"pose={files}/canny"]}
-    assert np.array_equal(made, draw(model, **posed))
+    assert np.array_equal(made, generate(model, **posed))
 
 
 def test_several_controls_and_a_guided_rescale(model, files):
     networks = {"controlnet_models": [f"canny={files}/canny", f"pose={files}/canny"]}
-    one = draw(model, controls=[f"canny={files}/photo.png"], controlnet_models=[f"canny={files}/canny"])
+    one = generate(model, controls=[f"canny={files}/photo.png"], controlnet_models=[f"canny={files}/canny"])
     two = [f"canny={files}/photo.png", f"pose=@{files}/photo.png:0.5"]
-    assert not np.array_equal(one, draw(model, controls=two, **networks))
-    assert np.array_equal(one, draw(model, controls=[two[0], f"pose=@{files}/photo.png:0"], **networks))
+    assert not np.array_equal(one, generate(model, controls=two, **networks))
+    assert np.array_equal(one, generate(model, controls=[two[0], f"pose=@{files}/photo.png:0"], **networks))
     rescaled, plain = (
-        draw(model, controls=two, guidance_scale=50.0, guidance_rescale=rescale, **networks) for rescale in (1.0, 0.0)
+        generate(model, controls=two, guidance_scale=50.0, guidance_rescale=rescale, **networks)
+        for rescale in (1.0, 0.0)
     )
     assert not np.array_equal(rescaled, plain)
 
@@ -193,7 +194,7 @@ def test_a_controlnet_of_another_decoder_is_refused(model, files, tiny_model, tm
     unet = load_decoder(tiny_model / "decoder").unet
     ControlNetModel.from_unet(unet).save_pretrained(tmp_path / "sd")  # reads maps eight times as wide as latents
     with pytest.raises(IncompatibleError, match="8 times as wide"):
-        draw(model, controls=[f"canny={files}/photo.png"], controlnet_models=[f"canny={tmp_path}/sd"])
+        generate(model, controls=[f"canny={files}/photo.png"], controlnet_models=[f"canny={tmp_path}/sd"])
     config = json.loads((tmp_path / "sd" / "config.json").read_text())
     (tmp_path / "sd" / "config.json").write_text(json.dumps({**config, "cross_attention_dim": 768}))
     with pytest.raises(IncompatibleError, match="width 768, this model makes 16"):
@@ -260,7 +261,7 @@ def test_depth_and_segments_come_from_transformers(scene, tmp_path):
     assert coloured.size == scene.size and {bytes(colour) for _, colour in coloured.getcolors()} <= colours
 
 
-def test_a_picture_covers_the_size_that_is_drawn(scene):
+def test_an_image_covers_the_output_size(scene):
     assert fit_to(scene, (64, 48)) is scene
     assert fit_to(scene, (32, 32)).size == (32, 32)
 
@@ -272,19 +273,19 @@ def test_a_picture_covers_the_size_that_is_drawn(scene):
     ("flags", "code", "words"),
     [
         (["--lora", "gone.safetensors:0.5"], 3, "no LoRA file gone.safetensors"),
-        (["--lora", "cat.png"], 3, "no .safetensors file"),
+        (["--lora", "cat.png"], 3, "is not a .safetensors file"),
         (["--lora", "style.safetensors:11"], 2, "from -10 to 10"),
         (["--lora", "style.safetensors", "--lora", "style.safetensors:0.5"], 2, "given twice"),
-        (["--lora", "canny/diffusion_pytorch_model.safetensors"], 4, "no LoRA file"),
+        (["--lora", "canny/diffusion_pytorch_model.safetensors"], 4, "is not a LoRA file"),
         (["--controlnet", "cat.png"], 2, "is not KIND=IMAGE"),
         (["--controlnet", "canny="], 2, "is not KIND=IMAGE"),
-        (["--controlnet", "canny=gone.png"], 3, "no picture gone.png"),
+        (["--controlnet", "canny=gone.png"], 3, "no image gone.png"),
         (["--controlnet", "canny=cat.png:3"], 2, "from 0 to 2"),
         (["--controlnet", "openpose=cat.png"], 2, "openpose=@map.png"),
         (["--controlnet", "canny=cat.png"], 2, "--controlnet-model canny=FOLDER"),
         (["--controlnet", "canny=cat.png", "--controlnet-model", "canny=gone"], 3, "no folder gone"),
         (["--controlnet", "canny=cat.png", "--controlnet-model", "canny=."], 3, "config.json"),
-        (["--controlnet-model", "canny=canny"], 2, "has no --controlnet canny"),
+        (["--controlnet-model", "canny=canny"], 2, "needs --controlnet canny"),
         (["--map-model", "depth=x/y", "--map-model", "depth=x/z"], 2, "given twice"),
         (["--offload", "disk"], 2, "none, model, sequential"),
     ],
@@ -297,7 +298,7 @@ def test_all_is_checked_before_torch_loads(kg, tiny_model, files, cat, tmp_path,
 
 
 @pytest.fixture
-def drawn(kg, tiny_model, files, tmp_path):
+def generated(kg, tiny_model, files, tmp_path):
     flags = ["--lora", f"{files}/style.safetensors:0.7", "--controlnet", f"canny={files}/photo.png:0.8"]
     flags += ["--controlnet-model", f"canny={files}/canny", "--scheduler", "lcm", "-s", "1", "-o", "out.png"]
     done = kg("generate", "a cat", "--model", tiny_model, *flags)
@@ -305,40 +306,40 @@ def drawn(kg, tiny_model, files, tmp_path):
     return tmp_path / "out.png"
 
 
-def test_metadata_name_what_was_used(drawn, files):
-    metadata = read_metadata(drawn)
+def test_metadata_name_what_was_used(generated, files):
+    metadata = read_metadata(generated)
     lora, control = metadata["adapters"]
     assert (lora["type"], lora["name"], lora["scale"]) == ("lora", "style.safetensors", 0.7)
     assert (control["kind"], control["scale"], control["image"]["name"]) == ("canny", 0.8, "photo.png")
     assert control["model"]["name"] == "canny" and len(lora["sha256"]) == len(control["model"]["sha256"]) == 64
     assert str(files) not in json.dumps(metadata)
-    parameters = Image.open(drawn).info["parameters"]
+    parameters = Image.open(generated).info["parameters"]
     assert parameters.startswith("a cat <lora:style:0.7>\n")
     assert f'Lora hashes: "style: {lora["autov3"][:12]}"' in parameters
     assert 'ControlNet 0: "Module: canny, Model: canny, Weight: 0.8"' in parameters
 
 
-def test_replay_finds_them_again(drawn, kg, tiny_model, files, tmp_path):
+def test_replay_finds_them_again(generated, kg, tiny_model, files, tmp_path):
     replay = ["generate", "--from", "out.png", "--model", tiny_model, "-o", "again.png"]
     assert "style.safetensors" in kg(*replay).err
     (tmp_path / "style.safetensors").symlink_to(files / "style.safetensors")
     assert "folder canny" in kg(*replay).err
     found = ["--controlnet-model", f"canny={files}/canny", "--image", f"{files}/photo.png"]
     assert kg(*replay, *found).code == 0
-    assert (tmp_path / "again.png").read_bytes() == drawn.read_bytes()
+    assert (tmp_path / "again.png").read_bytes() == generated.read_bytes()
     assert kg(*replay, "--lora", f"{files}/both.safetensors", "-q", "--overwrite").code == 0
     assert [entry["name"] for entry in read_metadata(tmp_path / "again.png")["adapters"]] == ["both.safetensors"]
 
 
 def test_offload_without_an_accelerator_is_a_note(kg, tiny_model):
     done = kg("generate", "a cat", "--model", tiny_model, "-s", "1", "--device", "cpu", "--offload", "model")
-    assert done.code == 0 and "note: --offload model changes nothing here" in done.err
+    assert done.code == 0 and "note: --offload model has no effect" in done.err
 
 
 def test_numbers_after_a_colon_belong_to_a_file_of_that_name(tiny_model, files, tmp_path):
     odd = tmp_path / "style.safetensors:1"
     odd.symlink_to(files / "style.safetensors")
-    with pytest.raises(Exception, match="no .safetensors file"):
+    with pytest.raises(Exception, match="is not a .safetensors file"):
         read_adapters(open_model(str(tiny_model)), loras=[str(odd)])
     assert read_adapters(open_model(str(tiny_model)), loras=[f"{files}/style.safetensors:-1.5"]).loras[0].scale == -1.5
 
@@ -358,8 +359,8 @@ def test_the_shipped_model_takes_both(tmp_path):
         "lora": {"loras": [f"{tmp_path}/style.safetensors:0.5"]},
         "control": {"controls": ["canny=nano/cat.png"], "controlnet_models": [f"canny={tmp_path}/canny"]},
     }
-    pictures = [
-        draw(nano, num_steps=2, **given) for given in ({}, *options.values(), options["lora"] | options["control"])
+    images = [
+        generate(nano, num_steps=2, **given) for given in ({}, *options.values(), options["lora"] | options["control"])
     ]
-    assert {picture.shape for picture in pictures} == {(64, 64, 3)}
-    assert len({picture.tobytes() for picture in pictures}) == 4
+    assert {image.shape for image in images} == {(64, 64, 3)}
+    assert len({image.tobytes() for image in images}) == 4

@@ -27,7 +27,7 @@ def unet(tiny_model):
 
 @pytest.fixture
 def loras(unet):
-    """What puts LoRA files on the U-Net, and takes them off."""
+    """LoRA files put on the U-Net and taken off."""
     absent = dict.fromkeys(("vae", "text_encoder", "tokenizer", "scheduler", "safety_checker", "feature_extractor"))
     return Loras(StableDiffusionPipeline(unet=unet, **absent, requires_safety_checker=False))
 
@@ -38,7 +38,7 @@ def maker(unet):
 
 
 def look(unet):
-    """What the U-Net says of some latents."""
+    """Return the U-Net's output for some latents."""
     random = torch.Generator().manual_seed(0)
     latents, conditioning = torch.randn(2, 4, 8, 8, generator=random), torch.randn(2, 3, 16, generator=random)
     with torch.no_grad():
@@ -56,7 +56,7 @@ def write(folder, layout: Layout, name="style.safetensors"):
 
 
 def look_merged(tiny_model, layout: Layout, scale=1.0):
-    """What a U-Net with the changes in its own weights says."""
+    """Return the output of a U-Net with the changes in its own weights."""
     other = UNet2DConditionModel.from_pretrained(tiny_model / "decoder" / "unet").eval()
     parameters = dict(other.named_parameters())
     with torch.no_grad():
@@ -168,8 +168,8 @@ PAIR = {f"{NAME}.lora_down.weight": (2, 8), f"{NAME}.lora_up.weight": (8, 2)}
         ({f"{NAME}.a1.weight": (2, 8), f"{NAME}.a2.weight": (8, 2)}, {}, "GLoRA"),
         ({f"{NAME}.weight": (8,), f"{NAME}.on_input": ()}, {}, "(IA)^3"),
         ({f"{NAME}.oft_blocks": (2, 4, 4)}, {}, "OFT"),
-        ({**PAIR, f"{NAME}.lora_sparkle": (2, 8)}, {}, "no known kind"),
-        ({"conv_in.weight": (8, 4, 3, 3)}, {}, "no LoRA file"),
+        ({**PAIR, f"{NAME}.lora_sparkle": (2, 8)}, {}, "is of an unknown kind"),
+        ({"conv_in.weight": (8, 4, 3, 3)}, {}, "is not a LoRA file"),
         ({"text_encoder.x.lora_A.weight": (2, 8)}, {}, "only changes the text encoder"),
         ({"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": (4, 9)}, {}, "for Flux"),
         ({"diffusion_model.blocks.0.attn.lora_A.weight": (4, 9)}, {}, "diffusion transformer"),
@@ -178,9 +178,9 @@ PAIR = {f"{NAME}.lora_down.weight": (2, 8), f"{NAME}.lora_up.weight": (8, 2)}
         (PAIR, {"lora_adapter_metadata": json.dumps({"unet.use_dora": True})}, "no magnitudes"),
         (PAIR, {"lora_adapter_metadata": json.dumps({"unet.peft_type": "LOHA"})}, "kind LOHA"),
         (PAIR, {"lora_adapter_metadata": json.dumps({"unet.init_lora_weights": "pissa_niter_4"})}, "pissa"),
-        (PAIR, {"lora_adapter_metadata": json.dumps({"unet.alpha_pattern": {"(a+)+": 1}})}, "no plain name"),
-        (PAIR, {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": "much"})}, "no number"),
-        (PAIR, {"alpha": "nan"}, "no number"),
+        (PAIR, {"lora_adapter_metadata": json.dumps({"unet.alpha_pattern": {"(a+)+": 1}})}, "not a plain layer name"),
+        (PAIR, {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": "much"})}, "is not a number"),
+        (PAIR, {"alpha": "nan"}, "is not a number"),
     ],
 )
 def test_what_cannot_be_applied_is_one_short_line(kg, tiny_model, tmp_path, without_engine, shapes, metadata, words):
@@ -199,7 +199,7 @@ def test_what_cannot_be_applied_is_one_short_line(kg, tiny_model, tmp_path, with
         ({f"{NAME}.lora_up.weight": None}, "no up beside"),
         ({f"{NAME}.lora_down.weight": None, f"{NAME}.lora_up.weight": None, f"{NAME}.alpha": torch.ones(())}, "alone"),
         ({f"{NAME}.lora_up.weight": torch.full((8, 2), torch.nan)}, "NaN"),
-        ({f"{NAME}.lora_mid.weight": torch.zeros(3, 3, 3, 3)}, "do not go together"),
+        ({f"{NAME}.lora_mid.weight": torch.zeros(3, 3, 3, 3)}, "factors whose shapes do not match"),
         ({f"{NAME}.dora_scale": torch.zeros(5)}, "dora_scale of the shape"),
         ({f"{NAME}.diff_b": torch.zeros(8)}, "a change of its bias"),
         ({f"unet.{NAME[10:]}.lora_A.weight": torch.zeros(2, 8)}, "the same part of one layer"),

@@ -28,7 +28,7 @@ def test_diffusers_turns_our_names_back_into_its_own(kind, part, names_of, conve
         model = kind.from_config(config)
     ldm = names_of(model.state_dict())
     assert len(set(ldm.values())) == len(ldm)
-    # Each tensor says whose it is.
+    # Each tensor's value identifies it.
     numbers = {name: number for number, name in enumerate(ldm)}
     checkpoint = {f"{prefix}{other}": torch.full((1, 1, 1, 1), float(numbers[name])) for name, other in ldm.items()}
     back = convert(dict(checkpoint), dict(config))

@@ -44,11 +44,11 @@ def assert_same_weights(one: Path, other: Path) -> None:
 # ---------------------------------------------------------------- what is written
 
 
-def test_a_converted_model_draws_the_same_picture(kg, published, tiny_model, cat, tmp_path):
+def test_a_converted_model_generates_the_same_image(kg, published, tiny_model, cat, tmp_path):
     done = kg("convert", published, "model", *flags(tiny_model), "--shard-size", "0.00001")
     assert done.code == 0, done.err
     assert done.lines == [
-        "final (instruction tuning): 118 weights, 116 read and 2 that serve nothing left out",
+        "final (instruction tuning): 118 weights, 116 used and 2 not needed",
         "model",
     ]
     assert len(list((tmp_path / "model").glob("model-*-of-*.safetensors"))) > 1
@@ -56,10 +56,10 @@ def test_a_converted_model_draws_the_same_picture(kg, published, tiny_model, cat
     assert open_model(str(tmp_path / "model")).cfg.special_ids == open_model(str(tiny_model)).cfg.special_ids
     for model, out in ((tiny_model, "a.png"), (tmp_path / "model", "b.png")):
         size = ["-W", "16", "-H", "16", "--steps", "2", "-g", "3", "--scheduler", "ddim", "-s", "1"]
-        drawn = kg("generate", f"a <image:{cat}> in Minecraft", "--model", model, "-o", out, *size)
-        assert drawn.code == 0, drawn.err
-    pictures = [Image.open(tmp_path / name) for name in ("a.png", "b.png")]
-    assert ImageChops.difference(*pictures).getbbox() is None
+        done = kg("generate", f"a <image:{cat}> in Minecraft", "--model", model, "-o", out, *size)
+        assert done.code == 0, done.err
+    images = [Image.open(tmp_path / name) for name in ("a.png", "b.png")]
+    assert ImageChops.difference(*images).getbbox() is None
 
 
 def test_the_way_back_gives_the_same_weights(kg, published, tiny_model, tmp_path):
@@ -76,7 +76,7 @@ def test_the_way_back_gives_the_same_weights(kg, published, tiny_model, tmp_path
 @pytest.mark.parametrize(
     ("name", "dtype"), [("bf16", torch.bfloat16), ("float16", torch.float16), (None, torch.float32)]
 )
-def test_precision_is_as_asked_or_as_in_the_file(published, tmp_path, name, dtype):
+def test_precision_is_as_requested_or_as_in_the_file(published, tmp_path, name, dtype):
     source = conversion.open_checked(published, tmp_path / "model")
     conversion.to_folder(source, tmp_path / "model", dtype=name)
     weights = read_weights(tmp_path / "model" / "model.safetensors")
@@ -120,7 +120,7 @@ def test_a_file_that_would_run_code_leaves_nothing_behind(kg, tmp_path):
     torch.save({"model": Evil()}, tmp_path / "evil.pt")
     done = kg("convert", "evil.pt", "model")
     assert (done.code, done.out) == (4, "")
-    assert done.err.count("\n") == 1 and "evil.pt is refused: it asks for " in done.err
+    assert done.err.count("\n") == 1 and "evil.pt is refused: it needs " in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["evil.pt"]
 
 
@@ -134,8 +134,8 @@ def test_a_file_that_would_run_code_leaves_nothing_behind(kg, tmp_path):
         (["published.pt", "model", "--spm", "nowhere.model"], 3, "nowhere.model is damaged"),
         (["published.pt", "model", "--decoder", "./nowhere"], 3, "there is no decoder folder ./nowhere"),
         (["published.pt", "published.pt"], 2, "is a file; a model is a folder"),
-        (["published.pt", "full"], 2, "is there already"),
-        (["published.pt", "full", "--overwrite"], 2, "holds other things than a model"),
+        (["published.pt", "full"], 2, "already exists"),
+        (["published.pt", "full", "--overwrite"], 2, "is not a model folder, so --overwrite does not apply"),
         (["--to", "published", "nowhere", "back.pt"], 3, "there is no model folder nowhere"),
         (["--to", "published", "full", "published.pt"], 3, "there is no config.json"),
         (["--to", "published", "full", "back.pt", "--clip", "a"], 2, "leave out --clip"),

@@ -15,13 +15,14 @@ from random_checkpoint import run_measured
 from transformers import Kosmos2Config, Kosmos2ForConditionalGeneration
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from kgcli.config import AlignerConfig, ModelConfig, read_model_config
+from kgcli.config import AlignerConfig, ModelConfig
 from kgcli.data.images import to_vision_pixels
 from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import IncompatibleError
 from kgcli.model.kosmosg import KosmosG
 from kgcli.recipe import load_recipe
-from kgcli.training.stages.kosmosg import InstructStage
+from kgcli.training.stages import make_stage
+from kgcli.weights.config import read_model_config
 from kgcli.weights.load import load_kosmosg
 from kgcli.weights.published import convert as conversion
 from kgcli.weights.published.checkpoint import PRETRAIN, expected_weights
@@ -75,8 +76,8 @@ def test_text_gives_the_same_hidden_states_and_logits(theirs, ours, length):
 
 @torch.no_grad()
 def test_one_image_gives_the_same_hidden_states_and_logits(theirs, ours):
-    draws = torch.Generator().manual_seed(2)
-    pixels, text = torch.randn(2, 3, 28, 28, generator=draws), torch.randint(4, 64001, (2, 9), generator=draws)
+    generator = torch.Generator().manual_seed(2)
+    pixels, text = torch.randn(2, 3, 28, 28, generator=generator), torch.randint(4, 64001, (2, 9), generator=generator)
     text[1, -3:] = 1
     one = torch.ones(2, 1, dtype=torch.long)
     opened, closed = torch.cat([0 * one, BOI * one], 1), torch.cat([EOI * one, text], 1)
@@ -253,7 +254,7 @@ def test_a_stage_1_folder_is_named_as_one_where_it_cannot_be_used(kg, folder):
     with pytest.raises(IncompatibleError, match="the result of stage 1"):
         load_kosmosg(folder)
     with pytest.raises(IncompatibleError, match="the result of stage 1"):
-        InstructStage(load_recipe("smoke/instruct", [f"init_from.model={folder}"]))
+        make_stage(load_recipe("smoke/instruct", [f"init_from.model={folder}"]), lambda number, seed: [])
     assert kg("inspect", folder).code == 0
 
 

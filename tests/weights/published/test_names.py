@@ -49,7 +49,7 @@ def test_an_unknown_name_is_refused(state):
 def test_an_output_map_of_its_own_is_refused(state):
     published = to_published(state)
     published[OUTPUT_PROJECTION] = published[EMBEDDING] + 1
-    with pytest.raises(IncompatibleError, match="tied"):
+    with pytest.raises(IncompatibleError, match="KOSMOS-G ties the two"):
         from_published(published)
 
 
@@ -95,7 +95,7 @@ def test_a_transformers_tower_computes_the_same_here(whole):
         torch.testing.assert_close(tower.tokens(pixels)[:, 0], output.pooler_output)
 
 
-@pytest.mark.parametrize("reader", [vision_from_transformers, vision_from_open_clip])
-def test_weights_without_a_vision_tower_are_refused(reader):
+@pytest.mark.parametrize("convert", [vision_from_transformers, vision_from_open_clip])
+def test_weights_without_a_vision_tower_are_refused(convert):
     with pytest.raises(IncompatibleError, match="no .*vision tower"):
-        reader({"text_model.weight": torch.zeros(1)})
+        convert({"text_model.weight": torch.zeros(1)})

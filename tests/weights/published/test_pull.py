@@ -21,8 +21,9 @@ from huggingface_hub import constants
 from kosmos2_files import CONFIG, make_kosmos2, save_fairseq, save_kosmos2, sentencepiece_bytes
 from safetensors.torch import load_file, save_file
 
-from kgcli.config import AlignerConfig, read_model_config
+from kgcli.config import AlignerConfig
 from kgcli.model.kosmosg import KosmosG
+from kgcli.weights.config import read_model_config
 from kgcli.weights.folder import open_model
 from kgcli.weights.load import save_kosmosg
 from kgcli.weights.published import convert as conversion
@@ -97,7 +98,7 @@ def test_kosmos2_becomes_a_model_folder_that_its_name_finds(hub, pull, kg, model
     done = pull("kosmos-2")
     assert (done.code, done.lines) == (0, [str(models / "kosmos-2")]), done.err
     found = sha256(stage_1["model.safetensors"])
-    assert f"has sha256 {found}, as the Hub states; a duplicate had 051bf4b6" in done.err
+    assert f"has sha256 {found}, as on the Hub; a duplicate had 051bf4b6" in done.err
     assert "unofficial" not in done.err
     assert read_record(models / "kosmos-2")["source"] == {
         "file": "model.safetensors",
@@ -131,8 +132,8 @@ def test_an_unofficial_mirror_is_called_one_once(hub, pull, kg, models, tiny_mod
     weights = read_weights(models / "kosmosg" / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
     size = ["-W", "16", "-H", "16", "--steps", "1", "--scheduler", "ddim", "-s", "1"]
-    drawn = kg("generate", "a cat", "--model", "kosmosg", "--decoder", tiny_model / "decoder", *size, "-o", "a.png")
-    assert drawn.code == 0, drawn.err
+    done = kg("generate", "a cat", "--model", "kosmosg", "--decoder", tiny_model / "decoder", *size, "-o", "a.png")
+    assert done.code == 0, done.err
 
 
 def test_a_name_that_has_not_been_pulled_says_how(kg, models):
@@ -205,7 +206,7 @@ def test_another_repository_may_hold_either_form(hub, pull, stage_1, tmp_path):
     hub.files["someone/k2"] = dict(stage_1)
     expected = sha256(stage_1["model.safetensors"])
     done = pull("kosmos-2", "--from", "someone/k2", "--accept")
-    assert done.code == 4 and f"the Hub states sha256 {expected}, expected is 051bf4b6" in done.err
+    assert done.code == 4 and f"the Hub gives sha256 {expected}, expected 051bf4b6" in done.err
     done = pull("kosmos-2", "--from", "someone/k2", "--accept", "--sha256", expected, "--to", "k2")
     assert done.code == 0, done.err
 
@@ -229,7 +230,7 @@ def test_a_file_cut_short_is_resumed(hub, pull, models, final):
     order = ("kosmosg", "--accept", "--sha256", sha256(final))
     done = pull(*order)
     assert (done.code, done.err.count("error:")) == (3, 1)
-    assert "was cut short; run the command again and it resumes" in done.err and not (models / "kosmosg").exists()
+    assert "was interrupted; run the command again to resume" in done.err and not (models / "kosmosg").exists()
     hub.missing.clear()
     assert pull(*order).code == 0
     assert hub.ranges(FINAL) == [None, f"bytes={len(final) - 10}-"]
@@ -263,7 +264,7 @@ def test_what_a_killed_conversion_left_is_cleared_and_only_one_pull_works_at_a_t
     (left / "model-00001-of-00007.safetensors").write_bytes(bytes(1000))
     with FileLock(models / ".kosmos-2.lock"):
         done = pull("kosmos-2")
-        assert done.code == 1 and "is being fetched by another process" in done.err
+        assert done.code == 1 and "is being downloaded by another process" in done.err
     assert left.exists()
     assert pull("kosmos-2").code == 0
     assert sorted(path.name for path in models.iterdir()) == [".kosmos-2.lock", "kosmos-2"]
@@ -298,12 +299,12 @@ def test_a_refusal_names_the_next_source_and_what_it_gives(hub, pull, status):
     assert "next: `kg models pull kosmos-2 --from sheldonxxxx/kosmos-2`: the same weights in fairseq's" in done.err
     del hub.status[OFFICIAL]
     done = pull("kosmos-2", "--from", FAIRSEQ, "--accept")
-    assert "next: `kg models pull kosmos-2 --from FILE`: a copy that you have" in done.err
+    assert "next: `kg models pull kosmos-2 --from FILE`: a local copy" in done.err
 
 
 def test_offline_uses_the_cache_alone(hub, pull, models, tmp_path):
     done = pull("kosmos-2", "--offline")
-    assert done.code == 3 and "is not in the local cache, and nothing is fetched offline" in done.err
+    assert done.code == 3 and "is not in the local cache, and nothing is downloaded offline" in done.err
     assert hub.requests == []
     assert pull("kosmos-2").code == 0
     hub.requests.clear()
@@ -318,12 +319,12 @@ def test_offline_uses_the_cache_alone(hub, pull, models, tmp_path):
     [
         (["kosmos2"], 3, "there are no published weights 'kosmos2'; did you mean kosmos-2?"),
         (["kosmos-2", "--dtype", "int8"], 2, "--dtype is int8; it must be one of float32"),
-        (["kosmos-2", "--to", "full"], 2, "full is there already"),
-        (["kosmos-2", "--from", "./nowhere"], 3, "--from ./nowhere is no file or folder here"),
+        (["kosmos-2", "--to", "full"], 2, "full already exists"),
+        (["kosmos-2", "--from", "./nowhere"], 3, "--from ./nowhere is not a file, a folder or a valid Hub"),
         (["kosmos-2", "--from", "full"], 3, "full holds none of model.safetensors, kosmos-2-min.pt"),
     ],
 )
-def test_what_cannot_be_done_is_one_line_before_anything_is_asked(hub, pull, tmp_path, args, code, words):
+def test_what_cannot_be_done_is_one_line_before_any_request(hub, pull, tmp_path, args, code, words):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "diary.txt").write_text("dear")
     done = pull(*args)

@@ -1,4 +1,4 @@
-"""One page about scored runs: a single HTML file that asks nothing of the network. No torch."""
+"""A report page of scored runs: a single self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from kgcli.evaluation.report.compare import ScoredRun, compare, flatten
-from kgcli.evaluation.report.page.cases import MAX_PICTURES, Cases, choose
+from kgcli.evaluation.report.page.cases import MAX_IMAGES, Cases, choose
 from kgcli.evaluation.report.page.gallery import captioned, extremes, galleries, subject_id
 from kgcli.evaluation.report.page.plots import histogram, subject_plot
 from kgcli.evaluation.report.page.tables import (
@@ -25,21 +25,21 @@ from kgcli.evaluation.scores import Measure
 
 TITLES = {"dreambench": "DreamBench", "coco": "COCO"}
 NANO = (
-    "Nano suite. These scores are of a small made-up world and of evaluators made for it. "
-    "They must not be read as, or set beside, scores on the published benchmark."
+    "Nano suite. These scores are of a small synthetic world and of evaluators made for it. "
+    "Do not compare them with scores on the published benchmark."
 )
 
 
 def build_page(
-    runs: Sequence[ScoredRun], pictures: Sequence[Path] = (), limit: int = MAX_PICTURES, data: Path | None = None
+    runs: Sequence[ScoredRun], images: Sequence[Path] = (), limit: int = MAX_IMAGES, data: Path | None = None
 ) -> str:
-    """The page of runs of one protocol.
+    """Build the page of runs of one protocol.
 
-    `pictures` are the folders their pictures are below, by default the runs' own; `limit` is how many it shows; `data`
-    is the folder of the inputs, which are left out without it.
+    `images` are the folders of their images, by default the runs' own; `limit` is the maximum number shown; `data` is
+    the folder of the inputs, which are omitted without it.
     """
     figures = Figures(runs=tuple(runs))
-    cases = choose(runs, pictures or [run.folder for run in runs], limit, data)
+    cases = choose(runs, images or [run.folder for run in runs], limit, data)
     thumbnails = Thumbnails(side_for(len(cases.shown)))
     named = cases.subjects if figures.by_subject else ()
     links = {name: subject_id(place) for place, name in enumerate(named)}
@@ -48,9 +48,9 @@ def build_page(
         ("differences", "Differences", _differences(figures)),
         ("subjects", "Subjects", _subjects(figures, links)),
         ("groups", "Breakdown", _groups(figures)),
-        ("spread", "Spread", _spread(figures)),
+        ("spread", "Distribution", _spread(figures)),
         ("extremes", "Best and worst", _extremes(figures, cases, thumbnails)),
-        ("pictures", "Pictures", _pictures(figures, cases, thumbnails)),
+        ("images", "Images", _images(figures, cases, thumbnails)),
         ("protocol", "Protocol", _protocol(figures)),
     ]
     suite = runs[0].scores.suite
@@ -77,11 +77,11 @@ def _results(figures: Figures) -> Markup:
     nano = " (nano)" if figures.runs[0].scores.suite.startswith("nano") else ""
     note = html(
         "note",
-        text="Below each value stands its 95 % interval: from the t distribution over subjects, else from a bootstrap. "
-        "Click the head of a column to sort.",
+        text="The 95 % interval is below each value: from the t distribution over subjects, else from a bootstrap. "
+        "Click a column heading to sort.",
     )
-    every = html("more", summary="All figures, with both intervals", content=full_table(figures))
-    tables = [results_table(figures, figures.main, f"All pictures{nano}")]
+    every = html("more", summary="All scores, with both intervals", content=full_table(figures))
+    tables = [results_table(figures, figures.main, f"All images{nano}")]
     others = [measure for measure in figures.measures if measure not in figures.main]
     if others:
         tables.append(results_table(figures, others, f"Other measures{nano}"))
@@ -92,7 +92,7 @@ def _differences(figures: Figures) -> Markup | None:
     if len(figures.runs) == 1:
         return None
     shown = difference_table(compare(figures.runs), figures)
-    note = "Clear: both intervals leave out 0. Only pictures that both runs have are compared."
+    note = "Clear: both intervals exclude 0. Only images of both runs are compared."
     return None if shown is None else html("note", text=note) + shown
 
 
@@ -107,22 +107,22 @@ def _subjects(figures: Figures, links: dict[str, str]) -> Markup | None:
 
 def _spread(figures: Figures) -> Markup | None:
     plots = [(measure, histogram(figures, measure)) for measure in figures.measures]
-    return _plots(plots, "How the values of single pictures are spread, each run as shares of its own pictures.")
+    return _plots(plots, "Distribution of the values of single images, as a fraction of each run's images.")
 
 
 def _plots(plots: Sequence[tuple[Measure, Markup | None]], note: str) -> Markup | None:
-    """The drawings there are; those of measures that are not primary in a closed box."""
-    drawn = [(measure, plot) for measure, plot in plots if plot is not None]
-    if not drawn:
+    """Lay out the plots; those of secondary measures in a closed box."""
+    found = [(measure, plot) for measure, plot in plots if plot is not None]
+    if not found:
         return None
-    first = [one for one in drawn if one[0].primary] or drawn[:3]
-    later = [one for one in drawn if one not in first]
+    first = [one for one in found if one[0].primary] or found[:3]
+    later = [one for one in found if one not in first]
     shown = html("note", text=note) + _figures(first)
     return shown + html("more", summary="Other measures", content=_figures(later)) if later else shown
 
 
 def _figures(plots: Sequence[tuple[Measure, Markup]]) -> Markup:
-    return html("plots", drawn=[(measure.title, plot) for measure, plot in plots])
+    return html("plots", shown=[(measure.title, plot) for measure, plot in plots])
 
 
 def _groups(figures: Figures) -> Markup | None:
@@ -139,34 +139,34 @@ def _extremes(figures: Figures, cases: Cases, thumbnails: Thumbnails) -> Markup 
         blocks, later = later, []
     if not blocks:
         return None
-    parts = [html("note", text="Each is a link to its place among the pictures."), *blocks]
+    parts = [html("note", text="Each links to its place among the images."), *blocks]
     if later:
         parts.append(html("more", summary="Other measures", content=Markup("").join(later)))
     return Markup("").join(parts)
 
 
-def _pictures(figures: Figures, cases: Cases, thumbnails: Thumbnails) -> Markup | None:
+def _images(figures: Figures, cases: Cases, thumbnails: Thumbnails) -> Markup | None:
     if not cases.shown:
         return None
     boxes = galleries(figures, cases, thumbnails)
-    said = [f"{len(cases.shown):,} of {cases.total:,} pictures, at most {thumbnails.side} pixels wide and high."]
+    words = [f"{len(cases.shown):,} of {cases.total:,} images, at most {thumbnails.side} pixels wide and high."]
     if len(cases.shown) < cases.total:
-        said.append("They were chosen evenly, and the best and worst added.")
+        words.append("An evenly spaced selection plus the best and worst.")
     legend = " \u00b7 ".join(measure.title for measure in captioned(figures))
     if legend:
-        said.append(f"Under each: {legend}.")
+        words.append(f"Under each: {legend}.")
     if thumbnails.num_missing:
-        said.append(f"{thumbnails.num_missing:,} files were not found or could not be read.")
+        words.append(f"{thumbnails.num_missing:,} files were not found or could not be read.")
     if thumbnails.num_not_given:
-        said.append("The inputs are not shown: kg eval report --data FOLDER says where they are.")
+        words.append("The inputs are not shown; give their folder with kg eval report --data FOLDER.")
     tools = [Markup(asset("filter.html"))] if len(boxes) > 1 else []
-    return Markup("").join([html("note", text=" ".join(said)), *tools, *boxes])
+    return Markup("").join([html("note", text=" ".join(words)), *tools, *boxes])
 
 
 def _protocol(figures: Figures) -> Markup:
     first = figures.runs[0].scores
     notes = list(dict.fromkeys(note for run in figures.runs for note in run.scores.notes))
-    same = _beside("Of drawing and scoring", [{"suite": first.suite, **dict(flatten(first.protocol))}])
+    same = _beside("Generation and scoring", [{"suite": first.suite, **dict(flatten(first.protocol))}])
     names = [run.name for run in figures.runs]
     method = _beside("Method", [dict(flatten(run.scores.method)) for run in figures.runs], names)
     versions = _beside("Versions", [dict(run.scores.versions) for run in figures.runs], names)
@@ -174,7 +174,7 @@ def _protocol(figures: Figures) -> Markup:
 
 
 def _beside(caption: str, facts: Sequence[dict[str, str]], names: Sequence[str] = ()) -> Markup:
-    """Facts in a table: those of the runs, where they are named, in columns."""
+    """Tabulate nested values: one column per run if the runs are named."""
     keys = dict.fromkeys(key for one in facts for key in one)
     rows = [(key, [one.get(key, "") for one in facts]) for key in keys]
     return html("beside", caption=caption, names=names if len(names) > 1 else (), rows=rows)

@@ -1,4 +1,4 @@
-"""Which pictures a page shows: all of them up to a limit, else an even choice and the best and worst."""
+"""The images of a page: all of them up to a limit, else an evenly spaced selection plus the best and worst."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from typing import TYPE_CHECKING
 from kgcli.errors import MissingError
 from kgcli.evaluation.report.page.thumbnails import NOT_GIVEN
 from kgcli.evaluation.run.folder import RunFolder
-from kgcli.evaluation.scores import Measure, PictureScore
+from kgcli.evaluation.scores import ImageScore, Measure
 from kgcli.files import check_inside
 
 if TYPE_CHECKING:
     from kgcli.evaluation.report.compare import ScoredRun
 
-MAX_PICTURES = 6000  # of one page, all runs together; about 25 MB
+MAX_IMAGES = 6000  # of one page, all runs together; about 25 MB
 NUM_EXTREMES = 4  # best and as many worst, of each measure and run
-MAX_SUBJECTS = 400  # more are no subjects but captions
-BLOCK = 200  # pictures of captions shown together
+MAX_SUBJECTS = 400  # more are captions, not subjects
+BLOCK = 200  # images of captions shown together
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShownCase:
-    """One picture of one run, with its place in the page."""
+    """One image of one run, with its place in the page."""
 
     run: int
     subject: int
     number: int  # in the run
-    score: PictureScore
-    input_text: str  # what the method read, where the run says so
-    picture: Path
+    score: ImageScore
+    input_text: str  # of the method, if the run has it
+    file: Path
     inputs: tuple[Path, ...]
 
     @property
     def id(self) -> str:
-        """Of its element; the script finds the subject in it."""
+        """Id of its element; the script parses the subject from it."""
         return f"case-{self.subject}-{self.run}-{self.number}"
 
 
@@ -52,18 +52,18 @@ class Cases:
 
 
 def has_subjects(runs: Sequence[ScoredRun]) -> bool:
-    """Whether pictures come in subjects that two prompts or more share; else they have captions of their own."""
+    """Return whether images are of subjects shared by two prompts or more, rather than of single captions."""
     prompts = {(score.subject, score.prompt) for run in runs for score in run.scores.pictures}
     subjects = {subject for subject, _ in prompts}
     return 2 * len(subjects) <= len(prompts) and len(subjects) <= MAX_SUBJECTS and subjects != {""}
 
 
 def choose(
-    runs: Sequence[ScoredRun], folders: Sequence[Path], limit: int = MAX_PICTURES, data: Path | None = None
+    runs: Sequence[ScoredRun], folders: Sequence[Path], limit: int = MAX_IMAGES, data: Path | None = None
 ) -> Cases:
-    """The cases of a page. `folders` hold the pictures of each run, `data` the inputs.
+    """Choose the cases of a page. `folders` hold the images of each run, `data` the inputs.
 
-    Raises: MissingError where a run's pictures are links that lead out of its folder.
+    Raises: MissingError if a run's images are links out of its folder.
     """
     most = max(len(run.scores.pictures) for run in runs)
     step = max(math.ceil(most * len(runs) / limit), 1)
@@ -88,9 +88,9 @@ def _subjects(runs: Sequence[ScoredRun]) -> list[str]:
     return list(dict.fromkeys(score.subject for run in runs for score in run.scores.pictures))
 
 
-def _blocks(num_pictures: int, size: int) -> list[str]:
-    starts = range(0, num_pictures, size)
-    return [f"Pictures {start + 1:,} to {min(start + size, num_pictures):,}" for start in starts]
+def _blocks(num_images: int, size: int) -> list[str]:
+    starts = range(0, num_images, size)
+    return [f"Images {start + 1:,} to {min(start + size, num_images):,}" for start in starts]
 
 
 def _all(
@@ -108,7 +108,7 @@ def _all(
             number=number,
             score=score,
             input_text=texts.get(score.path, ""),
-            picture=folder / score.path,
+            file=folder / score.path,
             inputs=tuple((data or NOT_GIVEN) / name for name in score.inputs),
         )
         for number, score in enumerate(scores)
@@ -118,13 +118,13 @@ def _all(
 def _input_texts(folder: Path) -> dict[str, str]:
     try:
         plan = RunFolder.open(folder).plan
-    except MissingError:  # pictures of another program
+    except MissingError:  # images of another program
         return {}
     return {item.path: item.input_text for item in plan.items}
 
 
 def _extremes(measure: Measure, cases: Sequence[ShownCase]) -> tuple[tuple[ShownCase, ...], tuple[ShownCase, ...]]:
-    """The best and the worst; none of both where there are too few to tell them apart."""
+    """Return the best and the worst cases; none if there are too few."""
     scored = [case for case in cases if measure.name in case.score.values]
     num = min(NUM_EXTREMES, len(scored) // 2)
     sign = -1 if measure.higher_is_better else 1

@@ -1,4 +1,4 @@
-"""Grids of pictures, the input beside the outputs, and the best and worst of each measure."""
+"""Image grids, the input beside the outputs, and the best and worst of each measure."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from kgcli.evaluation.report.page.templates import html
 from kgcli.evaluation.report.page.thumbnails import Thumbnails
 from kgcli.evaluation.scores import Measure
 
-MAX_CAPTION = 3  # numbers under a picture
+MAX_CAPTION = 3  # numbers under an image
 
 
 def subject_id(place: int) -> str:
-    """Of the element of a subject."""
+    """Return the element id of a subject."""
     return f"subject-{place}"
 
 
 def captioned(figures: Figures) -> list[Measure]:
-    """The measures whose numbers stand under each picture: primary ones first."""
+    """Return the measures shown under each image, primary ones first."""
     scored = {name for run in figures.runs for one in run.scores.pictures[:1] for name in one.values}
     return [measure for measure in figures.measures if measure.name in scored][:MAX_CAPTION]
 
 
 def galleries(figures: Figures, cases: Cases, thumbnails: Thumbnails) -> list[Markup]:
-    """One closed box for each subject; its pictures are not decoded before it is opened."""
+    """Make a closed box for each subject; its images are decoded when it is opened."""
     held: dict[int, list[ShownCase]] = {}
     for case in cases.shown:
         held.setdefault(case.subject, []).append(case)
@@ -43,7 +43,7 @@ def galleries(figures: Figures, cases: Cases, thumbnails: Thumbnails) -> list[Ma
 
 
 def extremes(figures: Figures, cases: Cases, thumbnails: Thumbnails, measures: Iterable[Measure]) -> list[Markup]:
-    """For each measure and run a strip of the best and one of the worst, each a link to its place in the grids."""
+    """Make strips of the best and worst of each measure and run, linked to their places in the grids."""
     blocks = []
     for measure in measures:
         strips = []
@@ -81,7 +81,7 @@ def _gallery(
 
 
 def _means(figures: Figures, name: str) -> list[tuple[int, str]]:
-    """The subject's own figures, by run."""
+    """Return the subject's own scores, by run."""
     parts = []
     for run in range(len(figures.runs)):
         found = [(one, figures.find(run, one.name, group=f"subject:{name}")) for one in captioned(figures)]
@@ -92,17 +92,17 @@ def _means(figures: Figures, name: str) -> list[tuple[int, str]]:
 
 
 def _group(figures: Figures, inputs: Sequence[Path], cases: Sequence[ShownCase], thumbnails: Thumbnails) -> Markup:
-    prompts = Markup("").join(_prompt(figures, list(some), thumbnails) for _, some in groupby(cases, key=_asked))
+    prompts = Markup("").join(_prompt(figures, list(some), thumbnails) for _, some in groupby(cases, key=_prompt_key))
     return html(
         "group",
         title="Input" if len(inputs) == 1 else "Inputs",
         inputs=[(thumbnails.image(path, f"input {path.name}"), path.name) for path in inputs],
-        tiles=len({(one.run, *_asked(one)) for one in cases}) == len(cases),
+        tiles=len({(one.run, *_prompt_key(one)) for one in cases}) == len(cases),
         prompts=prompts,
     )
 
 
-def _asked(case: ShownCase) -> tuple[str, int]:
+def _prompt_key(case: ShownCase) -> tuple[str, int]:
     return case.score.subject, case.score.prompt
 
 
@@ -133,7 +133,7 @@ def _case(figures: Figures, case: ShownCase, thumbnails: Thumbnails) -> Markup:
     )
     return html(
         "case",
-        shown=thumbnails.image(case.picture, f"{case.score.scored_text}, image {case.score.image}"),
+        shown=thumbnails.image(case.file, f"{case.score.scored_text}, image {case.score.image}"),
         scores="  ".join(shown),
         id=case.id,
         values=numbers,
@@ -142,7 +142,7 @@ def _case(figures: Figures, case: ShownCase, thumbnails: Thumbnails) -> Markup:
 
 
 def _short(figures: Figures, value: float, measure: Measure) -> str:
-    """A number without the 0 before its point: three stand under a small picture."""
+    """Format a number without its leading 0: three fit under a small image."""
     return re.sub(r"^(\W?)0\.", r"\1.", number(value, figures.decimals(measure.name)))
 
 
@@ -150,7 +150,7 @@ def _link(figures: Figures, case: ShownCase, measure: Measure, thumbnails: Thumb
     return {
         "id": case.id,
         "text": case.score.scored_text,
-        "image": thumbnails.image(case.picture, case.score.scored_text),
+        "image": thumbnails.image(case.file, case.score.scored_text),
         "value": number(case.score.values[measure.name], figures.decimals(measure.name)),
         "subject": case.score.subject,
     }

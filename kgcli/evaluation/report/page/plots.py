@@ -1,4 +1,4 @@
-"""Scores of subjects as a drawing: a dot for each, its interval, and the mean of all."""
+"""Plots of scores: a dot per subject with its interval and the overall mean, and histograms."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kgcli.evaluation.report.page.tables import Figures, interval, number
 from kgcli.evaluation.report.page.templates import html
 from kgcli.evaluation.scores import Measure
 
-WIDTH, LABELS, RIGHT, TOP, BOTTOM = 460, 128, 14, 8, 26  # pixels of the drawing
+WIDTH, LABELS, RIGHT, TOP, BOTTOM = 460, 128, 14, 8, 26  # pixels of the plot
 ROW, RUN_STEP = 17, 7  # height of a subject, and what each further run adds
 NUM_TICKS = 4
 MAX_LABEL = 20  # characters
@@ -33,20 +33,20 @@ class Dot:
 
 @dataclass(frozen=True)
 class Axis:
-    """From values to pixels."""
+    """A map from values to pixels."""
 
     low: float
     high: float
     left: int = LABELS  # pixels
 
     def at(self, value: float) -> float:
-        """Pixels from the left."""
-        share = (value - self.low) / (self.high - self.low)
-        return round(self.left + share * (WIDTH - self.left - RIGHT), 1)
+        """Return pixels from the left."""
+        fraction = (value - self.low) / (self.high - self.low)
+        return round(self.left + fraction * (WIDTH - self.left - RIGHT), 1)
 
 
 def subject_plot(figures: Figures, measure: Measure, links: dict[str, str]) -> Markup | None:
-    """Subjects in rows, from the best of the first run down; None where the measure has no subjects."""
+    """Plot subjects in rows, best of the first run first; None if the measure has no subjects."""
     dots = [_dots(figures, run, measure.name) for run in range(len(figures.runs))]
     names = sorted({name for one in dots for name in one}, key=lambda name: _rank(dots, name, measure))
     if not names:
@@ -68,7 +68,7 @@ def subject_plot(figures: Figures, measure: Measure, links: dict[str, str]) -> M
 
 
 def histogram(figures: Figures, measure: Measure) -> Markup | None:
-    """How the values of single pictures are spread; None where there are none."""
+    """Plot the distribution of the values of single images; None if there are none."""
     values = [list(values_of(measure.name, run.scores.pictures).values()) for run in figures.runs]
     every = [value for one in values for value in one]
     if len(every) < 2 or min(every) == max(every):
@@ -79,20 +79,20 @@ def histogram(figures: Figures, measure: Measure) -> Markup | None:
     scale = 120 / max(float(count.max()) for count in counts)
     bottom = TOP + 124
     parts: list[Markup] = []
-    for run, shares in enumerate(counts):
+    for run, fractions in enumerate(counts):
         steps = [f"M{axis.at(edges[0])},{bottom}"]
-        for at, share in enumerate(shares):
-            steps.append(f"V{bottom - scale * share:.1f}H{axis.at(edges[at + 1])}")
-        title = f"{figures.runs[run].name}: {len(values[run]):,} pictures"
+        for at, fraction in enumerate(fractions):
+            steps.append(f"V{bottom - scale * fraction:.1f}H{axis.at(edges[at + 1])}")
+        title = f"{figures.runs[run].name}: {len(values[run]):,} images"
         parts.append(html("steps", run=run, title=title, path="".join([*steps, f"V{bottom}Z"])))
-    return _svg(axis, bottom, [], parts, f"{measure.title}: spread over pictures")
+    return _svg(axis, bottom, [], parts, f"{measure.title}: distribution over images")
 
 
 def _dots(figures: Figures, run: int, measure: str) -> dict[str, Dot]:
-    """Figures of subjects; an interval that scoring did not give is taken over the subject's prompts."""
-    pictures = values_of(measure, figures.runs[run].scores.pictures)
+    """Return scores of subjects; an interval that scoring lacks is computed over the subject's prompts."""
+    images = values_of(measure, figures.runs[run].scores.pictures)
     prompts: dict[str, dict[Key, float]] = {}
-    for (subject, prompt, image, path), value in pictures.items():
+    for (subject, prompt, image, path), value in images.items():
         prompts.setdefault(subject, {})["", prompt, image, path] = value
     dots = {}
     for group in figures.groups("subject:"):
@@ -131,7 +131,7 @@ def _ticks(axis: Axis) -> list[float]:
 
 
 def _means(figures: Figures, measure: str, axis: Axis) -> list[tuple[int, float, tuple[float, float] | None]]:
-    """The mean of each run, and where its interval begins and how wide it is."""
+    """Return (run, mean, band) of each run; band is the start and width of its interval."""
     found = []
     for run in range(len(figures.runs)):
         figure = figures.find(run, measure)
@@ -151,8 +151,8 @@ def _label(name: str, y: float, link: str | None) -> Markup:
 
 
 def _dot(dot: Dot, axis: Axis, y: float, run: int, title: str, digits: int) -> Markup:
-    said = f"{title} ({interval(dot.low, dot.high, digits)})" if dot.low < dot.high else title
-    return html("dot", run=run, title=said, low=axis.at(dot.low), high=axis.at(dot.high), at=axis.at(dot.value), y=y)
+    label = f"{title} ({interval(dot.low, dot.high, digits)})" if dot.low < dot.high else title
+    return html("dot", run=run, title=label, low=axis.at(dot.low), high=axis.at(dot.high), at=axis.at(dot.value), y=y)
 
 
 def _svg(

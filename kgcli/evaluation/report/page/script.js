@@ -71,7 +71,7 @@ document.addEventListener("click", (event) => {
   if (button) sortTable(button.closest("th"));
 });
 
-/* Pictures of a subject come out of its template when it is first opened. */
+/* Images of a subject come out of its template when it is first opened. */
 function fill(details) {
   const template = details.querySelector(":scope > template");
   if (template) template.replaceWith(template.content.cloneNode(true));
@@ -121,7 +121,7 @@ if (find) {
   document.getElementById("close-all").addEventListener("click", () => openAll(false));
 }
 
-/* One picture large, with its numbers; arrow keys go on. */
+/* Enlarged image, with its numbers; arrow keys go on. */
 const viewer = document.getElementById("viewer");
 const measures = JSON.parse(document.getElementById("measures").textContent);
 const part = (name) => document.getElementById("viewer-" + name);
@@ -139,7 +139,7 @@ function show(at) {
   const read = prompt.querySelector(".read");
   const run = shown.closest(".outputs").querySelector(".run");
   const inputs = shown.closest(".group").querySelector(".inputs");
-  copyImages(shown.querySelectorAll("img, .absent"), part("picture"));
+  copyImages(shown.querySelectorAll("img, .absent"), part("image"));
   copyImages(inputs ? inputs.querySelectorAll("img") : [], part("inputs"));
   part("text").textContent = prompt.querySelector("h4").textContent;
   part("read").textContent = read ? read.textContent : "";

@@ -1,4 +1,4 @@
-"""Tables of figures with their intervals."""
+"""Tables of scores with their intervals."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
 DASH, MINUS, TIMES = "\u2013", "\u2212", "\u00b7"
 DECIMALS = ((0.05, 5), (2.0, 3), (100.0, 2))  # largest value below: digits after the point
 ROWS = {
-    "copy-input": "the input handed back as the output",
-    "oracle": "real pictures of a subject against each other",
+    "copy-input": "the input returned as the output",
+    "oracle": "real images of a subject against each other",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """The figures of all runs, found by run, measure, row and group."""
+    """The scores of all runs, by run, measure, row and group."""
 
     runs: tuple[ScoredRun, ...]
 
     @property
     def measures(self) -> tuple[Measure, ...]:
-        """Those with a figure, primary ones first."""
+        """Measures with a score, primary ones first."""
         held = {figure.measure for run in self.runs for figure in run.scores.figures}
         found = (measure for measure in self.runs[0].scores.measures if measure.name in held)
         return tuple(sorted(found, key=lambda measure: not measure.primary))
 
     @cached_property
     def by_subject(self) -> bool:
-        """Whether the suite is one of subjects."""
+        """True if the suite is one of subjects."""
         return has_subjects(self.runs)
 
     @cached_property
@@ -49,38 +49,38 @@ class Figures:
 
     @property
     def main(self) -> tuple[Measure, ...]:
-        """The primary ones; all where none is."""
+        """The primary measures; all if none is primary."""
         return tuple(measure for measure in self.measures if measure.primary) or self.measures
 
     def find(self, run: int, measure: str, row: str = "method", group: str = ALL) -> Figure | None:
-        """One figure, where there is one."""
+        """Find one score, or None."""
         return self._found.get((run, measure, row, group))
 
     def groups(self, prefix: str) -> list[str]:
-        """The groups of a prefix, as `subject:`, in the order of the first run that has them."""
+        """Return the groups of a prefix such as `subject:`, in the order of the first run that has them."""
         if prefix == "subject:" and not self.by_subject:
             return []
         found = (figure.group for run in self.runs for figure in run.scores.figures)
         return list(dict.fromkeys(group for group in found if group.startswith(prefix)))
 
     def prefixes(self) -> list[str]:
-        """What pictures are grouped by, subjects apart: category, kind ..."""
+        """Return the grouping keys other than subject: category, kind ..."""
         found = (figure.group.partition(":") for run in self.runs for figure in run.scores.figures)
         return list(dict.fromkeys(prefix for prefix, colon, _ in found if colon and prefix != "subject"))
 
     def decimals(self, measure: str) -> int:
-        """Digits after the point that all numbers of a measure are shown with."""
+        """Return the number of decimals of a measure."""
         values = [abs(one.value) for run in self.runs for one in run.scores.figures if one.measure == measure]
         return next((digits for limit, digits in DECIMALS if max(values, default=0.0) < limit), 1)
 
 
 def number(value: float, decimals: int, sign: bool = False) -> str:
-    """A number with a true minus."""
+    """Format a number with a typographic minus."""
     return f"{value:{'+' if sign else ''}.{decimals}f}".replace("-", MINUS)
 
 
 def interval(low: float | None, high: float | None, decimals: int, sign: bool = False) -> str:
-    """An interval, or nothing."""
+    """Format an interval, or return an empty string."""
     if low is None or high is None:
         return ""
     between = "to" if sign else DASH
@@ -93,7 +93,7 @@ class Cell:
 
     text: str = ""
     head: bool = False
-    run: int | None = None  # whose mark stands before the text
+    run: int | None = None  # its mark precedes the text
     link: str = ""  # id of an element
     note: str = ""
     css: str = ""
@@ -107,7 +107,7 @@ Row = tuple[str, list[Cell]]  # class and cells
 
 
 def results_table(figures: Figures, measures: Sequence[Measure], caption: str) -> Markup:
-    """Measures in columns; each run's method and what it is compared with in rows."""
+    """Tabulate measures in columns, each run's method and the reference rows in rows."""
     rows: list[Row] = [
         ("method", [_run_head(figures, run), *(_cell(figures, run, one) for one in measures)])
         for run in range(len(figures.runs))
@@ -120,7 +120,7 @@ def results_table(figures: Figures, measures: Sequence[Measure], caption: str) -
 
 
 def group_table(figures: Figures, prefix: str, caption: str, links: dict[str, str] | None = None) -> Markup | None:
-    """Measures in columns, groups (and runs) in rows; None where there are no such groups."""
+    """Tabulate measures in columns, groups (and runs) in rows; None if there are no such groups."""
     groups = figures.groups(f"{prefix}:")
     measures = [one for one in figures.main if any(figures.find(0, one.name, group=group) for group in groups)]
     if not measures:
@@ -138,7 +138,7 @@ def group_table(figures: Figures, prefix: str, caption: str, links: dict[str, st
 
 
 def difference_table(comparison: Comparison, figures: Figures) -> Markup | None:
-    """Paired differences from the first run; None where there are none."""
+    """Tabulate paired differences from the first run; None if there are none."""
     titles = {measure.name: measure for measure in comparison.measures}
     places = {run.name: _run_head(figures, at) for at, run in enumerate(figures.runs)}
     rows: list[Row] = []
@@ -151,13 +151,13 @@ def difference_table(comparison: Comparison, figures: Figures) -> Markup | None:
         cells.append(Cell(css=verdict.replace(" ", "-"), text=verdict))
         cells += [Cell(sort=repr(count), text=f"{count:,}") for count in (one.num_clusters, one.num_pictures)]
         rows.append(("", [Cell(head=True, text=titles[one.measure].title), places[one.run], *cells]))
-    heads = ["Measure", "Run", "Difference", "95 % t", "95 % bootstrap", "Reading", "Subjects", "Pictures"]
+    heads = ["Measure", "Run", "Difference", "95 % t", "95 % bootstrap", "Verdict", "Subjects", "Images"]
     caption = f"Differences from {comparison.runs[0].name}, paired on subjects"
     return table(heads, rows, caption, num_texts=2) if rows else None
 
 
 def full_table(figures: Figures) -> Markup:
-    """Every figure with both intervals and its counts."""
+    """Tabulate every score with both intervals and its counts."""
     titles = {measure.name: measure.title for measure in figures.measures}
     rows: list[Row] = []
     for run in figures.runs:
@@ -172,12 +172,12 @@ def full_table(figures: Figures) -> Markup:
             cells.append(Cell(css="ci", text=interval(one.bootstrap_low, one.bootstrap_high, digits)))
             cells += [Cell(sort=repr(count), text=f"{count:,}") for count in (one.num_subjects, one.num_pictures)]
             rows.append(("", cells))
-    heads = ["Run", "Measure", "Row", "Group", "Value", "95 % t", "95 % bootstrap", "Subjects", "Pictures"]
-    return table(heads, rows, f"All {len(rows):,} figures", num_texts=4)
+    heads = ["Run", "Measure", "Row", "Group", "Value", "95 % t", "95 % bootstrap", "Subjects", "Images"]
+    return table(heads, rows, f"All {len(rows):,} scores", num_texts=4)
 
 
 def table(heads: Sequence[str | Measure], rows: Sequence[Row], caption: str, num_texts: int = 1) -> Markup:
-    """A table whose columns are sorted by their heads; the first `num_texts` hold words."""
+    """Make a table sortable by its headings; the first `num_texts` columns hold text."""
     titles = [(*_head(head), at < num_texts) for at, head in enumerate(heads)]
     return html("table", caption=caption, heads=titles, rows=rows)
 
@@ -203,7 +203,7 @@ def _run_head(figures: Figures, run: int) -> Cell:
 
 
 def _reference_rows(figures: Figures) -> list[tuple[str, list[int]]]:
-    """Rows other than the method's, each once where all runs agree on it, else once for each run."""
+    """Return rows other than the method's, once if all runs agree on it, else once per run."""
     names = dict.fromkeys(one.row for run in figures.runs for one in run.scores.figures if one.row != "method")
     rows = []
     for name in names:

@@ -1,4 +1,4 @@
-"""The page's HTML: jinja2 templates beside this file; whatever is not HTML already is escaped."""
+"""The page's HTML: jinja2 templates beside this file, with autoescape."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ MACROS = "macros.html"
 
 
 def html(macro: str, /, **values: Any) -> Markup:
-    """Return what a macro of `macros.html` makes of values."""
+    """Render a macro of `macros.html`."""
     return Markup(getattr(_environment().get_template(MACROS).module, macro)(**values))
 
 
 def page(**values: Any) -> str:
-    """Return the whole page."""
+    """Render the whole page."""
     return _environment().get_template("page.html").render(**values)
 
 

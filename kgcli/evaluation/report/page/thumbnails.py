@@ -1,4 +1,4 @@
-"""Pictures small enough to stand in a page by the thousand, as data URIs."""
+"""Thumbnails as data URIs, small enough for thousands in a page."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from kgcli.data.images import open_image
 from kgcli.errors import ImageError
 from kgcli.evaluation.report.page.templates import html
 
-SIDES = ((400, 256), (1500, 176))  # up to so many pictures: longest side in pixels
+SIDES = ((400, 256), (1500, 176))  # maximum number of images: longest side in pixels
 SMALLEST_SIDE = 128
 QUALITY = 75  # of WebP
-NOT_GIVEN = Path(os.devnull)  # in place of a folder that the user did not name: nothing is below it
-UNREDUCED_QUALITY = 92  # small pictures are shown enlarged, where the coding would be seen
+NOT_GIVEN = Path(os.devnull)  # placeholder of a folder that was not given: nothing is below it
+UNREDUCED_QUALITY = 92  # small images are shown enlarged, where compression would be visible
 
 
-def side_for(num_pictures: int) -> int:
-    """The longest side of thumbnails in a page of so many pictures, in pixels."""
-    return next((side for limit, side in SIDES if num_pictures <= limit), SMALLEST_SIDE)
+def side_for(num_images: int) -> int:
+    """Return the longest side of thumbnails, in pixels, for a page of `num_images` images."""
+    return next((side for limit, side in SIDES if num_images <= limit), SMALLEST_SIDE)
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Thumbnails:
     num_not_given: int = 0
 
     def image(self, path: Path, alt: str) -> Markup:
-        """An <img> that holds the picture, or a box that says it is not there."""
+        """Return an <img> with the thumbnail, or a placeholder."""
         if path.is_relative_to(NOT_GIVEN):
             self.num_not_given += 1
             return html("absent", alt=alt, words="not shown", why="not shown")
@@ -44,7 +44,7 @@ class Thumbnails:
             content, size = _encode(path, self.side)
         except ImageError:
             self.num_missing += 1
-            return html("absent", alt=alt, words="no picture", why="missing")
+            return html("absent", alt=alt, words="no image", why="missing")
         source = "data:image/webp;base64," + base64.b64encode(content).decode()
         return html("image", source=source, alt=alt, width=size[0], height=size[1])
 
