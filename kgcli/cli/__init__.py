@@ -26,6 +26,7 @@ COMMANDS = {
     "align": ("train:align_app", "Stage 2: teach AlignerNet the language of CLIP, on text alone."),
     "instruct": ("train:instruct_app", "Stage 3: learn to draw what a prompt with pictures says."),
     "base": ("train:base_app", "Train what the nano model starts from, or its adapters."),
+    "train": ("chain:app", "Run the recipes of a whole model in order; resumes."),
     "convert": ("convert:app", "Make a model folder of a published checkpoint, or the way back."),
     "models": ("models:app", "List, fetch and verify published weights; show the sizes of a model."),
     "eval": ("evaluate:app", "Measure a model."),

@@ -22,6 +22,7 @@ PAPER = {
 }
 BASE = {
     "vae": "The autoencoder between images and latents.",
+    "sharpen": "The autoencoder's decoder against a patch discriminator: sharper images of the same latents.",
     "clip": "The pair of vision tower and text encoder.",
     "unet": "The text-conditional U-Net.",
     "judge": "The recognisers of `kg eval nano`; nothing that generates is trained with them.",
