@@ -47,9 +47,7 @@ ROWS: list[list[Case]] = [
     ],
     [
         Case("<image:-1> in the desert", ("car",)),
-        Case(
-            "<image:-1> on a wooden floor", ("teapot",), {"controls": [f"canny={EXAMPLE_IMAGES}/teapot.png"]}
-        ),
+        Case("<image:-1> on a wooden floor", ("teapot",), {"controls": [f"canny={EXAMPLE_IMAGES}/teapot.png"]}),
         Case("<image:-1> in the snow", ("robot",), {"loras": ["nano/comic"]}),
         Case("a red robot in front of a brick wall"),
     ],

@@ -46,6 +46,7 @@ class DataConfig(Strict):
     drop_entity_text: float = Field(default=0.5, ge=0, le=1)
     keep_background: float = Field(default=0.5, ge=0, le=1)
     pool: int | None = Field(default=None, ge=1, le=10**8)
+    rendered: str | None = Field(default=None, max_length=4096)  # folder of the pool's images, shared by like recipes
     keep: bool = False  # keep whole samples of a pool or file in memory, words included: saves making them again
     bucket: int = Field(default=1, ge=1, le=10**4)  # steps read together and dealt out by length: saves padding
     num_workers: int = Field(default=1, ge=0, le=256)  # processes that read ahead; each keeps its own
@@ -54,13 +55,16 @@ class DataConfig(Strict):
     def _one_of_both(self) -> DataConfig:
         if bool(self.sources) == bool(self.kinds):
             raise ValueError("give either kinds (of the nano world) or sources, one of both")
+        if self.rendered is not None and not (self.kinds and self.pool):
+            raise ValueError("rendered is the folder of a world pool's images: give kinds, and pool, their number")
         return self
 
 
 class OptimConfig(Strict):
-    """AdamW with linear warm-up. Defaults after the published runs."""
+    """AdamW with linear warm-up, or Muon for matrices beside it. Defaults after the published runs."""
 
     lr: float = 1.0e-3  # peak, reached at the end of warm-up
+    muon_lr: float | None = Field(default=None, gt=0)  # peak for matrices, which Muon then trains; None: AdamW
     betas: tuple[Rate, Rate] = (0.9, 0.98)
     eps: float = Field(default=1.0e-6, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)

@@ -95,5 +95,25 @@ def adapters(
     typer.echo(report.to_json() if as_json else str(report))
 
 
+@app.command()
+def vae(
+    folder: Annotated[Path, typer.Argument(help="Diffusers folder, or its vae folder.", show_default=False)],
+    size: Annotated[int, typer.Option("--size", help="Pixels of the nano world's images: 64 or 128.")] = 128,
+    num: Annotated[int, typer.Option("--num", min=2, help="Images.")] = 64,
+    seed: Annotated[int, typer.Option("-s", "--seed", min=0, help="Random seed of the images.")] = 0,
+    grid: Annotated[Path | None, typer.Option("--grid", help="PNG of images above their reconstructions.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON in place of the table.")] = False,
+) -> None:
+    """VAE reconstruction of images of the nano world: PSNR, strong edges, fine detail, styles."""
+    from kgcli.inference.output import check_image_file
+
+    if grid is not None:
+        check_image_file(grid)
+    from kgcli.evaluation.benchmarks.reconstruction import evaluate_vae
+
+    measured = evaluate_vae(folder, size=size, num=num, seed=seed, grid=grid)
+    typer.echo(measured.to_json() if as_json else str(measured))
+
+
 app.command("dreambench")(bench.dreambench)
 app.command("coco")(bench.coco)

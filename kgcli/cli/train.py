@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Annotated
 
@@ -31,6 +32,7 @@ PAPER = {
 }
 BASE = {
     "vae": "Train the VAE.",
+    "sharpen": "Train the VAE's decoder against a patch discriminator: sharper images of the same latents.",
     "clip": "Train the CLIP vision tower and text encoder.",
     "unet": "Train the text-conditional U-Net.",
     "judge": "Train the recognisers of `kg eval nano`; used for evaluation only.",
@@ -76,3 +78,32 @@ base_app = _app(BASE)
 @base_app.callback()
 def base() -> None:
     """Train the nano model's base parts, its adapters, and the models of its evaluation."""
+
+
+chain_app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+
+@chain_app.command()
+def train(
+    chain: Annotated[str, typer.Argument(help="Name of a chain of recipes: nano.", show_default=False)],
+    overrides: Overrides = None,
+    show: Annotated[bool, typer.Option("--list", help="Print what is done and what is next; train nothing.")] = False,
+) -> None:
+    """Run the recipes that make a model in order; finished ones are skipped, an interrupted one is resumed.
+
+    Overrides are for all recipes, as in: kg train nano precision=bf16. Each recipe also runs alone, with kg base,
+    kg pretrain, kg align and kg instruct.
+    """
+    from kgcli.training.chains import describe_chain, load_chain
+
+    links = load_chain(chain, overrides)
+    if show:
+        print(describe_chain(links))
+        return
+    from kgcli import engine  # torch loads here, after all recipes are known to be sound
+
+    for link in links:
+        if not link.is_done:
+            print(describe_chain(links), file=sys.stderr)
+            engine.train(link.recipe)
+    print(describe_chain(links))

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+GOLDEN_RATIO = 0x9E3779B97F4A7C15  # its fractional part, in units of 2^-64
+
 
 class StepRandom:
     """Random numbers for the samples of one step, a function of (seed, step, sample number) alone.
@@ -22,6 +24,7 @@ class StepRandom:
     """
 
     def __init__(self, seed: int, step: int, numbers: Sequence[int]) -> None:
+        self.numbers = list(numbers)
         self.shared = _stream(seed, step)
         self.streams = [_stream(seed, step, number) for number in numbers]
 
@@ -40,10 +43,21 @@ class StepRandom:
         """Return (B,) integers in [0, high) on the CPU."""
         return torch.cat([torch.randint(high, (1,), generator=stream) for stream in self.streams])
 
+    def spread(self) -> Tensor:
+        """Return (B,) numbers in [0, 1) on the CPU that cover the interval more evenly than independent ones.
+
+        A random offset per step, and the golden ratio's multiples by sample number: consecutive samples fall apart, and
+        each sample's number does not depend on its neighbours.
+        """
+        offset = torch.rand((), generator=self.shared, dtype=torch.float64)
+        multiples = [number * GOLDEN_RATIO % 2**64 / 2**64 for number in self.numbers]
+        numbers = (offset + torch.tensor(multiples, dtype=torch.float64)) % 1
+        return numbers.float().clamp(max=1 - 2**-24)
+
     def repeated(self, num: int) -> StepRandom:
         """Return the same streams `num` times over, for `num` views of every sample, view by view."""
         again = StepRandom.__new__(StepRandom)
-        again.shared, again.streams = self.shared, self.streams * num
+        again.numbers, again.shared, again.streams = self.numbers * num, self.shared, self.streams * num
         return again
 
 

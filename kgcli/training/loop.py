@@ -22,6 +22,7 @@ from kgcli.data.loader import EVALUATION_STEP, Batches, load_batches
 from kgcli.data.pool import Pool
 from kgcli.data.sample import Sample
 from kgcli.data.sources import open_source
+from kgcli.data.sources.rendered import make_rendered
 from kgcli.errors import ConfigError, MissingError
 from kgcli.files import locked, remove_leftovers, whole_folder
 from kgcli.model.diffusion import Diffusion
@@ -36,6 +37,7 @@ from kgcli.training.stages import find_stage, make_stage
 from kgcli.training.trainer import Trainer
 
 CALIBRATION_SEED = 1 << 20  # of the samples that a result is calibrated on
+ENDLESS = {"pool": None, "rendered": None, "keep": False}  # settings of data without a pool
 
 
 class Run:
@@ -73,6 +75,15 @@ class Run:
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that train, by name."""
         return self.trainer.trained
+
+    def render(self) -> None:
+        """Render the images that the recipe keeps in a folder, as far as they are not there."""
+        data = self.recipe.data
+        if data.rendered is not None:
+            if self.accelerator.is_main_process:
+                size, folder = self.recipe.image_size, Path(data.rendered)
+                make_rendered(folder, self.source, size, num_workers=data.num_workers, report=say)
+            self.accelerator.wait_for_everyone()
 
     def pool(self) -> Pool | None:
         """Return the cached VAE moments of a stage that works on these, made now where they are not there."""
@@ -148,7 +159,7 @@ class Run:
 
     @functools.cached_property
     def _calibration_source(self) -> Any:
-        data = self.recipe.data.model_copy(update={"seed": CALIBRATION_SEED, "pool": None, "keep": False})
+        data = self.recipe.data.model_copy(update={"seed": CALIBRATION_SEED, **ENDLESS})
         return open_source(data, self.recipe.image_size, self.stage.use)
 
     def _calibration_sample(self, index: int) -> Sample:
@@ -186,6 +197,7 @@ def train(recipe: Recipe, resume: str = "auto", dry_run: bool = False) -> str:
         say(f"run folder {run.folder}: " + (f"resuming from step {trainer.step}" if state else "starting anew"))
         if run.accelerator.is_main_process:
             run.metrics = stack.enter_context(Metrics(recipe, trainer.step, state))
+        run.render()
         pool = run.pool()
         stopped = stack.enter_context(stop_on_signals())
         stack.enter_context(_attention(run.device))
@@ -197,6 +209,7 @@ def train(recipe: Recipe, resume: str = "auto", dry_run: bool = False) -> str:
                 raise KeyboardInterrupt
         if run.accelerator.is_main_process:
             run.export()
+        run.accelerator.wait_for_everyone()  # the next run of any process may start from the result
     return f"{run.folder / 'final'}"
 
 

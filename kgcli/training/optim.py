@@ -1,24 +1,120 @@
-"""Parameter groups and the learning-rate schedule; pure."""
+"""Parameter groups, AdamW and Muon, and the learning-rate schedule; pure."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from torch import nn
-from torch.optim import AdamW
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
 
 from kgcli.recipe import OptimConfig
 
+MIN_MATRIX = 12  # rows and columns below which a weight is no matrix worth orthogonalising
+EMBEDDINGS = ("embedding", "positions", "position_table")  # parts of the names of tables, whose rows are vectors
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Source: K. Jordan et al., "Muon" (2024)
+NUM_NEWTON_SCHULZ = 5
 
-def make_optimizer(named: Iterable[tuple[str, nn.Parameter]], cfg: OptimConfig) -> AdamW:
-    """AdamW over the parameters that train; vectors (norms, biases) are not decayed."""
-    trained = [p for _, p in named if p.requires_grad]
+
+class Muon(Optimizer):
+    """Muon for weights that are matrices (convolutions flattened), AdamW for all others, in one optimizer.
+
+    Groups hold `kind` "muon" or "adamw", and `lr_ratio` to the rate of the schedule. Matrices of one shape are
+    orthogonalised together. torch.optim.Muon takes no convolutions.
+    Source: K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); the scale that lets
+    one rate serve with AdamW is that of "Muon is scalable for LLM training" (arXiv:2502.16982).
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], momentum: float = 0.95) -> None:
+        super().__init__(groups, {"kind": "adamw", "lr": 1e-3, "lr_ratio": 1.0, "weight_decay": 0.0})
+        self.momentum = momentum
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        assert closure is None, "the loop computes its gradients itself"
+        for group in self.param_groups:
+            update = self._muon if group["kind"] == "muon" else self._adamw
+            update(group, [p for p in group["params"] if p.grad is not None])
+
+    def _muon(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
+        by_shape: dict[tuple[int, int], list[nn.Parameter]] = {}
+        for parameter in parameters:
+            by_shape.setdefault((parameter.shape[0], parameter[0].numel()), []).append(parameter)
+        for shape, alike in by_shape.items():
+            directions = torch.stack([self._direction(parameter).reshape(shape) for parameter in alike])
+            updates = orthogonalise(directions) * (0.2 * max(shape) ** 0.5)
+            for parameter, update in zip(alike, updates, strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(update.reshape(parameter.shape), alpha=-group["lr"])
+
+    def _direction(self, parameter: nn.Parameter) -> Tensor:
+        """Return the gradient with Nesterov momentum."""
+        assert parameter.grad is not None
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        state["momentum"].lerp_(parameter.grad, 1 - self.momentum)
+        return parameter.grad.lerp(state["momentum"], self.momentum)
+
+    def _adamw(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
+        first, second = group["betas"]
+        for parameter in parameters:
+            assert parameter.grad is not None
+            state = self.state[parameter]
+            if not state:
+                state.update(step=torch.zeros(()), mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter))
+            state["step"] += 1
+            state["mean"].lerp_(parameter.grad, 1 - first)
+            state["square"].lerp_(parameter.grad.square(), 1 - second)
+            num = float(state["step"])
+            scale = (state["square"] / (1 - second**num)).sqrt_().add_(group["eps"])
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.addcdiv_(state["mean"], scale, value=-group["lr"] / (1 - first**num))
+
+
+def orthogonalise(matrices_NRC: Tensor) -> Tensor:
+    """Return matrices with the same singular vectors, and singular values near 1.
+
+    The Newton-Schulz iteration runs on the small Gram matrix X X' alone: the same result for a fraction of the products
+    where a matrix is wide, as those of convolutions are.
+
+    Shapes: N matrices of R rows and C columns
+    """
+    if matrices_NRC.shape[1] > matrices_NRC.shape[2]:
+        return orthogonalise(matrices_NRC.mT).mT
+    a, b, c = NEWTON_SCHULZ
+    matrices_NRC = matrices_NRC / (matrices_NRC.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    gram_NRR = matrices_NRC @ matrices_NRC.mT
+    identity_RR = torch.eye(gram_NRR.shape[1], dtype=gram_NRR.dtype, device=gram_NRR.device)
+    product_NRR = identity_RR.expand_as(gram_NRR)
+    for _ in range(NUM_NEWTON_SCHULZ):
+        factor_NRR = a * identity_RR + b * gram_NRR + c * gram_NRR @ gram_NRR
+        product_NRR = factor_NRR @ product_NRR
+        gram_NRR = factor_NRR @ gram_NRR @ factor_NRR
+    return product_NRR @ matrices_NRC
+
+
+def make_optimizer(named: Iterable[tuple[str, nn.Parameter]], cfg: OptimConfig) -> Optimizer:
+    """Return AdamW over the parameters that train, with `muon_lr` Muon for the matrices; vectors are not decayed."""
+    trained = [(name, p) for name, p in named if p.requires_grad]
+    if cfg.muon_lr is None:
+        groups: list[dict[str, Any]] = [
+            {"params": [p for _, p in trained if p.ndim >= 2], "weight_decay": cfg.weight_decay},
+            {"params": [p for _, p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        return AdamW(groups, lr=cfg.lr, betas=cfg.betas, eps=cfg.eps, fused=True)
+    matrices = [p for name, p in trained if _is_matrix(name, p)]
+    known = set(map(id, matrices))
+    rest = [p for _, p in trained if id(p) not in known]
+    shared = {"lr": cfg.lr, "betas": cfg.betas, "eps": cfg.eps}
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": cfg.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {"params": matrices, "kind": "muon", "lr_ratio": cfg.muon_lr / cfg.lr, "weight_decay": cfg.weight_decay},
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": cfg.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return AdamW(groups, lr=cfg.lr, betas=cfg.betas, eps=cfg.eps, fused=True)
+    return Muon([{**shared, **group} for group in groups if group["params"]])
 
 
 def lr_at(step: int, num_steps: int, cfg: OptimConfig) -> float:
@@ -28,3 +124,9 @@ def lr_at(step: int, num_steps: int, cfg: OptimConfig) -> float:
     gone = min(1.0, max(0.0, (step - start) / max(1.0, num_steps - start)))
     fall = {"constant": 1.0, "linear": 1.0 - gone, "cosine": 0.5 * (1.0 + math.cos(math.pi * gone))}[cfg.schedule]
     return cfg.lr * warm * fall
+
+
+def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    if parameter.ndim < 2 or any(word in name for word in EMBEDDINGS):
+        return False
+    return min(parameter.shape[0], parameter[0].numel()) >= MIN_MATRIX

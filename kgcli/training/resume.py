@@ -10,7 +10,10 @@ from kgcli.errors import ConfigError, IncompatibleError, MissingError
 from kgcli.recipe import Recipe, load_recipe
 
 # They change what is written or how fast, and no number of the training.
-_WITHOUT_EFFECT = ("output_dir", "log_every", "save_every", "sample_every", "keep_checkpoints", "data.num_workers")
+_WITHOUT_EFFECT = (
+    *("output_dir", "log_every", "save_every", "sample_every", "keep_checkpoints"),
+    *("data.num_workers", "data.rendered"),
+)
 _FIXED = ("stage", "model", "parts", "image_size")  # the weights of a checkpoint mean nothing to another of these
 
 

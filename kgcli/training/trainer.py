@@ -65,7 +65,7 @@ class Trainer:
         for batch in batches:
             rate = lr_at(self.step, self.num_steps, self.cfg)
             for group in self.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("lr_ratio", 1.0)
             named = losses(batch)
             total = torch.stack(list(named.values())).sum()
             if self.accelerator is None:

@@ -23,6 +23,7 @@ from kgcli.world.tables import (
 )
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
+FLUENT_SIZE = 128  # pixels, square: images of this size are of the world of `kgcli.world.fluent`
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,9 @@ def draw_subject(rng: np.random.Generator, nouns: list[str], *, new: bool = Fals
 
 
 def place(subjects: list[Subject], rng: np.random.Generator) -> tuple[Placed, ...]:
-    """Put one subject in the middle or two side by side, the first on the left."""
-    centres = [0.5] if len(subjects) == 1 else [0.26, 0.74]
-    low, high = (0.70, 0.86) if len(subjects) == 1 else (0.47, 0.54)
+    """Put one subject in the middle or two or three side by side, the first on the left."""
+    centres = {1: [0.5], 2: [0.26, 0.74], 3: [0.18, 0.5, 0.82]}[len(subjects)]
+    low, high = {1: (0.70, 0.86), 2: (0.47, 0.54), 3: (0.33, 0.38)}[len(subjects)]
     return tuple(
         Placed(
             subject,
@@ -164,7 +165,11 @@ def is_held_out(spec: Spec) -> bool:
 
 
 def render(spec: Spec, size: int = 64) -> Rendered:
-    """Paint `spec` at size x size pixels."""
+    """Render `spec` at size x size pixels; FLUENT_SIZE is the size of the second world, all others are the first's."""
+    if size == FLUENT_SIZE:
+        from kgcli.world.fluent.render import render as render_fluent
+
+        return Rendered(*render_fluent(spec))
     picture = scenes.background(spec.scene or "blocks", spec.variant, size).copy()
     if spec.style == "minecraft":  # the place in large blocks, the subject in small ones: it has to stay itself
         picture = scenes.in_blocks(picture)
@@ -179,6 +184,15 @@ def render(spec: Spec, size: int = 64) -> Rendered:
         masks.append(alpha)
         boxes.append(box)
     return Rendered(scenes.stylize(picture, spec.style), tuple(masks), tuple(boxes))
+
+
+def stands_out(spec: Spec, size: int = 64) -> bool:
+    """Return whether each body differs from the scene behind it; at other sizes, where subjects have a rim, always."""
+    if size != FLUENT_SIZE:
+        return True
+    from kgcli.world.fluent.render import stands_out as stands_out_fluent
+
+    return stands_out_fluent(spec)
 
 
 def crop(rendered: Rendered, index: int, size: int, *, keep_background: bool) -> Image.Image:

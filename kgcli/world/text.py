@@ -13,6 +13,7 @@ Rng = np.random.Generator
 Fragments = tuple[str | None, ...]  # None stands for the next image
 
 EDITS = {"scene": 0.2, "accessory": 0.2, "colour": 0.35, "style": 0.25}  # kind -> share; the hardest come most often
+MAX_WORDS = 28  # of a caption; the nano CLIP reads 30 words of the world, each a token or, seldom, two
 TO_STYLE = {
     "minecraft": ("put it in Minecraft", "turn it into Minecraft"),
     "oil": ("turn it into an oil painting", "make it an oil painting"),
@@ -33,6 +34,15 @@ def caption(spec: Spec, rng: Rng, *, colours: float = 0.8) -> str:
     """
     subjects = [describe(placed.subject, colours=rng.random() < colours) for placed in spec.subjects]
     return _sentence(_join(subjects, rng), spec, rng)
+
+
+def short_caption(spec: Spec, rng: Rng, *, colours: float = 0.8) -> str:
+    """A caption of at most MAX_WORDS words, so that a CLIP text encoder reads all of it; `colours` as in `caption`."""
+    while True:
+        words = caption(spec, rng, colours=colours)
+        if len(words.replace(",", " ,").split()) <= MAX_WORDS:
+            return words
+        colours *= 0.7  # three subjects with patterns and accessories are too much to tell
 
 
 def compositional(spec: Spec, rng: Rng, *, drop: bool) -> Fragments:
@@ -114,6 +124,8 @@ def _where(spec: Spec, rng: Rng) -> str:
 def _join(subjects: list[str], rng: Rng) -> str:
     if len(subjects) == 1:
         return subjects[0]
+    if len(subjects) > 2:
+        return ", ".join(subjects[:-1]) + " and " + subjects[-1]
     left, right = subjects
     forms = [f"{left} and {right}", f"{left} and {right}", f"{left} next to {right}"]
     return str(rng.choice([*forms, f"{left} on the left and {right} on the right"]))

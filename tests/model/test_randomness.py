@@ -39,3 +39,13 @@ def test_numbers_are_spread_as_they_should_be():
     values = StepRandom(0, 0, range(2000)).uniform()
     assert abs(values.mean() - 0.5) < 0.03
     assert abs(torch.corrcoef(torch.stack([values[:-1], values[1:]]))[0, 1]) < 0.1
+
+
+def test_spread_numbers_cover_the_interval_evenly_whoever_takes_which_sample():
+    first, count = 1 << 40, 64  # a large sample number loses no precision
+    whole = StepRandom(0, 7, range(first, first + count)).spread()
+    assert 0 <= whole.min() <= whole.max() < 1
+    assert whole.sort().values.diff().max() < 2.7 / count  # independent ones leave gaps of about 5 / count
+    parts = [StepRandom(0, 7, range(first + rank, first + count, 2)).spread() for rank in range(2)]
+    assert torch.equal(torch.stack(parts, 1).flatten(), whole)
+    assert not torch.equal(StepRandom(0, 8, range(first, first + count)).spread(), whole)

@@ -1,10 +1,20 @@
 """Laws of the optimizer's groups and of the learning rate's course."""
 
+import copy
+
 import pytest
+import torch
 from torch import nn
 
 from kgcli.recipe import OptimConfig
-from kgcli.training.optim import lr_at, make_optimizer
+from kgcli.training.optim import (
+    NEWTON_SCHULZ,
+    NUM_NEWTON_SCHULZ,
+    Muon,
+    lr_at,
+    make_optimizer,
+    orthogonalise,
+)
 
 SCHEDULES = ("linear", "cosine", "constant")
 
@@ -40,3 +50,77 @@ def test_the_rate_stays_at_its_peak_until_it_falls_to_nothing(schedule):
 def test_a_constant_rate_stays():
     cfg = OptimConfig(lr=0.5, warmup_steps=0, schedule="constant")
     assert {lr_at(step, 100, cfg) for step in range(100)} == {0.5}
+
+
+def plain_newton_schulz(matrix):
+    """The iteration as published, on the whole matrix."""
+    a, b, c = NEWTON_SCHULZ
+    matrix = matrix / matrix.norm()
+    for _ in range(NUM_NEWTON_SCHULZ):
+        gram = matrix @ matrix.mT
+        matrix = a * matrix + (b * gram + c * gram @ gram) @ matrix
+    return matrix
+
+
+@pytest.mark.parametrize("shape", [(6, 40), (40, 6), (16, 16)])
+def test_orthogonalising_by_the_gram_matrix_equals_the_published_iteration(shape):
+    generator = torch.Generator().manual_seed(0)
+    matrices = torch.randn(3, *shape, generator=generator)
+    wanted = torch.stack([plain_newton_schulz(m if m.shape[0] <= m.shape[1] else m.mT) for m in matrices])
+    wanted = wanted if shape[0] <= shape[1] else wanted.mT
+    assert torch.allclose(orthogonalise(matrices), wanted, atol=2e-4)
+    values = torch.linalg.svdvals(orthogonalise(matrices))
+    assert 0.3 < values.min() <= values.max() < 1.3
+
+
+def test_muon_takes_matrices_and_convolutions_and_leaves_vectors_small_weights_and_tables_to_adamw():
+    module = nn.ModuleDict(
+        {
+            "conv": nn.Conv2d(12, 16, 3),
+            "first": nn.Conv2d(12, 3, 3),
+            "norm": nn.GroupNorm(4, 16),
+            "token_embedding": nn.Embedding(30, 16),
+        }
+    )
+    optimizer = make_optimizer(module.named_parameters(), OptimConfig(lr=1e-3, muon_lr=4e-3, weight_decay=0.1))
+    names = {id(p): name for name, p in module.named_parameters()}
+    found = [(g["kind"], g["lr_ratio"], sorted(names[id(p)] for p in g["params"])) for g in optimizer.param_groups]
+    assert found[0] == ("muon", 4.0, ["conv.weight"])
+    assert found[1] == ("adamw", 1.0, ["first.weight", "token_embedding.weight"])
+    assert found[2][2] == ["conv.bias", "first.bias", "norm.bias", "norm.weight"]
+
+
+def test_the_adamw_half_of_muon_is_torchs_own():
+    first, second = (nn.Linear(5, 4) for _ in range(2))
+    second.load_state_dict(first.state_dict())
+    cfg = {"lr": 1e-2, "betas": (0.9, 0.98), "weight_decay": 0.1, "eps": 1e-8}
+    ours = Muon([{"params": list(first.parameters()), **cfg}])
+    theirs = torch.optim.AdamW(second.parameters(), **cfg)
+    for step in range(4):
+        inputs = torch.randn(7, 5, generator=torch.Generator().manual_seed(step))
+        for module, optimizer in ((first, ours), (second, theirs)):
+            module(inputs).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_muon_goes_on_from_its_saved_state_as_if_it_had_never_stopped():
+    def step(module, optimizer, seed):
+        module(torch.randn(8, 20, generator=torch.Generator().manual_seed(seed))).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    cfg = OptimConfig(lr=1e-2, muon_lr=2e-2)
+    module = nn.Linear(20, 16)
+    optimizer = make_optimizer(module.named_parameters(), cfg)
+    step(module, optimizer, 0)
+    weights = {name: value.clone() for name, value in module.state_dict().items()}
+    state = copy.deepcopy(optimizer.state_dict())
+    step(module, optimizer, 1)
+    again = nn.Linear(20, 16)
+    again.load_state_dict(weights)
+    other = make_optimizer(again.named_parameters(), cfg)
+    other.load_state_dict(state)
+    step(again, other, 1)
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), again.parameters(), strict=True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from kgcli.data.sources.base import Source, Use
 from kgcli.recipe import DataConfig, SourceConfig
 
@@ -16,6 +18,10 @@ def open_source(data: DataConfig, image_size: int, use: Use) -> Source:
     Raises: ConfigError, MissingError: a kind, file or line is wrong or not there.
     """
     found = _open_mixture(data, image_size, use) if data.sources else _open_world(data, data.kinds, image_size)
+    if data.rendered is not None:
+        from kgcli.data.sources.rendered import RenderedSource
+
+        found = RenderedSource(found, Path(data.rendered))
     if data.keep and found.num_rows:
         from kgcli.data.sources.kept import KeptSource
 

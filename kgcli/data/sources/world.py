@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,7 +17,18 @@ from PIL import Image
 from kgcli.data.sample import Sample, Target
 from kgcli.world import text
 from kgcli.world.scenes import NUM_VARIANTS
-from kgcli.world.spec import Spec, Subject, crop, draw_spec, draw_subject, is_held_out, place, render
+from kgcli.world.spec import (
+    FLUENT_SIZE,
+    Spec,
+    Subject,
+    crop,
+    draw_spec,
+    draw_subject,
+    is_held_out,
+    place,
+    render,
+    stands_out,
+)
 from kgcli.world.tables import (
     ACCESSORIES,
     BASE_ONLY_NOUNS,
@@ -100,8 +112,27 @@ def reference(subject: Subject, rng: np.random.Generator, size: int, *, keep_bac
 def _captioned(chance: Chance, styled: float = 0.3) -> Sample:
     """A captioned picture for the text-to-image base."""
     two = chance.shown.random() < 0.3
-    spec = draw_spec(chance.shown, BASE_NOUNS, num_subjects=1 + two, accessory=0.15, styled=styled)
-    return _of(spec, Sample(caption=text.caption(spec, chance.told)))
+    spec = _draw_legible(chance, BASE_NOUNS, num_subjects=1 + two, accessory=0.15, styled=styled)
+    return _of(spec, Sample(caption=_caption_of(spec, chance)))
+
+
+def _numbered(num: int, chance: Chance) -> Sample:
+    """A captioned image of `num` subjects that stand out from their scene, its caption within CLIP's positions."""
+    spec = _draw_legible(chance, BASE_NOUNS, num_subjects=num)
+    return _of(spec, Sample(caption=text.short_caption(spec, chance.told)))
+
+
+def _draw_legible(chance: Chance, nouns: list[str], **fractions: Any) -> Spec:
+    """Return a random spec of `nouns` whose subjects stand out from its scene; `fractions` as of `draw_spec`."""
+    while True:
+        spec = draw_spec(chance.shown, nouns, **fractions)
+        if stands_out(spec, chance.size):
+            return spec
+
+
+def _caption_of(spec: Spec, chance: Chance) -> str:
+    """Return its caption: at 128 px no longer than the CLIP text encoder reads."""
+    return (text.short_caption if chance.size == FLUENT_SIZE else text.caption)(spec, chance.told)
 
 
 def _comic(chance: Chance) -> Sample:
@@ -156,7 +187,7 @@ def _text(chance: Chance) -> Sample:
     """A caption alone, for language modelling and for stage 2."""
     spec = draw_spec(chance.shown, STAGE_NOUNS, num_subjects=1 + (chance.shown.random() < 0.3))
     # Nothing at all is said now and then: what the null condition is, and where it has to go.
-    words = "" if chance.told.random() < NOTHING_SAID else text.caption(spec, chance.told)
+    words = "" if chance.told.random() < NOTHING_SAID else _caption_of(spec, chance)
     return Sample(fragments=text.as_typed((words,) if words else (), chance.told), caption=words)
 
 
@@ -187,7 +218,7 @@ def _interleaved(chance: Chance) -> Sample:
 def _compositional(chance: Chance) -> Sample:
     """A caption whose entities are each followed by a picture of that individual, and the picture to be made."""
     two = chance.shown.random() < 0.45
-    spec = draw_spec(chance.shown, STAGE_NOUNS, num_subjects=1 + two, accessory=0.15)
+    spec = _draw_legible(chance, STAGE_NOUNS, num_subjects=1 + two, accessory=0.15)
     drop = bool(chance.told.random() < chance.drop_entity_text)  # once per caption, for all its entities
     images = tuple(
         reference(
@@ -204,9 +235,9 @@ def _compositional(chance: Chance) -> Sample:
 
 def _edit(chance: Chance) -> Sample:
     """A picture, an instruction, and the picture after the change."""
-    before = draw_spec(chance.shown, STAGE_NOUNS, accessory=0.1, styled=0.1)
+    before = _draw_legible(chance, STAGE_NOUNS, accessory=0.1, styled=0.1)
     after, instruction = text.edit(before, chance.shown)
-    while is_held_out(after):
+    while is_held_out(after) or not stands_out(after, chance.size):
         after, instruction = text.edit(before, chance.shown)
     fragments: text.Fragments = (None, " " + instruction)
     if chance.told.random() < 0.25:  # the input caption, when kept
@@ -218,8 +249,8 @@ def _edit(chance: Chance) -> Sample:
 
 def _caption(chance: Chance) -> Sample:
     """A caption alone and the picture it describes: keeps text following alive in stage 3."""
-    spec = draw_spec(chance.shown, STAGE_NOUNS, num_subjects=1 + (chance.shown.random() < 0.3))
-    words = text.caption(spec, chance.told)
+    spec = _draw_legible(chance, STAGE_NOUNS, num_subjects=1 + (chance.shown.random() < 0.3))
+    words = _caption_of(spec, chance)
     return _of(spec, Sample(fragments=text.as_typed((words,), chance.told), caption=words))
 
 
@@ -305,6 +336,9 @@ SAMPLERS: dict[str, Callable[[Chance], Sample]] = {
     "described": _described,
     "rescened": _rescened,
     "comic": _comic,
+    "one": partial(_numbered, 1),
+    "two": partial(_numbered, 2),
+    "three": partial(_numbered, 3),
 }
 # What all samples of a kind have; a prompt with images has no caption that a CLIP text encoder could read.
 GIVES: dict[str, frozenset[str]] = {
@@ -320,4 +354,7 @@ GIVES: dict[str, frozenset[str]] = {
     "described": frozenset({"caption", "images"}),
     "rescened": frozenset({"images", "target", "truth"}),
     "comic": frozenset({"caption", "target", "truth"}),
+    "one": frozenset({"caption", "target", "truth"}),
+    "two": frozenset({"caption", "target", "truth"}),
+    "three": frozenset({"caption", "target", "truth"}),
 }

@@ -12,6 +12,7 @@ from kgcli.training.stages.base import Setup, Stage
 # Stage -> module of this folder and its class.
 STAGES = {
     "vae": "decoder:VaeStage",
+    "sharpen": "sharpen:SharpenStage",
     "clip": "decoder:ClipStage",
     "unet": "decoder:UnetStage",
     "pretrain": "kosmosg:PretrainStage",

@@ -23,6 +23,7 @@ from kgcli.data.sample import Sample
 from kgcli.data.tokenizer import train_sentencepiece
 from kgcli.model.diffusion import Diffusion, Steer
 from kgcli.model.randomness import StepRandom
+from kgcli.model.timesteps import stratified_timesteps
 from kgcli.training.preview import preview_pictures
 from kgcli.training.stages.base import Setup, Stage
 from kgcli.training.stages.start import copy_folder
@@ -46,10 +47,12 @@ MODEL_INDEX = {
 
 class VaeOptions(Strict):
     """kl: weight of the mean KL divergence per latent number. edges: weight of the error of differences between
-    neighbouring pixels, which keeps outlines sharp."""
+    neighbouring pixels, which keeps outlines sharp. crop: side in pixels of the random square of each
+    image that it learns on; 0 takes the whole image."""
 
     kl: float = 1e-4
     edges: float = 0.5
+    crop: int = 0
 
 
 class ClipOptions(Strict):
@@ -65,10 +68,13 @@ class ClipOptions(Strict):
 
 class CaptionedOptions(Strict):
     """null_text: probability of the empty caption. subject: extra weight of the error inside subjects, where the data
-    have masks."""
+    have masks. stratified: timesteps spread evenly over each batch. low_noise: fraction of stratified timesteps kept to
+    the beginning of the schedule, where detail is learnt."""
 
     null_text: float = 0.1
     subject: float = 1.0
+    stratified: bool = False
+    low_noise: float = 0.0
 
 
 class VaeStage(Stage):
@@ -89,7 +95,8 @@ class VaeStage(Stage):
 
     def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
         assert batch.targets is not None
-        pixels = batch.targets.contiguous(memory_format=torch.channels_last)
+        pixels = random_crops(batch.targets, self.options.crop, random)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
         posterior = self.vae.encode(pixels).latent_dist
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         eps = random.normal(*mean.shape[1:]).to(mean)
@@ -97,7 +104,7 @@ class VaeStage(Stage):
         kl = 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()
         return {
             "pixels": F.l1_loss(rebuilt, pixels) + 2.0 * F.mse_loss(rebuilt, pixels),
-            "edges": self.options.edges * _edge_error(rebuilt, pixels),
+            "edges": self.options.edges * edge_error(rebuilt, pixels),
             "kl": self.options.kl * kl,
         }
 
@@ -239,9 +246,21 @@ class CaptionedStage(Stage):
         latents = self.diffusion.sample_latents(mean, logvar, random=random)
         weight = 1.0 + self.options.subject * batch.subject
         loss = self.diffusion.noise_loss(
-            latents, conditioning, random=random, weight_BHW=weight, steer=self.steer(batch)
+            latents,
+            conditioning,
+            random=random,
+            timesteps_B=self._timesteps(random),
+            weight_BHW=weight,
+            steer=self.steer(batch),
         )
         return {"diffusion": loss}
+
+    def _timesteps(self, random: StepRandom) -> Tensor | None:
+        """Return stratified timesteps where the recipe asks for them; None leaves them to the diffusion's own."""
+        if not self.options.stratified:
+            return None
+        num_steps = self.diffusion.noise_scheduler.config.num_train_timesteps
+        return stratified_timesteps(random, num_steps, self.options.low_noise).to(self.null_tokens.device)
 
     @torch.no_grad()
     def preview(self, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -308,6 +327,20 @@ def clip_tokenizer(captions: list[str], vocab_size: int, length: int) -> CLIPTok
     return tokenizer
 
 
-def _edge_error(rebuilt: Tensor, pixels: Tensor) -> Tensor:
+def random_crops(images: Tensor, side: int, random: StepRandom) -> Tensor:
+    """Return a random square of each image, `side` pixels wide; 0 returns them whole.
+
+    Shapes:
+        images: (B, C, S, S) -> (B, C, side, side)
+    """
+    room = images.shape[-1] - side
+    if side == 0 or room <= 0:
+        return images
+    starts = (random.uniform(2) * (room + 1)).long().tolist()
+    return torch.stack([image[:, y : y + side, x : x + side] for image, (y, x) in zip(images, starts, strict=True)])
+
+
+def edge_error(rebuilt: Tensor, pixels: Tensor) -> Tensor:
+    """Return the mean error of differences between neighbouring pixels."""
     error = rebuilt - pixels
     return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()

@@ -21,7 +21,7 @@ from kgcli.model.nano_evaluators import EvalClip, EvalVit
 from kgcli.model.randomness import StepRandom
 from kgcli.training.stages.base import Setup, Stage
 from kgcli.training.stages.decoder import clip_tokenizer
-from kgcli.training.stages.nano_recognisers import unclear
+from kgcli.training.stages.nano_recognisers import VIEW_SIZE, stack_views, unclear
 
 MAX_LOG_SCALE = 4.6  # of similarities: a hundred, as in CLIP
 
@@ -30,7 +30,7 @@ class ViewCollator(Collator):
     """All pictures of each sample as bytes, and its caption's tokens where they are needed."""
 
     def __call__(self, samples: list[Sample], rows: list[int]) -> Batch:
-        views = np.stack([np.stack([np.asarray(image) for image in sample.images]) for sample in samples])
+        views = np.stack([stack_views(sample.images, self.vision_size) for sample in samples])
         words = super().__call__(samples, rows)
         return Batch(views=torch.from_numpy(views).permute(0, 1, 4, 2, 3), clip_tokens=words.clip_tokens)
 
@@ -75,7 +75,7 @@ class EvalClipStage(Stage):
         self.clip.to(memory_format=torch.channels_last)
 
     def collator(self, pool: Pool | None) -> Collator:
-        return ViewCollator(self.needs, self.setup.image_size, 0, clip_tokenizer=self.clip.tokenizer)
+        return ViewCollator(self.needs, self.setup.image_size, VIEW_SIZE, clip_tokenizer=self.clip.tokenizer)
 
     def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
         assert batch.views is not None and batch.clip_tokens is not None
@@ -109,7 +109,7 @@ class EvalDinoStage(Stage):
         self.dino = EvalVit(setup.part("vit"), self.options.width)
 
     def collator(self, pool: Pool | None) -> Collator:
-        return ViewCollator(self.needs, self.setup.image_size, 0)
+        return ViewCollator(self.needs, self.setup.image_size, VIEW_SIZE)
 
     def heavy_parts(self) -> list[torch.nn.Module]:
         return [self.dino]

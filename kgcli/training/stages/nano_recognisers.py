@@ -5,11 +5,14 @@ Shape letters: B samples, V views of each, S pixels, E embedding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from kgcli.config import Strict
@@ -21,6 +24,8 @@ from kgcli.model.nano_recognisers import HEADS, IGNORED, Recognisers, around, la
 from kgcli.model.randomness import StepRandom
 from kgcli.training.stages.base import Setup, Stage
 
+VIEW_SIZE = 64  # pixels that the recognisers and extractors of evaluation see, whatever the size of the world's images
+
 
 class JudgeCollator(Collator):
     """Three views of each individual and the labels of it and of the whole picture."""
@@ -31,7 +36,7 @@ class JudgeCollator(Collator):
             truth: Truth = sample.truth
             whole, reference = sample.images
             part = around(whole, truth.subject, len(truth.spec.subjects))
-            views.append(np.stack([np.asarray(view) for view in (whole, part, reference)]))
+            views.append(stack_views([whole, part, reference], self.vision_size))
             labels.append(label_row(truth.spec, truth.subject))
         pixels = torch.from_numpy(np.stack(views)).permute(0, 1, 4, 2, 3)
         return Batch(views=pixels, labels=torch.tensor(labels))
@@ -65,7 +70,7 @@ class JudgeStage(Stage):
         self.log_scale = nn.Parameter(torch.tensor(2.3))  # of the similarities, starts at 10
 
     def collator(self, pool: Pool | None) -> Collator:
-        return JudgeCollator(self.needs, self.setup.image_size, 0)
+        return JudgeCollator(self.needs, self.setup.image_size, VIEW_SIZE)
 
     def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
         assert batch.views is not None and batch.labels is not None
@@ -91,6 +96,12 @@ class JudgeStage(Stage):
 
     def _blurred(self, view_B3SS: Tensor, random: StepRandom) -> Tensor:
         return unclear(view_B3SS, random, blur=self.options.blur, noise=self.options.noise)
+
+
+def stack_views(images: Sequence[Image.Image], size: int) -> NDArray[np.uint8]:
+    """Return images resized as evaluation resizes outputs: (V, size, size, 3)."""
+    views = [image if image.width == size else image.resize((size, size), Image.Resampling.BICUBIC) for image in images]
+    return np.stack([np.asarray(view) for view in views])
 
 
 def unclear(view_B3SS: Tensor, random: StepRandom, *, blur: float, noise: float) -> Tensor:

@@ -107,7 +107,10 @@ def test_a_checkout_or_its_dataset_will_do(folder, data):
             lambda folder: (folder / "cat" / "07.jpg").write_bytes((folder / "cat" / "04.jpg").read_bytes()),
             "159 photos",
         ),
-        (lambda folder: (folder / "prompts_and_classes.txt").write_text("dog,cat"), "differs from the benchmark in class nouns or prompts"),
+        (
+            lambda folder: (folder / "prompts_and_classes.txt").write_text("dog,cat"),
+            "differs from the benchmark in class nouns or prompts",
+        ),
     ],
 )
 def test_what_is_wrong_with_the_data_is_said_in_one_message(tmp_path, spoil, words):
@@ -120,7 +123,11 @@ def test_what_is_wrong_with_the_data_is_said_in_one_message(tmp_path, spoil, wor
 
 @pytest.mark.parametrize(
     ("fields", "words"),
-    [({"noise": "pink"}, "--noise"), ({"num_images": 0}, "--num-images"), ({"subjects": ("cow",)}, "unknown subject cow")],
+    [
+        ({"noise": "pink"}, "--noise"),
+        ({"num_images": 0}, "--num-images"),
+        ({"subjects": ("cow",)}, "unknown subject cow"),
+    ],
 )
 def test_wrong_choices_are_refused(data, fields, words):
     with pytest.raises(UsageError, match=words):

@@ -72,8 +72,14 @@ def test_a_table_gives_the_same_run_as_the_folder(kg, tmp_path, data, images):
             lambda folder: (folder / "dog" / "03_0.jpg").unlink(),
             "24 of 25 images are present; missing are dog/03_0.png",
         ),
-        (lambda folder: shutil.copy(folder / "dog" / "03_0.jpg", folder / "dog" / "03_1.jpg"), "do not belong to this benchmark"),
-        (lambda folder: shutil.copy(folder / "dog" / "03_0.jpg", folder / "dog" / "03_0.webp"), "do not belong to this benchmark"),
+        (
+            lambda folder: shutil.copy(folder / "dog" / "03_0.jpg", folder / "dog" / "03_1.jpg"),
+            "do not belong to this benchmark",
+        ),
+        (
+            lambda folder: shutil.copy(folder / "dog" / "03_0.jpg", folder / "dog" / "03_0.webp"),
+            "do not belong to this benchmark",
+        ),
         (lambda folder: (folder / "dog" / "03_0.jpg").write_bytes(b"x"), "03_0.jpg is not an image"),
         (
             lambda folder: Image.new("L", (600, 3)).save(folder / "dog" / "03_0.jpg"),

@@ -112,7 +112,7 @@ def test_kosmos2_becomes_a_model_folder_that_its_name_finds(hub, pull, kg, model
     folder = open_model("kosmos-2", with_decoder=False, with_aligner=False)
     assert folder.path == models / "kosmos-2"
     again = pull("kosmos-2")
-    assert again.lines == done.lines and "is on this machine already" in again.err
+    assert again.lines == done.lines and "is already on this machine" in again.err
     rows = [json.loads(line) for line in kg("models", "ls", "--json").lines]
     assert {row["repository"]: row["here"] for row in rows if row["name"] == "kosmos-2"} == dict.fromkeys(
         (OFFICIAL, FAIRSEQ), str(models / "kosmos-2")

@@ -1,0 +1,160 @@
+"""Images of the nano world, rendered once to a folder that several recipes share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from kgcli.data.sample import Sample, Target
+from kgcli.data.sources.base import Source
+from kgcli.errors import ConfigError
+from kgcli.files import locked, write_whole
+
+MADE_OF = "made_of.json"
+_PARTIAL = "partial.json"  # what is being rendered, and how many images are done
+_MASK_FACTOR = 4  # pixels of the image for one of a mask, across and down
+_CHUNK = 64  # images between two notes of how many are done
+
+
+@dataclass(frozen=True)
+class _Render:
+    """The target of a row: read where it has been rendered at this size, rendered where not."""
+
+    folder: Path
+    row: int
+    otherwise: Callable[[int], Target]
+
+    def __call__(self, size: int) -> Target:
+        if not (self.folder / MADE_OF).is_file():
+            return self.otherwise(size)
+        images = np.load(self.folder / "images.npy", mmap_mode="r")  # (N, S, S, 3) uint8
+        if images.shape[1] != size:
+            return self.otherwise(size)
+        masks = np.load(self.folder / "masks.npy", mmap_mode="r")  # (N, S / 4, S / 4) uint8
+        image, mask = (Image.fromarray(np.array(values[self.row])) for values in (images, masks))
+        return Target(image, (mask,))
+
+
+class RenderedSource:
+    """A finite source whose targets are read from a folder of rendered images, once `make_rendered` has filled it."""
+
+    def __init__(self, source: Source, folder: Path) -> None:
+        self.source = source
+        self.folder = folder
+        self.gives = source.gives
+        self.num_rows = source.num_rows
+
+    def sample(self, index: int) -> Sample:
+        """Return the sample at `index`."""
+        return self._with_target(self.source.sample(index), self.row_of(index))
+
+    def row_of(self, index: int) -> int:
+        """Return the row of a sample."""
+        return self.source.row_of(index)
+
+    def read(self, row: int) -> Sample:
+        """Return a sample that shows `row`."""
+        return self._with_target(self.source.read(row), row)
+
+    def texts(self, num: int, seed: int) -> list[str]:
+        """Return the source's sentences."""
+        return self.source.texts(num, seed)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the source's fingerprint."""
+        return self.source.fingerprint()
+
+    def _with_target(self, sample: Sample, row: int) -> Sample:
+        return sample if sample.target is None else replace(sample, target=_Render(self.folder, row, sample.target))
+
+
+class _Renders(Dataset[tuple[Tensor, Tensor]]):
+    """Images of a source's rows from one on, and how much of each of their cells subjects cover."""
+
+    def __init__(self, source: Source, size: int, start: int) -> None:
+        assert source.num_rows is not None
+        self.source, self.size, self.start, self.end = source, size, start, source.num_rows
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
+        target = self.source.read(self.start + place).render(self.size)
+        mask = np.max([np.asarray(mask) for mask in target.masks], axis=0)
+        side = self.size // _MASK_FACTOR
+        small = mask.reshape(side, _MASK_FACTOR, side, _MASK_FACTOR).mean((1, 3)).astype(np.uint8)
+        return torch.from_numpy(np.array(target.image)), torch.from_numpy(small)
+
+
+def make_rendered(
+    folder: Path, source: Source, size: int, *, num_workers: int = 0, report: Callable[[str], object] = print
+) -> None:
+    """Render all rows of a source of the nano world, from where an interrupted call stopped, unless they are there.
+
+    Raises:
+        ConfigError: not all samples have a target, or the folder holds the images of another source.
+        BusyError: another process renders them.
+    """
+    if "target" not in source.gives:
+        raise ConfigError("data.rendered: not all samples of this recipe's kinds have an image to be generated")
+    if size % _MASK_FACTOR:
+        raise ConfigError(f"data.rendered needs an image_size that is a multiple of {_MASK_FACTOR}; it is {size}")
+    made_of = {**source.fingerprint(), "image_size": size}
+    with locked(folder):
+        if (folder / MADE_OF).is_file():
+            if _read(folder / MADE_OF) != made_of:
+                raise ConfigError(
+                    f"{folder} holds images of other draws; name another folder in data.rendered, or remove it"
+                )
+            return
+        _fill(folder, _Renders(source, size, _done(folder, made_of)), made_of, num_workers, report)
+        for name in ("images.npy", "masks.npy"):
+            (folder / (name + ".partial")).replace(folder / name)
+        write_whole(folder / MADE_OF, json.dumps(made_of, indent=2) + "\n")
+        (folder / _PARTIAL).unlink(missing_ok=True)
+
+
+def _fill(
+    folder: Path, renders: _Renders, made_of: dict[str, Any], num_workers: int, report: Callable[[str], object]
+) -> None:
+    place, num, size = renders.start, renders.end, renders.size
+    shapes = {"images": (num, size, size, 3), "masks": (num, size // _MASK_FACTOR, size // _MASK_FACTOR)}
+    files = {
+        name: open_memmap(folder / f"{name}.npy.partial", "r+")
+        if place
+        else open_memmap(folder / f"{name}.npy.partial", "w+", np.uint8, shape)
+        for name, shape in shapes.items()
+    }
+    for images, masks in DataLoader(renders, batch_size=_CHUNK, num_workers=num_workers):
+        rows = slice(place, place + len(images))
+        files["images"][rows], files["masks"][rows] = images.numpy(), masks.numpy()
+        place += len(images)
+        write_whole(folder / _PARTIAL, json.dumps({"made_of": made_of, "done": place}))
+        if place % (100 * _CHUNK) == 0:
+            report(f"rendered {place} of {num} images")
+    for file in files.values():
+        file.flush()
+
+
+def _done(folder: Path, made_of: dict[str, Any]) -> int:
+    """Return how many images of the same rows an interrupted call has left."""
+    left = _read(folder / _PARTIAL)
+    whole = all((folder / f"{name}.npy.partial").is_file() for name in ("images", "masks"))
+    return int(left["done"]) if whole and left.get("made_of") == made_of and "done" in left else 0
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError):
+        return {}

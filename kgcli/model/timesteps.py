@@ -1,0 +1,23 @@
+"""Timesteps of a training batch, spread evenly over the noise schedule."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kgcli.model.randomness import StepRandom
+
+LOW_NOISE = 0.4  # of the schedule: below it a denoiser learns detail, above it layout
+
+
+def stratified_timesteps(random: StepRandom, num_steps: int, low_noise: float = 0.0) -> Tensor:
+    """Return the timesteps of a step's samples, (B,): each uniform over the schedule, together evenly spread.
+
+    Args:
+        low_noise: fraction that is kept to the LOW_NOISE beginning of the schedule
+    """
+    places = random.spread()
+    # The inverse of the mixture's distribution function, whose slope changes at LOW_NOISE.
+    share = low_noise + (1 - low_noise) * LOW_NOISE
+    times = torch.where(places < share, places * LOW_NOISE / share, (places - low_noise) / max(1 - low_noise, 1e-6))
+    return (times * num_steps).long().clamp(max=num_steps - 1)

@@ -1,0 +1,71 @@
+"""The recipes that make a model, in order, and how far each has come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kgcli.errors import MissingError
+from kgcli.recipe import Recipe, load_recipe
+
+# Chain -> its recipes. The parts of the generator come first, then its evaluation, then adapters.
+CHAINS = {
+    "nano": (
+        "nano128/vae",
+        "nano128/sharpen",
+        "nano128/clip",
+        "nano128/unet",
+        "nano128/unet_many",
+        "nano128/pretrain",
+        "nano128/align",
+        "nano128/instruct",
+        "nano128/judge",
+        "nano128/eval_clip",
+        "nano128/eval_dino",
+        "nano128/controlnet",
+        "nano128/lora",
+    )
+}
+
+
+@dataclass(frozen=True)
+class Link:
+    """One recipe of a chain and its run."""
+
+    name: str
+    recipe: Recipe
+
+    @property
+    def is_done(self) -> bool:
+        """True where the run has exported its result."""
+        return (Path(self.recipe.output_dir) / "final").is_dir()
+
+    @property
+    def state(self) -> str:
+        """Return how far the run has come, in words."""
+        if self.is_done:
+            return "done"
+        steps = [
+            int(path.name.removeprefix("step_")) for path in Path(self.recipe.output_dir).glob("checkpoints/step_*")
+        ]
+        return f"interrupted at step {max(steps)} of {self.recipe.steps}" if steps else "to do"
+
+
+def load_chain(name: str, overrides: list[str] | None = None) -> list[Link]:
+    """Return the recipes of a chain, each with the overrides.
+
+    Raises:
+        MissingError: no such chain.
+        ConfigError: an override fits no recipe.
+    """
+    if name not in CHAINS:
+        raise MissingError(f"there is no chain of recipes {name!r}; the chains are {', '.join(CHAINS)}")
+    return [Link(recipe, load_recipe(recipe, overrides)) for recipe in CHAINS[name]]
+
+
+def describe_chain(links: list[Link]) -> str:
+    """Return a line for each recipe with its state, and which comes next."""
+    width = max(len(link.name) for link in links)
+    lines = [f"{place:2}  {link.name:{width}}  {link.state}" for place, link in enumerate(links, start=1)]
+    following = next((link for link in links if not link.is_done), None)
+    return "\n".join([*lines, f"next: {following.name}" if following else "all done"])

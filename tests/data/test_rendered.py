@@ -1,0 +1,123 @@
+"""Laws of a rendered pool: its images are those of the recipe's draws, however often rendering was stopped."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from kgcli.data.batch import Collator
+from kgcli.data.images import to_vae_pixels
+from kgcli.data.loader import Batches
+from kgcli.data.pool import PoolImages
+from kgcli.data.sources import open_source, rendered
+from kgcli.data.sources.rendered import make_rendered
+from kgcli.errors import BusyError, ConfigError
+from kgcli.files import locked
+from kgcli.recipe import DataConfig
+from kgcli.training.loop import train
+
+SIZE, NUM = 128, 6
+
+
+def source(folder, **changes):
+    values = {"kinds": {"one": 0.5, "two": 0.5}, "pool": NUM, "batch_size": 4, **changes}
+    return open_source(DataConfig(rendered=str(folder) if folder else None, **values), SIZE, "generate")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pool")
+    make_rendered(folder, source(folder), SIZE)
+    return folder
+
+
+def test_a_pool_holds_the_images_and_masks_of_its_draws(folder):
+    fresh, read = source(None), source(folder)
+    for row in (0, 5):
+        wanted, found = fresh.read(row).render(SIZE), read.read(row).render(SIZE)
+        assert np.array_equal(found.image, wanted.image)
+        assert len(found.masks) == 1
+    wanted, found = PoolImages(fresh, SIZE, 16)[3], PoolImages(read, SIZE, 16)[3]
+    assert torch.equal(found[0], wanted[0])
+    assert (found[1].float() - wanted[1].float()).abs().mean() < 3
+
+
+def test_batches_read_it_and_never_render(folder, monkeypatch):
+    monkeypatch.setattr("kgcli.data.sources.world.render", None)
+    batch = Batches(source(folder), Collator(frozenset({"targets"}), SIZE, 0), batch_size=4)[1]  # rows 4, 5, 0, 1
+    images = np.load(folder / "images.npy")[[4, 5, 0, 1]]
+    wanted = [to_vae_pixels(rendered.Image.fromarray(image), SIZE) for image in images]
+    assert torch.equal(batch.targets, torch.from_numpy(np.stack(wanted)))
+
+
+def test_the_words_are_those_of_the_stream_not_of_the_row(folder):
+    fresh, read = source(None), source(folder)
+    assert [read.sample(i).caption for i in (0, 6, 12)] == [fresh.sample(i).caption for i in (0, 6, 12)]
+
+
+def test_another_size_than_the_rendered_one_is_rendered_anew(folder):
+    assert source(folder).read(0).render(64).image.size == (64, 64)
+
+
+def test_a_recipe_renders_what_is_missing_but_not_in_a_dry_run(smoke_recipe, tmp_path):
+    drawn = smoke_recipe(tmp_path)
+    assert "targets" in train(drawn, dry_run=True)
+    assert not (tmp_path / "images").exists()
+    train(drawn)
+    assert len(np.load(tmp_path / "images/images.npy")) == drawn.data.pool
+
+
+@pytest.fixture
+def smoke_recipe():
+    from kgcli.recipe import load_recipe
+
+    def load(folder):
+        pool = ["data.pool=8", f"data.rendered={folder / 'images'}", "data.num_workers=0"]
+        return load_recipe("smoke/vae", ["steps=1", "data.batch_size=2", f"output_dir={folder / 'run'}", *pool])
+
+    return load
+
+
+def test_an_interrupted_rendering_goes_on_where_it_was(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(rendered, "_CHUNK", 2)
+    other, seen = source(tmp_path), []
+    original = other.read
+
+    def stop(row):
+        seen.append(row)
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+        return original(row)
+
+    monkeypatch.setattr(other, "read", stop)
+    with pytest.raises(KeyboardInterrupt):
+        make_rendered(tmp_path, other, SIZE)
+    assert json.loads((tmp_path / "partial.json").read_text("utf-8"))["done"] == 4
+    assert not (tmp_path / "images.npy").exists()
+    make_rendered(tmp_path, other, SIZE)
+    assert seen[5:] == [4, 5]
+    assert np.array_equal(np.load(tmp_path / "images.npy"), np.load(folder / "images.npy"))
+    assert not (tmp_path / "partial.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, "holds images of other draws; name another folder in data.rendered"),
+        ({"kinds": {"text": 1.0}}, "not all samples of this recipe's kinds have an image"),
+    ],
+)
+def test_a_pool_that_does_not_fit_its_recipe_is_one_clear_error(folder, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        make_rendered(folder, source(folder, **changes), SIZE)
+
+
+def test_a_rendered_pool_needs_its_number_of_images():
+    with pytest.raises(ValueError, match="give kinds, and pool, their number"):
+        source("images", pool=None)
+
+
+def test_two_processes_do_not_render_into_one_folder(tmp_path):
+    with locked(tmp_path), pytest.raises(BusyError, match="another kg is at work"):
+        make_rendered(tmp_path, source(tmp_path), SIZE)

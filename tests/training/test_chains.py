@@ -1,0 +1,76 @@
+"""Laws of `kg train`: recipes in an order in which each finds what it needs, and a run that goes on where it was."""
+
+from pathlib import Path
+
+import pytest
+
+from kgcli.data.loader import Batches
+from kgcli.data.sources import open_source
+from kgcli.errors import MissingError
+from kgcli.recipe import load_recipe
+from kgcli.training import chains
+from kgcli.training.chains import CHAINS, Link, describe_chain, load_chain
+from kgcli.training.stages import make_stage
+from kgcli.training.stages.nano_recognisers import VIEW_SIZE
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_every_recipe_finds_what_it_starts_from_among_those_before_it(name):
+    made = set()
+    for link in load_chain(name):
+        assert {str(Path(source)) for source in link.recipe.init_from.values()} <= made, link.name
+        made.add(f"{link.recipe.output_dir}/final")
+
+
+def test_recipes_that_share_a_folder_of_images_draw_the_same():
+    shared = {}
+    for link in load_chain("nano"):
+        data = link.recipe.data
+        if data.rendered:
+            assert shared.setdefault(data.rendered, (data.kinds, data.seed, data.pool)) == (
+                data.kinds,
+                data.seed,
+                data.pool,
+            )
+
+
+def test_the_state_of_a_run_is_read_off_its_folder(tmp_path):
+    link = Link("a", load_recipe("smoke/vae", [f"output_dir={tmp_path / 'run'}", "steps=40"]))
+    assert (link.is_done, link.state) == (False, "to do")
+    for step in (8, 16):
+        (tmp_path / f"run/checkpoints/step_{step:07d}").mkdir(parents=True)
+    assert (link.is_done, link.state) == (False, "interrupted at step 16 of 40")
+    (tmp_path / "run/final").mkdir()
+    assert (link.is_done, link.state) == (True, "done")
+    assert describe_chain([link]).endswith("all done")
+
+
+def test_an_unknown_chain_names_those_there_are():
+    with pytest.raises(MissingError, match="no chain of recipes 'micro'; the chains are nano"):
+        load_chain("micro")
+
+
+def test_a_chain_runs_what_is_left_and_says_what_is_next(kg, tmp_path, monkeypatch):
+    monkeypatch.setitem(chains.CHAINS, "tiny", ("smoke/vae", "smoke/sharpen"))
+    monkeypatch.chdir(tmp_path)
+    done = kg("train", "tiny", "--list")
+    assert "smoke/vae      to do" in done.out
+    assert done.out.endswith("next: smoke/vae\n")
+    assert kg("train", "tiny", "steps=2").out.endswith("all done\n")
+    assert (tmp_path / "runs/smoke/sharpen/final/vae/config.json").is_file()
+    first = (tmp_path / "runs/smoke/vae/metrics.jsonl").read_text("utf-8")
+    assert kg("train", "tiny", "steps=2").out.endswith("all done\n")
+    assert (tmp_path / "runs/smoke/vae/metrics.jsonl").read_text("utf-8") == first
+
+
+@pytest.mark.parametrize("stage", ["judge", "eval_clip", "eval_dino"])
+def test_evaluators_see_every_world_at_the_size_at_which_outputs_are_scored(stage):
+    views = []
+    for size in (64, 128):
+        few = ["options.captions=300"] if stage == "eval_clip" else []
+        recipe = load_recipe(f"smoke/{stage}", [f"image_size={size}", "data.batch_size=8", *few])
+        source = open_source(recipe.data, size, "match")
+        made = make_stage(recipe, source.texts)
+        views.append(Batches(source, made.collator(None), batch_size=8)[0].views)
+    assert views[0].shape == views[1].shape
+    assert views[0].shape[-1] == VIEW_SIZE

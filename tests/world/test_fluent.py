@@ -1,0 +1,146 @@
+"""Laws of the 128 px world: images are functions of their specs, and everything a caption names can be seen."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from kgcli.data.sources import world as samples
+from kgcli.errors import MissingError
+from kgcli.world.fluent import bank, oklab, scenes, subjects
+from kgcli.world.spec import FLUENT_SIZE, Placed, Spec, Subject, crop, draw_spec, place, render, stands_out
+from kgcli.world.tables import ACCESSORIES, GLYPHS, NOUNS, SCENES, STYLES
+
+CAT = Placed(Subject("cat", 12), x=0.5, y=0.53, side=0.75, tilt=0.0, flip=False)
+
+
+def pixels(image):
+    return np.asarray(image, np.float32)
+
+
+def shown(spec):
+    return render(spec, FLUENT_SIZE)
+
+
+def distance(one, other):
+    return np.abs(pixels(shown(one).picture) - pixels(shown(other).picture)).max(-1)
+
+
+def test_the_same_spec_is_the_same_image_and_other_sizes_are_of_the_first_world():
+    spec = Spec((CAT,), "beach", "photo", 3)
+    assert shown(spec).picture.tobytes() == shown(spec).picture.tobytes()
+    assert shown(spec).picture.size == (FLUENT_SIZE, FLUENT_SIZE)
+    halved = shown(spec).picture.resize((64, 64))
+    assert np.abs(pixels(halved) - pixels(render(spec, 64).picture)).mean() > 10
+
+
+@pytest.mark.parametrize("name", sorted(GLYPHS))
+def test_the_bank_holds_a_sprite_of_every_glyph(name):
+    alpha = pixels(bank.sprite(name).getchannel("A")) > 128
+    assert alpha.any(0).mean() > 0.99 or alpha.any(1).mean() > 0.99  # it fills its cell one way
+    assert 0.1 < alpha.mean() < 0.95
+
+
+def test_the_bank_is_cut_from_the_pinned_package_alone(tmp_path):
+    other = tmp_path / "package.tgz"
+    other.write_bytes(b"another release")
+    with pytest.raises(MissingError, match="has sha256 .* the sprite bank is cut from c1bb"):
+        bank.build_bank(other, tmp_path / "bank.webp")
+    with pytest.raises(MissingError, match="npm pack @lobehub/fluent-emoji-3d@1.1.0"):
+        bank.build_bank(tmp_path / "absent.tgz", tmp_path / "bank.webp")
+
+
+def test_colours_come_back_from_oklab():
+    rgb = np.random.default_rng(0).random((4, 100, 3)).astype(np.float32)
+    assert np.abs(oklab.to_rgb(oklab.from_rgb(rgb)) - rgb).max() < 2e-3
+    white, black = oklab.from_rgb(np.array([[1, 1, 1], [0, 0, 0]], np.float32))
+    assert white == pytest.approx([1, 0, 0], abs=1e-3)
+    assert black == pytest.approx([0, 0, 0], abs=1e-3)
+
+
+@pytest.mark.parametrize("scene", [*SCENES, "blocks"])
+def test_a_scene_has_many_views_within_range(scene):
+    views = [scenes.background(scene, variant) for variant in range(3)]
+    assert all(view.shape == (FLUENT_SIZE, FLUENT_SIZE, 3) and 0 <= view.min() <= view.max() <= 1 for view in views)
+    assert (np.abs(views[0] - views[1]).max() > 0.05) == (scene != "studio")
+
+
+def test_scenes_are_told_apart_by_their_colours():
+    means = {name: scenes.background(name, 0).reshape(4, 32, 4, 32, 3).mean((1, 3)) for name in SCENES}
+    for name, mean in means.items():
+        assert all(np.abs(mean - other).max() > 0.1 for key, other in means.items() if key != name)
+
+
+@pytest.mark.parametrize("style", [*STYLES, "comic"])
+def test_every_style_but_photo_changes_the_image(style):
+    changed = distance(Spec((CAT,), "beach", "photo", 1), Spec((CAT,), "beach", style, 1))
+    assert (changed.mean() > 10) == (style != "photo")
+
+
+@pytest.mark.parametrize("accessory", sorted(ACCESSORIES))
+def test_an_accessory_is_seen_and_belongs_to_the_mask(accessory):
+    worn = dataclasses.replace(CAT, subject=Subject("cat", 12, accessory))
+    changed = distance(Spec((CAT,), "studio"), Spec((worn,), "studio")) > 40
+    assert changed.mean() > 0.02
+    (mask,) = shown(Spec((worn,), "studio")).masks
+    assert pixels(mask)[changed].mean() > 150
+
+
+def test_a_body_takes_its_colour_and_keeps_its_eyes():
+    red, blue = (subjects.body("cat", Subject("cat", 12, None, colour).look) for colour in ("red", "blue"))
+    ink = pixels(red.getchannel("A")) > 200
+    hue = pixels(red)[ink][:, :3].mean(0) - pixels(blue)[ink][:, :3].mean(0)
+    assert hue[0] > 60 > -60 > hue[2]
+    assert pixels(red)[ink][:, :3].max(-1).min() < 80  # eyes
+
+
+def test_masks_and_boxes_are_where_the_subjects_are():
+    spec = Spec(place([Subject("cat", 12), Subject("rocket", 5), Subject("owl", 9)], np.random.default_rng(4)), "snow")
+    rendered = shown(spec)
+    assert [box[0] for box in rendered.boxes] == sorted(box[0] for box in rendered.boxes)
+    for mask, (left, top, right, bottom) in zip(rendered.masks, rendered.boxes, strict=True):
+        rows, columns = np.nonzero(pixels(mask) > 40)
+        assert (left, top, right, bottom) == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    covered = np.max([pixels(mask) for mask in rendered.masks], axis=0)
+    changed = distance(spec, Spec((), "snow"))
+    assert (changed[covered == 255] > 2).mean() > 0.95
+    bare = crop(rendered, 1, 64, keep_background=False)
+    assert (pixels(bare)[0, 0] == 255).all()
+
+
+def test_a_body_in_the_colour_of_its_scene_does_not_stand_out():
+    plain = [i for i in range(200) if Subject("whale", i).look.pattern == "plain"][0]
+    blue, orange = (
+        dataclasses.replace(CAT, subject=Subject("whale", plain, None, name)) for name in ("blue", "orange")
+    )
+    assert not stands_out(Spec((blue,), "ocean"), FLUENT_SIZE)
+    assert stands_out(Spec((orange,), "ocean"), FLUENT_SIZE)
+    assert stands_out(Spec((blue,), "ocean"), 64)  # the first world draws a rim
+
+
+@pytest.mark.parametrize(("kind", "num"), [("one", 1), ("two", 2), ("three", 3)])
+def test_numbered_kinds_show_and_name_that_many_subjects(kind, num):
+    for index in range(12):
+        sample = samples.draw({kind: 1.0}, 5, index, FLUENT_SIZE)
+        nouns = [placed.subject.noun for placed in sample.truth.spec.subjects]
+        assert len(nouns) == num
+        assert all(noun in sample.caption for noun in nouns)
+        assert len(sample.caption.split()) <= 28
+        assert stands_out(sample.truth.spec, FLUENT_SIZE)
+
+
+def test_every_noun_renders():
+    rng = np.random.default_rng(0)
+    for noun in NOUNS:
+        spec = draw_spec(rng, [noun], new=True, accessory=0.0)
+        (mask,) = shown(spec).masks
+        assert 0.08 < (pixels(mask) > 128).mean() < 0.75
+
+
+@pytest.mark.parametrize("kind", ["captioned", "compositional", "edit", "caption"])
+def test_what_is_to_be_generated_stands_out_and_its_caption_is_read_whole(kind):
+    for index in range(6):
+        sample = samples.draw({kind: 1.0}, 3, index, FLUENT_SIZE)
+        assert stands_out(sample.truth.spec, FLUENT_SIZE)
+        assert len(sample.caption.split()) <= 28
+        assert all(image.size == (FLUENT_SIZE, FLUENT_SIZE) for image in sample.images)
