@@ -1,4 +1,4 @@
-"""Make the figures of README with the small model that ships: references beside outputs, true renders for honesty.
+"""Make the figures of README with the small model that ships: references beside outputs, true renders for comparison.
 
 Run: python docs/figures.py    (about a minute on two cores; every seed is fixed, nothing is selected)
 """
@@ -25,7 +25,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Case:
-    """One output of the figure: a prompt, what it refers to, and further options."""
+    """One output of the figure: a prompt, its reference images, and further options."""
 
     prompt: str
     images: tuple[str, ...] = ()
@@ -98,11 +98,11 @@ def _grid(rows: list[list[tuple[Image.Image, str]]]) -> Image.Image:
 
 
 def _true_renders() -> Image.Image:
-    """Return the first row as the world itself renders it at the model's size: what a perfect model would give."""
+    """Return the first row rendered by the world at the model's size, as a perfect model would generate it."""
     cat = example_spec("cat.png")
     scenes = (("beach", "photo"), ("snow", "photo"), ("forest", "minecraft"), ("city", "watercolor"))
     specs = [replace(cat, scene=scene, style=style) for scene, style in scenes]
-    renders = [(_beside([], render(spec).picture), f"true render: {spec.scene}, {spec.style}") for spec in specs]
+    renders = [(_beside([], render(spec).image), f"true render: {spec.scene}, {spec.style}") for spec in specs]
     return _grid([renders])
 
 

@@ -16,7 +16,7 @@ from kgcli.reading import parse_yaml, read_yaml
 
 
 class SourceConfig(Strict):
-    """One source of a run's data, and its weight beside the others."""
+    """One source of a run's data, and its weight relative to the others."""
 
     kind: Literal["captions", "images", "prompts", "world"]
     path: str = Field(
@@ -35,18 +35,20 @@ class SourceConfig(Strict):
 
 
 class DataConfig(Strict):
-    """Which samples a run sees, and how many at a time. Either `kinds`, the nano world alone, or `sources`."""
+    """The samples of a run and its batch size: either `kinds`, the nano world alone, or `sources`."""
 
     kinds: dict[str, Weight] = {}  # kind of world sample -> weight in the mixture
     sources: tuple[SourceConfig, ...] = ()
     batch_size: int = Field(ge=1, le=2**20)  # samples per step over all processes
     seed: Seed = 0
     # Of world samples: fractions of compositional captions without their entities' nouns, and of reference images that
-    # show the scene; and how many images there are, with cached VAE moments (None draws new ones).
+    # show the scene; and how many images there are, with cached VAE moments (None: new ones).
     drop_entity_text: float = Field(default=0.5, ge=0, le=1)
     keep_background: float = Field(default=0.5, ge=0, le=1)
     pool: int | None = Field(default=None, ge=1, le=10**8)
-    rendered: str | None = Field(default=None, max_length=4096)  # folder of the pool's images, shared by like recipes
+    rendered: str | None = Field(
+        default=None, max_length=4096
+    )  # folder of the pool's images, shared by recipes with the same data
     keep: bool = False  # keep whole samples of a pool or file in memory, words included: saves making them again
     bucket: int = Field(default=1, ge=1, le=10**4)  # steps read together and dealt out by length: saves padding
     num_workers: int = Field(default=1, ge=0, le=256)  # processes that read ahead; each keeps its own
@@ -70,7 +72,7 @@ class OptimConfig(Strict):
     weight_decay: float = Field(default=0.01, ge=0)
     warmup_steps: int = Field(default=375, ge=0)
     schedule: Literal["linear", "cosine", "constant"] = "linear"  # how the rate falls to 0 after warm-up
-    decay_fraction: float = 1.0  # share of the steps over which it falls; before that it is constant
+    decay_fraction: float = 1.0  # fraction of the steps over which it falls; before that it is constant
     clip_norm: float = Field(default=2.0, gt=0)  # global L2 norm of the gradient
 
     @model_validator(mode="after")
@@ -100,7 +102,7 @@ class Recipe(Strict):
     image_size: int = Field(default=64, ge=8, le=2048)  # pixels of targets, and of the images in world samples
     model: ModelConfig = ModelConfig()
     parts: dict[str, dict[str, Any]] = {}  # library configurations of the parts a base stage builds
-    options: dict[str, float] = {}  # the stage's own numbers, named in its docstring
+    options: dict[str, float] = {}  # the stage's own options, described in its docstring
     data: DataConfig
     optim: OptimConfig = OptimConfig()
 
@@ -116,7 +118,7 @@ def load_recipe(name: str, overrides: list[str] | None = None, stage: str | None
 
     Raises:
         MissingError: no such recipe.
-        ConfigError: it is no YAML, has an unknown key or a wrong value, or is for another stage.
+        ConfigError: it is not YAML, has an unknown key or a wrong value, or is for another stage.
     """
     path = find_recipe(name)
     values = read_yaml(path, error=ConfigError) or {}
@@ -135,12 +137,12 @@ def load_recipe(name: str, overrides: list[str] | None = None, stage: str | None
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as YAML that `load_recipe` reads back to an equal one."""
+    """Return the resolved recipe as YAML that `load_recipe` reads back to an equal one."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe given by path or by shipped name, as `nano/align`."""
+    """Return the file of a recipe given by path or by shipped name, as `nano/align`."""
     shipped = recipes_folder()
     for candidate in (Path(name), Path(name + ".yaml"), shipped / name, shipped / (name + ".yaml")):
         if candidate.is_file():

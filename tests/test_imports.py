@@ -48,7 +48,7 @@ def modules_of(*args):
     [
         (["--help"], ("typer", "pydantic", "yaml", "numpy", *TORCH)),
         (["ls"], ("numpy", *TORCH)),
-        (["validate", "smoke/align"], ("numpy", *TORCH)),
+        (["validate", "smoke/align"], TORCH),
         (["inspect", ROOT / "tests/pinned/made_before.png"], TORCH),
         (["encode", "a <image:nano/cat.png>", "-o", "{out}/c.safetensors"], (*TORCH[1:], *COMPILERS)),
         (["generate", "a <image:nano/cat.png>", "--steps", "1", "-s", "1", "-o", "{out}/"], (*TORCH[2:], *COMPILERS)),

@@ -1,4 +1,4 @@
-"""From samples to tensors."""
+"""Batches of tensors, and their collation from samples."""
 
 from __future__ import annotations
 
@@ -30,21 +30,23 @@ class Batch:
     image_mask: Tensor | None = None  # (B, T) True = a slot of an image
     images: Tensor | None = None  # (N, 3, S, S) CLIP-normalised, in reading order
     clip_tokens: Tensor | None = None  # (B, L) ids of the caption for a CLIP text encoder
-    targets: Tensor | None = None  # (B, 3, S, S) the pictures to be made, in [-1, 1]
+    targets: Tensor | None = None  # (B, 3, S, S) the images to be generated, in [-1, 1]
     moments: Tensor | None = None  # (B, 2C, H, W) their VAE mean and log variance
     subject: Tensor | None = None  # (B, H, W) how much of each latent place a subject covers, in [0, 1]
-    views: Tensor | None = None  # (B, V, 3, S, S) uint8: pictures of a sample, as many as the stage's collator gives
+    views: Tensor | None = None  # (B, V, 3, S, S) uint8: images of a sample, as many as the stage's collator gives
     maps: Tensor | None = None  # (B, 3, S, S) what a ControlNet follows to the target, in [0, 1]
-    labels: Tensor | None = None  # (B, heads) what a classifier of the nano world should say of the whole image
+    labels: Tensor | None = (
+        None  # (B, heads) class labels of the whole image and its subject, for a recogniser of the nano world
+    )
     numbers: tuple[int, ...] = ()  # B sample numbers of the endless stream: what the randomness of a step depends on
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
+        """Return the batch on another device."""
         moved: dict[str, Any] = {name: value.to(device, non_blocking=True) for name, value in self.fields().items()}
         return dataclasses.replace(self, **moved)
 
     def fields(self) -> dict[str, Tensor]:
-        """The fields that are there."""
+        """Return the fields that are not None."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
@@ -66,7 +68,7 @@ def sample_fields(needs: frozenset[str]) -> frozenset[str]:
 
 @dataclass
 class Collator:
-    """Makes a `Batch` of samples; holds the tokenizers and sizes of the model that will read it."""
+    """Collates samples to a `Batch`, with the tokenizers and sizes of the model."""
 
     needs: frozenset[str]
     image_size: int  # pixels, of targets
@@ -103,7 +105,7 @@ class Collator:
         return Batch(**fields)
 
     def length(self, sample: Sample) -> int:
-        """How many tokens the multimodal model reads of a sample."""
+        """Return the number of tokens of a sample in the MLLM."""
         if self.tokenizer is None:
             return 0
         return len(self._encode(sample).token_ids)

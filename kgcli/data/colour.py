@@ -17,9 +17,9 @@ _log = logging.getLogger(__name__)
 
 
 def to_srgb(image: Image.Image, profile: bytes, name: str) -> Image.Image:
-    """Return an image with the colours that its profile gives it, in sRGB; alpha stays.
+    """Return an image converted from its ICC profile to sRGB; alpha is kept.
 
-    A profile that is damaged, or of another kind than the pixels, is left aside with a note.
+    A profile that is damaged or of another mode than the pixels is ignored with a warning.
     """
     alpha = None
     if image.mode in ("P", "PA", "RGBA", "LA", "La", "RGBa") or "transparency" in image.info:

@@ -1,4 +1,4 @@
-"""Which entries of a folder are data: not what systems and programs put beside it."""
+"""Entries of a folder that are data, without the files that operating systems and programs add."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _NOT_DATA = frozenset({"__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini", "$RECYC
 
 
 def is_data(name: str) -> bool:
-    """Return whether an entry of this name is the user's own."""
+    """Return True unless the name is hidden or belongs to a system file."""
     return not name.startswith(".") and name not in _NOT_DATA
 
 
 def data_files(folder: Path, *, suffixes: tuple[str, ...], recursive: bool = False) -> Iterator[Path]:
-    """Give the files of a folder that end so, in any case, in order of their paths; links to folders are followed."""
+    """Yield the files of a folder with these suffixes, in any case, sorted by path; links to folders are followed."""
     yield from sorted(_files(folder, suffixes, recursive, seen=(folder.resolve(),)))
 
 

@@ -1,4 +1,4 @@
-"""The batch of each step: which samples of a source it takes, in which process, read ahead by worker processes."""
+"""The batch of each step: the samples that each process takes from a source, prefetched by worker processes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ EVALUATION_STEP = 1 << 40  # samples from here on are never trained on, but for 
 
 
 class Batches(Dataset[Batch]):
-    """The batch of each step: samples step * B to (step + 1) * B of a source, of which this process takes its share.
+    """The batch of each step: samples step * B to (step + 1) * B of a source, of which this process takes its part.
 
-    With `bucket` above 1 that many steps share their samples: each takes those of like length, in random order. The
-    whole batch is dealt before it is shared out, so that it does not depend on the number of processes.
+    With `bucket` above 1, the samples of that many steps are grouped by length and the steps put in random order.
+    Grouping comes before the split over processes, so it does not depend on their number.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Batches(Dataset[Batch]):
     ) -> None:
         if batch_size % num_ranks:
             raise ConfigError(
-                f"data.batch_size is {batch_size}, which {num_ranks} processes cannot share evenly; "
+                f"data.batch_size is {batch_size}, which {num_ranks} processes cannot split evenly; "
                 f"make it a multiple of {num_ranks}"
             )
         self.source = source
@@ -58,7 +58,7 @@ class Batches(Dataset[Batch]):
         return dataclasses.replace(batch, numbers=tuple(indices))
 
     def indices(self, step: int) -> list[int]:
-        """Return which samples of the stream this process takes in a step."""
+        """Return the sample numbers that this process takes in a step."""
         if self.bucket == 1:
             return list(self._numbers(step, 1))[self.rank :: self.num_ranks]
         first = step - step % self.bucket
@@ -70,7 +70,7 @@ class Batches(Dataset[Batch]):
         return range(first * self.batch_size, (first + num_steps) * self.batch_size)
 
     def _deal(self, first: int) -> list[list[int]]:
-        """Sort the samples of a bucket by length, cut them into steps, put these in random order; return our share."""
+        """Sort the samples of a bucket by length, cut them into steps, shuffle these; return this process's part."""
         lengths, samples = {}, {}
         for index in self._numbers(first, self.bucket):
             samples[index] = self.source.sample(index)
@@ -78,16 +78,16 @@ class Batches(Dataset[Batch]):
         ordered = sorted(lengths, key=lambda index: lengths[index])
         order = np.random.default_rng([7, self.seed, first]).permutation(self.bucket)
         steps = [ordered[place * self.batch_size : (place + 1) * self.batch_size] for place in order]
-        shares = [step[self.rank :: self.num_ranks] for step in steps]
-        self._ahead = {index: samples[index] for share in shares for index in share}
-        return shares
+        own = [step[self.rank :: self.num_ranks] for step in steps]
+        self._ahead = {index: samples[index] for step in own for index in step}
+        return own
 
     def _sample(self, index: int) -> Sample:
         return self._ahead.pop(index) if index in self._ahead else self.source.sample(index)
 
 
 class _Guarded(Dataset[Any]):
-    """Batches that hand over an error as a value: torch would wrap it in a worker's traceback."""
+    """Batches that return an error as a value: torch would wrap it in a worker's traceback."""
 
     def __init__(self, batches: Batches) -> None:
         self.batches = batches
@@ -100,7 +100,7 @@ class _Guarded(Dataset[Any]):
 
 
 def load_batches(batches: Batches, first: int, num_steps: int, num_workers: int) -> Iterator[Batch]:
-    """Yield the batches of steps `first` to `num_steps`, made ahead by `num_workers` processes.
+    """Yield the batches of steps `first` to `num_steps`, prefetched by `num_workers` processes.
 
     Raises: KgError where a sample cannot be read.
     """
@@ -126,6 +126,6 @@ def stop_signals() -> list[int]:
 
 
 def _leave_signals_to_parent(worker: int) -> None:
-    """A terminal sends Ctrl-C to all processes; the loop still needs its loaders to finish the step."""
+    """Ignore Ctrl-C, which a terminal sends to all processes: the loop needs its loaders to finish the step."""
     for number in stop_signals():
         signal.signal(number, signal.SIG_IGN)

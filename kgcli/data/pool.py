@@ -26,7 +26,7 @@ class Pool:
         self.subject = np.load(folder / "subject.npy", mmap_mode="r")
 
     def rows(self, indices: list[int]) -> dict[str, Tensor]:
-        """Moments and masks of the images at `indices`."""
+        """Return the moments and masks of the images at `indices`."""
         return {
             "moments": torch.from_numpy(self.moments[indices].astype(np.float32)),
             "subject": torch.from_numpy(self.subject[indices].astype(np.float32) / 255.0),
@@ -34,7 +34,7 @@ class Pool:
 
     @classmethod
     def create(cls, folder: Path, num: int, moments_shape: tuple[int, ...]) -> tuple[np.memmap, np.memmap]:
-        """Empty files to be filled under temporary names; `finish` makes them a pool."""
+        """Create empty files under temporary names, to be filled; `finish` makes them a pool."""
         folder.mkdir(parents=True, exist_ok=True)
         moments = open_memmap(folder / "moments.npy.partial", "w+", np.float16, (num, *moments_shape))
         subject = open_memmap(folder / "subject.npy.partial", "w+", np.uint8, (num, *moments_shape[1:]))
@@ -42,7 +42,7 @@ class Pool:
 
     @classmethod
     def finish(cls, folder: Path) -> Pool:
-        """Give filled files their names; moments last, whose presence says the pool is whole."""
+        """Rename filled files to their final names; moments last, as their presence marks a complete pool."""
         for name in ("subject.npy", "moments.npy"):
             (folder / (name + ".partial")).replace(folder / name)
         return cls(folder)

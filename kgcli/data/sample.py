@@ -1,4 +1,4 @@
-"""One training example before it becomes tensors: the only thing that loaders and collators know of any data."""
+"""One training example before it becomes tensors: the one interface between sources, loaders and collators."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Sample:
 
     `fragments` is what the multimodal model reads (None stands for the next of `images`), `caption` what a CLIP text
     encoder reads. `target` renders or decodes the image to be generated when it is needed, given a size in pixels that
-    a source may use as a hint. `origin` names the file and line for messages; `truth` is a source's own knowledge of
+    a source may use as a hint. `origin` names the file and line for messages; `truth` is a source's own ground truth of
     the sample, opaque to everything but stages made for that source.
     """
 

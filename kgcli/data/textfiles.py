@@ -1,4 +1,4 @@
-"""Files of many texts, as people and programs write them: a line each, JSON, JSON lines or a table.
+"""Files of many texts: one text per line, JSON, JSON lines or a table.
 
 .txt, others   one text a line; newlines alone end a line, not the other characters that Unicode calls line ends
 .jsonl         one JSON value a line
@@ -27,7 +27,7 @@ Entry = tuple[str, Any]  # `line 3`, and a text, a JSON value, a row of a table,
 
 
 def read_entries(source: str, *, error: type[KgError] = MissingError, max_bytes: int = MAX_BYTES) -> Iterator[Entry]:
-    """Give each text of a file ("-" is stdin) that is not blank; a bad line is an error among the others.
+    """Yield each non-blank text of a file ("-" is stdin); a bad line yields an error in its place.
 
     Raises: `error` where the file as a whole cannot be read.
     """

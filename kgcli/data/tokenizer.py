@@ -1,4 +1,4 @@
-"""SentencePiece text pieces and the published special symbols as one vocabulary. No torch."""
+"""SentencePiece text pieces and the published special symbols as one vocabulary."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NUM_RESERVED_PIECES = 3  # SentencePiece's own <unk> <s> </s>
 
 
 class Tokenizer:
-    """Text to token ids and back, with the ids of the special symbols beside it.
+    """Text to token ids and back, with the ids of the special symbols.
 
     Source: KOSMOS-G's fairseq dictionary; a piece's id is its line in dict.txt + 4, which without that
     file is its SentencePiece id + 1.
@@ -59,16 +59,16 @@ class Tokenizer:
         try:
             processor.LoadFromSerializedProto(model.read_bytes())
         except (RuntimeError, OSError) as error:
-            raise MissingError(f"{model} is damaged or no SentencePiece model: fetch or copy it again") from error
+            raise MissingError(f"{model} is damaged or not a SentencePiece model: fetch or copy it again") from error
         return cls(processor, None if dictionary is None else _read_dictionary(dictionary))
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without <s> or </s>; special symbols typed by a user are plain text."""
+        """Return the token ids of a text, without <s> or </s>; special symbols typed by a user are plain text."""
         unknown = self.special_ids.unk
         return [self._id_of.get(piece, unknown) for piece in self._processor.encode(text, out_type=str)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids; special symbols give nothing, unknown ones a question mark in a box."""
+        """Return the text of token ids; special symbols are dropped, unknown ones become a double question mark."""
         pieces = []
         for token in ids:
             if token in self._piece_of:
@@ -110,7 +110,7 @@ def train_sentencepiece(captions: Iterable[str], vocab_size: int, folder: str | 
 
 
 def _read_dictionary(path: Path) -> list[str]:
-    """The symbols of a fairseq dictionary, one `symbol count` per line, in order."""
+    """Return the symbols of a fairseq dictionary, one `symbol count` per line, in order."""
     symbols = []
     try:
         lines = path.read_text(encoding="utf-8").split("\n")

@@ -46,8 +46,8 @@ class StepRandom:
     def spread(self) -> Tensor:
         """Return (B,) numbers in [0, 1) on the CPU that cover the interval more evenly than independent ones.
 
-        A random offset per step, and the golden ratio's multiples by sample number: consecutive samples fall apart, and
-        each sample's number does not depend on its neighbours.
+        A random offset per step plus multiples of the golden ratio by sample number: consecutive samples lie far apart,
+        and each sample's number is independent of the other samples.
         """
         offset = torch.rand((), generator=self.shared, dtype=torch.float64)
         multiples = [number * GOLDEN_RATIO % 2**64 / 2**64 for number in self.numbers]

@@ -11,13 +11,13 @@ LOW_NOISE = 0.4  # of the schedule: below it a denoiser learns detail, above it 
 
 
 def stratified_timesteps(random: StepRandom, num_steps: int, low_noise: float = 0.0) -> Tensor:
-    """Return the timesteps of a step's samples, (B,): each uniform over the schedule, together evenly spread.
+    """Return a timestep per sample, (B,): each uniform over the schedule, together evenly spread.
 
     Args:
-        low_noise: fraction that is kept to the LOW_NOISE beginning of the schedule
+        low_noise: fraction of the samples restricted to the first LOW_NOISE of the schedule
     """
     places = random.spread()
     # The inverse of the mixture's distribution function, whose slope changes at LOW_NOISE.
-    share = low_noise + (1 - low_noise) * LOW_NOISE
-    times = torch.where(places < share, places * LOW_NOISE / share, (places - low_noise) / max(1 - low_noise, 1e-6))
+    split = low_noise + (1 - low_noise) * LOW_NOISE
+    times = torch.where(places < split, places * LOW_NOISE / split, (places - low_noise) / max(1 - low_noise, 1e-6))
     return (times * num_steps).long().clamp(max=num_steps - 1)

@@ -1,4 +1,4 @@
-"""The recipes that make a model, in order, and how far each has come."""
+"""The recipes of a model, in order, with the progress of each."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Link:
 
     @property
     def is_done(self) -> bool:
-        """True where the run has exported its result."""
+        """Return True if the run has exported its result."""
         return (Path(self.recipe.output_dir) / "final").is_dir()
 
     @property
     def state(self) -> str:
-        """Return how far the run has come, in words."""
+        """Return the progress of the run in words."""
         if self.is_done:
             return "done"
         steps = [

@@ -19,15 +19,15 @@ from kgcli.reading import read_json
 from kgcli.weights.tensor_files import check_archive, save_state, save_tensors
 
 FOLDER = "checkpoints"
-RETIRED = "retired"  # folder of what runs that were begun anew have put aside
-# What reading a file cut short raises, by where it was cut.
+RETIRED = "retired"  # folder of earlier runs, moved aside by --resume none
+# Errors of reading a truncated file, by where it was cut.
 UNREADABLE = (OSError, ValueError, TypeError, LookupError, EOFError, RuntimeError, SafetensorError, UnpicklingError)
 
 
 def save(run: Path, step: int, weights: dict[str, Tensor], state: dict[str, Any], recipe: str, keep: int) -> Path:
     """Write `checkpoints/step_N` (N = steps done) under a temporary name, rename it, keep the newest `keep`.
 
-    Those of later steps go: they belong to a run that was given up by starting anew or from an older checkpoint.
+    Later checkpoints are removed: they belong to a run that was abandoned for an older checkpoint or a new start.
     """
     folder = run / FOLDER / f"step_{step:07d}"
     with whole_folder(folder, overwrite=True) as partial:
@@ -43,7 +43,7 @@ def save(run: Path, step: int, weights: dict[str, Tensor], state: dict[str, Any]
 
 
 def prune(run: Path, newest: Path, keep: int) -> None:
-    """Remove what a run that was killed just after it wrote `newest` had still to remove of the older ones."""
+    """Remove old checkpoints that a run killed just after writing `newest` had still to remove."""
     steps = list_steps(run)
     if newest in steps:
         for older in steps[: max(0, steps.index(newest) + 1 - keep)]:
@@ -51,14 +51,14 @@ def prune(run: Path, newest: Path, keep: int) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Take a checkpoint's name away first: half of one never stands under it."""
+    """Rename a checkpoint, then delete it, so that its name never stands for a partial one."""
     leaving = temporary_name(folder)
     folder.rename(leaving)
     shutil.rmtree(leaving)
 
 
 def load(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
-    """Step, weights and optimizer state of a checkpoint.
+    """Return step, weights and optimizer state of a checkpoint.
 
     Raises:
         MissingError: a file is not there or damaged.
@@ -79,9 +79,9 @@ def load(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
 
 
 def retire(run: Path) -> Path | None:
-    """Put all that an earlier run left in a folder into `retired/N`; returns that folder, None where nothing was.
+    """Move all files of an earlier run to `retired/N`; return that folder, None if there was no run.
 
-    A run that is begun anew and killed before its first checkpoint must not be resumed from the one before it.
+    A run that is started anew and killed before its first checkpoint must not be resumed from the one before it.
     """
     if not list_steps(run):
         return None
@@ -90,7 +90,7 @@ def retire(run: Path) -> Path | None:
         retired.mkdir(exist_ok=True)
         place = retired / str(1 + max((int(one.name) for one in retired.iterdir() if one.name.isdecimal()), default=0))
         place.mkdir()
-        # The checkpoints last: until they have moved, the run can still be taken up.
+        # The checkpoints last: until they have moved, the run can still be resumed.
         names = [path.name for path in run.iterdir() if path.name not in (RETIRED, FOLDER) and path.name[0] != "."]
         for name in (*(name for name in names if name != "pool"), FOLDER):
             (run / name).rename(place / name)
@@ -98,15 +98,15 @@ def retire(run: Path) -> Path | None:
 
 
 def list_steps(run: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
+    """Return the complete checkpoints of a run, oldest first."""
     return sorted((run / FOLDER).glob("step_*"))
 
 
 def find(run: Path, resume: str) -> Path | None:
-    """The checkpoint that `resume` asks for: auto (newest, if any), true (newest), none, or a folder.
+    """Return the checkpoint for `resume`: auto (newest, if any), true (newest), none, or a folder.
 
     Raises:
-        UsageError, MissingError: it asks for one that is not there.
+        UsageError, MissingError: there is no such checkpoint.
     """
     if resume == "none":
         return None

@@ -1,4 +1,4 @@
-"""What a run would train, freeze, read and write, in words."""
+"""A summary of what a run would train, freeze, read and write."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def describe(run: Run) -> str:
 
 
 def _describe_batch(run: Run) -> str:
-    """Return what a batch holds, from its first samples: a large one is reckoned and never rendered."""
+    """Return the shapes and size of a batch; those of a large one are extrapolated from its first samples."""
     data = run.recipe.data
     size = min(data.batch_size, MAX_SHOWN)
     bucket = data.bucket if size == data.batch_size else 1
@@ -46,7 +46,7 @@ def _describe_batch(run: Run) -> str:
     num_bytes = sum(value.numel() * value.element_size() for value in fields.values()) * data.batch_size / size
     shown = "one batch" if size == data.batch_size else f"{size} of the samples of one batch"
     shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in fields.items())
-    return f"{shown}: {shapes}; a whole one takes {num_bytes / 2**20:.0f} MiB"
+    return f"{shown}: {shapes}; a full batch takes {num_bytes / 2**20:.0f} MiB"
 
 
 def _parts(stage: nn.Module) -> list[tuple[str, nn.Module]]:

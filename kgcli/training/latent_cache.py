@@ -1,4 +1,4 @@
-"""A run's pool: the VAE moments of its targets, encoded once and kept for as long as they are those of its source."""
+"""A run's pool: the VAE moments of its targets, encoded once and reused while its source stays the same."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _sha256(diffusion: Diffusion) -> str:
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
-    """Return what the pool in a folder was made of; None where there is no whole one."""
+    """Return the fingerprint of the pool in a folder; None if there is no complete one."""
     try:
         return dict(json.loads((folder / MADE_OF).read_text("utf-8")))
     except (OSError, ValueError):
@@ -86,7 +86,7 @@ def _read(folder: Path) -> dict[str, Any] | None:
 
 
 def _fill(folder: Path, images: PoolImages, diffusion: Diffusion, device: torch.device, num_workers: int) -> None:
-    (folder / MADE_OF).unlink(missing_ok=True)  # until the last number is written, this is no pool
+    (folder / MADE_OF).unlink(missing_ok=True)  # incomplete until the last row is written
     latent_size = images.latent_size
     shape = (2 * diffusion.vae.config.latent_channels, latent_size, latent_size)
     moments, subject = Pool.create(folder, len(images), shape)

@@ -1,4 +1,4 @@
-"""What a training run writes for people: metrics.jsonl, TensorBoard, sample grids and env.json."""
+"""Logs of a training run: metrics.jsonl, TensorBoard, sample grids and env.json."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Metrics:
         _hide_host(self.folder / "tensorboard")
 
     def add(self, step: int, values: dict[str, Tensor | float]) -> None:
-        """Take in one step; write the mean of the last `log_every`.
+        """Add one step; write the mean of the last `log_every`.
 
         Values are read from the device when a row is written, not at every step.
         """
@@ -65,7 +65,7 @@ class Metrics:
         row = {name: total / self.num_summed for name, total in self.sums.items()}
         seconds = time.monotonic() - self.since
         row["samples_per_second"] = self.num_timed * self.recipe.data.batch_size / seconds
-        # What a step costs where other work takes turns on the same cores; without the loaders.
+        # Cost of a step even when other work shares the cores; without the loaders.
         row["cpu_seconds"] = time.process_time() - self.cpu_since
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **{name: float(f"{v:.6g}") for name, v in row.items()}}) + "\n")
@@ -114,7 +114,7 @@ class Metrics:
 
 
 def _hide_host(folder: Path) -> None:
-    """Take the name of this machine out of the names of TensorBoard's files, which people share."""
+    """Remove the host name from the names of TensorBoard's files, which may be published."""
     for path in folder.glob("events.out.tfevents.*"):
         seconds, _, rest = path.name.removeprefix("events.out.tfevents.").partition(".")
         _, *numbers = rest.rsplit(".", 2)  # a host name may have dots
@@ -122,7 +122,7 @@ def _hide_host(folder: Path) -> None:
 
 
 def environment() -> dict[str, str]:
-    """Versions and machine, for env.json."""
+    """Return versions and machine, for env.json."""
     import diffusers
     import transformers
 
@@ -141,6 +141,6 @@ def environment() -> dict[str, str]:
 
 
 def say(line: str) -> None:
-    """Tell the user, on stderr, how far training is."""
+    """Log progress, also to stderr."""
     log.info(line)
     print(line, file=sys.stderr, flush=True)

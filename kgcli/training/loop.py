@@ -1,4 +1,4 @@
-"""The training loop of every stage, on one process or many, killed and resumed without a trace.
+"""The training loop of every stage, on one process or many, interrupted and resumed exactly.
 
 All randomness of a step comes from (seed, step, sample number) and all data from the step's number, so a checkpoint
 needs no loader or generator state and a resumed run repeats an uninterrupted one bit for bit on a CPU.
@@ -36,7 +36,7 @@ from kgcli.training.signals import stop_on_signals
 from kgcli.training.stages import find_stage, make_stage
 from kgcli.training.trainer import Trainer
 
-CALIBRATION_SEED = 1 << 20  # of the samples that a result is calibrated on
+CALIBRATION_SEED = 1 << 20  # seed of the samples that a result is calibrated on
 ENDLESS = {"pool": None, "rendered": None, "keep": False}  # settings of data without a pool
 
 
@@ -77,7 +77,7 @@ class Run:
         return self.trainer.trained
 
     def render(self) -> None:
-        """Render the images that the recipe keeps in a folder, as far as they are not there."""
+        """Render the images of `data.rendered` that are missing."""
         data = self.recipe.data
         if data.rendered is not None:
             if self.accelerator.is_main_process:
@@ -86,7 +86,7 @@ class Run:
             self.accelerator.wait_for_everyone()
 
     def pool(self) -> Pool | None:
-        """Return the cached VAE moments of a stage that works on these, made now where they are not there."""
+        """Return the cached VAE moments of a stage that uses them, encoded now if they are missing."""
         if not self.stage.uses_pool:
             return None
         diffusion = self.stage.diffusion
@@ -102,7 +102,7 @@ class Run:
         )
 
     def batches(self, pool: Pool | None, first: int) -> Iterator[Batch]:
-        """Yield the batches from step `first` on, made ahead by worker processes."""
+        """Yield the batches from step `first` on, prefetched by worker processes."""
         data, accelerator = self.recipe.data, self.accelerator
         batches = Batches(
             self.source,
@@ -128,7 +128,7 @@ class Run:
         return losses
 
     def preview(self, pool: Pool | None) -> Tensor | None:
-        """Return what the running-mean weights make of one batch that no step trains on."""
+        """Return preview images of the running-mean weights for one batch that no step trains on."""
         size = self.recipe.data.batch_size
         batches = Batches(self.source, self.stage.collator(pool), batch_size=size)
         batch = batches[EVALUATION_STEP // size].to(self.device)
@@ -145,7 +145,7 @@ class Run:
         return self.trainer.save(self.folder, dump_recipe(self.recipe), self.recipe.keep_checkpoints, more)
 
     def resume(self, folder: Path) -> dict[str, Any]:
-        """Go on from a checkpoint; return its state."""
+        """Resume from a checkpoint; return its state."""
         return self.trainer.resume(folder)
 
     def export(self) -> Path:
@@ -176,10 +176,10 @@ class Run:
 
 
 def train(recipe: Recipe, resume: str = "auto", dry_run: bool = False) -> str:
-    """Run a recipe to its end and export its result to `output_dir/final`; return one line that says so.
+    """Run a recipe to its end and export its result to `output_dir/final`; return the path.
 
     Raises:
-        ConfigError, MissingError: the recipe, its data or what it starts from is not sound.
+        ConfigError, MissingError: the recipe, its data or its initial weights are wrong or missing.
         KeyboardInterrupt: interrupted; a checkpoint of the last whole step is written first.
     """
     run = Run(recipe)
@@ -214,17 +214,17 @@ def train(recipe: Recipe, resume: str = "auto", dry_run: bool = False) -> str:
 
 
 def _tidy(folder: Path, resume: str) -> None:
-    """Remove what a killed process left half-written; put an earlier run aside where one is begun anew."""
+    """Remove partial files of a killed process; move an earlier run aside with --resume none."""
     remove_leftovers(folder)
     remove_leftovers(folder / checkpoint.FOLDER)
     if resume == "none" and (place := checkpoint.retire(folder)) is not None:
-        say(f"starting anew: what the earlier run left is in {place}")
+        say(f"starting anew: the earlier run was moved to {place}")
 
 
 def _resume(run: Run, resume: str) -> dict[str, Any]:
-    """Go on from the checkpoint asked for, or the newest whole one before it where that is damaged; return its state.
+    """Resume from the chosen checkpoint, or if that is damaged the newest complete one before; return its state.
 
-    Raises: MissingError where all are damaged, or the one that was named; IncompatibleError for another recipe's.
+    Raises: MissingError if all are damaged, or the named one; IncompatibleError for another recipe's.
     """
     found = checkpoint.find(run.folder, resume)
     if found is None:
@@ -240,7 +240,7 @@ def _resume(run: Run, resume: str) -> dict[str, Any]:
             say(f"{error}: going on from {older[-1].name}")
             found = older.pop()
     for change in recipe_changes(found / "recipe.yaml", run.recipe):
-        say(f"the recipe is not that of {found.name}: {change}")
+        say(f"the recipe differs from that of {found.name}: {change}")
     run.trainer.restore(found, *content)
     if run.accelerator.is_main_process:
         checkpoint.prune(run.folder, found, run.recipe.keep_checkpoints)
@@ -255,7 +255,7 @@ def _start(run: Run) -> None:
 
 
 def _record(run: Run, values: dict[str, Tensor | float], pool: Pool | None, stopping: bool) -> None:
-    """Log a step; show a preview and save where these are due. The main process alone does."""
+    """Log a step; show a preview and save where these are due. Only on the main process."""
     recipe, step, metrics = run.recipe, run.trainer.step, run.metrics
     if metrics is None:
         return
@@ -268,5 +268,5 @@ def _record(run: Run, values: dict[str, Tensor | float], pool: Pool | None, stop
 
 
 def _attention(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """On a CPU the fused kernel's bf16 backward pass takes several times the plain one's time at small head sizes."""
+    """Use plain attention on a CPU, where it is several times faster in bf16 at small head sizes."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()

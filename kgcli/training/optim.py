@@ -12,7 +12,7 @@ from torch.optim import AdamW, Optimizer
 
 from kgcli.recipe import OptimConfig
 
-MIN_MATRIX = 12  # rows and columns below which a weight is no matrix worth orthogonalising
+MIN_MATRIX = 12  # rows and columns below which a weight is not orthogonalised
 EMBEDDINGS = ("embedding", "positions", "position_table")  # parts of the names of tables, whose rows are vectors
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Source: K. Jordan et al., "Muon" (2024)
 NUM_NEWTON_SCHULZ = 5
@@ -118,7 +118,7 @@ def make_optimizer(named: Iterable[tuple[str, nn.Parameter]], cfg: OptimConfig) 
 
 
 def lr_at(step: int, num_steps: int, cfg: OptimConfig) -> float:
-    """The learning rate of `step` (from 0): warm-up, a plateau, then the fall to 0 over the last steps."""
+    """Return the learning rate of `step` (from 0): warm-up, a plateau, then the fall to 0 over the last steps."""
     warm = min(1.0, (step + 1) / max(1, cfg.warmup_steps))
     start = num_steps * (1.0 - cfg.decay_fraction)
     gone = min(1.0, max(0.0, (step - start) / max(1.0, num_steps - start)))

@@ -1,4 +1,4 @@
-"""Sample images during training, by the denoising call that users' images come from."""
+"""Sample images during training, by the denoising call of inference."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kgcli.inference.denoise import denoise, make_sd, steered
 from kgcli.model.diffusion import Diffusion, Steer
 
 
-def preview_pictures(
+def preview_images(
     diffusion: Diffusion,
     wanted_BSd: Tensor,
     null_1Sd: Tensor,
@@ -20,7 +20,7 @@ def preview_pictures(
     num_inference_steps: int = 20,
     steer: Steer | None = None,
 ) -> Tensor:
-    """Return images of conditionings by DDIM with classifier-free guidance: (B, 3, X, Y) in [0, 1]."""
+    """Sample images from conditionings by DDIM with classifier-free guidance: (B, 3, X, Y) in [0, 1]."""
     side = diffusion.unet.config.sample_size * diffusion.pixels_per_latent
     sampling = SamplingConfig(
         width=side,

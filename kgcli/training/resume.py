@@ -1,4 +1,4 @@
-"""What a resumed run would do otherwise than the run that it goes on with."""
+"""Differences between the recipe of a checkpoint and that of the run that resumes it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from kgcli.errors import ConfigError, IncompatibleError, MissingError
 from kgcli.recipe import Recipe, load_recipe
 
-# They change what is written or how fast, and no number of the training.
+# They change output or speed, not the training.
 _WITHOUT_EFFECT = (
     *("output_dir", "log_every", "save_every", "sample_every", "keep_checkpoints"),
     *("data.num_workers", "data.rendered"),
@@ -18,9 +18,9 @@ _FIXED = ("stage", "model", "parts", "image_size")  # the weights of a checkpoin
 
 
 def recipe_changes(saved: Path, recipe: Recipe) -> list[str]:
-    """Return what differs between the recipe saved with a checkpoint and the one to go on with, a line each.
+    """Return the differences between the recipe saved with a checkpoint and the resuming one, a line each.
 
-    Raises: IncompatibleError where the checkpoint is of no use to this recipe.
+    Raises: IncompatibleError if the checkpoint does not fit this recipe.
     """
     try:
         before = load_recipe(str(saved))
@@ -34,7 +34,7 @@ def recipe_changes(saved: Path, recipe: Recipe) -> list[str]:
         change = f"{key} was {one.get(key, 'not set')}, is {other.get(key, 'not set')}"
         if key.split(".")[0] in _FIXED:
             raise IncompatibleError(
-                f"{saved.parent} is of another recipe: {change}; go on with the recipe beside it, or start anew with "
+                f"{saved.parent} belongs to another recipe: {change}; use the recipe beside it, or start anew with "
                 "--resume none"
             )
         changes.append(change)

@@ -1,4 +1,4 @@
-"""Parameters in training: the optimizer step that all training shares, its running mean and its checkpoints."""
+"""The optimizer step of all training, with a running mean of the weights and checkpoints."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Batch = TypeVar("Batch")
 
 
 class Trainer:
-    """Named parameters, and all that changes with them from step to step.
+    """Named parameters with their optimizer, running mean and step count.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -108,7 +108,7 @@ class Trainer:
         return checkpoint.save(folder, self.step, weights, state, recipe, keep)
 
     def resume(self, folder: Path) -> dict[str, Any]:
-        """Go on from a checkpoint; return its state, the caller's own included.
+        """Resume from a checkpoint; return its state, the caller's own included.
 
         Raises: MissingError for a damaged one, IncompatibleError for one of other parameters.
         """
@@ -117,7 +117,7 @@ class Trainer:
         return state
 
     def restore(self, folder: Path, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Go on from the content of a checkpoint; its folder is for messages.
+        """Resume from the content of a checkpoint; its folder is for messages.
 
         Raises: IncompatibleError for one of other parameters.
         """
@@ -125,7 +125,7 @@ class Trainer:
         if {name: tensor.shape for name, tensor in weights.items()} != shapes:
             raise IncompatibleError(
                 f"checkpoint {folder} holds other parameters than this recipe trains; "
-                "go on with the recipe beside it, or start anew with --resume none"
+                "use the recipe beside it, or start anew with --resume none"
             )
         with torch.no_grad():
             for name, parameter in self.trained.items():

@@ -1,8 +1,8 @@
-"""The nano world: a procedural place of subjects, scenes and styles in which every claim can be checked.
+"""The nano world: procedural images of subjects, scenes and styles with exact ground truth.
 
-Reading order: `tables` (what exists, and who may see it), `sprites` (one subject's pixels), `scenes` (backgrounds
-and styles), `spec` (a picture as data, drawn and rendered), `text` (captions, edits, stories), `samples` (what each
-training stage sees).
+Reading order: `tables` (nouns, scenes, styles, held-out lists), `sprites` (one subject's pixels), `scenes`
+(backgrounds and styles), `spec` (an image as data, sampled and rendered), `text` (captions, edits, stories). The
+samples of the training stages are in `kgcli.data.sources.world`.
 """
 
 from kgcli.world.spec import Spec, Subject, draw_spec, render

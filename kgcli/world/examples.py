@@ -1,6 +1,6 @@
-"""The example pictures that ship beside the nano recipes: individuals no training stage has seen.
+"""The example images that ship beside the nano recipes: instances no training stage has seen.
 
-Made anew by `python -m kgcli.world.examples recipes/nano`.
+Rebuild them with `python -m kgcli.world.examples recipes/nano`.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ EXAMPLES = {
 
 
 def example_spec(name: str) -> Spec:
-    """What the example picture of a file name shows."""
+    """Return the spec of the example image of a file name."""
     noun, identity, scene = EXAMPLES[name]
     placed = Placed(Subject(noun, identity), x=0.5, y=0.53, side=0.84, tilt=2.0, flip=False)
     return Spec((placed,), scene, "photo", variant=identity)
 
 
-def example_picture(name: str) -> Image.Image:
-    """The example picture of a file name, RGB, SIZE x SIZE pixels."""
-    return render(example_spec(name), SIZE).picture
+def example_image(name: str) -> Image.Image:
+    """Return the example image of a file name, RGB, SIZE x SIZE pixels."""
+    return render(example_spec(name), SIZE).image
 
 
 def write_examples(folder: Path) -> list[Path]:
-    """Write all example pictures into a folder."""
+    """Write all example images into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / name for name in EXAMPLES]
     for path in paths:
-        example_picture(path.name).save(path, optimize=True)
+        example_image(path.name).save(path, optimize=True)
     return paths
 
 

@@ -1,6 +1,6 @@
-"""A picture as data, and the pure function that renders it.
+"""An image as data, and the pure function that renders it.
 
-Everything the world can say of a picture (captions, crops, masks, edits, exact ground truth) comes from its `Spec`.
+All ground truth of an image (captions, crops, masks, edits) comes from its `Spec`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from kgcli.world.tables import (
 )
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
-FLUENT_SIZE = 128  # pixels, square: images of this size are of the world of `kgcli.world.fluent`
+FLUENT_SIZE = 128  # pixels, square: images of this size are rendered by `kgcli.world.fluent`
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One individual: a kind of thing and an integer that stands for its looks."""
+    """One instance: a noun and an integer that determines its appearance."""
 
     noun: str
     identity: int
@@ -37,13 +37,13 @@ class Subject:
 
     @property
     def look(self) -> Look:
-        """Its colours, pattern and proportions: a function of `noun`, `identity` and `recoloured` alone."""
+        """Return its colours, pattern and proportions: a function of `noun`, `identity` and `recoloured` alone."""
         return _look(self.noun, self.identity, self.recoloured)
 
 
 @dataclass(frozen=True)
 class Look:
-    """What makes an individual: visible in its picture, only partly in words."""
+    """The appearance of an instance: visible in its image, only partly in words."""
 
     colour_name: str
     colour: tuple[float, float, float]  # RGB in [0, 1]
@@ -56,7 +56,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Placed:
-    """A subject at its place: centre and side of its box in units of the picture, tilt in degrees."""
+    """A subject at its place: centre and side of its box in units of the image, tilt in degrees."""
 
     subject: Subject
     x: float
@@ -68,7 +68,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Spec:
-    """A whole picture. `scene` None (only with a style that has a place of its own) leaves the place to the style."""
+    """A whole image. `scene` None (only with a style that has a scene of its own) leaves the scene to the style."""
 
     subjects: tuple[Placed, ...]
     scene: str | None
@@ -78,9 +78,9 @@ class Spec:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A picture with its exact truth: for each subject a mask in [0, 255] and its box."""
+    """An image with its ground truth: for each subject a mask in [0, 255] and its box."""
 
-    picture: Image.Image
+    image: Image.Image
     masks: tuple[Image.Image, ...]
     boxes: tuple[Box, ...]
 
@@ -110,7 +110,7 @@ def _look(noun: str, identity: int, recoloured: str | None) -> Look:
 
 
 def draw_subject(rng: np.random.Generator, nouns: list[str], *, new: bool = False, accessory: float = 0.15) -> Subject:
-    """An individual of one of `nouns`; `new` draws from the identities no training stage sees."""
+    """Return a random instance of one of `nouns`; `new` draws from the identities no training stage sees."""
     low = FIRST_NEW_IDENTITY if new else 0
     worn = str(rng.choice(list(ACCESSORIES))) if rng.random() < accessory else None
     return Subject(str(rng.choice(nouns)), int(rng.integers(low, low + FIRST_NEW_IDENTITY)), worn)
@@ -143,7 +143,7 @@ def draw_spec(
     styled: float = 0.3,
     held_out: bool = False,
 ) -> Spec:
-    """Draw a picture. Held-out combinations are avoided, or with `held_out` the only ones drawn.
+    """Return a random spec. Held-out combinations are excluded, or with `held_out` the only ones drawn.
 
     Args:
         styled: probability of a style other than "photo"
@@ -160,34 +160,34 @@ def draw_spec(
 
 
 def is_held_out(spec: Spec) -> bool:
-    """Whether a subject of the picture is in a combination of noun, scene and style that no stage is shown."""
+    """Return True if a subject is in a combination of noun, scene and style that no stage is shown."""
     return any(is_held_out_combination(p.subject.noun, spec.scene or "studio", spec.style) for p in spec.subjects)
 
 
 def render(spec: Spec, size: int = 64) -> Rendered:
-    """Render `spec` at size x size pixels; FLUENT_SIZE is the size of the second world, all others are the first's."""
+    """Render `spec` at size x size pixels; at FLUENT_SIZE by the second renderer, else by the first."""
     if size == FLUENT_SIZE:
         from kgcli.world.fluent.render import render as render_fluent
 
         return Rendered(*render_fluent(spec))
-    picture = scenes.background(spec.scene or "blocks", spec.variant, size).copy()
-    if spec.style == "minecraft":  # the place in large blocks, the subject in small ones: it has to stay itself
-        picture = scenes.in_blocks(picture)
+    image = scenes.background(spec.scene or "blocks", spec.variant, size).copy()
+    if spec.style == "minecraft":  # the scene in large blocks, the subject in small ones, which keep its identity
+        image = scenes.in_blocks(image)
     masks, boxes = [], []
     for placed in spec.subjects:
         layer, box = _layer(placed, size)
         alpha = layer.getchannel("A")
         # A soft dark rim, so that white on snow and blue on the ocean still have an outline.
         rim = alpha.filter(ImageFilter.GaussianBlur(size / 48)).point(lambda a: int(a * 0.55))
-        picture.paste((28, 26, 34), (0, 0), rim)
-        picture.paste(layer, (0, 0), alpha)
+        image.paste((28, 26, 34), (0, 0), rim)
+        image.paste(layer, (0, 0), alpha)
         masks.append(alpha)
         boxes.append(box)
-    return Rendered(scenes.stylize(picture, spec.style), tuple(masks), tuple(boxes))
+    return Rendered(scenes.stylize(image, spec.style), tuple(masks), tuple(boxes))
 
 
 def stands_out(spec: Spec, size: int = 64) -> bool:
-    """Return whether each body differs from the scene behind it; at other sizes, where subjects have a rim, always."""
+    """Return True if each body differs from the scene behind it; always True at other sizes, which add a rim."""
     if size != FLUENT_SIZE:
         return True
     from kgcli.world.fluent.render import stands_out as stands_out_fluent
@@ -196,24 +196,24 @@ def stands_out(spec: Spec, size: int = 64) -> bool:
 
 
 def crop(rendered: Rendered, index: int, size: int, *, keep_background: bool) -> Image.Image:
-    """The square around one subject, with its background or on white: what a prompt shows of an entity."""
-    picture = rendered.picture
+    """Return the square around one subject, with its background or on white, as a reference image."""
+    image = rendered.image
     if not keep_background:
-        picture = Image.composite(picture, Image.new("RGB", picture.size, "white"), rendered.masks[index])
+        image = Image.composite(image, Image.new("RGB", image.size, "white"), rendered.masks[index])
     left, top, right, bottom = rendered.boxes[index]
     side = max(right - left, bottom - top) + 2
     x, y = (left + right - side) // 2, (top + bottom - side) // 2
-    if keep_background:  # stay inside the picture, where there is something to see
-        side = min(side, picture.width)
-        x, y = min(max(x, 0), picture.width - side), min(max(y, 0), picture.height - side)
-        return picture.crop((x, y, x + side, y + side)).resize((size, size), Image.Resampling.BICUBIC)
+    if keep_background:  # stay inside the image
+        side = min(side, image.width)
+        x, y = min(max(x, 0), image.width - side), min(max(y, 0), image.height - side)
+        return image.crop((x, y, x + side, y + side)).resize((size, size), Image.Resampling.BICUBIC)
     square = Image.new("RGB", (side, side), "white")
-    square.paste(picture, (-x, -y))
+    square.paste(image, (-x, -y))
     return square.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def _layer(placed: Placed, size: int) -> tuple[Image.Image, Box]:
-    """The subject alone on a transparent picture, and its box in pixels."""
+    """Return the subject alone on a transparent image, and its box in pixels."""
     look = placed.subject.look
     body = _body(placed.subject.noun, look)
     if placed.flip:

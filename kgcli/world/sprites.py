@@ -1,6 +1,6 @@
 """One subject's pixels: the sprite bank, tint, pattern and geometry.
 
-The bank is a picture of glyphs cut from one pinned release of Noto Color Emoji (OFL 1.1, see `nano/sprites/OFL.txt`).
+The bank is an image of glyphs cut from one pinned release of Noto Color Emoji (OFL 1.1, see `nano/sprites/OFL.txt`).
 Rebuild it with `python -m kgcli.world.sprites FONT.ttf`; no font is needed otherwise.
 """
 
@@ -26,7 +26,7 @@ BANK = Path(__file__).parents[1] / "nano" / "sprites" / "bank.png"
 
 
 def tinted(noun: str, colour: np.ndarray, pattern: np.ndarray | None, second: np.ndarray | None) -> Image.Image:
-    """Give the glyph of `noun` a body colour and, where `pattern` says so, a second one.
+    """Give the glyph of `noun` a body colour and, under `pattern`, a second one.
 
     Shading survives: black stays black, white highlights stay light, the glyph's commonest luminance becomes `colour`.
 
@@ -44,14 +44,14 @@ def tinted(noun: str, colour: np.ndarray, pattern: np.ndarray | None, second: np
 
 
 def sprite(name: str) -> Image.Image:
-    """The untouched glyph called `name`, RGBA, CELL x CELL pixels."""
+    """Return the untouched glyph called `name`, RGBA, CELL x CELL pixels."""
     place = list(GLYPHS).index(name)
     x, y = place % COLUMNS * CELL, place // COLUMNS * CELL
     return _bank().crop((x, y, x + CELL, y + CELL))
 
 
 def colour_near(name: str, rng: np.random.Generator) -> np.ndarray:
-    """A colour drawn around the one called `name`: (3,) in [0, 1]."""
+    """Return a random colour around the one called `name`: (3,) in [0, 1]."""
     hue, saturation, value = COLOURS[name]
     hue += rng.uniform(-0.022, 0.022)
     saturation = float(np.clip(saturation + rng.uniform(-0.1, 0.1) * min(1.0, saturation * 2), 0.0, 1.0))
@@ -60,7 +60,7 @@ def colour_near(name: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_pattern(kind: str, rng: np.random.Generator) -> np.ndarray | None:
-    """Where the second colour goes: (DRAWN, DRAWN) in [0, 1], or None for a plain subject."""
+    """Return the mask of the second colour: (DRAWN, DRAWN) in [0, 1], or None for a plain subject."""
     if kind == "plain":
         return None
     y, x = np.mgrid[0:DRAWN, 0:DRAWN].astype(np.float32) / DRAWN
@@ -86,7 +86,7 @@ def build_bank(font_file: Path, out: Path) -> None:
     """
     digest = hashlib.sha256(font_file.read_bytes()).hexdigest()
     if digest != FONT_SHA256:
-        raise MissingError(f"{font_file.name} has sha256 {digest}; the world is drawn with {FONT_SHA256}")
+        raise MissingError(f"{font_file.name} has sha256 {digest}; the sprites are cut from {FONT_SHA256}")
     font = ImageFont.truetype(str(font_file), 109)  # the one size of the font's bitmaps, in pixels
     rows = -(-len(GLYPHS) // COLUMNS)
     bank = Image.new("RGBA", (COLUMNS * CELL, rows * CELL))

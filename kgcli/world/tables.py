@@ -1,4 +1,4 @@
-"""What exists in the world, and the fixed lists that say who may see it. No drawing here."""
+"""Nouns, scenes, styles and accessories of the world, and the fixed lists of what is held out from whom."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ACCESSORIES = {
 }
 GLYPHS = {**NOUNS, **{name: glyph for name, (glyph, _, _) in ACCESSORIES.items()}}
 
-# Name -> centre in HSV, each in [0, 1]. A subject's colour is drawn around one of them, so a word never tells it all.
+# Name -> centre in HSV, each in [0, 1]. A subject's colour is sampled around one of them, so a word does not fix it.
 COLOURS = {
     "red": (0.99, 0.85, 0.86), "orange": (0.075, 0.90, 0.96), "yellow": (0.145, 0.85, 0.97),
     "lime": (0.23, 0.80, 0.85), "green": (0.36, 0.78, 0.60), "teal": (0.49, 0.80, 0.66),
@@ -45,7 +45,7 @@ COLOURS = {
 }  # fmt: skip
 PATTERNS = {"plain": "", "stripes": "stripes", "spots": "spots", "patches": "patches"}
 
-# Name -> how a caption says it.
+# Name -> its words in a caption.
 SCENES = {
     "beach": "on the beach", "snow": "in the snow", "forest": "in the forest", "city": "in the city",
     "desert": "in the desert", "night": "under the night sky", "ocean": "in the ocean",
@@ -58,18 +58,18 @@ STYLES = {
     "oil": "as an oil painting",
     "watercolor": "as a watercolor",
 }
-# Styles of LoRA adapters alone: no stage of the base or the paper draws them, no caption names them.
+# Styles of LoRA adapters alone: no stage of the base or the paper shows them, no caption names them.
 ADAPTER_STYLES = ("comic",)
 
-# Identities: an integer is one individual. Training draws below, evaluation at or above this line.
+# Identities: an integer is one instance. Training draws below, evaluation at or above this number.
 FIRST_NEW_IDENTITY = 1_000_000
-FIRST_JUDGE_IDENTITY = 3_000_000  # the judges of evaluation are trained on individuals from here on
+FIRST_RECOGNISER_IDENTITY = 3_000_000  # the recognisers of evaluation are trained on instances from here on
 
 
 def is_held_out_combination(noun: str, scene: str, style: str) -> bool:
-    """True for the noun x scene x style combinations (about one in twelve) that no stage is shown.
+    """Return True for the noun x scene x style combinations (about one in twelve) that no stage is shown.
 
-    Only pictures with a style or a scene of their own are held out; plain crops never are.
+    Only images with a style or a scene of their own are held out; plain crops never are.
     """
     if scene == "studio":
         return False

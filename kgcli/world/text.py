@@ -1,4 +1,4 @@
-"""The words of the world: captions, edit instructions and stories, all read off a `Spec`."""
+"""Captions, edit instructions and stories, all derived from a `Spec`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kgcli.world.tables import ACCESSORIES, COLOURS, SCENES, STYLES
 Rng = np.random.Generator
 Fragments = tuple[str | None, ...]  # None stands for the next image
 
-EDITS = {"scene": 0.2, "accessory": 0.2, "colour": 0.35, "style": 0.25}  # kind -> share; the hardest come most often
+EDITS = {"scene": 0.2, "accessory": 0.2, "colour": 0.35, "style": 0.25}  # kind -> fraction; the hardest come most often
 MAX_WORDS = 28  # of a caption; the nano CLIP reads 30 words of the world, each a token or, seldom, two
 TO_STYLE = {
     "minecraft": ("put it in Minecraft", "turn it into Minecraft"),
@@ -22,12 +22,12 @@ TO_STYLE = {
 
 
 def describe(subject: Subject, *, colours: bool, accessory: bool = True) -> str:
-    """One individual in words: its noun, with `colours` also its colour and pattern."""
+    """Return one instance in words: its noun, with `colours` also its colour and pattern."""
     return _with_article(_adjectives(subject, colours) + subject.noun) + _extras(subject, colours, accessory)
 
 
 def caption(spec: Spec, rng: Rng, *, colours: float = 0.8) -> str:
-    """A caption of the whole picture.
+    """Return a caption of the whole image.
 
     Args:
         colours: probability that a subject's colour and pattern are named
@@ -37,7 +37,7 @@ def caption(spec: Spec, rng: Rng, *, colours: float = 0.8) -> str:
 
 
 def short_caption(spec: Spec, rng: Rng, *, colours: float = 0.8) -> str:
-    """A caption of at most MAX_WORDS words, so that a CLIP text encoder reads all of it; `colours` as in `caption`."""
+    """Return a caption of at most MAX_WORDS words, which fits a CLIP text encoder; `colours` as in `caption`."""
     while True:
         words = caption(spec, rng, colours=colours)
         if len(words.replace(",", " ,").split()) <= MAX_WORDS:
@@ -46,9 +46,9 @@ def short_caption(spec: Spec, rng: Rng, *, colours: float = 0.8) -> str:
 
 
 def compositional(spec: Spec, rng: Rng, *, drop: bool) -> Fragments:
-    """The caption with each entity followed by its image; with `drop` the image takes the entity's place.
+    """Return the caption with each entity followed by its image; with `drop` the image takes the entity's place.
 
-    The words never name a colour: those have to come from the picture.
+    The words never name a colour: those have to come from the image.
     """
     pieces: list[str | None] = [str(rng.choice(["", "", "a picture of "]))]
     for number, placed in enumerate(spec.subjects):
@@ -65,7 +65,7 @@ def compositional(spec: Spec, rng: Rng, *, drop: bool) -> Fragments:
 
 
 def edit(before: Spec, rng: Rng) -> tuple[Spec, str]:
-    """One change to a picture of one subject: the picture after it, and the instruction that asks for it."""
+    """Return the spec after one edit of an image of one subject, and its instruction."""
     placed = before.subjects[0]
     kind = str(rng.choice(list(EDITS), p=list(EDITS.values())))
     if kind == "accessory" and placed.subject.accessory is None:
@@ -85,7 +85,7 @@ def edit(before: Spec, rng: Rng) -> tuple[Spec, str]:
 
 
 def story(specs: list[Spec], rng: Rng) -> Fragments:
-    """A short document about one individual, a picture before each sentence; colours are never named."""
+    """Return a short document about one instance, an image before each sentence; colours are never named."""
     noun = specs[0].subjects[0].subject.noun
     pieces: list[str | None] = [
         str(rng.choice(["a story about ", "look at ", "this is "])) + _with_article(noun) + ". "
@@ -97,7 +97,7 @@ def story(specs: list[Spec], rng: Rng) -> Fragments:
 
 
 def as_typed(fragments: Fragments, rng: Rng) -> Fragments:
-    """The same words as people type them: now and then a capital at the start, or none in Minecraft."""
+    """Return the words as people type them: sometimes a capital at the start, or none in Minecraft."""
     capital, lower = rng.random() < 0.2, rng.random() < 0.3
     typed = []
     for piece in fragments:

@@ -29,7 +29,7 @@ def draw(rng, noun=None, colour=None):
 
 def photo(subject, rng, scene=None):
     scene = scene or str(rng.choice(list(SCENES)))
-    return render(Spec(place([subject], rng), scene, "photo", int(rng.integers(192))), 64).picture
+    return render(Spec(place([subject], rng), scene, "photo", int(rng.integers(192))), 64).image
 
 
 def candidates(subject, kind, rng):

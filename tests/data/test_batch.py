@@ -51,7 +51,7 @@ def test_a_bucket_is_dealt_alike_whatever_the_number_of_processes(collator):
 
 
 def test_a_batch_that_the_processes_cannot_share_evenly_is_refused(collator):
-    with pytest.raises(ConfigError, match="batch_size is 56, which 3 processes cannot share evenly"):
+    with pytest.raises(ConfigError, match="batch_size is 56, which 3 processes cannot split evenly"):
         batches(collator, rank=0, num_ranks=3)
 
 
@@ -76,10 +76,10 @@ def test_buckets_leave_little_padding(collator):
     assert padded_over_real(batches(collator, bucket=32), 32) <= 1.10
 
 
-def test_a_bucketed_sample_is_drawn_once(collator, monkeypatch):
-    source, drawn = WorldSource({"text": 1.0}, seed=0, image_size=64), []
+def test_a_bucketed_sample_is_made_once(collator, monkeypatch):
+    source, made = WorldSource({"text": 1.0}, seed=0, image_size=64), []
     sample = source.sample
-    monkeypatch.setattr(source, "sample", lambda index: drawn.append(index) or sample(index))
+    monkeypatch.setattr(source, "sample", lambda index: made.append(index) or sample(index))
     dealt = batches(collator, source, bucket=2)
     assert all(dealt[step].tokens is not None for step in range(2))
-    assert sorted(drawn) == list(range(2 * 56))
+    assert sorted(made) == list(range(2 * 56))

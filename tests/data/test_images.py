@@ -1,4 +1,4 @@
-"""Opening of untrusted picture files, and the rules of the two transforms."""
+"""Opening of untrusted image files, and the rules of the two transforms."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_no_bytes_crash_the_opener(data):
 
 @given(st.data())
 @settings(max_examples=100, deadline=None)
-def test_no_damage_to_a_picture_crashes_the_opener(data):
+def test_no_damage_to_an_image_crashes_the_opener(data):
     kind = data.draw(st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"]))
     file = io.BytesIO()
     Image.linear_gradient("L").resize((16, 12)).convert("RGB").save(file, kind)
@@ -131,7 +131,7 @@ def test_the_first_frame_of_an_animation_is_used_and_said(caplog):
     assert "walk.gif is animated" in caplog.text
 
 
-def test_one_pixel_is_a_picture():
+def test_one_pixel_is_an_image():
     pixels = to_vision_pixels(decode_image(as_png(Image.new("RGB", (1, 1), "white"))), 16)
     assert pixels.shape == (3, 16, 16) and np.ptp(pixels[0]) == 0
 
@@ -142,7 +142,7 @@ def test_the_longer_side_is_cut_about_the_centre():
     assert (to_vae_pixels(image, 16) == 1).all()
 
 
-def test_padding_keeps_all_of_the_picture():
+def test_padding_keeps_all_of_the_image():
     squared = pad_to_square(Image.new("RGB", (48, 16), "black"))
     assert squared.size == (48, 48)
     assert squared.getpixel((0, 0)) == (255, 255, 255) and squared.getpixel((0, 24)) == (0, 0, 0)
@@ -154,11 +154,11 @@ def test_vae_pixels_span_minus_one_to_one():
     assert pixels.dtype == np.float32 and (pixels.min(), pixels.max()) == (-1, 1)
 
 
-def test_a_picture_without_pixels_is_read_again_and_must_be_the_same(tmp_path):
+def test_an_image_without_pixels_is_read_again_and_must_be_the_same(tmp_path):
     path = tmp_path / "a.png"
     Image.new("RGB", (3, 3), "red").save(path)
-    picture = read_image(path).without_pixels()
-    assert picture.load().getpixel((0, 0)) == (255, 0, 0)
+    image = read_image(path).without_pixels()
+    assert image.load().getpixel((0, 0)) == (255, 0, 0)
     Image.new("RGB", (3, 3), "blue").save(path)
     with pytest.raises(ImageError, match="has changed"):
-        picture.load()
+        image.load()

@@ -126,7 +126,7 @@ def test_errors_point_at_the_column(text, column, words):
     assert words in str(caught.value)
 
 
-def test_numbered_slots_take_the_given_pictures():
+def test_numbered_slots_take_the_given_images():
     prompt = Prompt.parse("<image:-2> and <image:-1|weight=0.5>").fill_slots(["a.png", "b.png"])
     assert prompt.images == [ImageRef(path="b.png"), ImageRef(path="a.png", weight=0.5)]
 
@@ -137,7 +137,7 @@ def test_a_slot_without_an_image_is_an_error():
     assert caught.value.column == 3
 
 
-def test_a_picture_without_a_slot_is_an_error():
+def test_an_image_without_a_slot_is_an_error():
     with pytest.raises(PromptError, match="no place in the prompt"):
         Prompt.parse("a cat").fill_slots(["a.png"])
 

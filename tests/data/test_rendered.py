@@ -1,4 +1,4 @@
-"""Laws of a rendered pool: its images are those of the recipe's draws, however often rendering was stopped."""
+"""Laws of a rendered pool: its images are those of the recipe's samples, however often rendering was stopped."""
 
 import json
 
@@ -61,11 +61,11 @@ def test_another_size_than_the_rendered_one_is_rendered_anew(folder):
 
 
 def test_a_recipe_renders_what_is_missing_but_not_in_a_dry_run(smoke_recipe, tmp_path):
-    drawn = smoke_recipe(tmp_path)
-    assert "targets" in train(drawn, dry_run=True)
+    recipe = smoke_recipe(tmp_path)
+    assert "targets" in train(recipe, dry_run=True)
     assert not (tmp_path / "images").exists()
-    train(drawn)
-    assert len(np.load(tmp_path / "images/images.npy")) == drawn.data.pool
+    train(recipe)
+    assert len(np.load(tmp_path / "images/images.npy")) == recipe.data.pool
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_an_interrupted_rendering_goes_on_where_it_was(folder, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": 1}, "holds images of other draws; name another folder in data.rendered"),
+        ({"seed": 1}, "holds images of another source or seed; name another folder in data.rendered"),
         ({"kinds": {"text": 1.0}}, "not all samples of this recipe's kinds have an image"),
     ],
 )

@@ -17,7 +17,7 @@ from kgcli.recipe import DataConfig, load_recipe
 WORDS = ["a cat", "two dogs", "a red car", "an owl at night", "a fox in the snow"]
 
 
-def picture(path, colour="red", size=(20, 12)):
+def write_image(path, colour="red", size=(20, 12)):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, colour).save(path)
 
@@ -93,7 +93,7 @@ def test_the_world_can_be_mixed_with_files(tmp_path):
 
 
 def test_rows_kept_in_memory_are_read_once(tmp_path):
-    picture(tmp_path / "a.png")
+    write_image(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("a cat")
     source = opened({"kind": "images", "path": str(tmp_path)}, keep=True, use="match")
     assert source.sample(0).images[0] is source.sample(5).images[0]
@@ -161,7 +161,7 @@ def test_a_damaged_parquet_file_or_none_is_named(tmp_path):
     with pytest.raises(MissingError, match=r"there is no file .*gone\.txt"):
         opened({"kind": "captions", "path": str(tmp_path / "gone.txt")})
     (tmp_path / "a.parquet").write_bytes(b"nothing")
-    with pytest.raises((MissingError, UsageError), match=r"a\.parquet (is no parquet file|needs pyarrow)"):
+    with pytest.raises((MissingError, UsageError), match=r"a\.parquet (is not a parquet file|needs pyarrow)"):
         opened({"kind": "captions", "path": str(tmp_path / "a.parquet")})
 
 
@@ -171,7 +171,7 @@ def test_a_damaged_parquet_file_or_none_is_named(tmp_path):
 @pytest.fixture
 def photos(tmp_path):
     for number, words in enumerate(WORDS):
-        picture(tmp_path / f"photos/{'deep/' if number % 2 else ''}{number}.png", (number, 0, 0))
+        write_image(tmp_path / f"photos/{'deep/' if number % 2 else ''}{number}.png", (number, 0, 0))
         path = tmp_path / f"photos/{'deep/' if number % 2 else ''}{number}.txt"
         path.write_text(words + "\n")
     return {"kind": "images", "path": str(tmp_path / "photos")}
@@ -196,7 +196,7 @@ def test_what_an_image_is_used_for_depends_on_the_stage(photos):
 
 
 def test_a_table_names_images_relative_to_itself(tmp_path):
-    picture(tmp_path / "data/images/a.png", (7, 0, 0))
+    write_image(tmp_path / "data/images/a.png", (7, 0, 0))
     (tmp_path / "data/list.jsonl").write_text('{"file_name": "images/a.png", "text": "a cat"}\n')
     source = opened({"kind": "images", "path": str(tmp_path / "data/list.jsonl")})
     assert red(source.read(0).render(64).image) == 7
@@ -206,9 +206,9 @@ def test_a_table_names_images_relative_to_itself(tmp_path):
 
 
 def test_images_without_any_captions_are_targets_alone(tmp_path):
-    picture(tmp_path / "a.png")
+    write_image(tmp_path / "a.png")
     assert opened({"kind": "images", "path": str(tmp_path)}).gives == {"target"}
-    picture(tmp_path / "b.png")
+    write_image(tmp_path / "b.png")
     (tmp_path / "b.txt").write_text("a dog")
     with pytest.raises(MissingError, match=r"a\.png has no caption, as others have: write it into a\.txt"):
         opened({"kind": "images", "path": str(tmp_path)})
@@ -228,7 +228,7 @@ def test_a_broken_image_is_named_with_its_line(tmp_path):
 def test_a_changed_target_is_another_pool(photos, tmp_path):
     before = opened(photos).fingerprint()
     assert opened(photos, seed=9).fingerprint() == before  # another order of the same rows
-    picture(tmp_path / "photos/0.png", "green", (30, 30))
+    write_image(tmp_path / "photos/0.png", "green", (30, 30))
     assert opened(photos).fingerprint() != before
 
 
@@ -236,8 +236,8 @@ def test_a_changed_target_is_another_pool(photos, tmp_path):
 
 
 def prompts(tmp_path, *lines):
-    picture(tmp_path / "a.png", (1, 0, 0))
-    picture(tmp_path / "sub/b.png", (2, 0, 0))
+    write_image(tmp_path / "a.png", (1, 0, 0))
+    write_image(tmp_path / "sub/b.png", (2, 0, 0))
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return {"kind": "prompts", "path": str(path)}
@@ -248,7 +248,10 @@ def test_prompts_are_our_grammar_with_paths_relative_to_the_file(tmp_path):
     source = opened(prompts(tmp_path, line))
     sample = source.sample(0)
     assert sample.fragments == ("a ", None, " on ", None, " < 3")
-    assert [image.size for image in sample.images] == [(20, 12), (12, 12)]  # left to the model, or as the tag says
+    assert [image.size for image in sample.images] == [
+        (20, 12),
+        (12, 12),
+    ]  # unchanged for the model, or by the `fit` of the tag
     assert red(sample.render(64).image) == 2
     assert source.gives == {"fragments", "target"}
     assert sample.caption == ""

@@ -29,23 +29,23 @@ REFUSED = {
     "utf16.txt": ("a cat\n".encode("utf-16"), "not UTF-8"),
     "number.json": (b"5", "a JSON list"),
     "cut.json": (b'["a cat"', "not valid JSON"),
-    "columns.csv": (b"id,text\n1,a cat\n", "there is no caption"),
+    "columns.csv": (b"id,text\n1,a cat\n", "line 2: no caption; write"),
     "quote.csv": (b'id,caption\n1,"a cat\n', "unexpected end of data"),
     "cut.jsonl": (b'{"caption": "a cat"\n', "line 1: "),
 }
 
 
 @pytest.mark.parametrize("name", CAT_AND_DOG)
-def test_captions_are_read_as_what_they_are(tmp_path, name):
+def test_captions_are_read_by_the_kind_of_file(tmp_path, name):
     (tmp_path / name).write_bytes(CAT_AND_DOG[name])
     assert [one.text for one in choose_captions(str(tmp_path / name), None).chosen] == ["a cat", "a dog"]
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_file_of_captions_is_one_line(tmp_path, name):
-    content, says = REFUSED[name]
+def test_a_file_without_captions_is_an_error_of_one_line(tmp_path, name):
+    content, message = REFUSED[name]
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UsageError, match=says) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         choose_captions(str(tmp_path / name), None)
     assert "\n" not in str(caught.value)
 

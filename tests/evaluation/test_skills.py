@@ -23,20 +23,20 @@ from kgcli.evaluation.report.skills import Report, summarise
 from kgcli.evaluation.scores import image_score
 from kgcli.model.nano_recognisers import HEADS, IGNORED, Recognisers, around, label_row, labels
 from kgcli.world.spec import is_held_out, render
-from kgcli.world.tables import BASE_ONLY_NOUNS, FIRST_JUDGE_IDENTITY, FIRST_NEW_IDENTITY
+from kgcli.world.tables import BASE_ONLY_NOUNS, FIRST_NEW_IDENTITY, FIRST_RECOGNISER_IDENTITY
 
-NUM = 6  # cases of a task of share 1
+NUM = 6  # cases of a task of scale 1
 
 
 class OracleRecogniser:
-    """Judges that know by heart what each image of some cases shows; of all others they know nothing."""
+    """Recognisers that return the true contents of the images of some cases, and nothing for others."""
 
     def __init__(self, cases):
         self.known = {}
         for case in cases:
             other = distractor_spec(case.spec, np.random.default_rng(case.seed), BASE_NOUNS)
             for spec in filter(None, (case.spec, other, case.before)):
-                self._learn(render(spec, SIZE).picture, spec)
+                self._learn(render(spec, SIZE).image, spec)
             for subject in {subject for gallery in case.galleries.values() for subject in gallery}:
                 self.known[portrait(subject).tobytes()] = (None, _vector(subject))
 
@@ -83,12 +83,12 @@ def rows(cases, plan):
     options = MethodOptions()
     columns = {"model": (Truth(options), tuple(TASKS)), "other": (Other(options), tuple(TASKS))}
     columns["copy"] = (CopyInput(options), tuple(task for task in TASKS if task != "text"))
-    recognisers = OracleRecogniser([case for drawn in cases.values() for case in drawn])
+    recognisers = OracleRecogniser([case for of_task in cases.values() for case in of_task])
     return nano.measure(columns, plan, recognisers, say=lambda line: None)
 
 
 def truth(cases):
-    return [render(case.spec, SIZE).picture for case in cases]
+    return [render(case.spec, SIZE).image for case in cases]
 
 
 def recognition(cases, recognisers):
@@ -146,9 +146,11 @@ def test_more_cases_begin_with_the_same_ones(cases):
 
 
 def test_all_instances_are_ones_that_no_stage_and_no_recogniser_has_seen(cases):
-    asked = [placed.subject for drawn in cases.values() for case in drawn for placed in case.spec.subjects]
-    offered = [s for drawn in cases.values() for case in drawn for gallery in case.galleries.values() for s in gallery]
-    assert all(FIRST_NEW_IDENTITY <= subject.identity < FIRST_JUDGE_IDENTITY for subject in asked + offered)
+    asked = [placed.subject for of_task in cases.values() for case in of_task for placed in case.spec.subjects]
+    offered = [
+        s for of_task in cases.values() for case in of_task for gallery in case.galleries.values() for s in gallery
+    ]
+    assert all(FIRST_NEW_IDENTITY <= subject.identity < FIRST_RECOGNISER_IDENTITY for subject in asked + offered)
 
 
 def test_half_of_the_candidates_share_the_colour_word(cases):
@@ -193,7 +195,7 @@ def test_items_say_all_that_a_method_needs(cases, plan):
         shown = [open_image(Path(plan.data) / name) for name in item.inputs]
         assert [image.tobytes() for image in shown] == [image.tobytes() for image in case.images]
     assert {task: [case_of(one).words for one in plan.items if one.category == task] for task in TASKS} == {
-        task: [case.words for case in drawn] for task, drawn in cases.items()
+        task: [case.words for case in of_task] for task, of_task in cases.items()
     }
     again = type(plan).from_json(plan.to_json())
     assert again == dataclasses.replace(plan, data="") and max(len(unit) for unit in again.units()) <= 16
@@ -207,7 +209,7 @@ def test_right_images_score_one_and_those_of_others_never_have_the_subject(repor
         if row.column == "model":
             assert row.estimate.value == 1.0, row
         if row.column == "other" and row.measure in ("picked", "picked_of_noun", "kept", "done", "pair"):
-            assert row.estimate.value <= 0.25, row  # an individual of no candidate's: chance
+            assert row.estimate.value <= 0.25, row  # an instance outside the gallery: chance level
 
 
 def test_other_instances_in_the_right_place_keep_scene_style_and_change(report):
@@ -241,10 +243,10 @@ def test_every_task_has_scores_and_edits_are_summed_up_by_kind_too(report):
 
 
 def test_scores_do_not_depend_on_who_else_is_scored(cases):
-    drawn = cases["subject"]
-    recognisers = OracleRecogniser(drawn)
-    together = scores_of(drawn, recognition(drawn, recognisers)(truth(drawn)))
-    alone = [scores_of([case], recognition([case], recognisers)(truth([case])))[0] for case in drawn]
+    chosen = cases["subject"]
+    recognisers = OracleRecogniser(chosen)
+    together = scores_of(chosen, recognition(chosen, recognisers)(truth(chosen)))
+    alone = [scores_of([case], recognition([case], recognisers)(truth([case])))[0] for case in chosen]
     assert together == alone
 
 
@@ -316,7 +318,7 @@ def test_the_json_holds_all_figures_and_versions(report):
 
 
 def test_the_grid_has_a_cell_for_each_answer(cases, tmp_path):
-    answers = [(case, render(case.spec, SIZE).picture) for case in cases["pair"] + cases["edit"]]
+    answers = [(case, render(case.spec, SIZE).image) for case in cases["pair"] + cases["edit"]]
     write_cases(answers * 2, tmp_path / "grid.png")
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.width > grid.height > 100

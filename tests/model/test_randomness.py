@@ -41,7 +41,7 @@ def test_numbers_are_spread_as_they_should_be():
     assert abs(torch.corrcoef(torch.stack([values[:-1], values[1:]]))[0, 1]) < 0.1
 
 
-def test_spread_numbers_cover_the_interval_evenly_whoever_takes_which_sample():
+def test_spread_numbers_cover_the_interval_evenly_in_any_split():
     first, count = 1 << 40, 64  # a large sample number loses no precision
     whole = StepRandom(0, 7, range(first, first + count)).spread()
     assert 0 <= whole.min() <= whole.max() < 1

@@ -136,6 +136,16 @@ def test_a_controlnet_starts_as_diffusers_own_copy_and_says_nothing(decoder):
         )
 
 
+@pytest.mark.parametrize(("factor", "side"), [(4, 64), (8, 128)])
+def test_a_controlnet_reads_maps_as_large_as_its_decoders_images(decoder, factor, side):
+    network = make_controlnet(load_decoder(decoder).unet, {}, factor)
+    inputs = torch.randn(1, 4, 16, 16), torch.tensor([5]), torch.randn(1, LENGTH, 32)
+    with torch.no_grad():
+        told = Steering(network, torch.ones(1, 3, side, side))(*inputs)
+    assert told["down_block_additional_residuals"][0].shape[-2:] == (16, 16)
+    assert len(network.config.conditioning_embedding_out_channels) == factor.bit_length()
+
+
 def test_rows_of_several_conditionings_take_the_maps_in_turn(decoder):
     torch.manual_seed(0)
     network = make_controlnet(load_decoder(decoder).unet, {})
@@ -152,7 +162,7 @@ def test_rows_of_several_conditionings_take_the_maps_in_turn(decoder):
 def test_maps_are_those_that_generate_makes(decoder, tmp_path):
     _, batch = first_batch(smoke(decoder, "controlnet", tmp_path))
     sample = draw({"captioned": 1.0}, 0, 2, 64, 8)
-    wanted = make_map("canny", render(sample.truth.spec, 64).picture)
+    wanted = make_map("canny", render(sample.truth.spec, 64).image)
     assert torch.equal(batch.maps[2], torch.from_numpy(np.array(wanted)).permute(2, 0, 1) / 255)
     assert 0 < batch.maps.mean() < 0.5
 
@@ -170,12 +180,12 @@ def test_results_load_in_diffusers_own_classes(decoder, runs):
     with torch.no_grad():
         plain = pipeline.unet(*inputs).sample
         pipeline.load_lora_weights(runs / "lora" / "final", adapter_name="style")
-        painted = pipeline.unet(*inputs).sample
+        output = pipeline.unet(*inputs).sample
     run = training.Run(smoke(decoder, "lora", runs / "lora"))
     run.resume(runs / "lora" / "checkpoints" / "step_0000004")
     with torch.no_grad(), run.trainer.averaged():
         expected = run.stage.diffusion.unet(*inputs).sample
-    assert torch.allclose(painted, expected, atol=1e-5) and not torch.allclose(painted, plain, atol=1e-5)
+    assert torch.allclose(output, expected, atol=1e-5) and not torch.allclose(output, plain, atol=1e-5)
     assert read_lora(str(runs / "lora" / "final")).source.name == LORA_NAME
 
 
@@ -205,7 +215,7 @@ def test_shipping_halves_a_file_as_it_does_a_folder(runs, tmp_path):
 # ---------------------------------------------------------------- the style
 
 
-def test_the_style_of_the_lora_is_drawn_and_named_nowhere_else():
+def test_the_style_of_the_lora_is_shown_and_named_nowhere_else():
     for path in recipes_folder().rglob("*.yaml"):
         recipe = load_recipe(str(path))
         assert ("comic" in recipe.data.kinds) == (recipe.stage == "lora"), path
@@ -219,32 +229,32 @@ def test_the_style_of_the_lora_is_drawn_and_named_nowhere_else():
 
 @pytest.fixture(scope="module")
 def renders():
-    return [render(case.spec, SIZE).picture for case in draw_cases("subject", 24, 5)]
+    return [render(case.spec, SIZE).image for case in draw_cases("subject", 24, 5)]
 
 
 def test_the_scale_of_a_style_goes_from_the_true_render_to_the_one_in_the_style(renders):
     scale = StyleScale(renders, "comic")
-    fresh = [render(case.spec, SIZE).picture for case in draw_cases("subject", 6, 6)]
+    fresh = [render(case.spec, SIZE).image for case in draw_cases("subject", 6, 6)]
     assert scale(fresh, fresh) == pytest.approx([0.0] * 6)
-    assert scale([stylize(picture, "comic") for picture in fresh], fresh) == pytest.approx([1.0] * 6)
-    halfway = [Image.blend(picture, stylize(picture, "comic"), 0.5) for picture in fresh]
+    assert scale([stylize(image, "comic") for image in fresh], fresh) == pytest.approx([1.0] * 6)
+    halfway = [Image.blend(image, stylize(image, "comic"), 0.5) for image in fresh]
     assert 0.2 < np.mean(scale(halfway, fresh)) < 0.8
-    assert np.mean(scale([stylize(picture, "watercolor") for picture in fresh], fresh)) < 0.5
+    assert np.mean(scale([stylize(image, "watercolor") for image in fresh], fresh)) < 0.5
 
 
-def shifted(picture, by):
-    return Image.fromarray(np.roll(np.asarray(picture), by, axis=1))
+def shifted(image, by):
+    return Image.fromarray(np.roll(np.asarray(image), by, axis=1))
 
 
 def test_edges_are_followed_within_a_pixel(renders):
-    picture, blank = renders[0], Image.new("RGB", (SIZE, SIZE))
-    wanted = make_map("canny", picture)
-    assert edge_f1(picture, wanted) == 1.0
-    assert edge_f1(shifted(picture, 1), wanted) > 0.95 > edge_f1(shifted(picture, 4), wanted)
-    assert (edge_f1(blank, wanted), edge_f1(picture, blank), edge_f1(blank, blank)) == (0.0, 0.0, 1.0)
+    image, blank = renders[0], Image.new("RGB", (SIZE, SIZE))
+    wanted = make_map("canny", image)
+    assert edge_f1(image, wanted) == 1.0
+    assert edge_f1(shifted(image, 1), wanted) > 0.95 > edge_f1(shifted(image, 4), wanted)
+    assert (edge_f1(blank, wanted), edge_f1(image, blank), edge_f1(blank, blank)) == (0.0, 0.0, 1.0)
 
 
-def test_the_table_has_a_line_for_each_measure_and_a_column_for_each_painter():
+def test_the_table_has_a_line_for_each_measure_and_a_column_for_each_method():
     rows = [Row("controlnet", "all", "edges", column, estimate([0.5, 0.7])) for column in suite.COLUMNS]
     rows += [Row("lora", "all", "style", column, estimate([1.0, 1.0])) for column in suite.COLUMNS]
     facts = {"num": 2, "seed": 0, "seconds": 1.0, "model": {"name": "m"}}
@@ -275,23 +285,23 @@ def answers(model, folder, num, controls):
     write_inputs(plan)
     columns = suite.columns_of(model, find_controlnet("canny", None, model.folder), read_lora("nano/comic"))
     methods = {name: columns[controls][name] for name in ("without", "with", "true")}
-    truth = [render(case_of(item).spec, SIZE).picture for item in plan.items]
+    truth = [render(case_of(item).spec, SIZE).image for item in plan.items]
     return suite.answer_all(plan, {controls: methods})[controls], truth
 
 
-def test_the_shipped_controlnet_makes_pictures_follow_edges(nano, tmp_path):
-    drawn, truth = answers(nano, tmp_path, 6, "controlnet")
+def test_the_shipped_controlnet_makes_images_follow_edges(nano, tmp_path):
+    outputs, truth = answers(nano, tmp_path, 6, "controlnet")
     followed = {
-        column: np.mean([scores["edges"] for scores in suite.measure_edges(truth, drawn[column])])
+        column: np.mean([scores["edges"] for scores in suite.measure_edges(truth, outputs[column])])
         for column in ("with", "without", "true")
     }
     assert followed["with"] > followed["without"] + 0.03 and followed["true"] == 1.0, followed
 
 
 def test_the_shipped_lora_paints_its_style(nano, tmp_path):
-    drawn, truth = answers(nano, tmp_path, 4, "lora")
+    outputs, truth = answers(nano, tmp_path, 4, "lora")
     degrees = {
-        column: np.mean([scores["degree"] for scores in suite.measure_style(truth, drawn[column])])
+        column: np.mean([scores["degree"] for scores in suite.measure_style(truth, outputs[column])])
         for column in ("with", "without")
     }
     assert degrees["with"] > degrees["without"] + 0.2, degrees

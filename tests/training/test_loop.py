@@ -93,7 +93,7 @@ def test_a_run_leaves_its_recipe_metrics_checkpoints_and_result(chain, stage):
             assert min(grid.size) >= 64
 
 
-def test_pretrain_moves_the_reader_and_leaves_the_first_blocks_of_the_clip_tower(chain):
+def test_pretrain_moves_the_encoder_and_leaves_the_first_blocks_of_the_clip_tower(chain):
     recipe = smoke(chain, "pretrain", "options.vision_blocks=1")
     fresh = training.Run(recipe).stage.state_dict()
     trained = load_file(chain / "pretrain/final/model.safetensors")
@@ -110,7 +110,7 @@ def test_align_moves_only_the_aligner(chain):
     assert any(name.startswith("aligner.decoder.") for name in moved)
 
 
-def test_instruct_moves_the_reader_and_the_aligner_and_ships_no_way_back(chain):
+def test_instruct_moves_the_encoder_and_the_aligner_and_ships_no_way_back(chain):
     moved = changed(chain / "align/final", chain / "instruct/final")
     expected = ("mllm.", "resampler.", "aligner.encoder.", "vision.blocks.1.", "vision.final_norm.")
     assert {name for name in moved if not name.startswith(expected)} == set()
@@ -130,8 +130,8 @@ def test_the_result_draws(chain):
     import kgcli
 
     model = kgcli.load(str(chain / "instruct/final"), device="cpu")
-    (picture,) = model.generate("a cat in Minecraft", seed=0)
-    assert picture.size == (64, 64)
+    (image,) = model.generate("a cat in Minecraft", seed=0)
+    assert image.size == (64, 64)
 
 
 def test_clip_goes_on_from_an_earlier_one_with_its_text_locked(chain, tmp_path):
@@ -147,7 +147,7 @@ def test_clip_goes_on_from_an_earlier_one_with_its_text_locked(chain, tmp_path):
     assert not any(name.startswith("text_model.") for name in moved)
 
 
-def test_judges_go_on_from_earlier_ones(tmp_path):
+def test_recognisers_continue_from_earlier_ones(tmp_path):
     torch.manual_seed(0)
     earlier = Recognisers([8, 16], [8, 16, 16], 8)
     earlier.save(tmp_path / "judges")
@@ -253,14 +253,14 @@ def test_processes_share_each_step_between_them(chain):
     assert torch.equal(alone[1::2], second)
 
 
-def test_samples_kept_in_memory_are_those_drawn(chain):
+def test_samples_kept_in_memory_are_the_same(chain):
     recipe = smoke(chain, "pretrain")
     fresh = recipe.model_copy(update={"data": recipe.data.model_copy(update={"keep": False, "pool": None})})
     collator = training.Run(recipe).stage.collator(None)
-    kept, drawn = (
+    kept, fresh = (
         Batches(open_source(one.data, 64, "read"), collator, batch_size=one.data.batch_size) for one in (recipe, fresh)
     )
-    assert torch.equal(kept[0].tokens, drawn[0].tokens)
+    assert torch.equal(kept[0].tokens, fresh[0].tokens)
     assert torch.equal(kept[0].tokens, kept[2].tokens)  # a pool of two batches comes round
 
 
@@ -501,7 +501,7 @@ def test_a_stage_that_was_not_run_is_named(chain, tmp_path):
 
 
 @pytest.mark.parametrize("change", ["data.pool=9", "data.seed=1", "image_size=32", "damage"])
-def test_a_pool_is_kept_for_as_long_as_its_pictures_are_the_recipes(chain, change, tmp_path):
+def test_a_pool_is_kept_for_as_long_as_its_images_are_the_recipes(chain, change, tmp_path):
     def numbers(*overrides):
         return training.Run(smoke(chain, "unet", *overrides, out=tmp_path)).pool().moments.copy()
 

@@ -73,7 +73,7 @@ def test_kosmos2_is_aligned_instructed_and_generates(kg, stage_1, text, tiny_mod
     )
     done = kg("align", align)
     assert done.code == 0, done.err
-    assert "stage1 has no AlignerNet, as the result of stage 1: it starts fresh" in done.err
+    assert "stage1 has no AlignerNet, as any result of stage 1: initialising it randomly" in done.err
     instruct = recipe(
         tmp_path / "instruct.yaml",
         "instruct",
@@ -94,7 +94,7 @@ def test_an_aligner_that_is_there_is_not_made_anew(stage_1, text, tiny_model, tm
     found = load_recipe("smoke/align", [f"init_from.model={tiny_model}", f"init_from.text={text}"])
     with pytest.raises(IncompatibleError, match=r"missing \(aligner\.decoder\."):  # half of one is a fault
         make_stage(found, no_texts)
-    assert "starts fresh" not in caplog.text
+    assert "initialising it randomly" not in caplog.text
 
 
 # ---------------------------------------------------------------- stage 1 from CLIP

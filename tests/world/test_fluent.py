@@ -23,15 +23,15 @@ def shown(spec):
 
 
 def distance(one, other):
-    return np.abs(pixels(shown(one).picture) - pixels(shown(other).picture)).max(-1)
+    return np.abs(pixels(shown(one).image) - pixels(shown(other).image)).max(-1)
 
 
 def test_the_same_spec_is_the_same_image_and_other_sizes_are_of_the_first_world():
     spec = Spec((CAT,), "beach", "photo", 3)
-    assert shown(spec).picture.tobytes() == shown(spec).picture.tobytes()
-    assert shown(spec).picture.size == (FLUENT_SIZE, FLUENT_SIZE)
-    halved = shown(spec).picture.resize((64, 64))
-    assert np.abs(pixels(halved) - pixels(render(spec, 64).picture)).mean() > 10
+    assert shown(spec).image.tobytes() == shown(spec).image.tobytes()
+    assert shown(spec).image.size == (FLUENT_SIZE, FLUENT_SIZE)
+    halved = shown(spec).image.resize((64, 64))
+    assert np.abs(pixels(halved) - pixels(render(spec, 64).image)).mean() > 10
 
 
 @pytest.mark.parametrize("name", sorted(GLYPHS))
@@ -115,7 +115,7 @@ def test_a_body_in_the_colour_of_its_scene_does_not_stand_out():
     )
     assert not stands_out(Spec((blue,), "ocean"), FLUENT_SIZE)
     assert stands_out(Spec((orange,), "ocean"), FLUENT_SIZE)
-    assert stands_out(Spec((blue,), "ocean"), 64)  # the first world draws a rim
+    assert stands_out(Spec((blue,), "ocean"), 64)  # the first world has a rim
 
 
 @pytest.mark.parametrize(("kind", "num"), [("one", 1), ("two", 2), ("three", 3)])

@@ -1,4 +1,4 @@
-"""Laws of the nano world: what is said of a picture is true of it, and nothing held out is ever shown."""
+"""Laws of the nano world: captions are true of their images, and nothing held out is ever shown."""
 
 import re
 
@@ -16,8 +16,8 @@ from kgcli.world.tables import (
     ACCESSORIES,
     BASE_ONLY_NOUNS,
     COLOURS,
-    FIRST_JUDGE_IDENTITY,
     FIRST_NEW_IDENTITY,
+    FIRST_RECOGNISER_IDENTITY,
     NOUNS,
     SCENES,
     SEEN_NOUNS,
@@ -38,7 +38,7 @@ NAMES_COLOUR = re.compile(rf"\b({'|'.join(COLOURS)})\b")
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """Every picture that samples show, without the work of painting it."""
+    """Specs of all images that samples show, without rendering them."""
     specs = []
     blank = Image.new("RGB", (8, 8))
 
@@ -51,7 +51,7 @@ def drawn(monkeypatch):
 
 
 def words_of(sample):
-    """All that a sample says, but for the scenes' own words ("on a white background")."""
+    """Return the words of a sample, without the scenes' own words ("on a white background")."""
     said = " ".join(piece for piece in (*sample.fragments, sample.caption) if piece)
     for phrase in SCENES.values():
         said = re.sub(re.escape(phrase), "", said, flags=re.IGNORECASE)
@@ -105,13 +105,13 @@ def test_half_of_the_contrast_groups_differ_in_the_noun_alone(drawn):
     assert 6 <= alike <= 18
 
 
-def test_judges_are_trained_on_individuals_of_their_own(drawn):
+def test_recognisers_are_trained_on_instances_of_their_own(drawn):
     for index in range(300):
         drawn.clear()
         sample = samples.draw({"judged": 1.0}, 5, index, 64)
         for spec in all_specs(sample, drawn):
-            assert all(placed.subject.identity >= FIRST_JUDGE_IDENTITY for placed in spec.subjects)
-    assert FIRST_JUDGE_IDENTITY >= 2 * FIRST_NEW_IDENTITY  # beyond the individuals of evaluation
+            assert all(placed.subject.identity >= FIRST_RECOGNISER_IDENTITY for placed in spec.subjects)
+    assert FIRST_RECOGNISER_IDENTITY >= 2 * FIRST_NEW_IDENTITY  # beyond the instances of evaluation
 
 
 def test_the_three_lists_of_nouns_are_apart():
@@ -139,14 +139,14 @@ def test_other_indices_and_seeds_are_other_samples(drawn):
     assert len(specs) == 120
 
 
-def test_a_pool_shows_its_pictures_again_in_other_words(drawn):
+def test_a_pool_shows_its_images_again_in_other_words(drawn):
     first = [samples.draw({"compositional": 1.0}, 0, index, 64, pool=16) for index in range(16)]
     again = [samples.draw({"compositional": 1.0}, 0, index + 16, 64, pool=16) for index in range(16)]
     assert [sample.truth.spec for sample in first] == [sample.truth.spec for sample in again]
     assert [sample.fragments for sample in first] != [sample.fragments for sample in again]
 
 
-def test_a_caption_says_what_the_picture_shows():
+def test_a_caption_describes_the_image():
     rng = np.random.default_rng(1)
     for number in range(200):
         spec = draw_spec(rng, list(SEEN_NOUNS), num_subjects=1 + number % 2, accessory=0.5)
@@ -165,14 +165,14 @@ def test_a_caption_says_what_the_picture_shows():
 
 
 @pytest.mark.parametrize("kind", ["interleaved", "compositional"])
-def test_words_beside_pictures_of_a_subject_never_name_its_colour(kind, drawn):
+def test_words_beside_images_of_a_subject_never_name_its_colour(kind, drawn):
     for index in range(400):
         sample = samples.draw({kind: 1.0}, 2, index, 64)
         assert not NAMES_COLOUR.search(words_of(sample)), words_of(sample)
 
 
 @pytest.mark.parametrize("kind", ["pair", "interleaved", "compositional", "edit", "caption", "text"])
-def test_fragments_hold_as_many_places_as_there_are_pictures(kind, drawn):
+def test_fragments_hold_as_many_places_as_there_are_images(kind, drawn):
     for index in range(200):
         sample = samples.draw({kind: 1.0}, 4, index, 64)
         assert sample.fragments.count(None) == len(sample.images)
@@ -202,8 +202,8 @@ def test_the_shares_of_compositional_samples_are_a_half_where_nothing_is_said(ki
 def test_a_recipe_says_how_many_captions_drop_their_nouns_and_how_many_references_keep_their_background():
     recipe = load_recipe("ablations/data-default")
 
-    def drawn(**shares):
-        data = recipe.data.model_copy(update={"kinds": {"compositional": 1.0}, **shares})
+    def drawn(**fractions):
+        data = recipe.data.model_copy(update={"kinds": {"compositional": 1.0}, **fractions})
         source = open_source(data, recipe.image_size, "generate")
         return [source.sample(index) for index in range(30)]
 
@@ -221,12 +221,12 @@ def test_a_recipe_says_how_many_captions_drop_their_nouns_and_how_many_reference
     assert not any(map(named, drawn(drop_entity_text=1.0)))
     assert all(map(cut_out, drawn(keep_background=0.0)))
     assert sum(map(cut_out, drawn(keep_background=1.0))) < sum(map(cut_out, usual))
-    # What is to be made stays the same, so that the ablations differ in the prompt alone.
+    # The target stays the same, so that the ablations differ in the prompt alone.
     others = drawn(drop_entity_text=1.0, keep_background=0.0)
     assert [sample.truth.spec for sample in others] == [sample.truth.spec for sample in usual]
 
 
-def test_an_edit_changes_one_thing_and_says_which(drawn):
+def test_an_edit_changes_one_thing_and_names_it(drawn):
     kinds = set()
     for index in range(600):
         sample = samples.draw({"edit": 1.0}, 3, index, 64)
@@ -265,7 +265,7 @@ def test_masks_and_boxes_are_where_the_subject_is(scene):
     subjects = [Subject("cat", 12), Subject("rocket", 5)]
     spec = Spec(place(subjects, rng), scene, "photo", 9)
     rendered, empty = render(spec), render(Spec((), scene, "photo", 9))
-    changed = np.abs(pixels(rendered.picture) - pixels(empty.picture)).max(-1) > 2
+    changed = np.abs(pixels(rendered.image) - pixels(empty.image)).max(-1) > 2
     covered = np.max([pixels(mask) for mask in rendered.masks], axis=0)
     assert (changed & (covered == 0)).mean() < 0.12  # the dark rim alone
     assert changed[covered == 255].mean() > 0.85  # white on white apart
@@ -286,44 +286,44 @@ def test_a_crop_shows_the_subject_with_its_background_or_on_white():
     assert np.abs(pixels(bare)[middle] - pixels(whole)[middle]).mean() < 12  # the same subject in both
 
 
-def test_a_reference_shows_the_same_individual_without_its_accessory():
+def test_a_reference_shows_the_same_instance_without_its_accessory():
     subject = Subject("dog", 77, "hat")
     shown = samples.reference(subject, np.random.default_rng(0), 64, keep_background=False)
-    with_hat = render(Spec((Placed(subject, 0.5, 0.5, 0.8, 0.0, False),), "studio")).picture
+    with_hat = render(Spec((Placed(subject, 0.5, 0.5, 0.8, 0.0, False),), "studio")).image
     bare = Subject("dog", 77)
-    without = render(Spec((Placed(bare, 0.5, 0.5, 0.8, 0.0, False),), "studio")).picture
+    without = render(Spec((Placed(bare, 0.5, 0.5, 0.8, 0.0, False),), "studio")).image
     assert with_hat.tobytes() != without.tobytes()
     assert bare.look == subject.look
     assert shown.size == (64, 64)
 
 
-def test_individuals_of_a_noun_differ():
+def test_instances_of_a_noun_differ():
     looks = {Subject("cat", identity).look for identity in range(200)}
     assert len(looks) == 200
     assert len({look.colour_name for look in looks}) == len(COLOURS)
 
 
 @pytest.mark.parametrize("style", sorted(STYLES))
-def test_every_style_keeps_the_size_and_changes_the_picture(style):
+def test_every_style_keeps_the_size_and_changes_the_image(style):
     placed = Placed(Subject("cat", 12), x=0.5, y=0.5, side=0.7, tilt=0.0, flip=False)
-    plain, painted = (render(Spec((placed,), "beach", name, 1)).picture for name in ("photo", style))
-    assert painted.size == plain.size
-    assert painted.mode == "RGB"
-    assert (painted.tobytes() == plain.tobytes()) == (style == "photo")
+    plain, styled = (render(Spec((placed,), "beach", name, 1)).image for name in ("photo", style))
+    assert styled.size == plain.size
+    assert styled.mode == "RGB"
+    assert (styled.tobytes() == plain.tobytes()) == (style == "photo")
 
 
 @pytest.mark.parametrize("accessory", sorted(ACCESSORIES))
 def test_an_accessory_is_seen(accessory):
     bare, worn = (Placed(Subject("cat", 12, name), 0.5, 0.54, 0.7, 0.0, False) for name in (None, accessory))
-    one, other = (pixels(render(Spec((placed,), "studio")).picture) for placed in (bare, worn))
+    one, other = (pixels(render(Spec((placed,), "studio")).image) for placed in (bare, worn))
     assert (np.abs(one - other).max(-1) > 30).mean() > 0.02
 
 
 @pytest.mark.parametrize("name", sorted(examples.EXAMPLES))
-def test_the_example_pictures_are_individuals_nobody_trained_on(name):
+def test_the_example_images_are_instances_no_stage_trained_on(name):
     (placed,) = examples.example_spec(name).subjects
     assert FIRST_NEW_IDENTITY <= placed.subject.identity < 2 * FIRST_NEW_IDENTITY
     with Image.open(recipes_folder() / "nano" / name) as shipped:
-        assert shipped.convert("RGB").tobytes() == examples.example_picture(name).tobytes(), (
+        assert shipped.convert("RGB").tobytes() == examples.example_image(name).tobytes(), (
             "the world has changed: run python -m kgcli.world.examples recipes/nano"
         )

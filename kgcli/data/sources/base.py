@@ -1,4 +1,4 @@
-"""The protocol of everything that training reads: a numbered, endless, deterministic stream of samples."""
+"""The protocol of training data: a numbered, endless, deterministic stream of samples."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Source(Protocol):
         ...
 
     def texts(self, num: int, seed: int) -> list[str]:
-        """Return sentences that hold the words of the source, for tokenizers: about `num` where it has as many."""
+        """Return up to about `num` texts of the source, to train tokenizers on."""
         ...
 
     def fingerprint(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""The example data set that ships in recipes/example-data: a user's own files, as the nano world would have them.
+"""The example data set that ships in recipes/example-data: images of the nano world as a user's own files.
 
-Made anew by `python -m kgcli.data.sources.examples recipes/example-data`.
+Rebuild it with `python -m kgcli.data.sources.examples recipes/example-data`.
 """
 
 from __future__ import annotations

@@ -36,14 +36,14 @@ class Row:
 
     @property
     def text(self) -> str:
-        """All words of the row."""
+        """Return the text of the row, without images."""
         if self.prompt is None:
             return self.caption
         return "".join(part for part in self.prompt.parts if isinstance(part, str))
 
 
 class FileSource:
-    """Rows in an order of their own in every epoch: each is taken n or n + 1 times, whatever the number of samples."""
+    """Rows reshuffled in every epoch, so that each is taken n or n + 1 times, whatever the number of samples."""
 
     def __init__(self, rows: Sequence[Row], gives: frozenset[str], use: Use, seed: tuple[int, int]) -> None:
         self.rows = list(rows)
@@ -127,7 +127,7 @@ def open_file(kind: str, path: str, *, use: Use, seed: tuple[int, int]) -> Sourc
 
 
 def _prompt_row(line: Line, folder: Path) -> Row:
-    """A line of the prompt grammar, and the image that is to be generated."""
+    """Return a line of the prompt grammar with the image to be generated."""
     try:
         prompt = Prompt.parse(line.text("prompt"))
     except PromptError as error:
@@ -143,7 +143,7 @@ def _prompt_row(line: Line, folder: Path) -> Row:
 
 
 def _image_rows(path: Path) -> list[Row]:
-    """Lines that name an image and its caption."""
+    """Return the lines that name an image and its caption."""
     return [
         Row(
             line.origin,
@@ -155,7 +155,7 @@ def _image_rows(path: Path) -> list[Row]:
 
 
 def _folder_rows(folder: Path) -> list[Row]:
-    """Images of a folder and those below, each with its caption in a .txt file of its name, or all without."""
+    """Return the images of a folder tree, each with its caption in a .txt file of its name, or all without."""
     images = list(data_files(folder, suffixes=IMAGE_SUFFIXES, recursive=True))
     if not images:
         raise MissingError(f"data.sources: {folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
@@ -185,7 +185,7 @@ def _open_target(row: Row, size: int) -> Target:
 
 
 def _square(image: Image.Image, fit: str) -> Image.Image:
-    """Make an image square as its tag says; without a word in the tag that is left to the model."""
+    """Make an image square by the `fit` of its tag; without one, the model resizes it."""
     if fit == "pad":
         return pad_to_square(image)
     side = min(image.size)

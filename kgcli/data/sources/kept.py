@@ -1,4 +1,4 @@
-"""A source whose rows stay in memory once they were read."""
+"""A source that caches its rows in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several sources as one, each with an exact share."""
+"""Several sources as one, each with an exact fraction of the samples."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from kgcli.data.sample import Sample
 from kgcli.data.sources.base import Source
 
-SHORTEST_PERIOD = 1000  # samples after which every source has had its share
+SHORTEST_PERIOD = 1000  # samples after which every source has had its exact fraction
 LONGEST_PERIOD = 20000  # of weights that divide evenly; others are rounded to this
 
 
 class Schedule:
-    """Which source each sample is taken from, and how many of that source came before it.
+    """A mapping from sample number to source and to the number within that source.
 
-    Every period holds each source as often as its weight says, in an order of its own. Nothing but the sample's number
-    decides.
+    Every period holds each source in proportion to its weight, in a random order of its own. The result depends on the
+    sample's number alone.
 
     Example:
         >>> schedule = Schedule([1, 2, 2], seed=0)
@@ -97,21 +97,21 @@ class Mixture:
 
 
 def _quotas(weights: Sequence[float]) -> list[int]:
-    """Return how often each source comes in one period: exactly by weight where there is such a period."""
+    """Return the number of samples of each source in one period, in exact proportion if a period allows it."""
     exact = [Fraction(str(weight)) for weight in weights]
     unit = sum(exact)
-    shares = [weight / unit for weight in exact]
-    period = math.lcm(*(share.denominator for share in shares))
+    fractions = [weight / unit for weight in exact]
+    period = math.lcm(*(fraction.denominator for fraction in fractions))
     if period > LONGEST_PERIOD:
-        return _rounded(shares, LONGEST_PERIOD)
+        return _rounded(fractions, LONGEST_PERIOD)
     period *= -(-SHORTEST_PERIOD // period)
-    return [int(share * period) for share in shares]
+    return [int(fraction * period) for fraction in fractions]
 
 
-def _rounded(shares: list[Fraction], period: int) -> list[int]:
+def _rounded(fractions: list[Fraction], period: int) -> list[int]:
     """Return quotas that add up to the period, the largest remainders rounded up and none below 1."""
-    quotas = [max(1, int(share * period)) for share in shares]
-    by_need = sorted(range(len(shares)), key=lambda source: quotas[source] - shares[source] * period)
+    quotas = [max(1, int(fraction * period)) for fraction in fractions]
+    by_need = sorted(range(len(fractions)), key=lambda source: quotas[source] - fractions[source] * period)
     for source in by_need[: max(0, period - sum(quotas))]:
         quotas[source] += 1
     return quotas

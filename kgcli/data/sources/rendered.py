@@ -1,4 +1,4 @@
-"""Images of the nano world, rendered once to a folder that several recipes share."""
+"""Images of the nano world, rendered once to a folder that several recipes can use."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CHUNK = 64  # images between two notes of how many are done
 
 @dataclass(frozen=True)
 class _Render:
-    """The target of a row: read where it has been rendered at this size, rendered where not."""
+    """The target of a row, read from the folder if it is there at this size, else rendered."""
 
     folder: Path
     row: int
@@ -79,7 +79,7 @@ class RenderedSource:
 
 
 class _Renders(Dataset[tuple[Tensor, Tensor]]):
-    """Images of a source's rows from one on, and how much of each of their cells subjects cover."""
+    """Images of a source's rows from `start` on, and the fraction of each mask cell that subjects cover."""
 
     def __init__(self, source: Source, size: int, start: int) -> None:
         assert source.num_rows is not None
@@ -114,7 +114,8 @@ def make_rendered(
         if (folder / MADE_OF).is_file():
             if _read(folder / MADE_OF) != made_of:
                 raise ConfigError(
-                    f"{folder} holds images of other draws; name another folder in data.rendered, or remove it"
+                    f"{folder} holds images of another source or seed; "
+                    "name another folder in data.rendered, or remove it"
                 )
             return
         _fill(folder, _Renders(source, size, _done(folder, made_of)), made_of, num_workers, report)
@@ -147,7 +148,7 @@ def _fill(
 
 
 def _done(folder: Path, made_of: dict[str, Any]) -> int:
-    """Return how many images of the same rows an interrupted call has left."""
+    """Return the number of images of the same rows that an interrupted call has rendered."""
     left = _read(folder / _PARTIAL)
     whole = all((folder / f"{name}.npy.partial").is_file() for name in ("images", "masks"))
     return int(left["done"]) if whole and left.get("made_of") == made_of and "done" in left else 0

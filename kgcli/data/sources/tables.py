@@ -24,7 +24,7 @@ class Line:
     def text(self, *names: str) -> str:
         """Return the text of the first of some columns that is there.
 
-        Raises: MissingError where none is, or it is empty or no text.
+        Raises: MissingError if there is none, or it is empty or not a text.
         """
         for name in names:
             if name in self.values:
@@ -72,5 +72,5 @@ def _read_parquet(path: Path) -> list[Line]:
     try:
         rows = pyarrow.parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise MissingError(f"{path} is no parquet file: {' '.join(str(error).split())}") from None
+        raise MissingError(f"{path} is not a parquet file: {' '.join(str(error).split())}") from None
     return [Line(f"{path} row {number}", row) for number, row in enumerate(rows, start=1)]

@@ -12,16 +12,16 @@ from kgcli.errors import ConfigError
 
 
 class WorldSource:
-    """The nano world as a source: a mixture of kinds, endless, or over a pool of images told in ever new words.
+    """The nano world as a source: a mixture of kinds, endless, or over a pool of images with new captions each time.
 
     Args:
         kinds: kind of sample -> weight
         image_size: pixels of the images that prompts show
-        pool: how many images there are; None draws new ones
+        pool: how many images there are; None: a new one per sample
         drop_entity_text: fraction of compositional captions without their entities' nouns
         keep_background: fraction of their reference images that show the scene
 
-    Raises: ConfigError for a kind that does not exist, or weights that are none.
+    Raises: ConfigError for a kind that does not exist, or weights that are all 0 or negative.
     """
 
     def __init__(
@@ -68,9 +68,9 @@ class WorldSource:
 
 
 def check_kinds(kinds: dict[str, float]) -> None:
-    """Check that a mixture can be drawn from.
+    """Check the kinds and weights of a mixture.
 
-    Raises: ConfigError: a kind does not exist or the weights are none.
+    Raises: ConfigError: a kind does not exist, or the weights are all 0 or negative.
     """
     for name in kinds:
         if name not in SAMPLERS:

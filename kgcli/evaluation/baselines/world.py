@@ -45,7 +45,7 @@ class Truth:
 
     def draw(self, items: Sequence[Item], data: Path, folder: Path) -> list[Image.Image]:
         """Render the items."""
-        return [render(self.spec(item), SIZE).picture for item in items]
+        return [render(self.spec(item), SIZE).image for item in items]
 
     def spec(self, item: Item) -> Spec:
         """Return the spec of an item's image."""

@@ -153,7 +153,7 @@ class Steered(KosmosG):
         """Generate images one by one, each with its own map."""
         images = []
         for item in items:
-            truth = render(case_of(item).spec, SIZE).picture
+            truth = render(case_of(item).spec, SIZE).image
             shown = ImageFile(Path("render.png"), "render.png", hashlib.sha256(truth.tobytes()).hexdigest(), truth)
             control = Control(kind="canny", source=self.source, image=shown)
             with self.loaded().attachments.on(Adapters(controls=(control,)), (SIZE, SIZE)):
@@ -197,13 +197,13 @@ def measure_style(truth: Sequence[Image.Image], images: Sequence[Image.Image]) -
 
 @functools.cache
 def _style_scale() -> StyleScale:
-    plain = [render(case.spec, SIZE).picture for case in draw_cases(SUBJECT, NUM_FITTED, FITTED_SEED)]
+    plain = [render(case.spec, SIZE).image for case in draw_cases(SUBJECT, NUM_FITTED, FITTED_SEED)]
     return StyleScale(plain, STYLE)
 
 
 def _rows(section: str, found: Mapping[str, Images], plan: Plan, recognise: Recognition) -> list[Row]:
     cases = [case_of(item) for item in plan.items]
-    truth = [render(case.spec, SIZE).picture for case in cases]
+    truth = [render(case.spec, SIZE).image for case in cases]
     own = {"controlnet": measure_edges, "lora": measure_style}[section]
     rows = []
     for column, images in found.items():

@@ -84,13 +84,13 @@ def _dreambench_images() -> Images:
     for name in subjects():
         for number, spec in enumerate(photo_specs(name)):
             rendered = render(spec, SIZE)
-            yield f"{name}/{number:02d}.png", rendered.picture
+            yield f"{name}/{number:02d}.png", rendered.image
             yield f"{MASKS}/{name}/{number:02d}.png", rendered.masks[0]
 
 
 def _coco_images(num: int) -> Images:
     for index in range(num):
-        yield f"real/{index // 1000:03d}/{index:06d}.png", render(caption_of(index)[1], SIZE).picture
+        yield f"real/{index // 1000:03d}/{index:06d}.png", render(caption_of(index)[1], SIZE).image
 
 
 def _open_or_make(folder: Path, settings: dict[str, Any], make: Callable[[], Images]) -> dict[str, str]:

@@ -129,7 +129,7 @@ def draw_rows(rows: list[Tensor]) -> Image.Image:
 
 
 def _pixels(spec: Spec, size: int) -> Tensor:
-    image = np.asarray(render(spec, size).picture)
+    image = np.asarray(render(spec, size).image)
     return torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 

@@ -186,7 +186,7 @@ def _edit(task: str, rng: Rng, index: int) -> Case:
         after, instruction = text.edit(before, rng)
         if _kind_of_edit(before, after) == kind and not is_held_out(after):
             break
-    image = render(before, SIZE).picture
+    image = render(before, SIZE).image
     gallery = gallery_of(after.subjects[0].subject, rng, BASE_NOUNS)
     return Case(task, (image, " " + instruction), after, _noise_seed(rng), kind, before, {"picked": gallery})
 

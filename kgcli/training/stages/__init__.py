@@ -1,4 +1,4 @@
-"""The registry of training stages: a stage's module is imported when a recipe asks for it."""
+"""The registry of training stages: a stage's module is imported when a recipe needs it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STAGES = {
     "pretrain": "kosmosg:PretrainStage",
     "align": "kosmosg:AlignStage",
     "instruct": "kosmosg:InstructStage",
-    "judge": "nano_recognisers:JudgeStage",
+    "judge": "nano_recognisers:RecogniserStage",
     "eval_clip": "nano_evaluators:EvalClipStage",
     "eval_dino": "nano_evaluators:EvalDinoStage",
     "controlnet": "adapters:ControlNetStage",
@@ -41,7 +41,7 @@ def find_stage(name: str) -> type[Stage]:
 def make_stage(recipe: Recipe, texts: Callable[[int, int], list[str]]) -> Stage:
     """Build the stage of a recipe; `texts(num, seed)` gives sentences of its data, for tokenizers.
 
-    Raises: ConfigError, MissingError: a part or option is wrong, or what the stage starts from is not there.
+    Raises: ConfigError, MissingError: a part or option is wrong, or a folder of init_from is missing.
     """
     setup = Setup(
         stage=recipe.stage,

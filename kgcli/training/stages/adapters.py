@@ -1,9 +1,9 @@
-"""The stages that make adapters of a decoder that stays as it is: a ControlNet that follows edges, a LoRA of one style.
+"""The stages that train adapters of a frozen decoder: a ControlNet that follows edges, a LoRA of one style.
 
-Both learn from captions read by the decoder's own text encoder. The multimodal model speaks the same language, so what
-they learn acts on its prompts too.
+Both train on captions encoded by the decoder's own text encoder. The MLLM is aligned to the same space, so they work
+with its prompts too.
 
-Shape letters: B rows, C channels, H W latent height and width, S d conditioning length and width, X Y picture sizes.
+Shape letters: B rows, C channels, H W latent height and width, S d conditioning length and width, X Y image sizes.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ from kgcli.weights.decoder import load_decoder
 
 DECODER = "decoder"  # of init_from
 
-# What a ControlNet's map is drawn at each scale with, from the picture's to the latents' of a VAE of factor 4.
-MAP_CHANNELS = (16, 32, 64)
+# Channels of a ControlNet's map at each scale, from the image's down to the latents' of a VAE of factor 8; for a VAE of
+# factor 4 the first three are used.
+MAP_CHANNELS = (16, 32, 64, 96)
 
 
 class MapCollator(Collator):
-    """Captions, moments, and the canny map of each target, made as `kg generate --controlnet canny=` makes it."""
+    """Captions, moments, and the canny map of each target, computed as by `kg generate --controlnet canny=`."""
 
     def __call__(self, samples: list[Sample], rows: list[int]) -> Batch:
         maps = [np.asarray(make_map("canny", sample.render(self.image_size).image)) for sample in samples]
@@ -47,7 +48,7 @@ class MapCollator(Collator):
 
 
 class Steering:
-    """What a ControlNet tells the U-Net of the maps; rows of several conditionings take the maps in turn."""
+    """A ControlNet's residuals for the U-Net; rows of several conditionings take the maps in turn."""
 
     def __init__(self, controlnet: ControlNetModel, maps_B3XY: Tensor) -> None:
         self.controlnet = controlnet
@@ -60,7 +61,7 @@ class Steering:
 
 
 class AdapterStage(CaptionedStage):
-    """A frozen decoder, read by its own text encoder, that an adapter is made for."""
+    """A frozen decoder with its own text encoder, for which an adapter is trained."""
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
@@ -71,15 +72,17 @@ class AdapterStage(CaptionedStage):
 class ControlNetStage(AdapterStage):
     """A ControlNet that starts as a copy of the U-Net's first half and follows canny maps; exports a diffusers folder.
 
-    `parts.controlnet` changes the copy's configuration: blocks without attention make it small, and deaf to the prompt,
-    which the U-Net goes on to read. Source: ControlNet (arXiv:2302.05543).
+    `parts.controlnet` changes the copy's configuration: blocks without attention make it small and independent of
+    the prompt, which the U-Net still attends to. Source: ControlNet (arXiv:2302.05543).
     """
 
     trains = ("controlnet.",)
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self.controlnet = make_controlnet(self.diffusion.unet, setup.parts.get("controlnet", {}))
+        self.controlnet = make_controlnet(
+            self.diffusion.unet, setup.parts.get("controlnet", {}), self.diffusion.pixels_per_latent
+        )
         self.to(memory_format=torch.channels_last)
 
     def collator(self, pool: Pool | None) -> Collator:
@@ -94,7 +97,7 @@ class ControlNetStage(AdapterStage):
 
     @torch.no_grad()
     def preview(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """The maps, and below them what was drawn along them."""
+        """Return the maps, and below them the images generated from them."""
         assert batch.maps is not None and batch.clip_tokens is not None
         half = NUM_PREVIEW // 2
         few = dataclasses.replace(batch, maps=batch.maps[:half], clip_tokens=batch.clip_tokens[:half])
@@ -105,9 +108,9 @@ class ControlNetStage(AdapterStage):
 
 
 class LoraStage(AdapterStage):
-    """A LoRA of the U-Net that paints whatever is asked for in the style of its data; exports a diffusers LoRA file.
+    """A LoRA of the U-Net that generates any prompt in the style of its data; exports a diffusers LoRA file.
 
-    `parts.lora` is peft's configuration; its scale stays 1, so that no reader of the file has to know it.
+    `parts.lora` is peft's configuration; its scale stays 1, because the file does not store it.
     Source: LoRA (arXiv:2106.09685).
     """
 
@@ -115,37 +118,41 @@ class LoraStage(AdapterStage):
         super().__init__(setup)
         settings = {"init_lora_weights": "gaussian", **self.setup.part("lora")}
         if settings.get("lora_alpha", settings.get("r")) != settings.get("r") or "r" not in settings:
-            raise ConfigError("parts.lora needs r, the rank, and no other lora_alpha: the file does not say it")
+            raise ConfigError("parts.lora needs r, the rank, and no other lora_alpha: the file does not store it")
         self.diffusion.unet.add_adapter(LoraConfig(**{**settings, "lora_alpha": settings["r"]}))
         self.diffusion.to(memory_format=torch.channels_last)
         self.trains = tuple(name for name, _ in self.named_parameters() if ".lora_" in name)
 
     def export(self, folder: Path) -> None:
-        # As peft names them: diffusers' older names know attention alone, and it reads no file with both.
+        # peft's names: diffusers' older names cover attention alone, and it cannot read a file with both.
         weights = get_peft_model_state_dict(self.diffusion.unet)
         contiguous = {name: weight.contiguous() for name, weight in weights.items()}  # convolutions are channels-last
         StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=contiguous)
 
 
-def make_controlnet(unet: UNet2DConditionModel, changes: Mapping[str, Any]) -> ControlNetModel:
-    """`ControlNetModel.from_unet` for a U-Net of any size, with other parts; takes over all weights that still fit.
+def make_controlnet(unet: UNet2DConditionModel, changes: Mapping[str, Any], factor: int = 4) -> ControlNetModel:
+    """Return a ControlNet for a U-Net of any size, with changed settings; copies all weights that still fit.
+
+    Args:
+        factor: pixels of the map per latent, across and down
 
     Raises:
-        ConfigError: `changes` names what a ControlNet does not have.
+        ConfigError: `changes` has an unknown setting.
     """
     known = inspect.signature(ControlNetModel.__init__).parameters
     for name in changes.keys() - known.keys():
         raise ConfigError(f"parts.controlnet.{name}: diffusers' ControlNetModel has no such setting")
     copied = {name: value for name, value in unet.config.items() if name in known}
-    controlnet = ControlNetModel(**{**copied, "conditioning_embedding_out_channels": MAP_CHANNELS, **changes})
+    channels = MAP_CHANNELS[: factor.bit_length()]  # one more than the halvings
+    controlnet = ControlNetModel(**{**copied, "conditioning_embedding_out_channels": channels, **changes})
     weights = unet.state_dict()
     controlnet.load_state_dict(
         {name: weights[name] for name in controlnet.state_dict() if name in weights}, strict=False
     )
     for layer in controlnet.controlnet_cond_embedding.modules():
         if isinstance(layer, nn.Conv2d):
-            # As loud as the map. diffusers' own start lets little of it through and silences the last layer; that the
-            # U-Net hears nothing at first is the residuals' zero convolutions' doing alone.
+            # Keeps the map's scale. diffusers' own start shrinks it and zeroes the last layer; the residuals' zero
+            # convolutions alone suffice to leave the U-Net unchanged at first.
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)

@@ -1,4 +1,4 @@
-"""The base of all training stages: what each builds, trains, minimises, shows and exports.
+"""The base of all training stages: modules, trained parameters, losses, previews and exports.
 
 A stage is one class and an entry of the registry; all of them run through `kgcli.training.loop.train`.
 """
@@ -28,17 +28,17 @@ from kgcli.training.stages.start import find_start
 
 @dataclass(frozen=True)
 class Setup:
-    """What a stage is built from."""
+    """The parts of a recipe that a stage is built from."""
 
     stage: str  # its name, for messages
     init_from: Mapping[str, str]  # part -> the folder it starts from
     parts: Mapping[str, dict[str, Any]]  # library configurations of the parts that the stage builds
-    options: Mapping[str, float]  # the stage's own numbers
+    options: Mapping[str, float]  # the stage's own options
     model: ModelConfig
     image_size: int  # pixels of targets
     seed: int
     texts: Callable[[int, int], list[str]]  # (number, seed) -> sentences of the data, for tokenizers
-    found: dict[str, Path] = field(default_factory=dict)  # part -> its folder: the Hub is asked once, not days later
+    found: dict[str, Path] = field(default_factory=dict)  # part -> its folder: looked up once
 
     def part(self, name: str) -> dict[str, Any]:
         """Return the library configuration of a part that the stage builds.
@@ -50,8 +50,8 @@ class Setup:
         return self.parts[name]
 
     def source(self, part: str) -> Path:
-        """Return the folder that `part` starts from: a path, the name of a shipped or pulled model, or of some parts a
-        Hub id.
+        """Return the folder that `part` starts from: a path, the name of a shipped or pulled model, or for some
+        parts a Hub id.
 
         Raises: ConfigError, MissingError: the recipe does not name it, or it is not there.
         """
@@ -63,11 +63,11 @@ class Setup:
 
 
 class Stage(nn.Module):
-    """A trainable whole: its modules, its loss, its preview and its result."""
+    """A training stage: its modules, loss, preview and result."""
 
     needs: ClassVar[frozenset[str]]  # fields of Batch
     trains: tuple[str, ...]  # prefixes of parameter names; all else is frozen
-    Options: ClassVar[type[Strict]] = Strict  # the stage's own numbers; the base has none
+    Options: ClassVar[type[Strict]] = Strict  # the stage's own options; the base has none
     options: Any
     uses_pool: ClassVar[bool] = False
     use: ClassVar[Use] = "generate"  # of images that come with a caption
@@ -86,18 +86,18 @@ class Stage(nn.Module):
 
     @abstractmethod
     def collator(self, pool: Pool | None) -> Collator:
-        """Return what turns samples into this stage's batches."""
+        """Return the collator of this stage's batches."""
 
     @abstractmethod
     def export(self, folder: Path) -> None:
-        """Write the result that the next stage or the user loads."""
+        """Write the result that the next stage or inference loads."""
 
     def calibrate(self, sample: Callable[[int], Sample]) -> None:
-        """Fold in what is measured on samples of another seed than training's, once, before the export."""
+        """Calibrate on samples of another seed than training's, once, before the export."""
         return None
 
     def preview(self, batch: Batch, generator: torch.Generator) -> Tensor | None:
-        """Return images in [0, 1], (N, 3, X, Y), that show the progress; None where there is nothing to see."""
+        """Return images in [0, 1], (N, 3, X, Y), that show the progress; None if there are none."""
         return None
 
     def heavy_parts(self) -> list[nn.Module]:

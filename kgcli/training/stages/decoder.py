@@ -1,4 +1,4 @@
-"""The stages that make the nano base: a VAE, a CLIP pair and a text-conditional U-Net, as Stable Diffusion is made.
+"""The stages of the nano base, a small Stable Diffusion: a VAE, a CLIP pair and a text-conditional U-Net.
 
 Each exports folders that diffusers and transformers load by themselves.
 """
@@ -24,13 +24,13 @@ from kgcli.data.tokenizer import train_sentencepiece
 from kgcli.model.diffusion import Diffusion, Steer
 from kgcli.model.randomness import StepRandom
 from kgcli.model.timesteps import stratified_timesteps
-from kgcli.training.preview import preview_pictures
+from kgcli.training.preview import preview_images
 from kgcli.training.stages.base import Setup, Stage
 from kgcli.training.stages.start import copy_folder
 from kgcli.weights.decoder import load_decoder
 from kgcli.weights.safetensors import assign_weights
 
-NUM_PREVIEW = 32  # pictures of a sample grid
+NUM_PREVIEW = 32  # images of a sample grid
 MODEL_INDEX = {
     "_class_name": "StableDiffusionPipeline",
     "feature_extractor": [None, None],
@@ -48,7 +48,7 @@ MODEL_INDEX = {
 class VaeOptions(Strict):
     """kl: weight of the mean KL divergence per latent number. edges: weight of the error of differences between
     neighbouring pixels, which keeps outlines sharp. crop: side in pixels of the random square of each
-    image that it learns on; 0 takes the whole image."""
+    image that it trains on; 0 takes the whole image."""
 
     kl: float = 1e-4
     edges: float = 0.5
@@ -56,8 +56,8 @@ class VaeOptions(Strict):
 
 
 class ClipOptions(Strict):
-    """locked_text: the text encoder stays as it is. projection: width of the shared space. clip_vocab,
-    sentencepiece_vocab: pieces of the two tokenizers. captions: sentences that they are made from."""
+    """locked_text: freeze the text encoder. projection: width of the shared space. clip_vocab,
+    sentencepiece_vocab: pieces of the two tokenizers. captions: sentences that they are trained on."""
 
     locked_text: bool = False
     projection: int = 128
@@ -139,10 +139,10 @@ class VaeStage(Stage):
 
 
 class ClipStage(Stage):
-    """Images and captions to one space: transformers' CLIPModel, and two tokenizers made from the data's words.
+    """Images and captions to one space: transformers' CLIPModel, and two tokenizers trained on the data's captions.
 
-    With `init_from.clip`, the result of an earlier run, it goes on from that; with locked_text a U-Net made for its
-    text encoder still fits. Source: locked-image tuning (arXiv:2111.07991), the other way round.
+    With `init_from.clip`, the result of an earlier run, it continues from that; with locked_text a U-Net trained with
+    its text encoder still fits. Source: locked-image tuning (arXiv:2111.07991), the other way round.
     """
 
     needs = frozenset({"images", "clip_tokens"})
@@ -180,7 +180,7 @@ class ClipStage(Stage):
     def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
         assert batch.images is not None and batch.clip_tokens is not None
         out = self.clip(input_ids=batch.clip_tokens, pixel_values=batch.images)
-        # Captions that read the same are not each other's negatives.
+        # Identical captions are not each other's negatives.
         same = (batch.clip_tokens[:, None] == batch.clip_tokens[None]).all(-1).float()
         wanted = same / same.sum(1, keepdim=True)
         logits = out.logits_per_image.float()
@@ -204,7 +204,7 @@ class ClipStage(Stage):
             for part in ("tokenizer", "sentencepiece"):
                 copy_folder(self.setup.source("clip") / part, folder / part)
             return
-        # It remembers how this process called it last, and where workers make the batches that is never.
+        # The tokenizer saves the padding of its last call, which differs between processes.
         self.tokenizer.backend_tokenizer.no_truncation()
         self.tokenizer.backend_tokenizer.no_padding()
         self.tokenizer.save_pretrained(folder / "tokenizer")
@@ -212,7 +212,7 @@ class ClipStage(Stage):
 
 
 class CaptionedStage(Stage):
-    """The base of a U-Net and its adapters: captions read by a CLIP text encoder, and the noise-prediction error."""
+    """The base of a U-Net and its adapters: captions encoded by a CLIP text encoder, and the noise-prediction error."""
 
     needs = frozenset({"clip_tokens", "moments"})
     Options = CaptionedOptions
@@ -222,13 +222,13 @@ class CaptionedStage(Stage):
     null_tokens: Tensor  # (1, L) the empty caption
 
     def load_text(self, folder: Path) -> None:
-        """Take up the tokenizer and text encoder of a folder."""
+        """Load the tokenizer and text encoder of a folder."""
         self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         self.text = CLIPTextModel.from_pretrained(folder / "text_encoder")
         self.register_buffer("null_tokens", self._tokenize([""]), persistent=False)
 
     def steer(self, batch: Batch) -> Steer | None:
-        """What is said to the U-Net beside its conditioning."""
+        """Return the additional inputs of the U-Net, as a ControlNet's residuals; None: none."""
         return None
 
     def collator(self, pool: Pool | None) -> Collator:
@@ -256,7 +256,7 @@ class CaptionedStage(Stage):
         return {"diffusion": loss}
 
     def _timesteps(self, random: StepRandom) -> Tensor | None:
-        """Return stratified timesteps where the recipe asks for them; None leaves them to the diffusion's own."""
+        """Return stratified timesteps if the recipe sets them; None: the diffusion's own sampling."""
         if not self.options.stratified:
             return None
         num_steps = self.diffusion.noise_scheduler.config.num_train_timesteps
@@ -265,7 +265,7 @@ class CaptionedStage(Stage):
     @torch.no_grad()
     def preview(self, batch: Batch, generator: torch.Generator) -> Tensor:
         assert batch.clip_tokens is not None
-        return preview_pictures(
+        return preview_images(
             self.diffusion,
             self._encode(batch.clip_tokens[:NUM_PREVIEW]),
             self._encode(self.null_tokens),
@@ -286,7 +286,7 @@ class CaptionedStage(Stage):
 class UnetStage(CaptionedStage):
     """Text to latents: a U-Net that attends to the CLIP text encoder, as in Stable Diffusion.
 
-    With `init_from.unet`, a diffusers folder, it goes on from that folder's weights.
+    With `init_from.unet`, a diffusers folder, it continues from that folder's weights.
     """
 
     trains = ("diffusion.unet.",)
@@ -312,12 +312,12 @@ class UnetStage(CaptionedStage):
 
 
 def clip_tokenizer(captions: list[str], vocab_size: int, length: int) -> CLIPTokenizer:
-    """A CLIP tokenizer whose merges come from captions; `length` in tokens is what it pads to."""
+    """Return a CLIP tokenizer trained on captions; it pads to `length` tokens."""
     letters = [*map(chr, range(33, 127)), *map(chr, range(161, 173)), *map(chr, range(174, 256))]
     letters += [chr(256 + i) for i in range(256 - len(letters))]  # the byte alphabet of GPT-2's tokenizer
     symbols = letters + [letter + "</w>" for letter in letters] + ["<|startoftext|>", "<|endoftext|>"]
     plain = CLIPTokenizer(vocab={symbol: index for index, symbol in enumerate(symbols)}, merges=[])
-    # The trainer numbers symbols by chance and breaks ties by number, unless they are given as special tokens; taking
+    # The trainer numbers symbols randomly and breaks ties by number, unless they are given as special tokens; taking
     # its merges alone gives the same tokenizer in every process and after every resume.
     trained = plain.train_new_from_iterator(captions, vocab_size=vocab_size, new_special_tokens=symbols)
     merges = [tuple(merge) for merge in json.loads(trained.backend_tokenizer.to_str())["model"]["merges"]]

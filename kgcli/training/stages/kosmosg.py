@@ -19,7 +19,7 @@ from kgcli.errors import ConfigError
 from kgcli.model.kosmosg import KosmosG
 from kgcli.model.randomness import StepRandom
 from kgcli.recipe import explain
-from kgcli.training.preview import preview_pictures
+from kgcli.training.preview import preview_images
 from kgcli.training.stages.base import Setup, Stage
 from kgcli.training.stages.start import copy_folder, copy_tokenizer, is_on_hub
 from kgcli.weights.config import read_model_config
@@ -27,37 +27,37 @@ from kgcli.weights.decoder import load_decoder
 from kgcli.weights.load import has_aligner, load_kosmosg, load_tower, save_kosmosg
 from kgcli.weights.safetensors import assign_weights
 
-DROP_CONDITION = 0.1  # share of rows whose conditioning becomes the null one. Source: the published instruct stage
+DROP_CONDITION = 0.1  # fraction of rows whose conditioning becomes the null one. Source: the published instruct stage
 TOKENIZER = "tokenizer"  # folders inside a model folder
 DECODER = "decoder"
 
 _log = logging.getLogger(__name__)
 
 
-class ReaderOptions(Strict):
-    """vision_blocks: how many of the vision tower's last blocks train; the published model trains one. All of them
-    means the whole tower."""
+class EncoderOptions(Strict):
+    """vision_blocks: number of last blocks of the vision tower that train; 1 in the published model. All blocks: the
+    whole tower."""
 
     vision_blocks: int = 1
 
 
-class InstructOptions(ReaderOptions):
+class InstructOptions(EncoderOptions):
     """subject: extra weight of the error inside subjects, where the data have masks."""
 
     subject: float = 0.0
 
 
 class KosmosGStage(Stage):
-    """What the paper's three stages share: a KosmosG, its tokenizer, and a model folder as result."""
+    """The base of the paper's three stages: a KosmosG, its tokenizer, and a model folder as result."""
 
     model: KosmosG
     tokenizer: Tokenizer
 
     def other_aligner(self, folder: Path) -> AlignerConfig | None:
-        """What AlignerNet becomes where the recipe has `parts.aligner`: the folder's sizes with those it names.
+        """Return the folder's AlignerNet configuration changed by the recipe's `parts.aligner`; None without that.
 
         Raises:
-            ConfigError: a key or a value is none of AlignerNet's.
+            ConfigError: an unknown key or wrong value.
         """
         if "aligner" not in self.setup.parts:
             return None
@@ -67,8 +67,8 @@ class KosmosGStage(Stage):
         except ValidationError as error:
             raise ConfigError(f"parts.aligner: {explain(error, AlignerConfig)}") from None
 
-    def trained_reader(self, vision_blocks: int) -> tuple[str, ...]:
-        """Return what pretrain and instruct train: MLLM, resampler and the last blocks of the vision tower."""
+    def trained_encoder(self, vision_blocks: int) -> tuple[str, ...]:
+        """Return the parameter prefixes of pretrain and instruct: MLLM, resampler and the last vision blocks."""
         last = len(self.model.vision.blocks)
         first = last - vision_blocks
         if first <= 0:
@@ -101,8 +101,8 @@ class PretrainStage(KosmosGStage):
     """
 
     needs = frozenset({"tokens", "images"})
-    Options = ReaderOptions
-    options: ReaderOptions
+    Options = EncoderOptions
+    options: EncoderOptions
     use = "read"
 
     def __init__(self, setup: Setup) -> None:
@@ -113,10 +113,10 @@ class PretrainStage(KosmosGStage):
         self.model = KosmosG(ModelConfig.model_validate(cfg.model_dump()), with_aligner_decoder=True)
         tower = load_tower(self.setup.source("clip"), cfg.vision)
         assign_weights(self.model.vision, tower, source=str(self.setup.source("clip")))
-        self.trains = self.trained_reader(self.options.vision_blocks)
+        self.trains = self.trained_encoder(self.options.vision_blocks)
 
     def tokenizer_folder(self) -> Path:
-        """The folder of the SentencePiece model: `init_from.tokenizer`, or beside the CLIP of `kg base clip`."""
+        """Return the folder of the SentencePiece model: `init_from.tokenizer`, or beside the CLIP of `kg base clip`."""
         if "tokenizer" in self.setup.init_from:
             return self.setup.source("tokenizer")
         folder = self.setup.source("clip") / "sentencepiece"
@@ -164,7 +164,7 @@ class AlignStage(KosmosGStage):
         self.tokenizer = Tokenizer.load(folder / TOKENIZER)
         fresh = () if has_aligner(folder) else (ALIGNER,)
         if fresh:
-            _log.warning("%s has no AlignerNet, as the result of stage 1: it starts fresh", folder)
+            _log.warning("%s has no AlignerNet, as any result of stage 1: initialising it randomly", folder)
         self.model = load_kosmosg(folder, with_aligner_decoder=True, fresh=fresh, aligner=self.other_aligner(folder))
         self.clip_tokenizer = CLIPTokenizer.from_pretrained(self.setup.source("text") / "tokenizer")
         self.text = CLIPTextModel.from_pretrained(self.setup.source("text") / "text_encoder")
@@ -190,7 +190,7 @@ class AlignStage(KosmosGStage):
 
 
 class InstructStage(KosmosGStage):
-    """Stage 3: the frozen U-Net's noise-prediction error trains the reader and AlignerNet through its conditioning.
+    """Stage 3: the frozen U-Net's noise-prediction error trains MLLM, resampler and AlignerNet.
 
     Source: KOSMOS-G (arXiv:2310.02992), section 2.3.
     """
@@ -208,11 +208,11 @@ class InstructStage(KosmosGStage):
         self.diffusion = load_decoder(self.setup.source(DECODER))
         self.diffusion.check_conditioning(self.model.cfg.aligner.width)
         self.diffusion.to(memory_format=torch.channels_last)
-        self.trains = (*self.trained_reader(self.options.vision_blocks), "model.aligner.encoder.")
+        self.trains = (*self.trained_encoder(self.options.vision_blocks), "model.aligner.encoder.")
 
     def collator(self, pool: Pool | None) -> Collator:
         collator = super().collator(pool)
-        collator.vision_fit = self.model.cfg.image_fit  # images of prompts become square as they do in use
+        collator.vision_fit = self.model.cfg.image_fit  # images of prompts become square as in inference
         return collator
 
     def heavy_parts(self) -> list[nn.Module]:
@@ -234,10 +234,10 @@ class InstructStage(KosmosGStage):
     def preview(self, batch: Batch, generator: torch.Generator) -> Tensor:
         defaults = self.model.cfg.generation
         wanted_BSd, null_1Sd = self._encode(batch)[:32], self.model.encode_null()
-        return preview_pictures(self.diffusion, wanted_BSd, null_1Sd, generator, guidance_scale=defaults.guidance_scale)
+        return preview_images(self.diffusion, wanted_BSd, null_1Sd, generator, guidance_scale=defaults.guidance_scale)
 
     def export(self, folder: Path) -> None:
-        """Write the model with the decoder that it was trained for: its folder, or the Hub id that named it."""
+        """Write the model with the decoder that it was trained for: a copy of its folder, or its Hub id."""
         named = self.setup.init_from[DECODER]
         is_folder = not is_on_hub(named)
         self.model.cfg = self.model.cfg.model_copy(update={"decoder": DECODER if is_folder else named})

@@ -1,6 +1,6 @@
-"""The stages that make what nano pictures are compared with: a CLIP and a self-supervised ViT.
+"""The stages that train the feature extractors of nano evaluation: a CLIP and a self-supervised ViT.
 
-Nothing that generates ever sees them. Shape letters: B samples, V views of each, S pixels, E embedding.
+No generator is trained with them. Shape letters: B samples, V views of each, S pixels, E embedding.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from kgcli.model.nano_evaluators import EvalClip, EvalVit
 from kgcli.model.randomness import StepRandom
 from kgcli.training.stages.base import Setup, Stage
 from kgcli.training.stages.decoder import clip_tokenizer
-from kgcli.training.stages.nano_recognisers import VIEW_SIZE, stack_views, unclear
+from kgcli.training.stages.nano_recognisers import VIEW_SIZE, degrade, stack_views
 
 MAX_LOG_SCALE = 4.6  # of similarities: a hundred, as in CLIP
 
 
 class ViewCollator(Collator):
-    """All pictures of each sample as bytes, and its caption's tokens where they are needed."""
+    """All images of each sample as uint8, and its caption's tokens where they are needed."""
 
     def __call__(self, samples: list[Sample], rows: list[int]) -> Batch:
         views = np.stack([stack_views(sample.images, self.vision_size) for sample in samples])
@@ -36,8 +36,8 @@ class ViewCollator(Collator):
 
 
 class EvalClipOptions(Strict):
-    """projection: width of the shared space. clip_vocab: pieces of the tokenizer. captions: sentences that it is made
-    from. blur, noise: as of the recognisers."""
+    """projection: width of the shared space. clip_vocab: pieces of the tokenizer. captions: sentences to train it
+    on. blur, noise: as of the recognisers."""
 
     projection: int = 128
     clip_vocab: int = 900
@@ -80,10 +80,10 @@ class EvalClipStage(Stage):
     def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
         assert batch.views is not None and batch.clip_tokens is not None
         blur, noise = self.options.blur, self.options.noise
-        pixels_B3SS = unclear(batch.views[:, 0], random, blur=blur, noise=noise)
-        shown_BE, said_BE = self.clip.embed_images(pixels_B3SS), self.clip.embed_tokens(batch.clip_tokens)
-        logits_BB = shown_BE @ said_BE.T * self.clip.log_scale.clamp(max=MAX_LOG_SCALE).exp()
-        # Captions that read the same are not each other's negatives.
+        pixels_B3SS = degrade(batch.views[:, 0], random, blur=blur, noise=noise)
+        image_BE, text_BE = self.clip.embed_images(pixels_B3SS), self.clip.embed_tokens(batch.clip_tokens)
+        logits_BB = image_BE @ text_BE.T * self.clip.log_scale.clamp(max=MAX_LOG_SCALE).exp()
+        # Identical captions are not each other's negatives.
         same = (batch.clip_tokens[:, None] == batch.clip_tokens[None]).all(-1).float()
         wanted = same / same.sum(1, keepdim=True)
         return {"contrast": 0.5 * (F.cross_entropy(logits_BB, wanted) + F.cross_entropy(logits_BB.T, wanted))}
@@ -93,10 +93,10 @@ class EvalClipStage(Stage):
 
 
 class EvalDinoStage(Stage):
-    """Two random views of a subject, before two backgrounds, to one feature and away from all others: no labels.
+    """Two random views of a subject, before two backgrounds, to one feature and away from all others, without labels.
 
     Source: SimCLR (arXiv:2002.05709), with backgrounds exchanged as in arXiv:2103.12719. Colours are hardly changed:
-    an individual is known by them.
+    they identify an instance.
     """
 
     needs = frozenset({"views"})
@@ -118,7 +118,7 @@ class EvalDinoStage(Stage):
         assert batch.views is not None
         blur, noise = self.options.blur, self.options.noise
         random = random.repeated(batch.views.shape[1])
-        pixels = unclear(batch.views.transpose(0, 1).flatten(0, 1), random, blur=blur, noise=noise)
+        pixels = degrade(batch.views.transpose(0, 1).flatten(0, 1), random, blur=blur, noise=noise)
         features = self.dino(self._cropped(pixels, random))
         num = len(batch.views)
         logits = features @ features.T / self.options.temperature
@@ -130,7 +130,7 @@ class EvalDinoStage(Stage):
         self.dino.save(folder / "eval_dino")
 
     def _cropped(self, pixels_B3SS: Tensor, random: StepRandom) -> Tensor:
-        """A random part of each picture, of random size and proportion, some of them mirrored."""
+        """Return a random crop of each image, of random size and aspect ratio, half of them mirrored."""
         num, least = len(pixels_B3SS), self.options.crop
         draws_5B = random.uniform(5).T.to(pixels_B3SS.device)
         wide_B, high_B = least + (1.0 - least) * draws_5B[0], least + (1.0 - least) * draws_5B[1]

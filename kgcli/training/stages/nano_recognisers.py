@@ -1,4 +1,4 @@
-"""The stage that makes the judges of evaluation. Nothing that generates ever sees them.
+"""The stage that trains the recognisers of evaluation. No generator is trained with them.
 
 Shape letters: B samples, V views of each, S pixels, E embedding.
 """
@@ -27,8 +27,8 @@ from kgcli.training.stages.base import Setup, Stage
 VIEW_SIZE = 64  # pixels that the recognisers and extractors of evaluation see, whatever the size of the world's images
 
 
-class JudgeCollator(Collator):
-    """Three views of each individual and the labels of it and of the whole picture."""
+class RecogniserCollator(Collator):
+    """Three views of each instance, and the labels of it and of the whole image."""
 
     def __call__(self, samples: list[Sample], rows: list[int]) -> Batch:
         views, labels = [], []
@@ -42,22 +42,22 @@ class JudgeCollator(Collator):
         return Batch(views=pixels, labels=torch.tensor(labels))
 
 
-class JudgeOptions(Strict):
-    """blur: largest fraction of blur. noise: largest deviation, of a range of 2."""
+class RecogniserOptions(Strict):
+    """blur: largest fraction of blur. noise: largest standard deviation, of a range of 2."""
 
     blur: float = 1.0
     noise: float = 0.08
 
 
-class JudgeStage(Stage):
-    """What is said by cross-entropy and who is shown by contrast, on pictures made as unclear as a decoder's.
+class RecogniserStage(Stage):
+    """Labels by cross-entropy and identity by contrast, on images degraded like a decoder's.
 
-    With `init_from.judges`, a folder of earlier judges, it goes on from those.
+    With `init_from.judges`, a folder of earlier recognisers, it continues from those.
     """
 
     needs = frozenset({"views", "labels"})
-    Options = JudgeOptions
-    options: JudgeOptions
+    Options = RecogniserOptions
+    options: RecogniserOptions
     trains = ("judges.", "log_scale")
 
     def __init__(self, setup: Setup) -> None:
@@ -70,23 +70,23 @@ class JudgeStage(Stage):
         self.log_scale = nn.Parameter(torch.tensor(2.3))  # of the similarities, starts at 10
 
     def collator(self, pool: Pool | None) -> Collator:
-        return JudgeCollator(self.needs, self.setup.image_size, VIEW_SIZE)
+        return RecogniserCollator(self.needs, self.setup.image_size, VIEW_SIZE)
 
     def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
         assert batch.views is not None and batch.labels is not None
-        whole_B3SS, part_B3SS, reference_B3SS = (self._blurred(view, random) for view in batch.views.unbind(1))
-        said = self.judges.scene(whole_B3SS)
+        whole_B3SS, part_B3SS, reference_B3SS = (self._degraded(view, random) for view in batch.views.unbind(1))
+        scene = self.judges.scene(whole_B3SS)
         embeddings_BE, subject = self.judges.subject(torch.cat([part_B3SS, reference_B3SS]))
         losses = {}
         for column, name in enumerate(HEADS):
             labels_B = batch.labels[:, column]
             losses[name] = (
-                _cross_entropy(said[name], labels_B)
-                if name in said
+                _cross_entropy(scene[name], labels_B)
+                if name in scene
                 else _cross_entropy(subject[name], labels_B.repeat(2))
             )
-        asked_BE, shown_BE = embeddings_BE.chunk(2)
-        logits_BB = asked_BE @ shown_BE.T * self.log_scale.clamp(max=4.0).exp()
+        part_BE, reference_BE = embeddings_BE.chunk(2)
+        logits_BB = part_BE @ reference_BE.T * self.log_scale.clamp(max=4.0).exp()
         targets_B = torch.arange(len(logits_BB), device=logits_BB.device)
         match = 0.5 * (F.cross_entropy(logits_BB, targets_B) + F.cross_entropy(logits_BB.T, targets_B))
         return {**losses, "match": match}
@@ -94,8 +94,8 @@ class JudgeStage(Stage):
     def export(self, folder: Path) -> None:
         self.judges.save(folder / "judges")
 
-    def _blurred(self, view_B3SS: Tensor, random: StepRandom) -> Tensor:
-        return unclear(view_B3SS, random, blur=self.options.blur, noise=self.options.noise)
+    def _degraded(self, view_B3SS: Tensor, random: StepRandom) -> Tensor:
+        return degrade(view_B3SS, random, blur=self.options.blur, noise=self.options.noise)
 
 
 def stack_views(images: Sequence[Image.Image], size: int) -> NDArray[np.uint8]:
@@ -104,12 +104,12 @@ def stack_views(images: Sequence[Image.Image], size: int) -> NDArray[np.uint8]:
     return np.stack([np.asarray(view) for view in views])
 
 
-def unclear(view_B3SS: Tensor, random: StepRandom, *, blur: float, noise: float) -> Tensor:
-    """Pixels in [-1, 1] of bytes, each picture blurred, grained, and lighter or darker by its own chance.
+def degrade(view_B3SS: Tensor, random: StepRandom, *, blur: float, noise: float) -> Tensor:
+    """Return pixels in [-1, 1] of uint8 images, each with random blur, noise, contrast and brightness.
 
     Args:
-        blur: largest share of blur
-        noise: largest deviation, of a range of 2
+        blur: largest fraction of blur
+        noise: largest standard deviation, of a range of 2
     """
     pixels_B3SS = view_B3SS.float().contiguous(memory_format=torch.channels_last) / 127.5 - 1.0
     draws_4B111 = random.uniform(4, 1, 1, 1).transpose(0, 1).to(pixels_B3SS.device)
@@ -122,6 +122,6 @@ def unclear(view_B3SS: Tensor, random: StepRandom, *, blur: float, noise: float)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The mean over the rows that have a label; zero where none has."""
+    """Return the mean over the rows that have a label; zero if none has."""
     total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
     return total / (labels != IGNORED).sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""The stage that sharpens a VAE's decoder with a patch discriminator; latents, and what was trained on them, stay.
+"""The stage that sharpens a VAE's decoder with a patch discriminator; the latents stay the same.
 
 Shape letters: B batch, X Y pixels, P Q patches down and across.
 """
@@ -24,7 +24,7 @@ DISCRIMINATOR_CHANNELS = (32, 64, 96)
 
 
 class PatchDiscriminator(nn.Module):
-    """A score for each patch of an image: above 0 for a true one, below for a decoded one. 91 thousand parameters.
+    """A score for each patch of an image: above 0 for a real one, below for a decoded one. 91 thousand parameters.
 
     Shapes:
         (B, 3, X, Y) -> (B, 1, P, Q), P = X / 4
@@ -83,7 +83,7 @@ class SharpenStage(Stage):
         with torch.no_grad():
             latents = self.vae.encode(pixels).latent_dist.mean
         rebuilt = self.vae.decode(latents).sample.float()
-        # The decoder's gradient passes through the discriminator and leaves it as it is.
+        # The decoder's gradient passes through the discriminator and does not train it.
         score = functional_call(
             self.discriminator, {name: p.detach() for name, p in self.discriminator.named_parameters()}, (rebuilt,)
         )

@@ -1,4 +1,4 @@
-"""What a stage starts from: folders, the model that ships, pulled models, and parts on the Hub."""
+"""Initial weights of a stage (`init_from`): folders, the shipped model, pulled models, and parts on the Hub."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kgcli.weights.published.catalogue import is_entry, local_model
 from kgcli.weights.shipped import DEFAULT_MODEL
 
 SHIPPED = "nano"  # the model that ships, and with what follows a slash the folders in it
-HUB_FILES = {  # part -> what is read of a Hub repository that it starts from
+HUB_FILES = {  # part -> files of the Hub repository that it starts from
     "clip": ("config.json", "model*.safetensors", "model.safetensors.index.json"),
     "tokenizer": ("sentencepiece.model", "sentencepiece.bpe.model", "dict.txt"),
     "text": ("tokenizer/*", "text_encoder/config.json", "text_encoder/model.safetensors"),
@@ -44,7 +44,7 @@ def find_start(part: str, named: str) -> Path:
 
 
 def is_on_hub(named: str) -> bool:
-    """Return whether a part that was found is a Hub repository."""
+    """Return True if a part that was found is a Hub repository."""
     return _find_here(named) is None
 
 
@@ -65,7 +65,7 @@ def copy_folder(source: Path, target: Path) -> None:
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the files of a SentencePiece tokenizer; the folder may hold other things, as a Hub repository does."""
+    """Copy the files of a SentencePiece tokenizer; the folder may hold other files, as a Hub repository does."""
     target.mkdir(parents=True, exist_ok=True)
     for name in (*MODEL_NAMES, DICTIONARY_NAME):
         if (source / name).is_file():

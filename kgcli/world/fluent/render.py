@@ -1,4 +1,4 @@
-"""The pure function from a `Spec` to its image in the 128 px world, and the test whether its subjects stand out."""
+"""The pure function from a `Spec` to its 128 px image, and the contrast check of its subjects."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def render(spec: Spec) -> tuple[Image.Image, tuple[Image.Image, ...], tuple[Box,
 
 
 def stands_out(spec: Spec) -> bool:
-    """Return whether every colour of every body differs enough from the background behind it."""
+    """Return True if every colour of every body differs enough from the background behind it."""
     ground = _ground(spec.scene or "blocks", spec.variant % scenes.NUM_VARIANTS)
     for placed in spec.subjects:
         rows, columns = (
@@ -80,7 +80,7 @@ def _layer(placed: Placed) -> Image.Image:
 
 
 def _shade(layer: Image.Image, alpha: Array) -> Array:
-    """Return what a subject leaves of the light behind it: a contact shadow under it and a soft one beside it."""
+    """Return the light that a subject leaves on the scene: a contact shadow under it and a soft one beside it."""
     left, _, right, bottom = _box(layer.getchannel("A"))
     y, x = np.arange(SIZE, dtype=np.float32)[:, None], np.arange(SIZE, dtype=np.float32)[None]
     oval = ((x - (left + right) / 2) / ((right - left) * 0.46)) ** 2 + ((y - bottom + 1) / (SIZE * 0.045)) ** 2

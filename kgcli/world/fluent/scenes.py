@@ -1,4 +1,4 @@
-"""Backgrounds of the 128 px world: drawn at twice the size, then blurred a little, as behind a subject in focus."""
+"""Backgrounds of the 128 px world, rendered at twice the size and slightly blurred, as behind a subject in focus."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image, ImageFilter
 
 from kgcli.world.fluent.oklab import Array
 
-NUM_VARIANTS = 64  # views of each scene, drawn once per process
+NUM_VARIANTS = 64  # views of each scene, rendered once per process
 SIZE = 128  # pixels, square
 NUM_BLOCKS = 8  # of a Minecraft scene, across and down: 16 pixels each, two latents wide for a VAE of factor 8
 _CANVAS = 256  # pixels, square
@@ -25,8 +25,8 @@ Stops = list[tuple[float, Colour]]
 @functools.lru_cache(maxsize=1024)
 def background(scene: str, variant: int) -> Array:
     """Return the view number `variant` of a scene: (SIZE, SIZE, 3) in [0, 1], not to be changed."""
-    rng = np.random.default_rng([17, list(_PAINTERS).index(scene), variant % NUM_VARIANTS])
-    image = Image.fromarray((np.clip(_PAINTERS[scene](rng), 0, 1) * 255).astype(np.uint8))
+    rng = np.random.default_rng([17, list(_SCENES).index(scene), variant % NUM_VARIANTS])
+    image = Image.fromarray((np.clip(_SCENES[scene](rng), 0, 1) * 255).astype(np.uint8))
     if scene != "blocks":
         image = image.filter(ImageFilter.GaussianBlur(_BLUR))
     small = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX), np.float32) / 255
@@ -238,7 +238,7 @@ def _studio(rng: Rng) -> Array:
 
 
 def _blocks(rng: Rng) -> Array:
-    """Return the default place of "in Minecraft": sky with clouds, grass and earth."""
+    """Return the default scene of "in Minecraft": sky with clouds, grass and earth."""
     side = _CANVAS // NUM_BLOCKS
     image = np.empty((NUM_BLOCKS, NUM_BLOCKS, 3), np.float32)
     horizon = int(rng.integers(3, 6))
@@ -251,7 +251,7 @@ def _blocks(rng: Rng) -> Array:
     return (image / 255).repeat(side, 0).repeat(side, 1)
 
 
-_PAINTERS: dict[str, Callable[[Rng], Array]] = {
+_SCENES: dict[str, Callable[[Rng], Array]] = {
     "beach": _beach, "snow": _snow, "forest": _forest, "city": _city, "desert": _desert, "night": _night,
     "ocean": _ocean, "mountains": _mountains, "brick": _brick, "wood": _wood, "garden": _garden,
     "studio": _studio, "blocks": _blocks,

@@ -12,7 +12,7 @@ from kgcli.world.fluent.oklab import Array
 from kgcli.world.fluent.scenes import NUM_BLOCKS, SIZE
 
 PIXEL = 4  # pixels of the image, the side of one in Minecraft
-BLOCK_CONTRAST = 0.09  # the most a block of a Minecraft scene differs from what it shows
+BLOCK_CONTRAST = 0.09  # largest difference of a block of a Minecraft scene from the scene
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -22,7 +22,7 @@ def stylize(image: Array, style: str) -> Array:
 
 
 def in_blocks(scene: Array) -> Array:
-    """Return a scene as Minecraft shows it: NUM_BLOCKS a side, each a tone of its own, the same in every image."""
+    """Return a scene in Minecraft style: NUM_BLOCKS a side, each a tone of its own, the same in every image."""
     side = SIZE // NUM_BLOCKS
     blocks = _mean_of(scene, side) + BLOCK_CONTRAST * _tones()[..., None]
     return np.clip(blocks, 0, 1).repeat(side, 0).repeat(side, 1)
@@ -111,13 +111,13 @@ def _strokes() -> Array:
 
 @functools.cache
 def _blooms() -> Array:
-    """Return where water pooled, in [-1, 1], the same in every image."""
+    """Return the water blooms in [-1, 1], the same in every image."""
     return np.asarray(_cloud(31, 12, 12), np.float32)[:SIZE, :SIZE]
 
 
 @functools.cache
 def _paper() -> Array:
-    """Return how much of the wash the paper takes, 0 at its uneven edge."""
+    """Return the fraction of the wash that the paper takes, 0 at its uneven edge."""
     y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32)
     edge = np.minimum(np.minimum(x, SIZE - 1 - x), np.minimum(y, SIZE - 1 - y)) / SIZE
     uneven = np.asarray(_cloud(37, 26, 26), np.float32)[:SIZE, :SIZE]

@@ -1,4 +1,4 @@
-"""A subject of the 128 px world: a sprite tinted in OKLab, with a shaded pattern and what it wears."""
+"""A subject of the 128 px world: a sprite tinted in OKLab, with a shaded pattern and an accessory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MARGIN = 36  # pixels round a body, where a hat may stand out
 PATTERN_OPACITY = 0.9
 KEPT_CHROMA = 0.14  # of the sprite's own colours, which keeps leaves, tongues and windows apart from the body
-LIGHTNESS_SHARE = 0.7  # of the colour, the rest is the sprite's own
+LIGHTNESS_FRACTION = 0.7  # of the colour, the rest is the sprite's own
 # Accessory -> (width, x, y, anchor): width and place in units of the body's box, y counted from `anchor`.
 WORN = {
     "hat": (0.56, 0.5, -0.16, "top"),
@@ -30,7 +30,7 @@ WORN = {
 
 @functools.lru_cache(maxsize=512)
 def body(noun: str, look: Look, accessory: str | None = None) -> Image.Image:
-    """Return one individual, RGBA, CELL + 2 * MARGIN pixels square; its body fills the inner CELL x CELL."""
+    """Return one instance, RGBA, CELL + 2 * MARGIN pixels square; its body fills the inner CELL x CELL."""
     _, alpha, _ = _analysed(noun)
     pixels = _tinted(noun, look.colour)
     if look.second is not None:
@@ -52,7 +52,7 @@ def tone(noun: str, colour: tuple[float, float, float]) -> Array:
 
 
 def pattern(kind: str, rng: np.random.Generator) -> Array:
-    """Return where the second colour goes: (CELL, CELL) in [0, 1]."""
+    """Return the mask of the second colour: (CELL, CELL) in [0, 1]."""
     y, x = np.mgrid[0:CELL, 0:CELL].astype(np.float32) / CELL
     if kind == "stripes":
         angle, count = rng.uniform(-0.6, 0.6), rng.uniform(3.4, 5.0)
@@ -92,8 +92,8 @@ def _tinted(noun: str, colour: tuple[float, float, float]) -> Array:
 
 
 def _body_lightness(level: float, colour: float) -> float:
-    """Return how light a body becomes: part of the way from its own lightness to the colour's."""
-    return float(np.clip((1 - LIGHTNESS_SHARE) * level + LIGHTNESS_SHARE * colour, 0.30, 0.93))
+    """Return the lightness of a body: part of the way from its own lightness to the colour's."""
+    return float(np.clip((1 - LIGHTNESS_FRACTION) * level + LIGHTNESS_FRACTION * colour, 0.30, 0.93))
 
 
 def _put_on(whole: Image.Image, alpha: Array, accessory: str) -> None:

@@ -13,7 +13,7 @@ def test_the_published_sample_is_met():
 def test_the_published_choice_samples_in_the_order_of_the_file(tmp_path):
     captions = choose_captions("published", write_annotations(tmp_path, 60), 20)
     assert [one.text for one in captions.chosen] == [f"a cat number {index}" for index in sample_indices(60, 20)]
-    assert captions.fingerprint["of"] == 60 and captions.facts["choice"] == "published"
+    assert captions.fingerprint["of"] == 60 and captions.fingerprint["choice"] == "published"
 
 
 def test_one_caption_an_image(tmp_path):

@@ -69,10 +69,10 @@ def test_a_seed_depends_on_nothing_but_its_own_image(data, plan):
 
 
 def test_official_noise_has_20_latents(data):
-    ask = DreamBenchOptions(noise="official")
-    plan = single_plan(data, ask, {})
+    options = DreamBenchOptions(noise="official")
+    plan = single_plan(data, options, {})
     assert len({item.seed for item in plan.items}) == 20
-    assert noise_seed(ask, "dog", 3, 2) == noise_seed(ask, "can", 8, 2) != noise_seed(ask, "dog", 3, 1)
+    assert noise_seed(options, "dog", 3, 2) == noise_seed(options, "can", 8, 2) != noise_seed(options, "dog", 3, 1)
 
 
 def test_groups_are_of_different_classes():

@@ -17,13 +17,13 @@ from kgcli.evaluation.run import nano_score
 from kgcli.evaluation.scores import Scores, figures_of, image_score
 from kgcli.model.nano_recognisers import Recognisers
 from kgcli.world.spec import is_held_out, render
-from kgcli.world.tables import FIRST_JUDGE_IDENTITY, FIRST_NEW_IDENTITY
+from kgcli.world.tables import FIRST_NEW_IDENTITY, FIRST_RECOGNISER_IDENTITY
 
 METHOD = {"name": "test"}
 
 
-def dreambench(**ask):
-    return nano_suites.dreambench_plan("0" * 64, Path("data"), DreamBenchOptions(**ask), METHOD)
+def dreambench(**options):
+    return nano_suites.dreambench_plan("0" * 64, Path("data"), DreamBenchOptions(**options), METHOD)
 
 
 def coco(num=24, seed=0):
@@ -64,7 +64,7 @@ def test_the_seed_of_an_image_does_not_depend_on_what_else_is_asked():
 def test_no_instance_is_one_that_anything_is_trained_on():
     shown = list(nano_suites.subjects().values())
     shown += [placed.subject for i in range(60) for placed in nano_suites.caption_of(i)[1].subjects]
-    assert all(FIRST_NEW_IDENTITY <= subject.identity < FIRST_JUDGE_IDENTITY for subject in shown)
+    assert all(FIRST_NEW_IDENTITY <= subject.identity < FIRST_RECOGNISER_IDENTITY for subject in shown)
     assert all(subject.noun in BASE_NOUNS for subject in shown)
 
 
@@ -91,7 +91,7 @@ def test_what_cannot_be_asked_is_said():
         dreambench(subjects=("unicorn",))
     with pytest.raises(UsageError, match="at least 1"):
         dreambench(num_images=0)
-    with pytest.raises(UsageError, match="independent noise alone"):
+    with pytest.raises(UsageError, match="supports only independent noise"):
         dreambench(noise="official")
     with pytest.raises(UsageError, match="5000 captions are requested, but nano-coco has 4000"):
         coco(num=5000)
@@ -136,8 +136,8 @@ def test_the_recognisers_know_true_images_from_those_of_others(data, tmp_path):
     recognisers, suite = Recognisers.load(SHIPPED_RECOGNISERS), nano_suites.DREAMBENCH
     names = list(nano_suites.subjects())[16:26]
     items = [item for item in dreambench(num_images=1, subjects=tuple(names)).items if item.prompt in (1, 12)]
-    true = [render(nano_suites.spec_of(item, suite), 64).picture for item in items]
-    others = [render(Other(MethodOptions()).spec(item), 64).picture for item in items]
+    true = [render(nano_suites.spec_of(item, suite), 64).image for item in items]
+    others = [render(Other(MethodOptions()).spec(item), 64).image for item in items]
     found = {}
     rows = zip(("true", "other"), nano_score.recognise(items, suite, [true, others], recognisers), strict=True)
     for row, values in rows:
@@ -152,7 +152,7 @@ def test_the_recognisers_know_true_images_from_those_of_others(data, tmp_path):
 
 def test_the_recognisers_score_captions_of_one_and_two_subjects():
     recognisers, items = Recognisers.load(SHIPPED_RECOGNISERS), coco(num=24).items
-    true = [render(nano_suites.spec_of(item, nano_suites.COCO), 64).picture for item in items]
+    true = [render(nano_suites.spec_of(item, nano_suites.COCO), 64).image for item in items]
     (values,) = nano_score.recognise(items, nano_suites.COCO, [true], recognisers)
     assert np.mean([one["judge_noun"] for one in values]) > 0.7
     assert not any("judge_picked" in one for one in values)
@@ -166,7 +166,7 @@ def test_the_recognisers_are_added_to_scores(data, tmp_path):
     plan = nano_suites.dreambench_plan(data.sha256, data.folder, options, METHOD)
     for item in plan.items:
         (tmp_path / item.path).parent.mkdir(parents=True, exist_ok=True)
-        render(nano_suites.spec_of(item, plan.suite), 64).picture.save(tmp_path / item.path)
+        render(nano_suites.spec_of(item, plan.suite), 64).image.save(tmp_path / item.path)
     bare = [image_score(item) for item in plan.items]
     scores = Scores(
         suite=plan.suite, protocol=plan.protocol, method=METHOD, versions={}, data=plan.data, measures=(), figures=(),

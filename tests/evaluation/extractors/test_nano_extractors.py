@@ -15,7 +15,7 @@ from kgcli.model.randomness import StepRandom
 from kgcli.recipe import load_recipe
 from kgcli.training.loop import Run, train
 from kgcli.world.spec import Spec, Subject, place, render
-from kgcli.world.tables import FIRST_JUDGE_IDENTITY, FIRST_NEW_IDENTITY
+from kgcli.world.tables import FIRST_NEW_IDENTITY, FIRST_RECOGNISER_IDENTITY
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def shipped():
 
 def photo(subject, scene, seed):
     rng = np.random.default_rng(seed)
-    return render(Spec(place([subject], rng), scene, "photo", seed), 64).picture
+    return render(Spec(place([subject], rng), scene, "photo", seed), 64).image
 
 
 def of_colour(noun, colour, start):
@@ -90,7 +90,7 @@ def test_a_caption_is_more_like_its_image_than_those_of_others(shipped):
         next(item for item in _plan().items if item.subject == name and item.prompt == number)
         for number, name in enumerate(names)
     ]
-    images = [render(nano_suites.spec_of(item, nano_suites.DREAMBENCH), 64).picture for item in items]
+    images = [render(nano_suites.spec_of(item, nano_suites.DREAMBENCH), 64).image for item in items]
     like = shipped.clip.images(images) @ shipped.clip.texts([item.scored_text for item in items]).T
     assert (like.argmax(axis=1) == np.arange(10)).mean() >= 0.8
 
@@ -115,7 +115,7 @@ def test_evaluators_see_instances_of_their_own(kind):
         sample = draw({kind: 1.0}, 5, index, 64)
         assert sample.caption or kind == "rescened"
         if sample.truth is not None:
-            assert all(placed.subject.identity >= FIRST_JUDGE_IDENTITY for placed in sample.truth.spec.subjects)
+            assert all(placed.subject.identity >= FIRST_RECOGNISER_IDENTITY for placed in sample.truth.spec.subjects)
         again = draw({kind: 1.0}, 5, index, 64)
         assert all(a.tobytes() == b.tobytes() for a, b in zip(sample.images, again.images, strict=True))
 

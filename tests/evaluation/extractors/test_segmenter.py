@@ -296,9 +296,9 @@ def test_the_command_scores_a_run_without_backgrounds_and_by_dinov2(kg, tmp_path
     assert scores.protocol["scoring"]["masks"]["weights_sha256"] == hash_of(folder / "model.safetensors")
     assert all("-dog-" in one.name for one in (tmp_path / "run" / "masks").iterdir())
     whole = (tmp_path / "run" / "scores.json").read_bytes()
-    again = ["eval", "dreambench", "-o", "run", "--only", "score", *options]
+    again = ["eval", "dreambench", "-o", "run", "--only", "score", "--data", data, *options]
     assert kg(*again, *further).code == 0 and (tmp_path / "run" / "scores.json").read_bytes() == whole
     shutil.copytree(tmp_path / "run", tmp_path / "bare")
-    assert kg("eval", "dreambench", "-o", "bare", "--only", "score", *options).code == 0
+    assert kg("eval", "dreambench", "-o", "bare", "--only", "score", "--data", data, *options).code == 0
     refused = kg("eval", "compare", "run", "bare")
     assert refused.code == 2 and "scoring.dinov2" in refused.err and refused.err.count("\n") == 1

@@ -172,14 +172,14 @@ def test_leftovers_of_a_killed_process_do_no_harm(tmp_path):
     for number in range(3):
         files.append(tmp_path / f"{number}.png")
         Image.new("RGB", (8, 8), (80 * number, 0, 0)).save(files[-1])
-    looks, cache = Colours("looks"), tmp_path / "cache"
-    first = real_set(looks, files, cache)
+    colours, cache = Colours("colours"), tmp_path / "cache"
+    first = real_set(colours, files, cache)
     (kept,) = cache.iterdir()
-    left = cache / kept.stem.removeprefix("looks-")
+    left = cache / kept.stem.removeprefix("colours-")
     for again in (True, False):  # killed before the statistics were written, and after
         left.mkdir()
         (left / ".block.partial").write_text("")
         if again:
             kept.unlink()
-        assert np.array_equal(real_set(looks, files, cache).sample, first.sample)
+        assert np.array_equal(real_set(colours, files, cache).sample, first.sample)
         assert list(cache.iterdir()) == [kept]

@@ -61,7 +61,7 @@ def num_images(run):
 
 
 def kill_at(process, run, num):
-    """Kill -9 a run as soon as it has so many images; whether it was still at work."""
+    """Kill -9 a run as soon as it has `num` images; return True if it was still running."""
     until = time.monotonic() + DEADLINE
     while process.poll() is None and num_images(run) < num:
         assert time.monotonic() < until
@@ -111,8 +111,8 @@ def test_two_processes_generate_what_one_generates_and_learn_each_subject_once(t
 def test_shards_are_all_units_and_none_twice():
     units = [[number] for number in range(11)]
     for count in (1, 2, 3, 11, 13):
-        shares = [shard_units(units, (number, count)) for number in range(count)]
-        assert [unit for share in shares for unit in share] == units
+        shards = [shard_units(units, (number, count)) for number in range(count)]
+        assert [unit for shard in shards for unit in shard] == units
 
 
 @pytest.mark.slow
@@ -141,8 +141,8 @@ def test_launchers_with_two_processes_generate_what_one_process_generates(kg, tm
     command = [sys.executable, "-m", *LAUNCHERS[launcher], "-m", "kgcli", *asked, "-o", str(tmp_path / "two")]
     ran = subprocess.run(command, timeout=DEADLINE, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    for share in (74, 76):  # whole prompts
-        assert f"{share} of {share} images generated" in ran.stderr
+    for count in (74, 76):  # whole prompts
+        assert f"{count} of {count} images generated" in ran.stderr
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
@@ -173,9 +173,9 @@ def test_two_images_are_read_and_the_decoder_alone_reads_words(kg, tmp_path, dat
     plan = multi_plan(open_dreambench(data), DreamBenchOptions(num_images=1), {})
     options = MethodOptions(device="cpu", sampling=SamplingConfig(num_inference_steps=1))
     items = plan.items[:2]
-    drawn = {name: make(name, options).draw(items, data, tmp_path) for name in ("kosmosg", "sd")}
-    assert [len(images) for images in drawn.values()] == [2, 2]
-    assert drawn["kosmosg"][0].tobytes() != drawn["sd"][0].tobytes()
+    generated = {name: make(name, options).draw(items, data, tmp_path) for name in ("kosmosg", "sd")}
+    assert [len(images) for images in generated.values()] == [2, 2]
+    assert generated["kosmosg"][0].tobytes() != generated["sd"][0].tobytes()
 
 
 def test_copies_are_the_inputs(tmp_path, data):

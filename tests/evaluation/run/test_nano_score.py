@@ -33,8 +33,8 @@ def scored(root):
     scores = {}
     for kind in (Truth, Other, CopyInput):
         method = kind(MethodOptions())
-        ask = DreamBenchOptions(num_images=1, subjects=SUBJECTS)
-        plans = {"dreambench": nano_suites.dreambench_plan(data.sha256, data.folder, ask, method.facts())}
+        options = DreamBenchOptions(num_images=1, subjects=SUBJECTS)
+        plans = {"dreambench": nano_suites.dreambench_plan(data.sha256, data.folder, options, method.facts())}
         if kind is not CopyInput:
             plans["coco"] = nano_suites.coco_plan(real.sha256, real.folder, NUM, 0, method.facts(), num_real=2 * NUM)
         for name, plan in plans.items():
@@ -84,11 +84,11 @@ def test_scores_say_what_they_are_and_are_the_same_again(scored, root):
 def test_other_photos_than_those_of_the_run_are_refused(scored, root):
     run = RunFolder.open(root / "dreambench-truth")
     run.plan.protocol["data_sha256"] = "0" * 64
-    with pytest.raises(MissingError, match="no longer those of the run"):
+    with pytest.raises(MissingError, match="differ from those of the run"):
         score_nano(run, root / "cache")
 
 
 def test_the_world_renders_no_other_suite(tmp_path):
     plan = single_plan(DreamBenchData(tmp_path, {}, "0" * 64), DreamBenchOptions(num_images=1, subjects=("vase",)), {})
-    with pytest.raises(UsageError, match="the nano suites alone"):
+    with pytest.raises(UsageError, match="supports the nano suites only"):
         Truth(MethodOptions()).prepare("vase", plan.items, tmp_path, tmp_path)

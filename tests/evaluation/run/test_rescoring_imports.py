@@ -1,4 +1,4 @@
-"""What scoring a nano run again imports, held as a list: networks and torch are for what is not known yet."""
+"""Imports of rescoring a nano run, held as a list: cached scores need neither networks nor torch."""
 
 import os
 import subprocess

@@ -36,12 +36,12 @@ def test_numbers_are_the_cosines_of_their_definitions(tmp_path, extractors):
     plan, references = build_run(tmp_path)
     scores = score_subjects(tmp_path / "run", plan, references, extractors)
     one = scores.pictures[0]
-    drawn = Image.open(tmp_path / "run" / one.path)
-    photos = [cosine(drawn, Image.open(tmp_path / "data" / name)) for name in references["cat"].photos]
+    generated = Image.open(tmp_path / "run" / one.path)
+    photos = [cosine(generated, Image.open(tmp_path / "data" / name)) for name in references["cat"].photos]
     assert one.values["dino_input"] == pytest.approx(photos[1], abs=1e-6)
     assert one.values["dino_all"] == pytest.approx(np.mean(photos), abs=1e-6)
     assert one.values["dino_others"] == pytest.approx((photos[0] + photos[2]) / 2, abs=1e-6)
-    assert one.values["clip_t"] == pytest.approx(cosine(drawn, Image.new("RGB", (4, 4), "orange")), abs=1e-6)
+    assert one.values["clip_t"] == pytest.approx(cosine(generated, Image.new("RGB", (4, 4), "orange")), abs=1e-6)
     of_subjects = [scores.find("dino_input", group=f"subject:{name}").value for name in SUBJECTS]
     assert scores.find("dino_input").value == pytest.approx(np.mean(of_subjects))
     assert scores.find("dino_input").num_subjects == 3 and scores.find("dino_input").num_pictures == 12
@@ -203,9 +203,9 @@ def test_a_distribution_is_scored_by_every_preset(tmp_path):
     reals[0].parent.mkdir()
     for number, file in enumerate(reals):
         draw(("orange", "blue")[number % 2], number).save(file)
-    clip, looks = Colours("clip"), Colours("looks")
+    clip, colours = Colours("clip"), Colours("colours")
     real = RealImages(files=reals, cache=tmp_path / "cache", num_reference=30)
-    presets = [DistributionExtractor("nano", looks, looks)]
+    presets = [DistributionExtractor("nano", colours, colours)]
     scores = score_distribution(tmp_path / "run", plan, real, presets, clip=clip, with_cmmd=True)
     features = [
         Colours("x").images([Image.open(file) for file in files])
@@ -220,9 +220,9 @@ def test_a_distribution_is_scored_by_every_preset(tmp_path):
     assert scores.find("cmmd").value > 0 and 0 < scores.find("clip_t").value < 1
     assert scores.find("clip_t").low is not None and len(scores.notes) == 2
 
-    seen = looks.num_seen
+    seen = colours.num_seen
     again = score_distribution(tmp_path / "run", plan, real, presets, clip=clip, with_cmmd=True)
-    assert again == scores and looks.num_seen == seen  # all from the caches
+    assert again == scores and colours.num_seen == seen  # all from the caches
     assert {one.suffix for one in (tmp_path / "cache").iterdir()} == {".npz"}
     short = score_distribution(tmp_path / "run", plan, replace(real, num_reference=30_000), presets)
     assert any("uses 30 images instead of the suite's 30000" in note for note in short.notes)
@@ -230,10 +230,10 @@ def test_a_distribution_is_scored_by_every_preset(tmp_path):
 
 def test_a_set_of_one_is_no_distribution(tmp_path):
     plan, _ = build_run(tmp_path)
-    looks = Colours("looks")
+    colours = Colours("colours")
     real = RealImages(files=[tmp_path / "data" / "cat" / "0.png"], cache=tmp_path / "cache")
     with pytest.raises(UsageError, match="1 real images"):
-        score_distribution(tmp_path / "run", plan, real, [DistributionExtractor("nano", looks, looks)])
+        score_distribution(tmp_path / "run", plan, real, [DistributionExtractor("nano", colours, colours)])
 
 
 @pytest.mark.slow

@@ -58,7 +58,7 @@ def data(tmp_path_factory):
     return write_dreambench(tmp_path_factory.mktemp("dreambench") / "dataset")
 
 
-def drawn(path, data):
+def generated(path, data):
     """A run of copies, all of them there."""
     plan = single_plan(open_dreambench(data), DreamBenchOptions(num_images=1), {"name": "copy-input"})
     run = RunFolder.start(path, plan)
@@ -69,7 +69,7 @@ def drawn(path, data):
 
 @pytest.mark.slow
 def test_scoring_killed_at_five_points_ends_as_one_that_was_not(tmp_path, data):
-    whole, killed = drawn(tmp_path / "whole", data), drawn(tmp_path / "killed", data)
+    whole, killed = generated(tmp_path / "whole", data), generated(tmp_path / "killed", data)
     assert start_python(SCORE, whole).wait(DEADLINE) == 0
     num = sum(1 for _ in (whole / "features").glob("[!.]*"))
     points = sorted(random.Random(0).choices(range(1, num), k=5))
