@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from kgcli.errors import MissingError, UsageError
@@ -73,7 +75,7 @@ def test_captions_score_best_with_their_own_images(scored):
 def test_scores_say_what_they_are_and_are_the_same_again(scored, root):
     for (name, who), scores in scored.items():
         folder = root / f"{name}-{who}"
-        assert scores.notes[0].startswith("A nano suite") and Scores.read(folder) == scores
+        assert scores.notes[0].startswith("A nano suite") and Scores.read(folder) == replace(scores, data="")
         assert {"judges_sha256", "scoring", "data_sha256", "version"} <= set(scores.protocol)
     folder = root / "dreambench-truth"
     before = {path.name: path.read_bytes() for path in folder.glob("scores.*")}

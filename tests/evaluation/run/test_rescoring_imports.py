@@ -29,8 +29,6 @@ OURS = {
         "reading",
         "runtime",
         "version",
-        "weights",
-        "weights.shipped",
     ),
     *("evaluation", "evaluation.plan", "evaluation.scores", "evaluation.report", "evaluation.report.tables"),
     *(f"evaluation.baselines{name}" for name in ("", ".base", ".table")),
