@@ -18,6 +18,7 @@ import kgcli
 
 if hasattr(signal, "SIGHUP"):  # nohup and background jobs ignore it, and every process started here would too
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Models this small are slower on several threads than on one, far slower on a busy machine. Read when torch loads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -20,7 +20,8 @@ KILLED, DONE, FAILED = 9, 0, 1
 
 
 def main(start: str, work: str, *command: str) -> None:
-    from kgcli import engine, train  # noqa: F401 (imported once, for all forks)
+    import kgcli.inference.model
+    import kgcli.training.loop  # noqa: F401 (imported once, for all forks)
 
     reference = Path(work, "reference")
     shutil.copytree(start, reference, symlinks=True)

@@ -14,7 +14,7 @@ SCRIPT = Path(__file__).with_name("crash_points.py")
 ALIGN = [f"init_from.model={DEFAULT_MODEL}", f"init_from.text={DEFAULT_MODEL / 'decoder'}", "output_dir=run"]
 ALIGN += ["parts.aligner={kind: full, num_layers: 1}", "data.batch_size=2"]
 ALIGN += ["steps=2", "save_every=1", "sample_every=2", "keep_checkpoints=1"]
-EVAL = ["--suite", "nano", "--subjects", "nano_cow", "-n", "1", "--method", "copy-input", "--data", "data", "-o", "run"]
+EVAL = ["--suite", "nano", "--subjects", "cow", "-n", "1", "--method", "copy-input", "--data", "data", "-o", "run"]
 
 
 def enumerate_crashes(start, tmp_path, *command):

@@ -455,7 +455,7 @@ def test_a_run_can_be_begun_anew(chain, tmp_path):
 
 
 def test_a_checkpoint_of_another_model_is_refused(chain, tmp_path):
-    with pytest.raises(IncompatibleError, match="of another recipe: stage was align, is vae"):
+    with pytest.raises(IncompatibleError, match="belongs to another recipe: stage was align, is vae"):
         training.train(smoke(chain, "vae", out=tmp_path / "run"), resume=str(chain / "align/checkpoints/step_0000004"))
 
 
