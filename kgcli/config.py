@@ -145,6 +145,9 @@ class SamplingConfig(Strict):
         scale = self.guidance_scale
         if scale is not None and not (math.isfinite(scale) and 0 <= scale <= MAX_GUIDANCE):
             raise UsageError(f"--guidance-scale is {scale}; it must be from 0 to {MAX_GUIDANCE:g}")
+        rescale = self.guidance_rescale
+        if rescale is not None and not (math.isfinite(rescale) and 0 <= rescale <= 1):
+            raise UsageError(f"guidance_rescale is {rescale}; it must be from 0 to 1")
         if self.scheduler is not None and self.scheduler not in SCHEDULERS:
             raise UsageError(f"--scheduler is {self.scheduler}; it must be one of {', '.join(SCHEDULERS)}")
 

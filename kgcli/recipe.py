@@ -14,6 +14,8 @@ from kgcli.errors import ConfigError, MissingError
 from kgcli.files import recipes_folder
 from kgcli.reading import parse_yaml, read_yaml
 
+PAPER_STAGES = ("pretrain", "align", "instruct")
+
 
 class SourceConfig(Strict):
     """One source of a run's data, and its weight relative to the others."""
@@ -127,13 +129,19 @@ def load_recipe(name: str, overrides: list[str] | None = None, stage: str | None
     _anchor_sources(values, path.parent)
     for override in overrides or []:
         _set(values, override)
+    _anchor_sources(values, Path.cwd())  # those of overrides; the others are absolute by now
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{path}: {explain(error, Recipe)}") from None
     if stage is not None and recipe.stage != stage:
-        raise ConfigError(f"{path} is a recipe for `kg {recipe.stage}`, not `kg {stage}`")
+        raise ConfigError(f"{path} is a recipe for `kg {command_of(recipe.stage)}`, not `kg {command_of(stage)}`")
     return recipe
+
+
+def command_of(stage: str) -> str:
+    """Return the command that trains a stage: the paper's three have their own, the others are below `base`."""
+    return stage if stage in PAPER_STAGES else f"base {stage}"
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -157,3 +157,27 @@ def test_an_image_fetches_nothing_unless_it_is_allowed(kg, tiny_model, tmp_path,
     done = kg(*asked, "--allow-download", "--offline")
     assert done.code == 3 and "--allow-download" not in done.err
     assert kg("generate", "a cat", "--allow-download").code == 2
+
+
+def test_a_model_folder_names_no_sizes_outside_itself(tiny_model, tmp_path):
+    from dataclasses import replace
+
+    from kgcli.weights.folder import SD15_SIZES, open_model
+
+    found = open_model(str(tiny_model))
+    single = tmp_path / "decoder.safetensors"
+    single.write_bytes(b"")
+    (tmp_path / "outside").mkdir()
+    for named in (str(tmp_path / "outside"), "../outside"):
+        hostile = replace(found, decoder=str(single), cfg=found.cfg.model_copy(update={"decoder": named}))
+        assert hostile.decoder_sizes == SD15_SIZES
+
+
+def test_the_settings_of_a_python_caller_are_checked_too(tiny_model):
+    from kgcli import engine
+    from kgcli.errors import UsageError
+
+    model = engine.load(str(tiny_model), device="cpu")
+    for wrong in ({"guidance_rescale": float("nan")}, {"guidance_rescale": -3.0}, {"num_images": 0}):
+        with pytest.raises(UsageError, match=next(iter(wrong))):
+            model.generate("a cat", seed=0, **wrong)

@@ -42,7 +42,7 @@ def encode(
 ) -> None:
     """Write prompt_embeds and negative_prompt_embeds for a Stable Diffusion U-Net, 1 x 77 x 768 each at full size.
 
-    The image decoder is not loaded. ComfyUI, diffusers and others read the file (see README).
+    The image decoder is not loaded. ComfyUI, diffusers and others read the file (see docs/adapters.md).
     """
     set_up_logs(quiet=quiet, offline=offline)
     from kgcli.errors import UsageError

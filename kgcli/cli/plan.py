@@ -85,7 +85,7 @@ def plan_prompt(prompt: str | None, flags: GenerateFlags) -> Plan:
     flags.sampling.check()
     plan = Plan(open_model(flags.model, flags.decoder, flags.offline), quantize=flags.quantize or "none")
     if flags.from_ is not None:
-        return _plan_replay(plan, flags, Path(flags.from_))
+        return _plan_replay(plan, flags, Path(flags.from_).expanduser())
     plan.adapters = _adapters(plan.model, flags)
     if flags.batch is not None:
         return _plan_batch(plan, flags, flags.batch)

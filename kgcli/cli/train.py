@@ -85,7 +85,9 @@ chain_app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 @chain_app.command()
 def train(
-    chain: Annotated[str, typer.Argument(help="Name of a chain of recipes: nano.", show_default=False)],
+    chain: Annotated[
+        str, typer.Argument(help="Name of a chain of recipes: nano (the 128 px world).", show_default=False)
+    ],
     overrides: Overrides = None,
     show: Annotated[bool, typer.Option("--list", help="Print what is done and what is next; train nothing.")] = False,
 ) -> None:

@@ -159,6 +159,11 @@ def to_vision_pixels(image: Image.Image, size: int, fit: str = "crop") -> NDArra
     return _normalise(square, CLIP_MEAN, CLIP_STD)
 
 
+def to_square(image: Image.Image, size: int) -> Image.Image:
+    """Return the square that `to_vae_pixels` shows the VAE, as an image."""
+    return _resize_and_crop(image, size, Image.Resampling.BILINEAR)
+
+
 def to_vae_pixels(image: Image.Image, size: int) -> NDArray[np.float32]:
     """Convert an image for the VAE: bilinear, centre crop, in [-1, 1].
 
@@ -166,7 +171,7 @@ def to_vae_pixels(image: Image.Image, size: int) -> NDArray[np.float32]:
         returns: (3, size, size)
     """
     half = (0.5, 0.5, 0.5)
-    return _normalise(_resize_and_crop(image, size, Image.Resampling.BILINEAR), half, half)
+    return _normalise(to_square(image, size), half, half)
 
 
 def _resize_and_crop(image: Image.Image, size: int, resampling: Image.Resampling) -> Image.Image:

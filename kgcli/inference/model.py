@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from kgcli.config import read_sampling
+from kgcli.errors import UsageError
 from kgcli.inference.adapters.named import Adapters, read_adapters
 from kgcli.inference.denoise import StepCallback, denoise, seeded
 from kgcli.inference.pipeline import KosmosGPipeline
@@ -82,6 +83,8 @@ class Model:
             controlnet_models=controlnet_models,
             map_models=map_models,
         )
+        if num_images < 1:
+            raise UsageError(f"num_images is {num_images}; it must be at least 1")
         first = make_request(
             self.folder,
             prompt,
@@ -91,7 +94,7 @@ class Model:
             sampling=read_sampling(sampling),
             adapters=adapters,
         )
-        check_seed(first.seed + max(num_images, 1) - 1)
+        check_seed(first.seed + num_images - 1)
         requests = [replace(first, seed=first.seed + offset) for offset in range(num_images)]
         return [image for _, image in generate(self, requests)]
 

@@ -58,7 +58,7 @@ class OutputPlan:
 def slug(prompt: Prompt) -> str:
     """Return the prompt's words as a short file name."""
     words = " ".join(part if isinstance(part, str) else Path(part.name).stem for part in prompt.parts)
-    return re.sub(r"[\W_]+", "-", words.lower())[:SLUG_LENGTH].strip("-") or "picture"
+    return re.sub(r"[\W_]+", "-", words.lower())[:SLUG_LENGTH].strip("-") or "image"
 
 
 def check_writable(path: Path) -> None:

@@ -15,7 +15,7 @@ from kgcli.config import SamplingConfig
 from kgcli.data.images import read_image
 from kgcli.data.prompt import ImageRef, Prompt
 from kgcli.errors import ImageError, IncompatibleError, MissingError, PromptError, UsageError
-from kgcli.inference.adapters.named import Adapters, Control, Lora, Source, open_lora, read_kinds
+from kgcli.inference.adapters.named import Adapters, Control, Lora, Source, find_source, open_lora, read_kinds
 from kgcli.inference.metadata import read_metadata
 from kgcli.weights.folder import ModelFolder, hash_files
 from kgcli.weights.hub import is_hub_id
@@ -133,7 +133,7 @@ def _find_input(source: Path, wanted: _Input, images: Sequence[str]) -> Path:
     name = Path(wanted.name).name
     nearby = [source.parent / name, Path(name), Path(find_image(name)), Path(find_image(f"nano/{name}"))]
     others = []
-    for candidate in [*map(Path, images), *nearby]:
+    for candidate in [*(Path(find_image(one)) for one in images), *nearby]:
         try:
             if read_image(candidate).sha256 == wanted.sha256:
                 return candidate
@@ -206,7 +206,9 @@ def _find_source(source: Path, wanted: _Input, given: str | None, flag: str, all
 
     Raises: MissingError; UsageError if downloads are not allowed.
     """
-    if not wanted.sha256 and given is None and is_hub_id(wanted.name):
+    if not wanted.sha256 and given is not None:  # no hash to compare: the user's choice is taken
+        return find_source(given, f"{flag} KIND")
+    if not wanted.sha256 and is_hub_id(wanted.name):
         if not allow_download:
             raise UsageError(
                 f"the metadata of {source} name {wanted.name} on the Hub; allow downloads with "

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from kgcli.data.loader import Batches
+from kgcli.recipe import command_of
 
 if TYPE_CHECKING:
     from kgcli.training.loop import Run
 
 MAX_SHOWN = 64  # samples that a dry run renders
-PAPER_STAGES = ("pretrain", "align", "instruct")  # commands of their own; the others are below `kg base`
 
 
 def describe(run: Run) -> str:
@@ -30,7 +30,7 @@ def describe(run: Run) -> str:
     disk = 4 * trained * copies * recipe.keep_checkpoints
     lines.append(f"  memory without activations {memory / 2**20:.0f} MiB, checkpoints on disk {disk / 2**20:.0f} MiB")
     lines.append("  " + _describe_batch(run))
-    command = recipe.stage if recipe.stage in PAPER_STAGES else f"base {recipe.stage}"
+    command = command_of(recipe.stage)
     lines.append(f"  start with: kg {command} RECIPE, or accelerate launch -m kgcli {command} RECIPE")
     return "\n".join(lines)
 

@@ -41,7 +41,7 @@ class Metrics:
         write_whole(self.folder / "env.json", json.dumps(environment(), indent=2) + "\n")
         self._forget_after(step)
         _hide_host(self.folder / "tensorboard")
-        self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
+        self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
         self._start_clocks()
 
     def __enter__(self) -> Metrics:

@@ -255,16 +255,16 @@ def _start(run: Run) -> None:
 
 
 def _record(run: Run, values: dict[str, Tensor | float], pool: Pool | None, stopping: bool) -> None:
-    """Log a step; show a preview and save where these are due. Only on the main process."""
+    """Log a step; save and show a preview where these are due. Only on the main process."""
     recipe, step, metrics = run.recipe, run.trainer.step, run.metrics
     if metrics is None:
         return
     last = step == recipe.steps
     metrics.add(step, values)
+    if step % recipe.save_every == 0 or last or stopping:
+        run.save()  # first: a preview that fails must not cost the steps since the last checkpoint
     if step % recipe.sample_every == 0 or last:
         metrics.show(step, run.preview(pool))
-    if step % recipe.save_every == 0 or last or stopping:
-        run.save()
 
 
 def _attention(device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -16,12 +16,12 @@ def preview_images(
     null_1Sd: Tensor,
     generator: torch.Generator,
     *,
+    side: int,
     guidance_scale: float | None,
     num_inference_steps: int = 20,
     steer: Steer | None = None,
 ) -> Tensor:
-    """Sample images from conditionings by DDIM with classifier-free guidance: (B, 3, X, Y) in [0, 1]."""
-    side = diffusion.unet.config.sample_size * diffusion.pixels_per_latent
+    """Sample images of `side` pixels by DDIM with classifier-free guidance: (B, 3, side, side) in [0, 1]."""
     sampling = SamplingConfig(
         width=side,
         height=side,

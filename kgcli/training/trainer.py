@@ -130,12 +130,23 @@ class Trainer:
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 parameter.copy_(weights[name])
+        # The rates and decays of the recipe at hand, not those the checkpoint was written with.
+        own = [
+            {name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups
+        ]
         try:
             self.optimizer.load_state_dict(state["optimizer"])
         except (KeyError, TypeError, ValueError) as error:
             raise IncompatibleError(f"the optimizer of checkpoint {folder} does not fit this recipe: {error}") from None
-        if self.ema is not None and "ema" in state:
-            self.ema.load_state_dict(state["ema"])
+        for group, settings in zip(self.optimizer.param_groups, own, strict=True):
+            group.update(settings)
+        if self.ema is not None:
+            decay = self.ema.decay
+            if "ema" in state:
+                self.ema.load_state_dict(state["ema"])
+                self.ema.decay = decay
+            else:  # the run had none before: the mean starts from the weights reached
+                self.ema = _make_ema(self.trained.values(), decay)
         self.step = step
 
 

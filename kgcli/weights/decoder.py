@@ -34,7 +34,7 @@ def load_decoder(
 
     A single file holds only weights, under the names of any Stable Diffusion program: `sizes` is a diffusers folder
     with the matching config.json files and the scheduler, which the file's own settings override (`v_pred`, `ztsnr`,
-    modelspec.prediction_type). Without `variant`, half precision files are used where `dtype` is a half precision
+    modelspec.prediction_type). Without `variant`, half precision files are used from the Hub where `dtype` is one
     or there are no others.
 
     Raises:

@@ -65,7 +65,8 @@ class ModelFolder:
         Stable Diffusion v1.5; None if the decoder is not a single file."""
         if not Path(self.decoder).is_file():
             return None
-        return _own_decoder(self.path, self.cfg.decoder) or SD15_SIZES
+        own = _own_decoder(self.path, self.cfg.decoder) if _is_inside(self.cfg.decoder) else None
+        return own or SD15_SIZES
 
     def unet_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the decoder's U-Net by diffusers' names, empty if unknown before it is loaded.
@@ -192,15 +193,19 @@ def _check_named_decoder(folder: Path, decoder: str) -> None:
 
     Raises: UsageError.
     """
-    inside = not Path(decoder).is_absolute() and ".." not in Path(decoder).parts and not decoder.startswith("~")
     if {decoder, RENAMED_REPOSITORIES.get(decoder)} & set(RENAMED_REPOSITORIES.values()):
         return
-    if inside and ((folder / decoder).is_dir() or not is_hub_id(decoder)):
+    if _is_inside(decoder) and ((folder / decoder).is_dir() or not is_hub_id(decoder)):
         return  # a missing one is reported by `_find_decoder`
     raise UsageError(
         f"the {CONFIG_NAME} of {folder} names a decoder that is not in the folder, {decoder}; if you trust it, give "
         f"--decoder {decoder}"
     )
+
+
+def _is_inside(decoder: str) -> bool:
+    """Return whether a name stays inside the folder whose config.json holds it."""
+    return not Path(decoder).is_absolute() and ".." not in Path(decoder).parts and not decoder.startswith("~")
 
 
 def _find_decoder(folder: Path, decoder: str, width: int) -> str:

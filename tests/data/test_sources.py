@@ -3,6 +3,7 @@
 import csv
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from kgcli.data.sources import examples, open_source
 from kgcli.data.sources.mixture import Mixture, Schedule
 from kgcli.errors import ConfigError, ImageError, KgError, MissingError, PromptError, UsageError
 from kgcli.files import recipes_folder
-from kgcli.recipe import DataConfig, load_recipe
+from kgcli.recipe import DataConfig, dump_recipe, load_recipe
 
 WORDS = ["a cat", "two dogs", "a red car", "an owl at night", "a fox in the snow"]
 
@@ -315,7 +316,10 @@ def test_paths_in_a_recipe_are_relative_to_it_and_those_typed_to_the_working_fol
     (tmp_path / "r.yaml").write_text(text)
     assert load_recipe(str(tmp_path / "r.yaml")).data.sources[0].path == str(tmp_path / "a.txt")
     typed = load_recipe(str(tmp_path / "r.yaml"), ["data.sources=[{kind: captions, path: b.txt}]"])
-    assert typed.data.sources[0].path == "b.txt"
+    assert typed.data.sources[0].path == str(Path.cwd() / "b.txt")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/recipe.yaml").write_text(dump_recipe(typed))
+    assert load_recipe(str(tmp_path / "run/recipe.yaml")) == typed
 
 
 def test_the_shipped_example_data_are_what_their_script_makes(tmp_path):

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from kgcli import engine
+from kgcli.data.sample import Sample, Target
 from kgcli.data.sources.world import draw
 from kgcli.errors import ConfigError
 from kgcli.evaluation.benchmarks import nano_adapters as suite
@@ -31,7 +32,7 @@ from kgcli.inference.adapters.named import find_controlnet, read_lora
 from kgcli.inference.metadata import read_metadata
 from kgcli.recipe import load_recipe
 from kgcli.training import loop as training
-from kgcli.training.stages.adapters import Steering, make_controlnet
+from kgcli.training.stages.adapters import MapCollator, Steering, make_controlnet
 from kgcli.training.stages.decoder import clip_tokenizer
 from kgcli.weights.decoder import load_decoder
 from kgcli.weights.lora.header import LORA_NAME
@@ -323,3 +324,10 @@ def test_the_command_prints_figures_and_a_grid(kg, tmp_path):
     assert done.code == 0 and suite.PROTOCOL in done.out, done.err
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.size == (2 * 4 * SIZE, 2 * 6 * SIZE)
+
+
+def test_maps_of_images_of_any_size_are_those_of_the_square_that_the_vae_sees():
+    targets = [Image.new("RGB", size, "white") for size in ((96, 64), (64, 80))]
+    samples = [Sample(target=lambda size, image=image: Target(image)) for image in targets]
+    collator = MapCollator(frozenset(), 32, 0)
+    assert collator(samples, [0, 1]).maps.shape == (2, 3, 32, 32)

@@ -13,6 +13,7 @@ from kgcli.data.loader import stop_signals
 from kgcli.errors import BusyError, IncompatibleError, MissingError
 from kgcli.files import locked
 from kgcli.recipe import load_recipe
+from kgcli.training import checkpoint
 from kgcli.training import loop as training
 
 HOST = "a.host.of-mine"
@@ -111,3 +112,20 @@ def test_a_closed_terminal_ends_a_command_as_kill_does(name):
 
 def test_a_hang_up_is_one_of_the_signals_that_training_saves_at():
     assert signal.SIGHUP in stop_signals()
+
+
+def test_a_resumed_run_trains_by_the_recipe_at_hand(run):
+    recipe = recipe_of(run, "steps=3", "optim.weight_decay=0.5", "optim.betas=[0.8, 0.9]", "ema_decay=0.5")
+    resumed = training.Run(recipe)
+    resumed.trainer.restore(run, *checkpoint.load(checkpoint.list_steps(run)[-1]))
+    group = resumed.trainer.optimizer.param_groups[0]
+    assert (group["weight_decay"], tuple(group["betas"]), resumed.trainer.ema.decay) == (0.5, (0.8, 0.9), 0.5)
+
+
+def test_a_running_mean_that_begins_on_resume_starts_from_the_weights_reached(run):
+    step, weights, state = checkpoint.load(checkpoint.list_steps(run)[-1])
+    state.pop("ema", None)
+    resumed = training.Run(recipe_of(run, "ema_decay=0.9"))
+    resumed.trainer.restore(run, step, weights, state)
+    with resumed.trainer.averaged():
+        assert all((parameter == weights[name]).all() for name, parameter in resumed.trainer.trained.items())

@@ -29,12 +29,12 @@ def open_source(data: DataConfig, image_size: int, use: Use) -> Source:
     return found
 
 
-def _open_world(data: DataConfig, kinds: dict[str, float], image_size: int) -> Source:
+def _open_world(data: DataConfig, kinds: dict[str, float], image_size: int, number: int = 0) -> Source:
     from kgcli.data.sources.world_source import WorldSource
 
     return WorldSource(
         kinds,
-        seed=data.seed,
+        seed=data.seed + (number << 32),  # two world sources of a mixture must not give the same samples
         image_size=image_size,
         pool=data.pool,
         drop_entity_text=data.drop_entity_text,
@@ -53,7 +53,7 @@ def _open_mixture(data: DataConfig, image_size: int, use: Use) -> Source:
 
 def _open(data: DataConfig, number: int, cfg: SourceConfig, image_size: int, use: Use) -> Source:
     if cfg.kind == "world":
-        return _open_world(data, cfg.kinds, image_size)
+        return _open_world(data, cfg.kinds, image_size, number)
     from kgcli.data.sources.files import open_file
 
     # The number apart, two sources of one length would go through their rows in the same order.

@@ -173,7 +173,7 @@ def find_controlnet(kind: str, location: str | None, model: ModelFolder) -> Sour
     if folder.is_dir():
         config = check_diffusers_part(folder, "")
         check_width(f"the ControlNet {folder}", config.get("cross_attention_dim"), width)
-    return _find_source(location, f"--controlnet-model {kind}")
+    return find_source(location, f"--controlnet-model {kind}")
 
 
 def find_maker(kind: str, location: str | None) -> Source | None:
@@ -183,7 +183,7 @@ def find_maker(kind: str, location: str | None) -> Source | None:
     """
     if kind not in MAP_MODELS:
         return None
-    return _find_source(location or MAP_MODELS[kind], f"--map-model {kind}")
+    return find_source(location or MAP_MODELS[kind], f"--map-model {kind}")
 
 
 def _read_control(text: str, model: ModelFolder, networks: dict[str, str], makers: dict[str, str]) -> Control:
@@ -224,7 +224,8 @@ def _folder(location: str) -> Path:
     return folder if folder.is_dir() else find_adapter(location) or folder
 
 
-def _find_source(location: str, flag: str) -> Source:
+def find_source(location: str, flag: str) -> Source:
+    """Return the folder or Hub id that a user gave for a network. Raises: MissingError."""
     folder = _folder(location)
     if folder.is_dir():
         weights = sorted(folder.glob("*.safetensors"))

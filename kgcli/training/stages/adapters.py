@@ -22,6 +22,7 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from kgcli.data.batch import Batch, Collator
+from kgcli.data.images import to_square
 from kgcli.data.pool import Pool
 from kgcli.data.sample import Sample
 from kgcli.errors import ConfigError
@@ -42,7 +43,8 @@ class MapCollator(Collator):
     """Captions, moments, and the canny map of each target, computed as by `kg generate --controlnet canny=`."""
 
     def __call__(self, samples: list[Sample], rows: list[int]) -> Batch:
-        maps = [np.asarray(make_map("canny", sample.render(self.image_size).image)) for sample in samples]
+        size = self.image_size
+        maps = [np.asarray(make_map("canny", to_square(sample.render(size).image, size))) for sample in samples]
         pixels = torch.from_numpy(np.stack(maps)).permute(0, 3, 1, 2).float() / 255
         return dataclasses.replace(super().__call__(samples, rows), maps=pixels)
 

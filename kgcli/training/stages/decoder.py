@@ -270,6 +270,7 @@ class CaptionedStage(Stage):
             self._encode(batch.clip_tokens[:NUM_PREVIEW]),
             self._encode(self.null_tokens),
             generator,
+            side=self.setup.image_size,
             guidance_scale=3.0,
             steer=self.steer(batch),
         )

@@ -135,7 +135,7 @@ class PretrainStage(KosmosGStage):
 
     def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
         assert batch.tokens is not None and batch.token_mask is not None and batch.image_mask is not None
-        # The last token is only ever a target, and never an image: its slots need no check.
+        # The last token is only ever a target.
         hidden_BTD = self.model.hidden(batch.tokens, batch.token_mask, batch.image_mask, batch.images)[:, :-1]
         targets_BT = batch.tokens[:, 1:]
         ids = self.model.cfg.special_ids
@@ -234,7 +234,8 @@ class InstructStage(KosmosGStage):
     def preview(self, batch: Batch, generator: torch.Generator) -> Tensor:
         defaults = self.model.cfg.generation
         wanted_BSd, null_1Sd = self._encode(batch)[:32], self.model.encode_null()
-        return preview_images(self.diffusion, wanted_BSd, null_1Sd, generator, guidance_scale=defaults.guidance_scale)
+        scale, side = defaults.guidance_scale, self.setup.image_size
+        return preview_images(self.diffusion, wanted_BSd, null_1Sd, generator, side=side, guidance_scale=scale)
 
     def export(self, folder: Path) -> None:
         """Write the model with the decoder that it was trained for: a copy of its folder, or its Hub id."""
