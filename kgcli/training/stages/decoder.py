@@ -108,12 +108,8 @@ class VaeStage(Stage):
             "kl": self.options.kl * kl,
         }
 
-    @torch.no_grad()
     def preview(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        assert batch.targets is not None
-        pixels = batch.targets[:16]
-        rebuilt = self.vae.decode(self.vae.encode(pixels).latent_dist.mean).sample
-        return torch.cat([pixels, rebuilt]).clamp(-1, 1) / 2 + 0.5
+        return show_reconstructions(self.vae, batch)
 
     def export(self, folder: Path) -> None:
         self.vae.register_to_config(scaling_factor=1.0)
@@ -345,3 +341,12 @@ def edge_error(rebuilt: Tensor, pixels: Tensor) -> Tensor:
     """Return the mean error of differences between neighbouring pixels."""
     error = rebuilt - pixels
     return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+
+
+@torch.no_grad()
+def show_reconstructions(vae: AutoencoderKL, batch: Batch) -> Tensor:
+    """Return the first images of a batch and their reconstructions below, (N, 3, X, Y) in [0, 1]."""
+    assert batch.targets is not None
+    pixels = batch.targets[:16]
+    rebuilt = vae.decode(vae.encode(pixels).latent_dist.mean).sample
+    return torch.cat([pixels, rebuilt]).clamp(-1, 1) / 2 + 0.5

@@ -18,7 +18,7 @@ from kgcli.data.batch import Batch, Collator
 from kgcli.data.pool import Pool
 from kgcli.model.randomness import StepRandom
 from kgcli.training.stages.base import Setup, Stage
-from kgcli.training.stages.decoder import edge_error, random_crops
+from kgcli.training.stages.decoder import edge_error, random_crops, show_reconstructions
 
 DISCRIMINATOR_CHANNELS = (32, 64, 96)
 
@@ -95,12 +95,8 @@ class SharpenStage(Stage):
             "discriminator": F.relu(1 - real).float().mean() + F.relu(1 + fake).float().mean(),
         }
 
-    @torch.no_grad()
     def preview(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        assert batch.targets is not None
-        pixels = batch.targets[:16]
-        rebuilt = self.vae.decode(self.vae.encode(pixels).latent_dist.mean).sample
-        return torch.cat([pixels, rebuilt]).clamp(-1, 1) / 2 + 0.5
+        return show_reconstructions(self.vae, batch)
 
     def export(self, folder: Path) -> None:
         self.vae.save_pretrained(folder / "vae")
