@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -86,6 +86,19 @@ class OptimConfig(Strict):
         return self
 
 
+PartName = Literal["vision", "mllm", "aligner", "unet", "controlnet", "clip", "dino"]
+
+
+class LoraConfig(Strict):
+    """Low-rank adapters beside the MLLM's linear layers, for `train: lora`. Source: LoRA (arXiv:2106.09685)."""
+
+    rank: int = Field(default=16, ge=1, le=1024)
+    alpha: float = Field(default=16.0, gt=0)  # an adapter's output is scaled by alpha / rank
+    targets: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"), min_length=1
+    )  # last parts of the names of the layers that get one
+
+
 class Recipe(Strict):
     """Everything that makes one training run what it is; saved with every checkpoint."""
 
@@ -95,7 +108,11 @@ class Recipe(Strict):
     steps: int = Field(ge=1, le=10**9)  # optimizer steps
     seed: Seed = 0
     precision: Literal["fp32", "bf16"] = "fp32"  # of the forward pass; weights stay fp32
-    compile: bool = False  # torch.compile: a minute or two to start, then 1.2 to 1.4 times as fast
+    # torch.compile, of the stage's heaviest parts or of those named: minutes to start, then 1.2 to 1.4 times as fast
+    compile: bool | tuple[PartName, ...] = False
+    activation_checkpointing: tuple[PartName, ...] = ()  # parts that compute activations twice instead of keeping them
+    train: Literal["full", "lora", "aligner"] = "full"  # of stage instruct: what of the prompt encoder trains
+    lora: LoraConfig = LoraConfig()  # of train: lora
     ema_decay: Rate | None = None  # of the exported weights' running mean; None exports the last ones
     log_every: int = Field(default=50, ge=1)  # steps
     save_every: int = Field(default=1000, ge=1)  # steps
@@ -112,6 +129,8 @@ class Recipe(Strict):
     def _can_run(self) -> Recipe:
         if self.data.kinds and not sum(self.data.kinds.values()) > 0:
             raise ValueError("data.kinds gives every kind a weight of 0; one must be above 0")
+        if self.train != "full" and self.stage != "instruct":
+            raise ValueError(f"train: {self.train} is for stage instruct; stage {self.stage} takes train: full alone")
         return self
 
 

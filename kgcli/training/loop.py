@@ -31,6 +31,7 @@ from kgcli.recipe import Recipe, dump_recipe
 from kgcli.training import checkpoint
 from kgcli.training.latent_cache import make_pool
 from kgcli.training.logging import Metrics, say
+from kgcli.training.parts import checkpoint_activations, compile_parts
 from kgcli.training.resume import recipe_changes
 from kgcli.training.signals import stop_on_signals
 from kgcli.training.stages import find_stage, make_stage
@@ -56,6 +57,7 @@ class Run:
         torch.manual_seed(recipe.seed)
         self.stage = make_stage(recipe, self.source.texts)
         self.stage.freeze()
+        checkpoint_activations(self.stage, recipe)
         self.module = self.accelerator.prepare(self.stage)
         self.trainer = Trainer(
             {name: p for name, p in self.stage.named_parameters() if p.requires_grad},
@@ -248,9 +250,7 @@ def _resume(run: Run, resume: str) -> dict[str, Any]:
 
 
 def _start(run: Run) -> None:
-    if run.recipe.compile:
-        for part in run.stage.heavy_parts():
-            part.compile(dynamic=False)
+    compile_parts(run.stage, run.recipe)
     run.module.train()
 
 

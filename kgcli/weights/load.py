@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +85,14 @@ def load_kosmosg(
     return model.eval()
 
 
-def save_kosmosg(model: KosmosG, folder: Path | str, *, dtype: torch.dtype | None = None) -> None:
-    """Write config.json and weights, each file atomically.
+def save_kosmosg(
+    model: KosmosG,
+    folder: Path | str,
+    *,
+    dtype: torch.dtype | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write config.json and weights, each file atomically; `weights` replaces the model's own.
 
     Raises: UsageError for a quantised model.
     """
@@ -94,7 +100,7 @@ def save_kosmosg(model: KosmosG, folder: Path | str, *, dtype: torch.dtype | Non
         raise UsageError(f"a model loaded in {model.quantize} cannot be saved; load it with quantize none")
     folder = Path(folder)
     make_folder(folder)
-    write_weights(folder / WEIGHTS_NAME, model.state_dict(), dtype=dtype)
+    write_weights(folder / WEIGHTS_NAME, model.state_dict() if weights is None else weights, dtype=dtype)
     write_whole(folder / CONFIG_NAME, model.cfg.model_dump_json(indent=2) + "\n")
 
 

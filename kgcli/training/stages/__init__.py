@@ -52,5 +52,7 @@ def make_stage(recipe: Recipe, texts: Callable[[int, int], list[str]]) -> Stage:
         image_size=recipe.image_size,
         seed=recipe.seed,
         texts=texts,
+        train=recipe.train,
+        lora=recipe.lora,
     )
     return find_stage(recipe.stage)(setup)

@@ -79,6 +79,7 @@ class ControlNetStage(AdapterStage):
     """
 
     trains = ("controlnet.",)
+    compiles = ("unet", "controlnet")
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
@@ -90,8 +91,8 @@ class ControlNetStage(AdapterStage):
     def collator(self, pool: Pool | None) -> Collator:
         return MapCollator(self.needs, self.setup.image_size, 0, clip_tokenizer=self.tokenizer, pool=pool)
 
-    def heavy_parts(self) -> list[nn.Module]:
-        return [self.diffusion.unet, self.controlnet]
+    def parts(self) -> dict[str, list[nn.Module]]:
+        return {**super().parts(), "controlnet": [self.controlnet]}
 
     def steer(self, batch: Batch) -> Steer:
         assert batch.maps is not None

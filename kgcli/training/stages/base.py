@@ -22,7 +22,7 @@ from kgcli.data.sample import Sample
 from kgcli.data.sources.base import Use
 from kgcli.errors import ConfigError
 from kgcli.model.randomness import StepRandom
-from kgcli.recipe import explain
+from kgcli.recipe import LoraConfig, explain
 from kgcli.training.stages.start import find_start
 
 
@@ -38,6 +38,8 @@ class Setup:
     image_size: int  # pixels of targets
     seed: int
     texts: Callable[[int, int], list[str]]  # (number, seed) -> sentences of the data, for tokenizers
+    train: str = "full"  # of stage instruct: full, lora or aligner
+    lora: LoraConfig = LoraConfig()
     found: dict[str, Path] = field(default_factory=dict)  # part -> its folder: looked up once
 
     def part(self, name: str) -> dict[str, Any]:
@@ -71,6 +73,7 @@ class Stage(nn.Module):
     options: Any
     uses_pool: ClassVar[bool] = False
     use: ClassVar[Use] = "generate"  # of images that come with a caption
+    compiles: ClassVar[tuple[str, ...]] = ()  # the heaviest of `parts`
 
     def __init__(self, setup: Setup) -> None:
         super().__init__()
@@ -100,9 +103,9 @@ class Stage(nn.Module):
         """Return images in [0, 1], (N, 3, X, Y), that show the progress; None if there are none."""
         return None
 
-    def heavy_parts(self) -> list[nn.Module]:
-        """Return the modules worth compiling."""
-        return []
+    def parts(self) -> dict[str, list[nn.Module]]:
+        """Return the modules that a recipe can compile or checkpoint the activations of, by its name for them."""
+        return {}
 
     def freeze(self) -> None:
         """Let only the parameters under `trains` train."""

@@ -145,6 +145,7 @@ class ClipStage(Stage):
     Options = ClipOptions
     options: ClipOptions
     use = "match"
+    compiles = ("clip",)
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
@@ -170,8 +171,8 @@ class ClipStage(Stage):
         vision_size = int(self.setup.part("clip_vision")["image_size"])
         return Collator(self.needs, self.setup.image_size, vision_size, clip_tokenizer=self.tokenizer)
 
-    def heavy_parts(self) -> list[nn.Module]:
-        return [self.clip]
+    def parts(self) -> dict[str, list[nn.Module]]:
+        return {"clip": [self.clip]}
 
     def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
         assert batch.images is not None and batch.clip_tokens is not None
@@ -214,6 +215,7 @@ class CaptionedStage(Stage):
     Options = CaptionedOptions
     options: CaptionedOptions
     uses_pool = True
+    compiles = ("unet",)
     diffusion: Diffusion
     null_tokens: Tensor  # (1, L) the empty caption
 
@@ -230,8 +232,8 @@ class CaptionedStage(Stage):
     def collator(self, pool: Pool | None) -> Collator:
         return Collator(self.needs, self.setup.image_size, 0, clip_tokenizer=self.tokenizer, pool=pool)
 
-    def heavy_parts(self) -> list[nn.Module]:
-        return [self.diffusion.unet]
+    def parts(self) -> dict[str, list[nn.Module]]:
+        return {"unet": [self.diffusion.unet]}
 
     def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
         assert batch.clip_tokens is not None and batch.moments is not None and batch.subject is not None

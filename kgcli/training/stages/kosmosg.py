@@ -21,6 +21,7 @@ from kgcli.model.randomness import StepRandom
 from kgcli.recipe import explain
 from kgcli.training.preview import preview_images
 from kgcli.training.stages.base import Setup, Stage
+from kgcli.training.stages.mllm_lora import ADAPTER, add_lora, merged_weights, save_adapter
 from kgcli.training.stages.start import copy_folder, copy_tokenizer, is_on_hub
 from kgcli.weights.config import read_model_config
 from kgcli.weights.decoder import load_decoder
@@ -36,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 class EncoderOptions(Strict):
     """vision_blocks: number of last blocks of the vision tower that train; 1 in the published model. All blocks: the
-    whole tower."""
+    whole tower. With `train: lora` or `aligner` none does."""
 
     vision_blocks: int = 1
 
@@ -89,8 +90,16 @@ class KosmosGStage(Stage):
             max_tokens=cfg.mllm.max_positions,
         )
 
+    def parts(self) -> dict[str, list[nn.Module]]:
+        aligner = [self.model.aligner.encoder, self.model.aligner.decoder]
+        return {
+            "vision": [self.model.vision],
+            "mllm": [self.model.mllm],
+            "aligner": [half for half in aligner if half is not None],
+        }
+
     def export(self, folder: Path) -> None:
-        save_kosmosg(self.model, folder)
+        save_kosmosg(self.model, folder, weights=merged_weights(self.model))
         copy_folder(self.setup.source("model") / TOKENIZER, folder / TOKENIZER)
 
 
@@ -192,6 +201,9 @@ class AlignStage(KosmosGStage):
 class InstructStage(KosmosGStage):
     """Stage 3: the frozen U-Net's noise-prediction error trains MLLM, resampler and AlignerNet.
 
+    With `train: aligner` it trains AlignerNet alone, with `train: lora` low-rank adapters of the MLLM, which the
+    exported model has merged; its folder `adapter` holds them for peft.
+
     Source: KOSMOS-G (arXiv:2310.02992), section 2.3.
     """
 
@@ -199,24 +211,28 @@ class InstructStage(KosmosGStage):
     Options = InstructOptions
     options: InstructOptions
     uses_pool = True
+    compiles = ("unet",)
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         folder = self.setup.source("model")
         self.tokenizer = Tokenizer.load(folder / TOKENIZER)
-        self.model = load_kosmosg(folder, aligner=self.other_aligner(folder))
+        other = self.other_aligner(folder)
+        if other is not None and setup.train == "lora":
+            raise ConfigError("parts.aligner makes a new AlignerNet, which train: lora would leave untrained")
+        self.model = load_kosmosg(folder, aligner=other)
         self.diffusion = load_decoder(self.setup.source(DECODER))
         self.diffusion.check_conditioning(self.model.cfg.aligner.width)
         self.diffusion.to(memory_format=torch.channels_last)
-        self.trains = (*self.trained_encoder(self.options.vision_blocks), "model.aligner.encoder.")
+        self.trains = self._trained()
 
     def collator(self, pool: Pool | None) -> Collator:
         collator = super().collator(pool)
         collator.vision_fit = self.model.cfg.image_fit  # images of prompts become square as in inference
         return collator
 
-    def heavy_parts(self) -> list[nn.Module]:
-        return [self.diffusion.unet]
+    def parts(self) -> dict[str, list[nn.Module]]:
+        return {**super().parts(), "unet": [self.diffusion.unet]}
 
     def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
         assert batch.moments is not None and batch.subject is not None
@@ -245,6 +261,16 @@ class InstructStage(KosmosGStage):
         super().export(folder)
         if is_folder:
             copy_folder(self.setup.source(DECODER), folder / DECODER)
+        if self.setup.train == "lora":
+            save_adapter(self.model.mllm, folder / ADAPTER)
+
+    def _trained(self) -> tuple[str, ...]:
+        """Return the prefixes of what trains; of `train: lora` adapters are added first."""
+        if self.setup.train == "lora":
+            add_lora(self.model.mllm, self.setup.lora)
+            return tuple(name for name, _ in self.named_parameters() if ".lora_" in name)
+        aligner = "model.aligner.encoder."
+        return (aligner,) if self.setup.train == "aligner" else (*self.trained_encoder(self.options.vision_blocks), aligner)
 
     def _encode(self, batch: Batch) -> Tensor:
         assert batch.tokens is not None and batch.token_mask is not None and batch.image_mask is not None

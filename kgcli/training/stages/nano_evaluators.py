@@ -103,6 +103,7 @@ class EvalDinoStage(Stage):
     Options = EvalDinoOptions
     options: EvalDinoOptions
     trains = ("dino.",)
+    compiles = ("dino",)
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
@@ -111,8 +112,8 @@ class EvalDinoStage(Stage):
     def collator(self, pool: Pool | None) -> Collator:
         return ViewCollator(self.needs, self.setup.image_size, VIEW_SIZE)
 
-    def heavy_parts(self) -> list[torch.nn.Module]:
-        return [self.dino]
+    def parts(self) -> dict[str, list[torch.nn.Module]]:
+        return {"dino": [self.dino]}
 
     def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
         assert batch.views is not None
