@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kgcli.inference.model import Model
     from kgcli.inference.request import Request
     from kgcli.recipe import Recipe
+    from kgcli.training.dry_run.report import Plan
     from kgcli.weights.folder import ModelFolder
 
 
@@ -96,6 +97,19 @@ def train(recipe: Recipe, resume: str = "auto", dry_run: bool = False) -> str:
     from kgcli.training.loop import train as run
 
     return run(recipe, resume=resume, dry_run=dry_run)
+
+
+def plan_training(recipe: Recipe, resume: str = "auto", tflops: float | None = None) -> Plan:
+    """Check a recipe and count what its run would take; see `kgcli.training.dry_run.report.describe`.
+
+    Example:
+        >>> from kgcli.recipe import load_recipe
+        >>> plan_training(load_recipe("example-data/instruct")).missing
+        ()
+    """
+    from kgcli.training.dry_run.report import describe
+
+    return describe(recipe, resume, tflops)
 
 
 def evaluate(suite: str, model: Model, **options: Any) -> Any:

@@ -15,6 +15,7 @@ from kgcli.files import recipes_folder
 from kgcli.reading import parse_yaml, read_yaml
 
 PAPER_STAGES = ("pretrain", "align", "instruct")
+RESULT = "final"  # folder inside a run folder
 
 
 class SourceConfig(Strict):
@@ -161,6 +162,17 @@ def load_recipe(name: str, overrides: list[str] | None = None, stage: str | None
 def command_of(stage: str) -> str:
     """Return the command that trains a stage: the paper's three have their own, the others are below `base`."""
     return stage if stage in PAPER_STAGES else f"base {stage}"
+
+
+def maker_of(folder: str) -> str | None:
+    """Return the command of the shipped recipe that exports a folder, such as runs/nano/align/final."""
+    for path in sorted(recipes_folder().rglob("*.yaml")):
+        values = read_yaml(path, error=ConfigError)
+        result = Path(str(values.get("output_dir"))) / RESULT
+        if Path(folder).is_relative_to(result):
+            name = path.relative_to(recipes_folder()).with_suffix("").as_posix()
+            return f"kg {command_of(str(values.get('stage')))} {name}"
+    return None
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -22,7 +22,18 @@ Resume = Annotated[
         help="Checkpoint to resume: auto (newest, else start fresh), true (newest, required), none or a path.",
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Run all checks and print sizes, without training.")]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Check all that a run checks; print sizes, memory, disk and work, train nothing."),
+]
+Tflops = Annotated[
+    float | None,
+    typer.Option(
+        min=1e-6,
+        help="For the time estimate of --dry-run: what all processes reach together, in TFLOP/s.",
+        show_default=False,
+    ),
+]
 
 # Stage -> help text of its command. The paper's three are commands of their own, the others are below `kg base`.
 PAPER = {
@@ -52,14 +63,25 @@ def _command(stage: str) -> Callable[..., None]:
     """Return the command that trains a stage."""
 
     def command(
-        recipe: RecipeName, overrides: Overrides = None, resume: Resume = "auto", dry_run: DryRun = False
+        recipe: RecipeName,
+        overrides: Overrides = None,
+        resume: Resume = "auto",
+        dry_run: DryRun = False,
+        tflops: Tflops = None,
     ) -> None:
+        from kgcli.errors import MissingError
         from kgcli.recipe import load_recipe
 
         checked = load_recipe(recipe, overrides or [], stage=stage)
         from kgcli import engine  # torch loads here, after the recipe is checked
 
-        print(engine.train(checked, resume=resume, dry_run=dry_run))
+        if not dry_run:
+            print(engine.train(checked, resume=resume))
+            return
+        plan = engine.plan_training(checked, resume=resume, tflops=tflops)
+        print(plan)
+        if plan.missing:
+            raise MissingError(f"{len(plan.missing)} part(s) of this recipe are not on this machine: listed above")
 
     return command
 

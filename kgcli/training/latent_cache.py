@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader
 
 from kgcli.data.pool import Pool, PoolImages, collate_pool
 from kgcli.data.sources.base import Source
-from kgcli.errors import ConfigError, KgError
+from kgcli.errors import KgError
 from kgcli.files import write_whole
 from kgcli.model.diffusion import Diffusion
+from kgcli.training.checks import check_pool_source
 from kgcli.training.logging import say
 
 MADE_OF = "made_of.json"
@@ -38,11 +39,7 @@ def make_pool(
         ConfigError: the source is endless.
         KgError: a target cannot be read.
     """
-    if source.num_rows is None:
-        raise ConfigError(
-            "this stage works on cached VAE moments, and the nano world is endless: "
-            "set data.pool to the number of its images"
-        )
+    check_pool_source(source)
     if accelerator.is_main_process:
         # The U-Net's own sample size does not count: it takes latents of any.
         images = PoolImages(source, image_size, image_size // diffusion.pixels_per_latent)

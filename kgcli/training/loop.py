@@ -17,18 +17,19 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from kgcli.data.batch import Batch, sample_fields
+from kgcli.data.batch import Batch
 from kgcli.data.loader import EVALUATION_STEP, Batches, load_batches
 from kgcli.data.pool import Pool
 from kgcli.data.sample import Sample
 from kgcli.data.sources import open_source
 from kgcli.data.sources.rendered import make_rendered
-from kgcli.errors import ConfigError, MissingError
+from kgcli.errors import MissingError
 from kgcli.files import locked, remove_leftovers, whole_folder
 from kgcli.model.diffusion import Diffusion
 from kgcli.model.randomness import StepRandom
 from kgcli.recipe import Recipe, dump_recipe
 from kgcli.training import checkpoint
+from kgcli.training.checks import check_source
 from kgcli.training.latent_cache import make_pool
 from kgcli.training.logging import Metrics, say
 from kgcli.training.parts import checkpoint_activations, compile_parts
@@ -45,11 +46,11 @@ class Run:
     """One training run of a recipe: its data, stage, trainer and files."""
 
     def __init__(self, recipe: Recipe) -> None:
-        use = find_stage(recipe.stage).use
+        stage = find_stage(recipe.stage)
         self.recipe = recipe
         self.folder = Path(recipe.output_dir)
-        self.source = open_source(recipe.data, recipe.image_size, use)
-        self._check_source()
+        self.source = open_source(recipe.data, recipe.image_size, stage.use)
+        check_source(recipe.stage, stage, self.source)
         # Without `cpu` accelerate takes several CPU processes for as many separate runs.
         self.accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(), mixed_precision={"fp32": "no", "bf16": "bf16"}[recipe.precision]
@@ -168,14 +169,6 @@ class Run:
         sample: Sample = self._calibration_source.sample(index)
         return sample
 
-    def _check_source(self) -> None:
-        missing = sample_fields(find_stage(self.recipe.stage).needs) - self.source.gives
-        if missing:
-            raise ConfigError(
-                f"stage {self.recipe.stage} needs samples with {' and '.join(sorted(missing))}, "
-                "which not all samples of this recipe's data have"
-            )
-
 
 def train(recipe: Recipe, resume: str = "auto", dry_run: bool = False) -> str:
     """Run a recipe to its end and export its result to `output_dir/final`; return the path.
@@ -184,11 +177,11 @@ def train(recipe: Recipe, resume: str = "auto", dry_run: bool = False) -> str:
         ConfigError, MissingError: the recipe, its data or its initial weights are wrong or missing.
         KeyboardInterrupt: interrupted; a checkpoint of the last whole step is written first.
     """
-    run = Run(recipe)
     if dry_run:
-        from kgcli.training.dry_run import describe
+        from kgcli.training.dry_run.report import describe
 
-        return describe(run)
+        return str(describe(recipe, resume))
+    run = Run(recipe)
     trainer = run.trainer
     with contextlib.ExitStack() as stack:
         if run.accelerator.is_main_process:

@@ -105,7 +105,7 @@ def make_optimizer(named: Iterable[tuple[str, nn.Parameter]], cfg: OptimConfig) 
             {"params": [p for _, p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
         return AdamW(groups, lr=cfg.lr, betas=cfg.betas, eps=cfg.eps, fused=True)
-    matrices = [p for name, p in trained if _is_matrix(name, p)]
+    matrices = [p for name, p in trained if is_matrix(name, p)]
     known = set(map(id, matrices))
     rest = [p for _, p in trained if id(p) not in known]
     shared = {"lr": cfg.lr, "betas": cfg.betas, "eps": cfg.eps}
@@ -126,7 +126,8 @@ def lr_at(step: int, num_steps: int, cfg: OptimConfig) -> float:
     return cfg.lr * warm * fall
 
 
-def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
+def is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Return whether Muon takes a parameter: not a vector, a table or a small matrix."""
     if parameter.ndim < 2 or any(word in name for word in EMBEDDINGS):
         return False
     return min(parameter.shape[0], parameter[0].numel()) >= MIN_MATRIX

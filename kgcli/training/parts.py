@@ -41,6 +41,13 @@ def compile_parts(stage: Stage, recipe: Recipe) -> None:
             part.compile(dynamic=name not in FIXED_SHAPES)
 
 
+def check_parts(stage: Stage, recipe: Recipe) -> None:
+    """Check the parts that a recipe names. Raises: ConfigError."""
+    checkpoint_activations(stage, recipe)
+    for name in () if isinstance(recipe.compile, bool) else recipe.compile:
+        _find(stage, name, "compile")
+
+
 def _find(stage: Stage, name: str, key: str) -> list[nn.Module]:
     parts = stage.parts()
     if name not in parts:

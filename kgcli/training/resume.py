@@ -14,7 +14,8 @@ _WITHOUT_EFFECT = (
     *("output_dir", "log_every", "save_every", "sample_every", "keep_checkpoints"),
     *("data.num_workers", "data.rendered", "compile", "activation_checkpointing"),
 )
-_FIXED = ("stage", "model", "parts", "image_size", "train", "lora")  # the weights of a checkpoint mean nothing to another of these
+# The weights of a checkpoint mean nothing to another of these.
+_FIXED = ("stage", "model", "parts", "image_size", "train", "lora")
 
 
 def recipe_changes(saved: Path, recipe: Recipe) -> list[str]:

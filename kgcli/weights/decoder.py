@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from kgcli.errors import IncompatibleError, MissingError
 from kgcli.model.diffusion import Diffusion
+from kgcli.weights.folder import check_safetensors
+from kgcli.weights.meta import on_meta
 from kgcli.weights.single_file import read_single_file, report_unread
 from kgcli.weights.single_file_header import scheduler_settings
 
@@ -54,6 +57,40 @@ def load_decoder(
     unet = _load_part(UNet2DConditionModel, source, "unet", dtype, local_files_only, variant)
     vae = _load_part(AutoencoderKL, source, "vae", dtype, local_files_only, variant)
     return Diffusion(unet, vae, _load_scheduler_config(source, local_files_only))
+
+
+def shape_decoder(source: Path) -> Diffusion:
+    """Return the decoder of a diffusers folder on the meta device: shapes alone, its weight files checked.
+
+    A folder without any weights, such as the sizes of Stable Diffusion v1.5 that ship, is taken as it is.
+
+    Raises:
+        MissingError: the folder or a file is not there or is damaged.
+        IncompatibleError: the weights do not fit the sizes stored beside them.
+    """
+    unet = _shape_part(UNet2DConditionModel, source, "unet")
+    vae = _shape_part(AutoencoderKL, source, "vae")
+    return Diffusion(unet, vae, _load_scheduler_config(source, local_files_only=True))
+
+
+def _shape_part(kind: type[Part], source: Path, name: str) -> Part:
+    try:
+        config = kind.load_config(str(source), subfolder=name, local_files_only=True)
+    except OSError as error:
+        raise MissingError(f"the decoder's {name} is not in {source} or is damaged: {_first_line(error)}") from None
+    with on_meta():
+        part = kind.from_config(config)
+    files = sorted((source / name).glob(f"{WEIGHTS_STEM}.safetensors")) or sorted((source / name).glob("*.safetensors"))
+    if files:
+        # Older files name a VAE's attention otherwise: numbers are counted, names are left to the loader.
+        stored = sum(math.prod(shape) for file in files for shape in check_safetensors(file).values())
+        expected = sum(tensor.numel() for tensor in part.state_dict().values())
+        if stored != expected:
+            raise IncompatibleError(
+                f"the decoder's {name} in {source} does not fit its config.json: it holds {stored:,} numbers, not "
+                f"{expected:,}"
+            )
+    return part
 
 
 def _load_part(

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from kgcli.config import ALIGNER, CONFIG_NAME, AlignerConfig, ModelConfig, VisionConfig, check_aligner
 from kgcli.errors import IncompatibleError, MissingError, UsageError
@@ -18,6 +16,7 @@ from kgcli.model.kosmosg import KosmosG
 from kgcli.runtime import check_quantize
 from kgcli.weights.config import read_model_config
 from kgcli.weights.folder import WEIGHTS_NAME
+from kgcli.weights.meta import on_meta
 from kgcli.weights.published.names import vision_from_transformers
 from kgcli.weights.quantize import quantize_linears
 from kgcli.weights.safetensors import (
@@ -44,6 +43,7 @@ def load_kosmosg(
 ) -> KosmosG:
     """Load the model of a folder, in evaluation mode.
 
+    On device `meta` the model has its shapes alone, and files are checked without being read.
     Weights under a prefix of `fresh` may be absent from the file; they are then newly initialised. `aligner` replaces
     the folder's AlignerNet by a newly initialised one. `quantize` (8bit, 4bit) quantises the MLLM's linear layers,
     for generation only.
@@ -74,11 +74,11 @@ def load_kosmosg(
     if not fresh:
         check_aligner(weights, folder)
     # Only a fresh part needs memory before its weights are loaded.
-    with torch.device("meta"), _Unfilled():
+    with on_meta():
         model = KosmosG(cfg, with_aligner_decoder=with_aligner_decoder)
     if fresh:
         assert all(prefix.startswith(ALIGNER) for prefix in fresh), "only the AlignerNet can be newly initialised"
-        with torch.device(device):
+        with on_meta() if torch.device(device).type == "meta" else torch.device(device):
             aligner_net = AlignerNet(cfg.aligner, cfg.mllm.width, with_decoder=with_aligner_decoder)
         model.aligner = aligner_net.to(dtype)
     assign_weights(model, weights, source=str(folder), fresh=fresh)
@@ -109,7 +109,7 @@ def has_aligner(folder: Path) -> bool:
     return any(name.startswith(ALIGNER) for name in stored_names(folder / WEIGHTS_NAME))
 
 
-def load_tower(folder: Path, cfg: VisionConfig) -> dict[str, Tensor]:
+def load_tower(folder: Path, cfg: VisionConfig, *, device: str = "cpu") -> dict[str, Tensor]:
     """Return the vision tower (names as in `VisionTower`) of a CLIP saved by transformers or `kg base clip`.
 
     Raises: MissingError; IncompatibleError if the CLIP's settings differ from `cfg`.
@@ -131,12 +131,12 @@ def load_tower(folder: Path, cfg: VisionConfig) -> dict[str, Tensor]:
     wrong = [f"{name} is {theirs}, not {ours}" for name, (theirs, ours) in settings.items() if theirs != ours]
     if wrong:
         raise IncompatibleError(f"the CLIP of {clip}: {', '.join(wrong)}; set model.vision to its values")
-    return vision_from_transformers(read_weights(clip / WEIGHTS_NAME))
+    return vision_from_transformers(read_weights(clip / WEIGHTS_NAME, device=device))
 
 
 def _load_quantized(folder: Path, cfg: ModelConfig, device: torch.device, dtype: torch.dtype, quantize: str) -> KosmosG:
     """Load the model with a quantised MLLM, weight by weight: it is never in memory in full precision."""
-    with torch.device("meta"), _Unfilled():
+    with on_meta():
         model = KosmosG(cfg)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     found: dict[str, torch.Size] = {}
@@ -161,19 +161,3 @@ def _noting_shapes(
     for name, tensor in weights:
         shapes[name] = tensor.shape
         yield name, tensor
-
-
-class _Unfilled(TorchFunctionMode):
-    """A mode that skips the initialisation of meta tensors, for which torch would load its compiler."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is torch.randn:
-            return torch.empty(*args, **(kwargs or {}))
-        if getattr(func, "__module__", "") == "torch.nn.init":
-            return args[0] if args else (kwargs or {})["tensor"]
-        scaled = func is Tensor.mul and isinstance(args[1], int | float)
-        if scaled or func in (Tensor.normal_, Tensor.uniform_):
-            return args[0]
-        return func(*args, **(kwargs or {}))

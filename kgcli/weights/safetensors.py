@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,6 +15,17 @@ from kgcli.errors import IncompatibleError, MissingError
 from kgcli.files import whole_file, write_whole
 from kgcli.weights.tensor_files import save_tensors
 
+STORED_DTYPES = {  # as safetensors names those of weights
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}  # as users name them
 NUM_NAMED = 3  # names that an error message lists of each kind
 
@@ -34,19 +46,25 @@ def read_weights(
 def iter_weights(
     path: Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield the names and tensors of `read_weights` one at a time.
+    """Yield the names and tensors of `read_weights` one at a time; on device `meta`, shapes from the header alone.
 
     Raises:
         MissingError: a file is not there or is damaged.
     """
     for shard in _shards(path):
+        on_meta = str(device) == "meta"
         try:
-            with safe_open(shard, framework="pt", device=str(device)) as file:
+            with safe_open(shard, framework="pt", device="cpu" if on_meta else str(device)) as file:
                 for name in file.keys():  # noqa: SIM118 (not a dict)
-                    tensor = file.get_tensor(name)
+                    tensor = _shape_of(file.get_slice(name)) if on_meta else file.get_tensor(name)
                     yield name, tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
         except (SafetensorError, OSError) as error:
             raise MissingError(f"{shard} is damaged ({error}); fetch or copy it again") from None
+
+
+def _shape_of(stored: Any) -> Tensor:
+    """Return a tensor of a file on the meta device, of its shape and dtype."""
+    return torch.empty(stored.get_shape(), dtype=STORED_DTYPES[stored.get_dtype()], device="meta")
 
 
 def stored_names(path: Path) -> set[str]:

@@ -82,8 +82,9 @@ def test_a_part_that_a_stage_does_not_have_is_named(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's compiler has its own
 def test_compiled_parts_lose_as_much(folder):
-    plain, compiled = (run_of(folder, *own) for own in ([], ["compile=[mllm, aligner, vision, unet]"]))
+    plain, compiled = (run_of(folder, *own) for own in (["steps=2"], ["compile=[mllm, aligner]", "steps=2"]))
     compile_parts(compiled.stage, compiled.recipe)
     assert list(plain.trained) == list(compiled.trained)
     for run in (plain, compiled):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from typing import TypeVar
 
 from kgcli.errors import ConfigError
 from kgcli.recipe import Recipe
 from kgcli.training.stages.base import Setup, Stage
+
+AnySetup = TypeVar("AnySetup", bound=Setup)
 
 # Stage -> module of this folder and its class.
 STAGES = {
@@ -43,7 +46,12 @@ def make_stage(recipe: Recipe, texts: Callable[[int, int], list[str]]) -> Stage:
 
     Raises: ConfigError, MissingError: a part or option is wrong, or a folder of init_from is missing.
     """
-    setup = Setup(
+    return find_stage(recipe.stage)(make_setup(recipe, texts, Setup))
+
+
+def make_setup(recipe: Recipe, texts: Callable[[int, int], list[str]], kind: type[AnySetup]) -> AnySetup:
+    """Return the parts of a recipe that a stage is built from."""
+    return kind(
         stage=recipe.stage,
         init_from=recipe.init_from,
         parts=recipe.parts,
@@ -55,4 +63,3 @@ def make_stage(recipe: Recipe, texts: Callable[[int, int], list[str]]) -> Stage:
         train=recipe.train,
         lora=recipe.lora,
     )
-    return find_stage(recipe.stage)(setup)

@@ -5,6 +5,7 @@ A stage is one class and an entry of the registry; all of them run through `kgcl
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,16 +15,27 @@ from typing import Any, ClassVar
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
 
-from kgcli.config import ModelConfig, Strict
+from kgcli.config import ALIGNER, AlignerConfig, ModelConfig, Strict
 from kgcli.data.batch import Batch, Collator
 from kgcli.data.pool import Pool
 from kgcli.data.sample import Sample
 from kgcli.data.sources.base import Use
+from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import ConfigError
+from kgcli.model.diffusion import Diffusion
+from kgcli.model.kosmosg import KosmosG
 from kgcli.model.randomness import StepRandom
+from kgcli.model.vision import VisionTower
 from kgcli.recipe import LoraConfig, explain
 from kgcli.training.stages.start import find_start
+from kgcli.weights.config import read_model_config
+from kgcli.weights.decoder import load_decoder
+from kgcli.weights.load import has_aligner, load_kosmosg, load_tower
+from kgcli.weights.safetensors import assign_weights
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,47 @@ class Setup:
             self.found[part] = find_start(part, self.init_from[part])
         return self.found[part]
 
+    def model_config(self) -> ModelConfig:
+        """Return the configuration of the model that the stage starts from. Raises: ConfigError, MissingError."""
+        return read_model_config(self.source("model"))
+
+    def load_model(self, *, with_aligner_decoder: bool = False, aligner: AlignerConfig | None = None) -> KosmosG:
+        """Load the model that the stage starts from, with `aligner` in place of its own AlignerNet.
+
+        The alignment stage, which alone has the aligner's decoder, makes an AlignerNet where the model has none.
+
+        Raises: ConfigError, MissingError, IncompatibleError.
+        """
+        folder = self.source("model")
+        fresh: tuple[str, ...] = ()
+        if with_aligner_decoder and not has_aligner(folder):
+            _log.warning("%s has no AlignerNet, as any result of stage 1: initialising it randomly", folder)
+            fresh = (ALIGNER,)
+        return self.load_folder(folder, with_aligner_decoder=with_aligner_decoder, fresh=fresh, aligner=aligner)
+
+    def load_folder(self, folder: Path, **options: Any) -> KosmosG:
+        """Load a model folder with the options of `load_kosmosg`."""
+        return load_kosmosg(folder, **options)
+
+    def load_tokenizer(self, find: Callable[[], Path]) -> Tokenizer:
+        """Load the MLLM's tokenizer from the folder that `find` returns. Raises: ConfigError, MissingError."""
+        return Tokenizer.load(find())
+
+    def load_decoder(self) -> Diffusion:
+        """Load the image decoder. Raises: ConfigError, MissingError, IncompatibleError."""
+        return load_decoder(self.source("decoder"))
+
+    def load_text(self) -> tuple[CLIPTokenizer | None, CLIPTextModel]:
+        """Load the decoder's text encoder and its tokenizer. Raises: ConfigError, MissingError."""
+        folder = self.source("text")
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+        return tokenizer, CLIPTextModel.from_pretrained(folder / "text_encoder")
+
+    def load_tower(self, tower: VisionTower) -> None:
+        """Load the weights of a CLIP into a vision tower. Raises: ConfigError, MissingError, IncompatibleError."""
+        folder = self.source("clip")
+        assign_weights(tower, load_tower(folder, self.model.vision), source=str(folder))
+
 
 class Stage(nn.Module):
     """A training stage: its modules, loss, preview and result."""
@@ -74,6 +127,9 @@ class Stage(nn.Module):
     uses_pool: ClassVar[bool] = False
     use: ClassVar[Use] = "generate"  # of images that come with a caption
     compiles: ClassVar[tuple[str, ...]] = ()  # the heaviest of `parts`
+    has_shapes: ClassVar[bool] = (
+        False  # loads all it starts from by methods of `Setup`: a dry run can be without weights
+    )
 
     def __init__(self, setup: Setup) -> None:
         super().__init__()

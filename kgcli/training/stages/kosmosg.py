@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
 
-from kgcli.config import ALIGNER, AlignerConfig, ModelConfig, Strict
+from kgcli.config import AlignerConfig, ModelConfig, Strict
 from kgcli.data.batch import Batch, Collator
 from kgcli.data.pool import Pool
 from kgcli.data.tokenizer import Tokenizer
@@ -23,16 +21,11 @@ from kgcli.training.preview import preview_images
 from kgcli.training.stages.base import Setup, Stage
 from kgcli.training.stages.mllm_lora import ADAPTER, add_lora, merged_weights, save_adapter
 from kgcli.training.stages.start import copy_folder, copy_tokenizer, is_on_hub
-from kgcli.weights.config import read_model_config
-from kgcli.weights.decoder import load_decoder
-from kgcli.weights.load import has_aligner, load_kosmosg, load_tower, save_kosmosg
-from kgcli.weights.safetensors import assign_weights
+from kgcli.weights.load import save_kosmosg
 
 DROP_CONDITION = 0.1  # fraction of rows whose conditioning becomes the null one. Source: the published instruct stage
 TOKENIZER = "tokenizer"  # folders inside a model folder
 DECODER = "decoder"
-
-_log = logging.getLogger(__name__)
 
 
 class EncoderOptions(Strict):
@@ -51,18 +44,23 @@ class InstructOptions(EncoderOptions):
 class KosmosGStage(Stage):
     """The base of the paper's three stages: a KosmosG, its tokenizer, and a model folder as result."""
 
+    has_shapes = True
     model: KosmosG
     tokenizer: Tokenizer
 
-    def other_aligner(self, folder: Path) -> AlignerConfig | None:
-        """Return the folder's AlignerNet configuration changed by the recipe's `parts.aligner`; None without that.
+    def load_tokenizer(self) -> Tokenizer:
+        """Load the tokenizer of the model that the stage starts from."""
+        return self.setup.load_tokenizer(lambda: self.setup.source("model") / TOKENIZER)
+
+    def other_aligner(self) -> AlignerConfig | None:
+        """Return the start's AlignerNet configuration changed by the recipe's `parts.aligner`; None without that.
 
         Raises:
             ConfigError: an unknown key or wrong value.
         """
         if "aligner" not in self.setup.parts:
             return None
-        sizes = read_model_config(folder).aligner.model_dump() | self.setup.parts["aligner"]
+        sizes = self.setup.model_config().aligner.model_dump() | self.setup.parts["aligner"]
         try:
             return AlignerConfig.model_validate(sizes)
         except ValidationError as error:
@@ -116,12 +114,11 @@ class PretrainStage(KosmosGStage):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self.tokenizer = Tokenizer.load(self.tokenizer_folder())
+        self.tokenizer = setup.load_tokenizer(self.tokenizer_folder)
         sizes = setup.model.mllm.model_copy(update={"vocab_size": self.tokenizer.vocab_size})
         cfg = setup.model.model_copy(update={"mllm": sizes, "special_ids": self.tokenizer.special_ids})
         self.model = KosmosG(ModelConfig.model_validate(cfg.model_dump()), with_aligner_decoder=True)
-        tower = load_tower(self.setup.source("clip"), cfg.vision)
-        assign_weights(self.model.vision, tower, source=str(self.setup.source("clip")))
+        setup.load_tower(self.model.vision)
         self.trains = self.trained_encoder(self.options.vision_blocks)
 
     def tokenizer_folder(self) -> Path:
@@ -169,14 +166,9 @@ class AlignStage(KosmosGStage):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        folder = self.setup.source("model")
-        self.tokenizer = Tokenizer.load(folder / TOKENIZER)
-        fresh = () if has_aligner(folder) else (ALIGNER,)
-        if fresh:
-            _log.warning("%s has no AlignerNet, as any result of stage 1: initialising it randomly", folder)
-        self.model = load_kosmosg(folder, with_aligner_decoder=True, fresh=fresh, aligner=self.other_aligner(folder))
-        self.clip_tokenizer = CLIPTokenizer.from_pretrained(self.setup.source("text") / "tokenizer")
-        self.text = CLIPTextModel.from_pretrained(self.setup.source("text") / "text_encoder")
+        self.tokenizer = self.load_tokenizer()
+        self.model = setup.load_model(with_aligner_decoder=True, aligner=self.other_aligner())
+        self.clip_tokenizer, self.text = setup.load_text()
 
     def collator(self, pool: Pool | None) -> Collator:
         collator = super().collator(pool)
@@ -215,13 +207,12 @@ class InstructStage(KosmosGStage):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        folder = self.setup.source("model")
-        self.tokenizer = Tokenizer.load(folder / TOKENIZER)
-        other = self.other_aligner(folder)
+        self.tokenizer = self.load_tokenizer()
+        other = self.other_aligner()
         if other is not None and setup.train == "lora":
             raise ConfigError("parts.aligner makes a new AlignerNet, which train: lora would leave untrained")
-        self.model = load_kosmosg(folder, aligner=other)
-        self.diffusion = load_decoder(self.setup.source(DECODER))
+        self.model = setup.load_model(aligner=other)
+        self.diffusion = setup.load_decoder()
         self.diffusion.check_conditioning(self.model.cfg.aligner.width)
         self.diffusion.to(memory_format=torch.channels_last)
         self.trains = self._trained()
@@ -270,7 +261,11 @@ class InstructStage(KosmosGStage):
             add_lora(self.model.mllm, self.setup.lora)
             return tuple(name for name, _ in self.named_parameters() if ".lora_" in name)
         aligner = "model.aligner.encoder."
-        return (aligner,) if self.setup.train == "aligner" else (*self.trained_encoder(self.options.vision_blocks), aligner)
+        return (
+            (aligner,)
+            if self.setup.train == "aligner"
+            else (*self.trained_encoder(self.options.vision_blocks), aligner)
+        )
 
     def _encode(self, batch: Batch) -> Tensor:
         assert batch.tokens is not None and batch.token_mask is not None and batch.image_mask is not None

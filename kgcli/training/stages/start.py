@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kgcli.data.tokenizer import DICTIONARY_NAME, MODEL_NAMES
 from kgcli.errors import MissingError
+from kgcli.recipe import maker_of
 from kgcli.weights.hub import HubError, is_hub_id, snapshot
 from kgcli.weights.published.catalogue import is_entry, local_model
 from kgcli.weights.shipped import DEFAULT_MODEL
@@ -25,21 +26,30 @@ HUB_FILES = {  # part -> files of the Hub repository that it starts from
 }
 
 
-def find_start(part: str, named: str) -> Path:
+class NotFetchedError(MissingError):
+    """A part lies on the Hub and is not on this machine yet."""
+
+
+def find_start(part: str, named: str, *, fetch: bool = True) -> Path:
     """Return the folder that a part starts from; files of the Hub are fetched.
 
-    Raises: MissingError.
+    Raises: MissingError; NotFetchedError for files of the Hub that are not here, without `fetch`.
     """
     if (here := _find_here(named)) is not None:
         return here
     if is_entry(named):
         raise MissingError(f"init_from.{part}: {named} is not on this machine; `kg models pull {named}` fetches it")
-    missing = f"init_from.{part}: there is no folder {named}; run the stage that makes it first"
-    if part not in HUB_FILES or not is_hub_id(named):
+    maker = maker_of(named)
+    missing = f"init_from.{part}: there is no folder {named}; " + (
+        f"`{maker}` makes it" if maker else "run the stage that makes it first"
+    )
+    if maker or part not in HUB_FILES or not is_hub_id(named):
         raise MissingError(missing)
     try:
-        return snapshot(named, files=HUB_FILES[part])
+        return snapshot(named, files=HUB_FILES[part], offline=not fetch)
     except HubError as error:
+        if not fetch:
+            raise NotFetchedError(f"init_from.{part}: {named} is on the Hub; a run fetches it") from None
         raise MissingError(f"{missing} ({error})") from None
 
 
