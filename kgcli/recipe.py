@@ -219,21 +219,27 @@ def _set(values: dict[str, Any], override: str) -> None:
 
 
 def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
-    """Return the first fault of a configuration in one line, with the nearest key where one is unknown.
+    """Return all faults of a configuration in one line, with the nearest key where one is unknown.
+
+    Unknown keys come first: a misspelt key is often the one that is missing.
 
     Args:
         prefix: of the keys, as in "options."
     """
-    first = error.errors()[0]
-    where = prefix + ".".join(str(step) for step in first["loc"])
-    if first["type"] != "extra_forbidden":
-        return f"{where or 'recipe'}: {first['msg'].removeprefix('Value error, ')}"
-    for step in first["loc"][:-1]:
+    faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+    return "; ".join(dict.fromkeys(_explain_fault(fault, model, prefix) for fault in faults))
+
+
+def _explain_fault(fault: Any, model: type[BaseModel], prefix: str) -> str:
+    where = prefix + ".".join(str(step) for step in fault["loc"])
+    if fault["type"] != "extra_forbidden":
+        return f"{where or 'recipe'}: {fault['msg'].removeprefix('Value error, ')}"
+    for step in fault["loc"][:-1]:
         if isinstance(step, int):  # of a tuple, whose models are all alike
             continue
         inner = model.model_fields[str(step)].annotation if str(step) in model.model_fields else None
         inner = next(iter(get_args(inner)), inner)
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             model = inner
-    near = difflib.get_close_matches(str(first["loc"][-1]), list(model.model_fields), 1, 0.5)
+    near = difflib.get_close_matches(str(fault["loc"][-1]), list(model.model_fields), 1, 0.5)
     return f"unknown key {where}" + (f"; did you mean {near[0]}?" if near else "")

@@ -130,6 +130,17 @@ def test_what_is_no_recipe_is_one_clear_error(text, write):
     assert "\n" not in str(caught.value)
 
 
+def test_all_faults_of_a_file_are_listed_together(write):
+    text = "stage: align\noutput: runs\nsteps: 0\ndata: {kinds: {text: 1}, batchsize: 4}\noptim: {lr: high}\n"
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(write(text))
+    said = str(caught.value)
+    assert "unknown key output; did you mean output_dir?" in said and "output_dir: Field required" in said
+    assert "unknown key data.batchsize; did you mean batch_size?" in said and "data.batch_size: Field required" in said
+    assert "steps: " in said and "optim.lr: " in said
+    assert "\n" not in said and said.index("unknown key") < said.index("Field required")
+
+
 def test_bytes_that_are_no_text_are_no_recipe(tmp_path):
     (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="is not UTF-8 text"):

@@ -35,6 +35,7 @@ COMMANDS = {
     "cp": ("recipes:cp_app", "Copy a shipped recipe or image."),
     "cat": ("recipes:cat_app", "Print a shipped recipe."),
     "validate": ("recipes:validate_app", "Check recipes without running them."),
+    "schema": ("recipes:schema_app", "Print the JSON schema of recipes or models, for editors."),
 }
 LISTS = (["models", "ls"], ["models", "ls", "--json"])
 

@@ -1,8 +1,9 @@
-"""`kg ls`, `kg cp`, `kg cat`, `kg validate`: shipped recipes and example images."""
+"""`kg ls`, `kg cp`, `kg cat`, `kg validate`, `kg schema`: shipped recipes and example images."""
 
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ Name = Annotated[str, typer.Argument(help="Name as printed by kg ls.", show_defa
 ls_app = typer.Typer(rich_markup_mode=None, add_completion=False)
 cp_app = typer.Typer(rich_markup_mode=None, add_completion=False)
 cat_app = typer.Typer(rich_markup_mode=None, add_completion=False)
+schema_app = typer.Typer(rich_markup_mode=None, add_completion=False)
 validate_app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
@@ -59,6 +61,34 @@ def cat(name: Name) -> None:
     if source.suffix in IMAGE_SUFFIXES:
         raise UsageError(f"{name} is an image; copy it with kg cp {name}")
     sys.stdout.write(source.read_text("utf-8"))
+
+
+class SchemaKind(StrEnum):
+    """The files and parts of files that have a schema."""
+
+    RECIPE = "recipe"
+    DATA = "data"
+    OPTIM = "optim"
+    MODEL = "model"
+
+
+@schema_app.command()
+def schema(
+    kind: Annotated[
+        SchemaKind, typer.Argument(help="A recipe, its data or optim part, or a model's config.json.")
+    ] = SchemaKind.RECIPE,
+) -> None:
+    """Print a JSON schema, with which an editor completes and checks recipes.
+
+    In VS Code with its YAML extension: kg schema > recipe.schema.json, and as a recipe's first line
+    "# yaml-language-server: $schema=recipe.schema.json".
+    """
+    import json
+
+    from kgcli.cli.train import stage_names
+    from kgcli.training.schema import make_schema
+
+    print(json.dumps(make_schema(kind.value, stage_names()), indent=2))
 
 
 @validate_app.command()

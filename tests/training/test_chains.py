@@ -7,11 +7,12 @@ import pytest
 from kgcli.data.loader import Batches
 from kgcli.data.sources import open_source
 from kgcli.errors import MissingError
-from kgcli.recipe import load_recipe
+from kgcli.recipe import load_recipe, maker_of
 from kgcli.training import chains
 from kgcli.training.chains import CHAINS, Link, describe_chain, load_chain
 from kgcli.training.stages import make_stage
 from kgcli.training.stages.nano_recognisers import VIEW_SIZE
+from kgcli.training.stages.start import find_start
 
 
 @pytest.mark.parametrize("name", CHAINS)
@@ -43,6 +44,26 @@ def test_the_state_of_a_run_is_read_off_its_folder(tmp_path):
     (tmp_path / "run/final").mkdir()
     assert (link.is_done, link.state) == (True, "done")
     assert describe_chain([link]).endswith("all done")
+
+
+@pytest.mark.parametrize(
+    ("folder", "command"),
+    [
+        ("runs/nano128/clip/final", "kg base clip nano128/clip"),
+        ("runs/nano/align/final", "kg align nano/align"),
+        ("runs/nano/unet/final/vae", "kg base unet nano/base/unet"),
+    ],
+)
+def test_the_command_that_makes_what_is_missing_is_named(folder, command):
+    assert maker_of(folder) == command
+    with pytest.raises(MissingError, match=f"there is no folder {folder}; `{command}` makes it"):
+        find_start("model", folder)
+
+
+def test_no_command_is_named_for_what_no_recipe_makes():
+    assert maker_of("runs/of/my/own") is None
+    with pytest.raises(MissingError, match="run the stage that makes it first"):
+        find_start("model", "runs/of/my/own")
 
 
 def test_an_unknown_chain_names_those_there_are():

@@ -1,7 +1,7 @@
 """The paper's claim that the diffusion loss distils the U-Net's score: the gradient of a surrogate without its target.
 
-KOSMOS-G (arXiv:2310.02992), section 2.3: equation 8 is the diffusion loss |eps - eps_hat(z, t, C)|^2, and equation 9 its
-gradient (eps_hat - eps) . d eps_hat / dC . dC / d theta up to a factor.
+KOSMOS-G (arXiv:2310.02992), section 2.3: equation 8 is the diffusion loss |eps - eps_hat(z, t, C)|^2, and equation 9
+its gradient (eps_hat - eps) . d eps_hat / dC . dC / d theta up to a factor.
 """
 
 import pytest
