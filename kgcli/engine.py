@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kgcli.inference.model import Model
     from kgcli.inference.request import Request
     from kgcli.recipe import Recipe
-    from kgcli.training.dry_run.report import Plan
+    from kgcli.training.checks.report import Plan
     from kgcli.weights.folder import ModelFolder
 
 
@@ -100,14 +100,14 @@ def train(recipe: Recipe, resume: str = "auto", dry_run: bool = False) -> str:
 
 
 def plan_training(recipe: Recipe, resume: str = "auto", tflops: float | None = None) -> Plan:
-    """Check a recipe and count what its run would take; see `kgcli.training.dry_run.report.describe`.
+    """Check a recipe and count what its run would take; see `kgcli.training.checks.report.describe`.
 
     Example:
         >>> from kgcli.recipe import load_recipe
         >>> plan_training(load_recipe("example-data/instruct")).missing
         ()
     """
-    from kgcli.training.dry_run.report import describe
+    from kgcli.training.checks.report import describe
 
     return describe(recipe, resume, tflops)
 

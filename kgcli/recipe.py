@@ -109,6 +109,7 @@ class Recipe(Strict):
     steps: int = Field(ge=1, le=10**9)  # optimizer steps
     seed: Seed = 0
     precision: Literal["fp32", "bf16"] = "fp32"  # of the forward pass; weights stay fp32
+    accumulate: int = Field(default=1, ge=1, le=2**20)  # micro-batches per step on each process: less memory, same step
     # torch.compile, of the stage's heaviest parts or of those named: minutes to start, then 1.2 to 1.4 times as fast
     compile: bool | tuple[PartName, ...] = False
     activation_checkpointing: tuple[PartName, ...] = ()  # parts that compute activations twice instead of keeping them

@@ -86,7 +86,7 @@ def schema(
     import json
 
     from kgcli.cli.train import stage_names
-    from kgcli.training.schema import make_schema
+    from kgcli.training.checks.schema import make_schema
 
     print(json.dumps(make_schema(kind.value, stage_names()), indent=2))
 

@@ -16,7 +16,7 @@ from kgcli.data.sources.base import Source
 from kgcli.errors import KgError
 from kgcli.files import write_whole
 from kgcli.model.diffusion import Diffusion
-from kgcli.training.checks import check_pool_source
+from kgcli.training.checks.data import check_pool_source
 from kgcli.training.logging import say
 
 MADE_OF = "made_of.json"

@@ -7,9 +7,9 @@ import torch
 
 from kgcli.errors import ConfigError, IncompatibleError, MissingError
 from kgcli.recipe import load_recipe
-from kgcli.training.dry_run.compute import SampleSize, count_step, find_trained
-from kgcli.training.dry_run.report import describe
-from kgcli.training.dry_run.shapes import ShapeSetup
+from kgcli.training.checks.compute import SampleSize, count_step, find_trained
+from kgcli.training.checks.report import describe
+from kgcli.training.checks.shapes import ShapeSetup
 from kgcli.training.stages import find_stage, make_setup
 from kgcli.weights.decoder import shape_decoder
 from kgcli.weights.load import load_kosmosg
@@ -149,7 +149,7 @@ def test_weights_that_do_not_fit_are_found_without_being_read(tmp_path):
 
 
 def test_memory_counts_what_a_run_holds(tmp_path):
-    from kgcli.training.dry_run.memory import measure
+    from kgcli.training.checks.memory import measure
 
     layer = torch.nn.Linear(20, 10)
     layer.bias.requires_grad_(False)

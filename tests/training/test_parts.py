@@ -7,7 +7,7 @@ from kgcli.errors import ConfigError
 from kgcli.model.randomness import StepRandom
 from kgcli.recipe import load_recipe
 from kgcli.training import loop as training
-from kgcli.training.parts import compile_parts
+from kgcli.training.stages.parts import compile_parts
 
 SMALL = ["data.batch_size=4", "data.pool=8", "data.num_workers=0"]
 ALL = "activation_checkpointing=[vision, mllm, aligner, unet]"

@@ -7,7 +7,7 @@ import yaml
 
 from kgcli.files import recipes_folder
 from kgcli.recipe import DataConfig, OptimConfig, Recipe
-from kgcli.training.schema import KINDS, field_comments, make_schema
+from kgcli.training.checks.schema import KINDS, field_comments, make_schema
 from kgcli.training.stages import STAGES
 
 

@@ -37,6 +37,14 @@ from kgcli.weights.safetensors import assign_weights
 
 _log = logging.getLogger(__name__)
 
+# Features of a micro-batch's samples, (rows, ...) each -> those of all samples of the batch.
+Whole = Callable[..., tuple[Tensor, ...]]
+
+
+def alone(*features: Tensor) -> tuple[Tensor, ...]:
+    """Return the features of a batch that is neither shared by processes nor split."""
+    return features
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -127,9 +135,9 @@ class Stage(nn.Module):
     uses_pool: ClassVar[bool] = False
     use: ClassVar[Use] = "generate"  # of images that come with a caption
     compiles: ClassVar[tuple[str, ...]] = ()  # the heaviest of `parts`
-    has_shapes: ClassVar[bool] = (
-        False  # loads all it starts from by methods of `Setup`: a dry run can be without weights
-    )
+    has_shapes: ClassVar[bool] = False  # loads all parts by methods of `Setup`, so a dry run needs no weights
+    contrasts: ClassVar[bool] = False  # its loss compares the samples of a batch: `forward` takes a third argument
+    same_length: ClassVar[bool] = False  # its loss depends on the padded length, which all processes then share
 
     def __init__(self, setup: Setup) -> None:
         super().__init__()
@@ -141,7 +149,21 @@ class Stage(nn.Module):
 
     @abstractmethod
     def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
-        """Return named losses, each a mean over the batch; their sum is minimised."""
+        """Return named losses, each a mean over the batch; their sum is minimised.
+
+        A batch may be one micro-batch of one process. A mean over other items than samples is weighted by `counts`;
+        a stage that `contrasts` samples takes `whole: Whole = alone` too, passes their features through it and returns
+        the mean over all samples.
+        """
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Return the number of items that a loss is a mean over, for each loss that is not a mean over samples."""
+        return {}
+
+    @property
+    def pad(self) -> int:
+        """Return the padding token of a stage of `same_length`."""
+        raise NotImplementedError
 
     @abstractmethod
     def collator(self, pool: Pool | None) -> Collator:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ from kgcli.model.diffusion import Diffusion, Steer
 from kgcli.model.randomness import StepRandom
 from kgcli.model.timesteps import stratified_timesteps
 from kgcli.training.preview import preview_images
-from kgcli.training.stages.base import Setup, Stage
+from kgcli.training.stages.base import Setup, Stage, Whole, alone
 from kgcli.training.stages.start import copy_folder
 from kgcli.weights.decoder import load_decoder
 from kgcli.weights.safetensors import assign_weights
@@ -146,6 +147,7 @@ class ClipStage(Stage):
     options: ClipOptions
     use = "match"
     compiles = ("clip",)
+    contrasts = True
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
@@ -174,13 +176,14 @@ class ClipStage(Stage):
     def parts(self) -> dict[str, list[nn.Module]]:
         return {"clip": [self.clip]}
 
-    def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, random: StepRandom, whole: Whole = alone) -> dict[str, Tensor]:
         assert batch.images is not None and batch.clip_tokens is not None
         out = self.clip(input_ids=batch.clip_tokens, pixel_values=batch.images)
+        images, texts, tokens = whole(out.image_embeds, out.text_embeds, batch.clip_tokens)
         # Identical captions are not each other's negatives.
-        same = (batch.clip_tokens[:, None] == batch.clip_tokens[None]).all(-1).float()
+        same = (tokens[:, None] == tokens[None]).all(-1).float()
         wanted = same / same.sum(1, keepdim=True)
-        logits = out.logits_per_image.float()
+        logits = (texts @ images.T * self.clip.logit_scale.exp()).T.float()
         return {"contrast": 0.5 * (F.cross_entropy(logits, wanted) + F.cross_entropy(logits.T, wanted))}
 
     def _captions(self) -> list[str]:
@@ -215,7 +218,7 @@ class CaptionedStage(Stage):
     Options = CaptionedOptions
     options: CaptionedOptions
     uses_pool = True
-    compiles = ("unet",)
+    compiles: ClassVar[tuple[str, ...]] = ("unet",)
     diffusion: Diffusion
     null_tokens: Tensor  # (1, L) the empty caption
 

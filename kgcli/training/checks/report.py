@@ -15,14 +15,14 @@ from kgcli.data.sources.base import Source
 from kgcli.errors import MissingError
 from kgcli.recipe import Recipe, command_of
 from kgcli.training import checkpoint
-from kgcli.training.checks import check_pool_source, check_source
-from kgcli.training.dry_run.compute import ASSUMED, SampleSize, count_step, find_trained
-from kgcli.training.dry_run.memory import GIB, LATENT_BYTES, Sizes, describe_disk, describe_memory, measure
-from kgcli.training.dry_run.shapes import AbsentTokenizer, ShapeSetup
-from kgcli.training.parts import check_parts
+from kgcli.training.checks.compute import ASSUMED, SampleSize, count_step, find_trained
+from kgcli.training.checks.data import check_pool_source, check_source
+from kgcli.training.checks.memory import GIB, LATENT_BYTES, Sizes, describe_disk, describe_memory, measure
+from kgcli.training.checks.shapes import AbsentTokenizer, ShapeSetup
 from kgcli.training.resume import recipe_changes
 from kgcli.training.stages import find_stage, make_setup, make_stage
 from kgcli.training.stages.base import Stage
+from kgcli.training.stages.parts import check_parts
 
 MAX_SHOWN = 64  # samples that a dry run renders
 WORLDS = (8, 64)  # processes of the memory table
