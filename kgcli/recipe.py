@@ -100,6 +100,14 @@ class LoraConfig(Strict):
     )  # last parts of the names of the layers that get one
 
 
+class ValidationConfig(Strict):
+    """Losses of held-out samples: of the nano world, or of `sources`, files that training does not read."""
+
+    every: int | None = Field(default=None, ge=1)  # steps; None: never
+    samples: int = Field(default=256, ge=1, le=10**6)  # rounded up to whole batches
+    sources: tuple[SourceConfig, ...] = ()
+
+
 class Recipe(Strict):
     """Everything that makes one training run what it is; saved with every checkpoint."""
 
@@ -120,6 +128,9 @@ class Recipe(Strict):
     save_every: int = Field(default=1000, ge=1)  # steps
     sample_every: int = Field(default=1000, ge=1)  # steps
     keep_checkpoints: int = Field(default=2, ge=1)
+    validation: ValidationConfig = ValidationConfig()
+    trackers: tuple[Literal["wandb", "trackio"], ...] = ()  # beside metrics.jsonl and TensorBoard
+    max_skipped: int = Field(default=10, ge=1)  # steps in a row with NaN or infinity, skipped, before the run ends
     image_size: int = Field(default=64, ge=8, le=2048)  # pixels of targets, and of the images in world samples
     model: ModelConfig = ModelConfig()
     parts: dict[str, dict[str, Any]] = {}  # library configurations of the parts a base stage builds
@@ -195,10 +206,10 @@ def find_recipe(name: str) -> Path:
 
 
 def _anchor_sources(values: dict[str, Any], folder: Path) -> None:
-    """Make the relative paths of data.sources, as a recipe file has them, absolute; faults are for the check."""
-    data = values.get("data")
-    sources = data.get("sources") if isinstance(data, dict) else None
-    for source in sources if isinstance(sources, list) else []:
+    """Make the relative paths of sources, as a recipe file has them, absolute; faults are for the check."""
+    parts = [part for part in (values.get("data"), values.get("validation")) if isinstance(part, dict)]
+    lists = [part.get("sources") for part in parts]
+    for source in [source for sources in lists if isinstance(sources, list) for source in sources]:
         if isinstance(source, dict) and source.get("path") and isinstance(source["path"], str):
             source["path"] = str(folder.absolute() / source["path"])
 

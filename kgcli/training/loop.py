@@ -22,6 +22,7 @@ from kgcli.data.loader import EVALUATION_STEP, Batches, load_batches
 from kgcli.data.pool import Pool
 from kgcli.data.sample import Sample
 from kgcli.data.sources import open_source
+from kgcli.data.sources.base import Source
 from kgcli.data.sources.rendered import make_rendered
 from kgcli.errors import ConfigError, MissingError
 from kgcli.files import locked, remove_leftovers, whole_folder
@@ -40,6 +41,8 @@ from kgcli.training.stages import find_stage, make_stage
 from kgcli.training.stages.base import Whole
 from kgcli.training.stages.parts import checkpoint_activations, compile_parts
 from kgcli.training.trainer import Trainer
+from kgcli.training.watch.trackers import check_trackers
+from kgcli.training.watch.validation import Validation
 
 CALIBRATION_SEED = 1 << 20  # seed of the samples that a result is calibrated on
 ENDLESS = {"pool": None, "rendered": None, "keep": False}  # settings of data without a pool
@@ -74,6 +77,8 @@ class Run:
         )
         self.losses = SplitLosses(self.stage, self.processes, recipe.accumulate, self.forward)
         self.metrics: Metrics | None = None  # of the main process, once it trains
+        check_trackers(recipe)
+        self.validation: Validation | None = None  # once it trains
 
     @property
     def device(self) -> torch.device:
@@ -101,13 +106,17 @@ class Run:
 
     def pool(self) -> Pool | None:
         """Return the cached VAE moments of a stage that uses them, encoded now if they are missing."""
+        return self.make_pool(Path("pool"), self.source)
+
+    def make_pool(self, name: Path, source: Source) -> Pool | None:
+        """Return the VAE moments of a source, cached in a folder inside the run's."""
         if not self.stage.uses_pool:
             return None
         diffusion = self.stage.diffusion
         assert isinstance(diffusion, Diffusion), "a stage with a pool has a decoder"
         return make_pool(
-            self.folder / "pool",
-            self.source,
+            self.folder / name,
+            source,
             diffusion,
             self.accelerator,
             image_size=self.recipe.image_size,
@@ -138,8 +147,12 @@ class Run:
 
     def forward(self, batch: Batch, *whole: Whole) -> dict[str, Tensor]:
         """Return the losses of a micro-batch at the step reached."""
+        return self.call(batch, self.random(batch.numbers), *whole)
+
+    def call(self, batch: Batch, random: StepRandom, *whole: Whole) -> dict[str, Tensor]:
+        """Return the losses of a micro-batch with the given randomness."""
         with self.accelerator.autocast():
-            losses: dict[str, Tensor] = self.module(batch.to(self.device), self.random(batch.numbers), *whole)
+            losses: dict[str, Tensor] = self.module(batch.to(self.device), random, *whole)
         return {name: loss.float() for name, loss in losses.items()}
 
     def preview(self, pool: Pool | None) -> Tensor | None:
@@ -215,6 +228,8 @@ def train(recipe: Recipe, resume: str = "auto", dry_run: bool = False) -> str:
             run.metrics = stack.enter_context(Metrics(recipe, trainer.step, state))
         run.render()
         pool = run.pool()
+        if recipe.validation.every is not None:
+            run.validation = Validation(run)
         stopped = stack.enter_context(stop_on_signals())
         stack.enter_context(_attention(run.device))
         _start(run)
@@ -272,15 +287,23 @@ def _start(run: Run) -> None:
 
 
 def _record(run: Run, values: dict[str, Tensor | float], pool: Pool | None, stopping: bool) -> None:
-    """Log a step; save and show a preview where these are due. Only on the main process."""
+    """Log a step; save, validate and show a preview where these are due. Files are the main process's.
+
+    Raises: NotFiniteError after too many skipped steps.
+    """
     recipe, step, metrics = run.recipe, run.trainer.step, run.metrics
-    if metrics is None:
-        return
     last = step == recipe.steps
-    metrics.add(step, values)
-    if step % recipe.save_every == 0 or last or stopping:
-        run.save()  # first: a preview that fails must not cost the steps since the last checkpoint
-    if step % recipe.sample_every == 0 or last:
+    if run.device.type == "cpu" or last or stopping or step % min(recipe.log_every, recipe.save_every) == 0:
+        run.trainer.finite.check(step, recipe.max_skipped)  # waits for the device
+    if metrics is not None:
+        metrics.add(step, values)
+        if step % recipe.save_every == 0 or last or stopping:
+            run.save()  # first: a preview that fails must not cost the steps since the last checkpoint
+    if run.validation is not None and (step % (recipe.validation.every or 1) == 0 or last):
+        losses = run.validation()
+        if metrics is not None:
+            metrics.validate(step, losses)
+    if metrics is not None and (step % recipe.sample_every == 0 or last):
         metrics.show(step, run.preview(pool))
 
 

@@ -12,6 +12,7 @@ from kgcli.recipe import Recipe, load_recipe
 # They change output or speed, not the training.
 _WITHOUT_EFFECT = (
     *("output_dir", "log_every", "save_every", "sample_every", "keep_checkpoints", "accumulate"),
+    *("validation", "trackers", "max_skipped"),
     *("data.num_workers", "data.rendered", "compile", "activation_checkpointing"),
 )
 # The weights of a checkpoint mean nothing to another of these.
@@ -30,7 +31,7 @@ def recipe_changes(saved: Path, recipe: Recipe) -> list[str]:
     changes = []
     one, other = dict(_flatten(before.model_dump())), dict(_flatten(recipe.model_dump()))
     for key in [*one, *(key for key in other if key not in one)]:
-        if one.get(key) == other.get(key) or key in _WITHOUT_EFFECT:
+        if one.get(key) == other.get(key) or key.startswith(_WITHOUT_EFFECT):
             continue
         change = f"{key} was {one.get(key, 'not set')}, is {other.get(key, 'not set')}"
         if key.split(".")[0] in _FIXED:

@@ -15,6 +15,7 @@ from kgcli.recipe import OptimConfig
 from kgcli.training import checkpoint
 from kgcli.training.optim import lr_at, make_optimizer
 from kgcli.training.parallel import OneProcess
+from kgcli.training.watch.finite import FiniteSteps
 
 Batch = TypeVar("Batch")
 
@@ -52,12 +53,14 @@ class Trainer:
         self.step = 0  # steps taken
         self.processes = processes or OneProcess()
         self.optimizer = make_optimizer(self.trained.items(), cfg)
+        self.finite = FiniteSteps(self.optimizer)
         self.ema = _make_ema(self.trained.values(), ema_decay) if ema_decay else None
 
     def steps(
         self, batches: Iterable[Batch], losses: Callable[[Batch], Iterable[dict[str, Tensor]]]
     ) -> Iterator[dict[str, Tensor | float]]:
-        """Take one optimizer step per batch; yield its losses, their sum, the gradient's norm and the learning rate.
+        """Take one optimizer step per batch; yield its losses, their sum, the gradient's norm, the learning rate, and
+        whether the step was `skipped`, as one whose gradient is not finite.
 
         Nothing here waits for the device: the values are tensors on it.
 
@@ -71,12 +74,13 @@ class Trainer:
                 group["lr"] = rate * group.get("lr_ratio", 1.0)
             named = self._backward(losses(batch))
             norm = nn.utils.clip_grad_norm_(parameters, self.cfg.clip_norm)
-            self.optimizer.step()
+            skipped = self.finite.step(norm)
             self.optimizer.zero_grad(set_to_none=True)
             if self.ema is not None:
                 self.ema.step(parameters)
             self.step += 1
-            yield {**named, "loss": torch.stack(list(named.values())).sum(), "grad_norm": norm, "lr": rate}
+            loss = torch.stack(list(named.values())).sum()
+            yield {**named, "loss": loss, "grad_norm": norm, "lr": rate, "skipped": skipped}
 
     def _backward(self, losses: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Add up the gradients of all micro-batches; return the losses of the whole batch, over all processes."""

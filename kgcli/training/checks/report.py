@@ -23,6 +23,8 @@ from kgcli.training.resume import recipe_changes
 from kgcli.training.stages import find_stage, make_setup, make_stage
 from kgcli.training.stages.base import Stage
 from kgcli.training.stages.parts import check_parts
+from kgcli.training.watch.trackers import check_trackers
+from kgcli.training.watch.validation import open_held_out
 
 MAX_SHOWN = 64  # samples that a dry run renders
 WORLDS = (8, 64)  # processes of the memory table
@@ -54,6 +56,7 @@ def describe(recipe: Recipe, resume: str = "auto", tflops: float | None = None) 
     stage_type = find_stage(recipe.stage)
     missing: list[str] = []
     source = _open(recipe, stage_type, missing)
+    _check_watch(recipe, stage_type, missing)
     stage, notes = _build(recipe, stage_type, source, missing)
     stage.freeze()
     check_parts(stage, recipe)
@@ -85,6 +88,19 @@ def _open(recipe: Recipe, stage_type: type[Stage], missing: list[str]) -> Source
     if stage_type.uses_pool:
         check_pool_source(source)
     return source
+
+
+def _check_watch(recipe: Recipe, stage_type: type[Stage], missing: list[str]) -> None:
+    """Check trackers and held-out samples as a run does."""
+    try:
+        check_trackers(recipe)
+    except MissingError as error:
+        missing.append(str(error))
+    try:
+        if recipe.validation.every is not None:
+            open_held_out(recipe, stage_type)
+    except MissingError as error:
+        missing.append(str(error))
 
 
 def _missing_data(recipe: Recipe, stage_type: type[Stage]) -> list[str]:
