@@ -1,0 +1,16 @@
+"""`kg data`: training data as shards."""
+
+from __future__ import annotations
+
+import typer
+
+from kgcli.cli.data.importing import import_data, layouts
+
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
+app.command("import")(import_data)
+app.command("layouts")(layouts)
+
+
+@app.callback()
+def data() -> None:
+    """Import, check, look at and build training data."""
