@@ -24,7 +24,7 @@ from kgcli.data.importers.img2dataset import IMAGES, parts_of_tar
 from kgcli.data.shards.layout import pyarrow_parts
 from kgcli.data.shards.records import Interleaved, Shown
 from kgcli.data.shards.write import as_member
-from kgcli.errors import KgError, MissingError, UsageError
+from kgcli.errors import MissingError, UsageError
 from kgcli.reading import parse_json
 
 MAX_LINE = 64 * 2**20  # bytes of a document
@@ -89,7 +89,9 @@ class UrlImages:
         self._files: dict[str, Path | bytes] = {}
         for tar in sorted(folder.glob("*.tar")):
             for _, parts in parts_of_tar(tar):
-                if not isinstance(parts, KgError) and (image := next((parts[s] for s in IMAGES if s in parts), None)):
+                if not isinstance(parts, MissingError) and (
+                    image := next((parts[s] for s in IMAGES if s in parts), None)
+                ):
                     self._note(parts.get(".json", b"{}"), image)
         for path in sorted(folder.rglob("*.json")):
             image_path = next((p for suffix in IMAGES if (p := path.with_suffix(suffix)).is_file()), None)

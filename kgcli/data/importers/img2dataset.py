@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tarfile
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -10,11 +9,11 @@ from typing import Any
 
 from kgcli.data.images import MAX_BYTES
 from kgcli.data.importers.base import Filled, ImportOptions, Item, broken, existing, pair_of
-from kgcli.errors import KgError, MissingError
+from kgcli.data.shards.tars import walk_tar
+from kgcli.errors import MissingError
 from kgcli.reading import parse_json, read_bytes
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
-_PARTS = (*IMAGES, ".txt", ".json")
 Parts = dict[str, bytes]  # suffix -> content of the files of one key
 
 
@@ -41,41 +40,21 @@ class Img2Dataset:
             raise MissingError(f"{folder} holds no tars and no images of img2dataset")
 
 
-def parts_of_tar(path: Path) -> Iterator[tuple[str, Parts | KgError]]:
-    """Yield the files of each key of a WebDataset tar; an error at its end where it is cut short.
-
-    Raises: nothing: a file that is no tar is such an error.
-    """
-    key, parts = "", Parts()
+def parts_of_tar(path: Path) -> Iterator[tuple[str, Parts | MissingError]]:
+    """Yield the files of each key of a WebDataset tar; where it is damaged, an error and no more."""
+    key = "?"
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                base, _, suffix = member.name.rpartition("/")[2].partition(".")
-                suffix = f".{suffix.lower()}"
-                if not member.isfile() or suffix not in _PARTS:
-                    continue
-                if base != key and parts:
-                    yield key, parts
-                    parts = {}
-                key = base
-                if member.size > MAX_BYTES:
-                    yield key, MissingError(f"{path.name}: {member.name[:100]} has {member.size:,} bytes")
-                    continue
-                file = tar.extractfile(member)
-                content = file.read() if file else b""
-                if len(content) != member.size:
-                    raise tarfile.ReadError("unexpected end of data")
-                parts[suffix] = content
-        if parts:
-            yield key, parts
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        yield key or "?", MissingError(f"{path.name} is damaged after {key or 'its start'}: {str(error)[:200]}")
+        for found in walk_tar(path):
+            key = found.key
+            yield key, {f".{suffix.lower()}": data for suffix, data in found.members.items()}
+    except MissingError as error:
+        yield key, error
 
 
 def _of_tar(path: Path) -> Iterator[Item]:
     for key, parts in parts_of_tar(path):
         origin = f"{path.name} {key}"
-        yield broken(origin, parts) if isinstance(parts, KgError) else Item(origin, partial(_read, parts, origin))
+        yield broken(origin, parts) if isinstance(parts, MissingError) else Item(origin, partial(_read, parts, origin))
 
 
 def _read_files(path: Path) -> Iterable[Filled]:

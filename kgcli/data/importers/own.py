@@ -7,12 +7,11 @@ from functools import partial
 from pathlib import Path
 
 from kgcli.data.entries import data_files
-from kgcli.data.images import MAX_BYTES
+from kgcli.data.images import MAX_BYTES, SUFFIXES
 from kgcli.data.importers.base import Filled, ImportOptions, Item, broken, existing, files_of, pair_of, read_below
 from kgcli.data.prompt import ImageRef, Prompt
 from kgcli.data.shards.records import Text, Written
 from kgcli.data.shards.write import as_member
-from kgcli.data.sources.files import IMAGE_SUFFIXES
 from kgcli.data.sources.tables import Line, read_lines
 from kgcli.data.textfiles import read_entries
 from kgcli.errors import KgError, MissingError, PromptError
@@ -54,9 +53,9 @@ class CaptionedFolder:
         folder = existing(source, what="folder")
         if not folder.is_dir():
             raise MissingError(f"{folder} is a file; give the folder it is in")
-        images = list(data_files(folder, suffixes=IMAGE_SUFFIXES, recursive=True))
+        images = list(data_files(folder, suffixes=SUFFIXES, recursive=True))
         if not images:
-            raise MissingError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+            raise MissingError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
         for path in images:
             yield Item(path.relative_to(folder).as_posix(), partial(_read_beside, path, folder))
 

@@ -137,7 +137,8 @@ def _done(path: Path, plan: ImportPlan, num_items: int) -> dict[str, Any] | None
 def _make_shard(path: Path, plan: ImportPlan, number: int, items: list[Item]) -> dict[str, Any]:
     rows: list[Row] = []
     skipped: dict[str, int] = {}
-    named, faults = [], 0
+    named: list[dict[str, str]] = []
+    faults = 0
     for place, item in enumerate(items):
         key = f"{number:05d}{place:05d}"
         try:
