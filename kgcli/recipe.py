@@ -116,7 +116,9 @@ class Recipe(Strict):
     init_from: dict[str, FolderName] = {}  # part -> the folder it starts from
     steps: int = Field(ge=1, le=10**9)  # optimizer steps
     seed: Seed = 0
-    precision: Literal["fp32", "bf16"] = "fp32"  # of the forward pass; weights stay fp32
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the forward pass; weights stay fp32
+    # Several processes: ddp keeps all weights on each, fsdp2 shards weights, gradients and optimizer state.
+    parallel: Literal["ddp", "fsdp2"] = "ddp"
     accumulate: int = Field(default=1, ge=1, le=2**20)  # micro-batches per step on each process: less memory, same step
     # torch.compile, of the stage's heaviest parts or of those named: minutes to start, then 1.2 to 1.4 times as fast
     compile: bool | tuple[PartName, ...] = False
@@ -128,6 +130,7 @@ class Recipe(Strict):
     save_every: int = Field(default=1000, ge=1)  # steps
     sample_every: int = Field(default=1000, ge=1)  # steps
     keep_checkpoints: int = Field(default=2, ge=1)
+    async_save: bool = False  # write checkpoints while training goes on; takes a copy of the weights in memory
     validation: ValidationConfig = ValidationConfig()
     trackers: tuple[Literal["wandb", "trackio"], ...] = ()  # beside metrics.jsonl and TensorBoard
     max_skipped: int = Field(default=10, ge=1)  # steps in a row with NaN or infinity, skipped, before the run ends

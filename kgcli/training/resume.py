@@ -11,9 +11,10 @@ from kgcli.recipe import Recipe, load_recipe
 
 # They change output or speed, not the training.
 _WITHOUT_EFFECT = (
-    *("output_dir", "log_every", "save_every", "sample_every", "keep_checkpoints", "accumulate"),
+    *("output_dir", "log_every", "save_every", "sample_every", "keep_checkpoints"),
+    *("accumulate", "parallel", "async_save", "compile", "activation_checkpointing"),
     *("validation", "trackers", "max_skipped"),
-    *("data.num_workers", "data.rendered", "compile", "activation_checkpointing"),
+    *("data.num_workers", "data.rendered"),
 )
 # The weights of a checkpoint mean nothing to another of these.
 _FIXED = ("stage", "model", "parts", "image_size", "train", "lora")

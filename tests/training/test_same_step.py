@@ -9,6 +9,7 @@ from smoke_runs import smoke
 from kgcli.errors import ConfigError
 from kgcli.recipe import load_recipe
 from kgcli.training import loop as training
+from kgcli.training.dtensors import whole
 
 STAGES = ("pretrain", "align", "instruct", "clip", "unet")
 EVALUATORS = ("judge", "eval_clip", "eval_dino")
@@ -16,6 +17,8 @@ WAYS = {  # processes, settings of the recipe
     "2 processes": (2, []),
     "2 micro-batches": (1, ["accumulate=2"]),
     "2 processes of 2 micro-batches": (2, ["accumulate=2"]),
+    "2 processes, sharded": (2, ["parallel=fsdp2"]),
+    "2 processes, sharded, of 2 micro-batches": (2, ["parallel=fsdp2", "accumulate=2"]),
 }
 
 
@@ -38,7 +41,7 @@ def values_of(recipe):
     ]
     # The bias of keys changes no attention: its gradient is rounding, which Adam scales up.
     names = [name for name in run.trained if "k_proj.bias" not in name]
-    norms = {name: float(run.trained[name].detach().double().norm()) for name in names}
+    norms = {name: float(whole(run.trained[name]).detach().double().norm()) for name in names}
     return [rows, norms]
 
 

@@ -137,7 +137,6 @@ class Stage(nn.Module):
     compiles: ClassVar[tuple[str, ...]] = ()  # the heaviest of `parts`
     has_shapes: ClassVar[bool] = False  # loads all parts by methods of `Setup`, so a dry run needs no weights
     contrasts: ClassVar[bool] = False  # its loss compares the samples of a batch: `forward` takes a third argument
-    same_length: ClassVar[bool] = False  # its loss depends on the padded length, which all processes then share
 
     def __init__(self, setup: Setup) -> None:
         super().__init__()
@@ -160,10 +159,9 @@ class Stage(nn.Module):
         """Return the number of items that a loss is a mean over, for each loss that is not a mean over samples."""
         return {}
 
-    @property
-    def pad(self) -> int:
-        """Return the padding token of a stage of `same_length`."""
-        raise NotImplementedError
+    def padding(self) -> int | None:
+        """Return the padding token if a loss depends on the padded length, which all processes then share."""
+        return None
 
     @abstractmethod
     def collator(self, pool: Pool | None) -> Collator:
@@ -184,6 +182,10 @@ class Stage(nn.Module):
     def parts(self) -> dict[str, list[nn.Module]]:
         """Return the modules that a recipe can compile or checkpoint the activations of, by its name for them."""
         return {}
+
+    def idle_parts(self) -> list[nn.Module]:
+        """Return the modules that `forward` does not compute."""
+        return []
 
     def freeze(self) -> None:
         """Let only the parameters under `trains` train."""

@@ -13,12 +13,18 @@ from torch.optim import Optimizer
 
 from kgcli.errors import NotFiniteError
 
+NUM_HALVINGS = 16  # of the scale of losses in fp16, from its start at 2^16 to 1: those steps are no fault
+
 
 class FiniteSteps:
     """Optimizer steps that leave weights and moments as they are where the gradient is not finite."""
 
-    def __init__(self, optimizer: Optimizer) -> None:
+    def __init__(self, optimizer: Optimizer, scaler: torch.amp.GradScaler) -> None:
+        """Args:
+        scaler: of the losses, which skips by itself where it is enabled, and then halves its scale
+        """
         self.optimizer = optimizer
+        self.scaler = scaler
         self.in_a_row: Tensor | int = 0  # steps skipped since the last that was taken
 
     def step(self, norm: Tensor) -> Tensor:
@@ -29,7 +35,10 @@ class FiniteSteps:
         """
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm.detach()
         skipped = (~torch.isfinite(norm)).float()
-        if self._skips_on_device():
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        elif self._skips_on_device():
             self.optimizer.grad_scale, self.optimizer.found_inf = None, skipped  # type: ignore[attr-defined]
             self.optimizer.step()
             del self.optimizer.grad_scale, self.optimizer.found_inf  # type: ignore[attr-defined]
@@ -44,7 +53,7 @@ class FiniteSteps:
         Raises: NotFiniteError.
         """
         num = int(self.in_a_row)
-        if num >= most:
+        if num >= most + (NUM_HALVINGS if self.scaler.is_enabled() else 0):
             raise NotFiniteError(
                 f"loss or gradient was NaN or infinite in {num} steps in a row, up to step {step}; their updates were "
                 "skipped, so the checkpoints hold finite weights. Lower optim.lr, raise optim.warmup_steps, use "
