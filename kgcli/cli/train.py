@@ -108,7 +108,11 @@ chain_app = typer.Typer(rich_markup_mode=None, add_completion=False)
 @chain_app.command()
 def train(
     chain: Annotated[
-        str, typer.Argument(help="Name of a chain of recipes: nano (the 128 px world).", show_default=False)
+        str,
+        typer.Argument(
+            help="Name of a chain of recipes: nano (the 128 px world), nano64 (the 64 px world), smoke (seconds).",
+            show_default=False,
+        ),
     ],
     overrides: Overrides = None,
     show: Annotated[bool, typer.Option("--list", help="Print what is done and what is next; train nothing.")] = False,

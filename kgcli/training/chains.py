@@ -24,7 +24,21 @@ CHAINS = {
         "nano128/eval_dino",
         "nano128/controlnet",
         "nano128/lora",
-    )
+    ),
+    "nano64": (
+        "nano/base/vae",
+        "nano/base/clip",
+        "nano/base/unet",
+        "nano/pretrain",
+        "nano/align",
+        "nano/instruct",
+        "nano/judge",
+        "nano/eval_clip",
+        "nano/eval_dino",
+        "nano/controlnet",
+        "nano/lora",
+    ),
+    "smoke": ("smoke/vae", "smoke/clip", "smoke/unet", "smoke/pretrain", "smoke/align", "smoke/instruct"),
 }
 
 

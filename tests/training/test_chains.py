@@ -67,7 +67,7 @@ def test_no_command_is_named_for_what_no_recipe_makes():
 
 
 def test_an_unknown_chain_names_those_there_are():
-    with pytest.raises(MissingError, match="no chain of recipes 'micro'; the chains are nano"):
+    with pytest.raises(MissingError, match="no chain of recipes 'micro'; the chains are nano, nano64, smoke"):
         load_chain("micro")
 
 
