@@ -30,7 +30,7 @@ from kgcli.model.diffusion import Diffusion
 from kgcli.model.randomness import StepRandom
 from kgcli.recipe import Recipe, dump_recipe
 from kgcli.training import checkpoint
-from kgcli.training.checks.data import check_source
+from kgcli.training.checks.data import check_batch_size, check_source
 from kgcli.training.latent_cache import make_pool
 from kgcli.training.logging import Metrics, say
 from kgcli.training.parallel import find_processes, unsharded
@@ -65,7 +65,7 @@ class Run:
         self.stage.freeze()
         checkpoint_activations(self.stage, recipe)
         self.processes = find_processes(self.accelerator, recipe.parallel)
-        self._check_batch_size()
+        check_batch_size(recipe, self.processes.num)
         self._check_precision()
         self.module = self.processes.wrap(self.stage.to(self.device))
         self.trainer = Trainer(
@@ -210,15 +210,6 @@ class Run:
     def _calibration_sample(self, index: int) -> Sample:
         sample: Sample = self._calibration_source.sample(index)
         return sample
-
-    def _check_batch_size(self) -> None:
-        size, num, accumulate = self.recipe.data.batch_size, self.processes.num, self.recipe.accumulate
-        if size % (num * accumulate):
-            shares = f"{num} processes x {accumulate} micro-batches" if num > 1 else f"{accumulate} micro-batches"
-            raise ConfigError(
-                f"data.batch_size is {size}, which {shares} cannot split evenly; "
-                f"make it a multiple of {num * accumulate}"
-            )
 
     def _check_precision(self) -> None:
         scalars = [name for name, p in self.stage.named_parameters() if p.requires_grad and p.ndim == 0]

@@ -123,6 +123,7 @@ def nano(tmp_path, *overrides):
     [
         (["activation_checkpointing=[clip]"], "activation_checkpointing: stage instruct has no part clip"),
         (["compile=[controlnet]"], "compile: stage instruct has no part controlnet"),
+        (["accumulate=3"], "which 3 micro-batches cannot split evenly"),
         (["data.pool=null"], r"set data\.pool"),
         (["data.kinds={text: 1}"], "needs samples with target"),
         (["options.edges=1"], r"unknown key options\.edges"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kgcli.data.batch import sample_fields
 from kgcli.data.sources.base import Source
 from kgcli.errors import ConfigError
+from kgcli.recipe import Recipe
 from kgcli.training.stages.base import Stage
 
 
@@ -18,6 +19,18 @@ def check_source(name: str, stage: type[Stage], source: Source) -> None:
         raise ConfigError(
             f"stage {name} needs samples with {' and '.join(sorted(missing))}, "
             "which not all samples of this recipe's data have"
+        )
+
+
+def check_batch_size(recipe: Recipe, num_processes: int) -> None:
+    """Check that processes and micro-batches divide the batch. Raises: ConfigError."""
+    size, accumulate = recipe.data.batch_size, recipe.accumulate
+    if size % (num_processes * accumulate):
+        own = f"{accumulate} micro-batches"
+        shares = f"{num_processes} processes x {own}" if num_processes > 1 else own
+        raise ConfigError(
+            f"data.batch_size is {size}, which {shares} cannot split evenly; "
+            f"make it a multiple of {num_processes * accumulate}"
         )
 
 

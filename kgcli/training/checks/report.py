@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from kgcli.errors import MissingError
 from kgcli.recipe import Recipe, command_of
 from kgcli.training import checkpoint
 from kgcli.training.checks.compute import ASSUMED, SampleSize, count_step, find_trained
-from kgcli.training.checks.data import check_pool_source, check_source
+from kgcli.training.checks.data import check_batch_size, check_pool_source, check_source
 from kgcli.training.checks.memory import GIB, LATENT_BYTES, Sizes, describe_disk, describe_memory, measure
 from kgcli.training.checks.shapes import AbsentTokenizer, ShapeSetup
 from kgcli.training.resume import recipe_changes
@@ -54,6 +55,7 @@ def describe(recipe: Recipe, resume: str = "auto", tflops: float | None = None) 
         MissingError: a part is missing without which a base stage has no sizes.
     """
     stage_type = find_stage(recipe.stage)
+    check_batch_size(recipe, int(os.environ.get("WORLD_SIZE", "1")))
     missing: list[str] = []
     source = _open(recipe, stage_type, missing)
     _check_watch(recipe, stage_type, missing)

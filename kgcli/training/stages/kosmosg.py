@@ -273,12 +273,8 @@ class InstructStage(KosmosGStage):
         if self.setup.train == "lora":
             add_lora(self.model.mllm, self.setup.lora)
             return tuple(name for name, _ in self.named_parameters() if ".lora_" in name)
-        aligner = "model.aligner.encoder."
-        return (
-            (aligner,)
-            if self.setup.train == "aligner"
-            else (*self.trained_encoder(self.options.vision_blocks), aligner)
-        )
+        encoder = () if self.setup.train == "aligner" else self.trained_encoder(self.options.vision_blocks)
+        return (*encoder, "model.aligner.encoder.")
 
     def _encode(self, batch: Batch) -> Tensor:
         assert batch.tokens is not None and batch.token_mask is not None and batch.image_mask is not None
