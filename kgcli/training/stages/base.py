@@ -80,7 +80,6 @@ class Stage(nn.Module):
     uses_pool: ClassVar[bool] = False
     use: ClassVar[Use] = "generate"  # of images that come with a caption
     contrasts: ClassVar[bool] = False  # its loss compares the samples of a batch: `forward` takes a third argument
-    same_length: ClassVar[bool] = False  # its loss depends on the padded length, which all processes then share
 
     def __init__(self, setup: Setup) -> None:
         super().__init__()
@@ -103,10 +102,9 @@ class Stage(nn.Module):
         """Return the number of items that a loss is a mean over, for each loss that is not a mean over samples."""
         return {}
 
-    @property
-    def pad(self) -> int:
-        """Return the padding token of a stage of `same_length`."""
-        raise NotImplementedError
+    def padding(self) -> int | None:
+        """Return the padding token if a loss depends on the padded length, which all processes then share."""
+        return None
 
     @abstractmethod
     def collator(self, pool: Pool | None) -> Collator:
@@ -126,6 +124,10 @@ class Stage(nn.Module):
 
     def heavy_parts(self) -> list[nn.Module]:
         """Return the modules worth compiling."""
+        return []
+
+    def idle_parts(self) -> list[nn.Module]:
+        """Return the modules that `forward` does not compute."""
         return []
 
     def freeze(self) -> None:

@@ -164,7 +164,6 @@ class AlignStage(KosmosGStage):
 
     needs = frozenset({"tokens", "clip_tokens"})
     trains = ("model.aligner.",)
-    same_length = True
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
@@ -182,8 +181,7 @@ class AlignStage(KosmosGStage):
         collator.clip_tokenizer = self.clip_tokenizer
         return collator
 
-    @property
-    def pad(self) -> int:
+    def padding(self) -> int:
         return self.tokenizer.special_ids.pad
 
     def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
@@ -229,6 +227,9 @@ class InstructStage(KosmosGStage):
 
     def heavy_parts(self) -> list[nn.Module]:
         return [self.diffusion.unet]
+
+    def idle_parts(self) -> list[nn.Module]:
+        return [self.diffusion.vae]
 
     def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
         assert batch.moments is not None and batch.subject is not None
