@@ -8,12 +8,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from kgcli.data.images import to_vae_pixels, to_vision_pixels
+from kgcli.data.images import (
+    CLIP_MEAN,
+    CLIP_STD,
+    HALF,
+    normalised_values,
+    to_square,
+    to_uint8,
+    to_vision_square,
+)
 from kgcli.data.pool import Pool
 from kgcli.data.prompt import Sequence, encode, pad_sequences
-from kgcli.data.sample import Sample
+from kgcli.data.sample import Fault, Sample
 from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import PromptError
 
@@ -39,16 +48,29 @@ class Batch:
         None  # (B, heads) class labels of the whole image and its subject, for a recogniser of the nano world
     )
     numbers: tuple[int, ...] = ()  # B sample numbers of the endless stream: what the randomness of a step depends on
+    faults: tuple[Fault, ...] = ()  # rows that could not be read, and that others stand for
 
     def to(self, device: torch.device) -> Batch:
-        """Return the batch on another device."""
+        """Return the batch on another device, where uint8 images and targets are normalised."""
         moved: dict[str, Any] = {name: value.to(device, non_blocking=True) for name, value in self.fields().items()}
+        for name in _NORMALISED:
+            if name in moved and moved[name].dtype == torch.uint8:
+                moved[name] = normalised(name, moved[name])
         return dataclasses.replace(self, **moved)
 
     def fields(self) -> dict[str, Tensor]:
         """Return the fields that are not None."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+_NORMALISED = {"images": (CLIP_MEAN, CLIP_STD), "targets": (HALF, HALF)}
+
+
+def normalised(name: str, pixels_N3SS: Tensor) -> Tensor:
+    """Return uint8 pixels as a field of a batch holds them, bit for bit what the published arithmetic gives."""
+    table = torch.from_numpy(normalised_values(*_NORMALISED[name]).copy()).to(pixels_N3SS.device)
+    return torch.stack([values[pixels_N3SS[:, channel].int()] for channel, values in enumerate(table)], dim=1)
 
 
 def sample_fields(needs: frozenset[str]) -> frozenset[str]:
@@ -80,6 +102,7 @@ class Collator:
     pool: Pool | None = None
     max_tokens: int | None = None  # of a sequence; a longer one is an error
     eos: bool = False  # end sequences in </s>, for language modelling
+    uint8: bool = False  # leave the normalisation of images and targets to the device: a quarter of the bytes
 
     def __call__(self, samples: list[Sample], rows: list[int]) -> Batch:
         """Return the batch of samples; `rows` are their sources' rows, by which cached moments are found."""
@@ -88,17 +111,16 @@ class Collator:
             fields |= self._tokens(samples)
         if "images" in self.needs:
             given = [image for sample in samples for image in sample.images]
-            images = [to_vision_pixels(image, self.vision_size, self.vision_fit) for image in given]
-            empty = np.zeros((0, 3, self.vision_size, self.vision_size), np.float32)
-            fields["images"] = torch.from_numpy(np.stack(images) if images else empty)
+            squares = [to_vision_square(image, self.vision_size, self.vision_fit) for image in given]
+            fields["images"] = self._pixels("images", squares, self.vision_size)
         if "clip_tokens" in self.needs:
             captions = [sample.caption for sample in samples]
             fields["clip_tokens"] = self.clip_tokenizer(
                 captions, padding="max_length", truncation=True, return_tensors="pt"
             ).input_ids
         if "targets" in self.needs:
-            targets = [to_vae_pixels(sample.render(self.image_size).image, self.image_size) for sample in samples]
-            fields["targets"] = torch.from_numpy(np.stack(targets))
+            squares = [to_square(sample.render(self.image_size).image, self.image_size) for sample in samples]
+            fields["targets"] = self._pixels("targets", squares, self.image_size)
         if "moments" in self.needs:
             assert self.pool is not None
             fields |= self.pool.rows(rows)
@@ -123,6 +145,12 @@ class Collator:
                 f"the model takes at most {self.max_tokens}"
             )
         return sequence
+
+    def _pixels(self, name: str, squares: list[Image.Image], size: int) -> Tensor:
+        """Return images as a field of the batch, (N, 3, size, size), normalised unless the device does it."""
+        empty = np.zeros((0, 3, size, size), np.uint8)
+        pixels = torch.from_numpy(np.stack([to_uint8(image) for image in squares]) if squares else empty)
+        return pixels if self.uint8 else normalised(name, pixels)
 
     def _tokens(self, samples: list[Sample]) -> dict[str, Tensor]:
         assert self.tokenizer is not None

@@ -55,7 +55,8 @@ class Batches(Dataset[Batch]):
         indices = self.indices(step)
         samples = [self._sample(index) for index in indices]
         batch = self.collator(samples, [self.source.row_of(index) for index in indices])
-        return dataclasses.replace(batch, numbers=tuple(indices))
+        faults = tuple(fault for sample in samples for fault in sample.faults)
+        return dataclasses.replace(batch, numbers=tuple(indices), faults=faults)
 
     def indices(self, step: int) -> list[int]:
         """Return the sample numbers that this process takes in a step."""

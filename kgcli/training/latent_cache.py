@@ -31,8 +31,12 @@ def make_pool(
     image_size: int,
     precision: str,
     num_workers: int,
+    shared: bool = False,
 ) -> Pool:
     """Return the cached moments in a folder, encoded now if they are not there yet or are of other images.
+
+    Those of a source with several parts are kept by part: an interrupted call goes on with the next one, and runs
+    with the same shards and VAE can share a folder (`shared`).
 
     Raises:
         ConfigError: the source is endless.
@@ -43,22 +47,27 @@ def make_pool(
             "this stage works on cached VAE moments, and the nano world is endless: "
             "set data.pool to the number of its images"
         )
+    settings = {"image_size": image_size, "precision": precision, "vae": _sha256(diffusion)}
+    parts = source.parts()
+    alone = len(parts) == 1 and not shared
+    folders = [folder] if alone else [folder / _name({**part.fingerprint, **settings}) for part in parts]
     if accelerator.is_main_process:
-        # The U-Net's own sample size does not count: it takes latents of any.
-        images = PoolImages(source, image_size, image_size // diffusion.pixels_per_latent)
-        made_of = {
-            **source.fingerprint(),
-            "image_size": image_size,
-            "precision": precision,
-            "first": hashlib.sha256(_target(images, 0).numpy().tobytes()).hexdigest(),
-            "vae": _sha256(diffusion),
-        }
-        if _read(folder) != made_of:
-            with torch.no_grad(), accelerator.autocast():
-                _fill(folder, images, diffusion, accelerator.device, num_workers)
-            write_whole(folder / MADE_OF, json.dumps(made_of, indent=2) + "\n")
+        for part, place in zip(parts, folders, strict=True):
+            # The U-Net's own sample size does not count: it takes latents of any.
+            images = PoolImages(source, part, image_size, image_size // diffusion.pixels_per_latent)
+            first = hashlib.sha256(_target(images, 0).numpy().tobytes()).hexdigest()
+            made_of = {**part.fingerprint, **settings, "first": first}
+            if _read(place) != made_of:
+                with torch.no_grad(), accelerator.autocast():
+                    _fill(place, images, diffusion, accelerator.device, num_workers)
+                write_whole(place / MADE_OF, json.dumps(made_of, indent=2) + "\n")
     accelerator.wait_for_everyone()
-    return Pool(folder)
+    return Pool(*folders)
+
+
+def _name(made_of: dict[str, Any]) -> str:
+    """Return the name of a part's folder."""
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _target(images: PoolImages, row: int) -> torch.Tensor:

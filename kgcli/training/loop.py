@@ -22,6 +22,7 @@ from kgcli.data.loader import EVALUATION_STEP, Batches, load_batches
 from kgcli.data.pool import Pool
 from kgcli.data.sample import Sample
 from kgcli.data.sources import open_source
+from kgcli.data.sources.mixture import weigh_by_tokens
 from kgcli.data.sources.rendered import make_rendered
 from kgcli.errors import ConfigError, MissingError
 from kgcli.files import locked, remove_leftovers, whole_folder
@@ -29,6 +30,7 @@ from kgcli.model.diffusion import Diffusion
 from kgcli.model.randomness import StepRandom
 from kgcli.recipe import Recipe, dump_recipe
 from kgcli.training import checkpoint
+from kgcli.training.faults import FaultLog
 from kgcli.training.latent_cache import make_pool
 from kgcli.training.logging import Metrics, say
 from kgcli.training.resume import recipe_changes
@@ -56,6 +58,10 @@ class Run:
         torch.manual_seed(recipe.seed)
         self.stage = make_stage(recipe, self.source.texts)
         self.stage.freeze()
+        if recipe.pack is not None:
+            self.stage.pack(recipe.pack)
+        if recipe.data.weigh == "tokens":
+            weigh_by_tokens(self.source, self.stage.collator(None).length)
         self.module = self.accelerator.prepare(self.stage)
         self.trainer = Trainer(
             {name: p for name, p in self.stage.named_parameters() if p.requires_grad},
@@ -92,28 +98,33 @@ class Run:
         diffusion = self.stage.diffusion
         assert isinstance(diffusion, Diffusion), "a stage with a pool has a decoder"
         return make_pool(
-            self.folder / "pool",
+            self.folder / "pool" if self.recipe.data.moments is None else Path(self.recipe.data.moments),
             self.source,
             diffusion,
             self.accelerator,
             image_size=self.recipe.image_size,
             precision=self.recipe.precision,
             num_workers=self.recipe.data.num_workers,
+            shared=self.recipe.data.moments is not None,
         )
 
     def batches(self, pool: Pool | None, first: int) -> Iterator[Batch]:
         """Yield the batches from step `first` on, prefetched by worker processes."""
         data, accelerator = self.recipe.data, self.accelerator
+        collator = self.stage.collator(pool)
+        collator.uint8 = self.device.type != "cpu"
         batches = Batches(
             self.source,
-            self.stage.collator(pool),
+            collator,
             batch_size=data.batch_size,
             bucket=data.bucket,
             seed=data.seed,
             rank=accelerator.process_index,
             num_ranks=accelerator.num_processes,
         )
-        return load_batches(batches, first, self.recipe.steps, data.num_workers)
+        name = "faults.jsonl" if accelerator.is_main_process else f"faults.{accelerator.process_index}.jsonl"
+        faults = FaultLog(self.folder / name, data.max_faults)
+        return faults.watch(load_batches(batches, first, self.recipe.steps, data.num_workers))
 
     def random(self, step: int, numbers: Sequence[int]) -> StepRandom:
         """Return the randomness of a step's samples; also seed the global generator, which dropout draws from."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from kgcli.data.sample import Sample
@@ -9,6 +10,15 @@ from kgcli.data.sample import Sample
 # How a stage uses an image with its caption: read the image and then predict the words, match the two, or generate
 # the image from the words.
 Use = Literal["read", "match", "generate"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Neighbouring rows of a source that caches keep together: a shard, or all rows of one that has no parts."""
+
+    fingerprint: dict[str, Any]  # what decides the rows; JSON values
+    first: int  # row
+    num_rows: int
 
 
 class Source(Protocol):
@@ -39,4 +49,8 @@ class Source(Protocol):
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what decides the rows, for caches to compare; JSON values."""
+        ...
+
+    def parts(self) -> list[Part]:
+        """Return the parts of a finite source, in the order of their rows."""
         ...

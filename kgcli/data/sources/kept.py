@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kgcli.data.sample import Sample
-from kgcli.data.sources.base import Source
+from kgcli.data.sources.base import Part, Source
 
 
 class KeptSource:
@@ -38,3 +38,7 @@ class KeptSource:
     def fingerprint(self) -> dict[str, Any]:
         """Return the source's fingerprint."""
         return self.source.fingerprint()
+
+    def parts(self) -> list[Part]:
+        """Return the source's parts."""
+        return self.source.parts()

@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from kgcli.data.pool import new_array
 from kgcli.data.sample import Sample, Target
-from kgcli.data.sources.base import Source
+from kgcli.data.sources.base import Part, Source
 from kgcli.errors import ConfigError
 from kgcli.files import locked, write_whole
 
@@ -73,6 +74,10 @@ class RenderedSource:
     def fingerprint(self) -> dict[str, Any]:
         """Return the source's fingerprint."""
         return self.source.fingerprint()
+
+    def parts(self) -> list[Part]:
+        """Return the source's parts."""
+        return self.source.parts()
 
     def _with_target(self, sample: Sample, row: int) -> Sample:
         return sample if sample.target is None else replace(sample, target=_Render(self.folder, row, sample.target))
@@ -133,7 +138,7 @@ def _fill(
     files = {
         name: open_memmap(folder / f"{name}.npy.partial", "r+")
         if place
-        else open_memmap(folder / f"{name}.npy.partial", "w+", np.uint8, shape)
+        else new_array(folder / f"{name}.npy.partial", np.uint8, shape)
         for name, shape in shapes.items()
     }
     for images, masks in DataLoader(renders, batch_size=_CHUNK, num_workers=num_workers):

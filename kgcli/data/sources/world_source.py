@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from kgcli.data.sample import Sample
+from kgcli.data.sources.base import Part
 from kgcli.data.sources.world import GIVES, SAMPLERS, draw
 from kgcli.errors import ConfigError
 
@@ -65,6 +66,10 @@ class WorldSource:
     def fingerprint(self) -> dict[str, Any]:
         """Return what decides the images of the pool."""
         return {"kinds": self.kinds, "seed": self.seed, "num": self.num_rows}
+
+    def parts(self) -> list[Part]:
+        """Return the pool as one part; none where the source is endless."""
+        return [Part(self.fingerprint(), 0, self.num_rows)] if self.num_rows else []
 
 
 def check_kinds(kinds: dict[str, float]) -> None:

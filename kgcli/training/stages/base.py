@@ -100,6 +100,13 @@ class Stage(nn.Module):
         """Return images in [0, 1], (N, 3, X, Y), that show the progress; None if there are none."""
         return None
 
+    def pack(self, row_tokens: int) -> None:
+        """Let several samples share a row of the MLLM, each attending to itself alone.
+
+        Raises: ConfigError for a stage without an MLLM, or whose loss depends on padding.
+        """
+        raise ConfigError(f"pack: stage {self.setup.stage} has no MLLM")
+
     def heavy_parts(self) -> list[nn.Module]:
         """Return the modules worth compiling."""
         return []
