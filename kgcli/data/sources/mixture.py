@@ -18,7 +18,7 @@ from kgcli.data.sources.base import Part, Source
 from kgcli.data.sources.kept import KeptSource
 
 SHORTEST_PERIOD = 1000  # samples after which every source has had its exact fraction
-MEASURED = 512  # samples of a source whose mean length stands for all
+MEASURED = 256  # samples of a source whose mean length stands for all
 LONGEST_PERIOD = 20000  # of weights that divide evenly; others are rounded to this
 
 
