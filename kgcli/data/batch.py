@@ -22,7 +22,7 @@ from kgcli.data.images import (
 )
 from kgcli.data.pool import Pool
 from kgcli.data.prompt import Sequence, encode, pad_sequences
-from kgcli.data.sample import Fault, Sample
+from kgcli.data.sample import Fault, Fragments, Sample
 from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import PromptError
 
@@ -126,11 +126,11 @@ class Collator:
             fields |= self.pool.rows(rows)
         return Batch(**fields)
 
-    def length(self, sample: Sample) -> int:
+    def length(self, fragments: Fragments) -> int:
         """Return the number of tokens of a sample in the MLLM."""
         if self.tokenizer is None:
             return 0
-        return len(self._encode(sample).token_ids)
+        return len(encode(fragments, self.tokenizer, self.num_slots, eos=self.eos).token_ids)
 
     def _encode(self, sample: Sample) -> Sequence:
         """Return the token ids of a sample.

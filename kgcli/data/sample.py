@@ -10,6 +10,8 @@ from PIL import Image
 
 from kgcli.errors import ConfigError
 
+Fragments = tuple[str | None, ...]  # texts and, as None, images in reading order
+
 
 @dataclass(frozen=True)
 class Target:
@@ -48,7 +50,7 @@ class Sample:
     the sample, opaque to everything but stages made for that source.
     """
 
-    fragments: tuple[str | None, ...] = ()
+    fragments: Fragments = ()
     images: tuple[Image.Image, ...] = ()
     caption: str = ""
     target: Callable[[int], Target] | None = None

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import io
 import json
 import os
 import platform
@@ -71,7 +70,9 @@ def compare(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, f
 def reading(folder: Path, num: int, repeats: int) -> dict[str, float]:
     """Return how many times as fast shards are decoded, and made samples of, as lines of base64 PNG."""
     images = [smooth_image(number) for number in range(num)]
-    lines = [f"{number}\ta caption\t{base64.b64encode(encode_image(one)).decode()}" for number, one in enumerate(images)]
+    lines = [
+        f"{number}\ta caption\t{base64.b64encode(encode_image(one)).decode()}" for number, one in enumerate(images)
+    ]
     with ShardWriter(folder / "jpeg", "bench") as writer:
         for number, one in enumerate(images):
             data = encode_image(one, "jpg")
@@ -169,7 +170,10 @@ def main() -> None:
     for name, value in ratios.items():
         print(f"{name:16} {value:6.2f} x (at least {TARGETS[name]})")
     for name, value in padded.items():
-        print(f"{name:16} {value:6.3f} positions per token" + (f" (at most {MOST_PADDED[name]})" if name in MOST_PADDED else ""))
+        print(
+            f"{name:16} {value:6.3f} positions per token"
+            + (f" (at most {MOST_PADDED[name]})" if name in MOST_PADDED else "")
+        )
     met = all(ratios[name] >= least for name, least in TARGETS.items())
     met &= all(padded[name] <= most for name, most in MOST_PADDED.items())
     row = {"theme": "data", "machine": platform.processor(), "torch": torch.__version__, "met": met}

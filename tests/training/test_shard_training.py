@@ -65,9 +65,7 @@ def test_bad_rows_are_counted_once_and_named_by_shard(chain, tmp_path, caplog): 
     faults = [json.loads(line) for line in (tmp_path / "run/faults.jsonl").read_text().splitlines()]
     assert sorted(fault["row"] for fault in faults) == ["000003", "000006", "000007"]
     assert {fault["file"] for fault in faults} == {str(folder / f"world-0000{n}.tar") for n in (0, 1)}
-    with pytest.raises(
-        MissingError, match=r"3 rows of the data cannot be read, .* allows 2.*00001\.tar: 2"
-    ):
+    with pytest.raises(MissingError, match=r"3 rows of the data cannot be read, .* allows 2.*00001\.tar: 2"):
         training.train(on_shards(recipe, folder, tmp_path / "other", faults="skip", max_faults=2))
     with pytest.raises(MissingError, match=r"world-00000\.tar 000003: its .*is not an image"):
         training.train(on_shards(recipe, folder, tmp_path / "third"))
@@ -151,5 +149,5 @@ def test_weights_may_be_fractions_of_tokens(chain, tmp_path):  # noqa: F811
     length = run.stage.collator(None).length
     samples = [run.source.sample(number) for number in range(2000)]
     tokens = {name: sum(length(one) for one in samples if name in one.origin) for name in ("short", "long")}
-    assert tokens["short"] / tokens["long"] == pytest.approx(1, rel=0.02)
+    assert tokens["short"] / tokens["long"] == pytest.approx(1, rel=0.06)
     assert sum("short" in one.origin for one in samples) > 1200

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from kgcli.data.sample import Sample
+from kgcli.data.sample import Fragments, Sample
 
 # How a stage uses an image with its caption: read the image and then predict the words, match the two, or generate
 # the image from the words.
@@ -33,6 +33,13 @@ class Source(Protocol):
 
     def sample(self, index: int) -> Sample:
         """Return the sample at `index` of the stream."""
+        ...
+
+    def fragments(self, index: int) -> Fragments | None:
+        """Return the fragments of the sample at `index` where that is cheaper than the sample; else None.
+
+        Those of a row that turns out to be bad may be returned, so they serve for lengths alone.
+        """
         ...
 
     def row_of(self, index: int) -> int:

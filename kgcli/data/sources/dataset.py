@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from kgcli.data.images import decode_image, open_image
-from kgcli.data.sample import Decoded, Sample, Target
+from kgcli.data.sample import Decoded, Fragments, Sample, Target
 from kgcli.data.sources.base import Use
 from kgcli.data.sources.rows import RowOrder, RowSource
 from kgcli.errors import ImageError, MissingError, UsageError
@@ -44,6 +44,7 @@ class DatasetSource(RowSource):
         super().__init__(frozenset(gives), len(rows), seed, faults)
         self.rows = rows
         self.columns = dict(columns)
+        self._texts = rows.select_columns([columns["caption"]]) if "caption" in columns else rows.select_columns([])
         self.name = name
         self.use = use
         self._order = RowOrder(len(rows), seed)
@@ -57,13 +58,15 @@ class DatasetSource(RowSource):
         cells, origin = self.rows[row], f"{self.name} row {row}"
         caption = self._caption(cells, origin)
         if "image" not in self.columns:
-            return Sample((caption,), (), caption, None, origin)
+            return Sample(self._told(caption), (), caption, None, origin)
         image = _image(cells[self.columns["image"]], f"{origin}: its {self.columns['image']}")
         target = Decoded(Target(image))
-        if self.use == "generate":
-            return Sample((caption,) if caption else (), (), caption, target, origin)
-        fragments = (None, f" {caption}") if self.use == "read" else ()
-        return Sample(fragments, (image,), caption, target, origin)
+        images = () if self.use == "generate" else (image,)
+        return Sample(self._told(caption), images, caption, target, origin)
+
+    def told(self, row: int, number: int) -> Fragments:
+        """Return the fragments of a row."""
+        return self._told(self._caption(self._texts[row], f"{self.name} row {row}"))
 
     def place_of(self, row: int) -> tuple[str, str]:
         """Return the dataset's name and the row's number."""
@@ -74,11 +77,16 @@ class DatasetSource(RowSource):
         if "caption" not in self.columns:
             return []
         order = np.random.default_rng([22, seed]).permutation(len(self.rows))[:num]
-        return [str(self.rows[int(row)][self.columns["caption"]]) for row in order]
+        return [str(self._texts[int(row)][self.columns["caption"]]) for row in order]
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the library's own fingerprint of the rows."""
         return {"dataset": self.rows._fingerprint, "num": self.num_rows}
+
+    def _told(self, caption: str) -> Fragments:
+        if "image" not in self.columns or self.use == "generate":
+            return (caption,) if caption else ()
+        return (None, f" {caption}") if self.use == "read" else ()
 
     def _caption(self, cells: Mapping[str, Any], origin: str) -> str:
         if "caption" not in self.columns:
@@ -120,9 +128,7 @@ def _load(cfg: SourceConfig) -> Any:
     try:
         import datasets
     except ImportError:
-        raise UsageError(
-            f"data.sources: {cfg.path} needs the package datasets: pip install 'kgcli[datasets]'"
-        ) from None
+        raise UsageError(f"data.sources: {cfg.path} needs the package datasets: pip install datasets") from None
     try:
         if (Path(cfg.path) / "dataset_info.json").is_file() or (Path(cfg.path) / "dataset_dict.json").is_file():
             found = datasets.load_from_disk(cfg.path)

@@ -15,7 +15,7 @@ from PIL import Image
 from kgcli.data.entries import data_files
 from kgcli.data.images import open_image, square
 from kgcli.data.prompt import Prompt
-from kgcli.data.sample import Sample, Target
+from kgcli.data.sample import Fragments, Sample, Target
 from kgcli.data.sources.base import Source, Use
 from kgcli.data.sources.rows import RowOrder, RowSource
 from kgcli.data.sources.tables import Line, read_lines
@@ -65,18 +65,24 @@ class FileSource(RowSource):
         """
         found = self.rows[row]
         target = None if found.target is None else partial(_open_target, found)
+        fragments = self.told(row, number)
         if found.prompt is not None:
             shown = tuple(
                 square(_open(found, path), ref.fit) for ref, path in zip(found.prompt.images, found.images, strict=True)
             )
             words = "" if shown else found.text
-            return Sample(tuple(found.prompt.fragments), shown, words, target, found.origin)
+            return Sample(fragments, shown, words, target, found.origin)
+        images = () if found.target is None or self.use == "generate" else (_open(found, found.target),)
+        return Sample(fragments, images, found.caption, target, found.origin)
+
+    def told(self, row: int, number: int) -> Fragments:
+        """Return the fragments of a row."""
+        found = self.rows[row]
+        if found.prompt is not None:
+            return tuple(found.prompt.fragments)
         if found.target is None or self.use == "generate":
-            fragments = (found.caption,) if found.caption else ()
-            return Sample(fragments, (), found.caption, target, found.origin)
-        images = (_open(found, found.target),)
-        told = (None, " " + found.caption) if self.use == "read" else ()
-        return Sample(told, images, found.caption, target, found.origin)
+            return (found.caption,) if found.caption else ()
+        return (None, " " + found.caption) if self.use == "read" else ()
 
     def place_of(self, row: int) -> tuple[str, str]:
         """Return the line or image of a row."""

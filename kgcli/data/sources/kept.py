@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kgcli.data.sample import Sample
+from kgcli.data.sample import Fragments, Sample
 from kgcli.data.sources.base import Part, Source
 
 
@@ -20,6 +20,10 @@ class KeptSource:
     def sample(self, index: int) -> Sample:
         """Return the row that the sample at `index` shows."""
         return self.read(self.row_of(index))
+
+    def fragments(self, index: int) -> Fragments | None:
+        """Return None: samples are kept whole."""
+        return None
 
     def row_of(self, index: int) -> int:
         """Return the row of a sample."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kgcli.data.sample import Sample
+from kgcli.data.sample import Fragments, Sample
 from kgcli.data.sources.base import Part, Source
 from kgcli.data.sources.kept import KeptSource
 
@@ -85,6 +85,11 @@ class Mixture:
         source, number = self._source_of(index)
         return self.sources[source].sample(number)
 
+    def fragments(self, index: int) -> Fragments | None:
+        """Return the fragments of the sample at `index`, where its source knows them."""
+        source, number = self._source_of(index)
+        return self.sources[source].fragments(number)
+
     def row_of(self, index: int) -> int:
         """Return the row of a sample, counted over all sources; the index itself where one of them is endless."""
         if self.num_rows is None:
@@ -113,12 +118,13 @@ class Mixture:
             for part in source.parts()
         ]
 
-    def weigh_by(self, length: Callable[[Sample], int]) -> None:
+    def weigh_by(self, length: Callable[[Fragments], int]) -> None:
         """Make the weights fractions of tokens, where they were fractions of samples.
 
         The mean length of a source is that of its first samples, so that every process and run finds the same.
         """
-        means = [sum(length(source.sample(k)) for k in range(MEASURED)) / MEASURED for source in self.sources]
+        measured = [[length(fragments_of(source, number)) for number in range(MEASURED)] for source in self.sources]
+        means = [sum(lengths) / MEASURED for lengths in measured]
         weights = [weight / max(mean, 1.0) for weight, mean in zip(self.weights, means, strict=True)]
         self.schedule = Schedule([float(f"{weight:.6g}") for weight in weights], self.seed)
 
@@ -129,11 +135,17 @@ class Mixture:
         return source, number * self.together + place
 
 
-def weigh_by_tokens(source: Source, length: Callable[[Sample], int]) -> None:
+def fragments_of(source: Source, index: int) -> Fragments:
+    """Return the fragments of a sample, without its images where the source knows them."""
+    found = source.fragments(index)
+    return source.sample(index).fragments if found is None else found
+
+
+def weigh_by_tokens(source: Source, length: Callable[[Fragments], int]) -> None:
     """Make the weights of a mixture fractions of tokens.
 
     Args:
-        length: number of tokens of a sample
+        length: number of tokens of fragments
     """
     mixture = source.source if isinstance(source, KeptSource) else source
     assert isinstance(mixture, Mixture), "a recipe that weighs tokens has several sources"

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kgcli.data.pool import new_array
-from kgcli.data.sample import Sample, Target
+from kgcli.data.sample import Fragments, Sample, Target
 from kgcli.data.sources.base import Part, Source
 from kgcli.errors import ConfigError
 from kgcli.files import locked, write_whole
@@ -58,6 +58,10 @@ class RenderedSource:
     def sample(self, index: int) -> Sample:
         """Return the sample at `index`."""
         return self._with_target(self.source.sample(index), self.row_of(index))
+
+    def fragments(self, index: int) -> Fragments | None:
+        """Return the source's fragments."""
+        return self.source.fragments(index)
 
     def row_of(self, index: int) -> int:
         """Return the row of a sample."""

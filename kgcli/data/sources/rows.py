@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kgcli.data.sample import Fault, Sample
+from kgcli.data.sample import Fault, Fragments, Sample
 from kgcli.data.sources.base import Part
 from kgcli.errors import MissingError, PromptError
 from kgcli.recipe import OnFault
@@ -48,6 +48,10 @@ class RowSource(ABC):
         """
 
     @abstractmethod
+    def told(self, row: int, number: int) -> Fragments:
+        """Return the fragments of `load` without opening images. Raises: MissingError, PromptError."""
+
+    @abstractmethod
     def place_of(self, row: int) -> tuple[str, str]:
         """Return the file that holds a row, and its name there, for messages."""
 
@@ -63,6 +67,13 @@ class RowSource(ABC):
     def sample(self, index: int) -> Sample:
         """Return the sample at `index`."""
         return self._good(self.row_of(index), index)
+
+    def fragments(self, index: int) -> Fragments | None:
+        """Return the fragments of the sample at `index`; None where its row turns out to be bad."""
+        try:
+            return self.told(self.row_of(index), index)
+        except (MissingError, PromptError):
+            return None
 
     def read(self, row: int) -> Sample:
         """Return a sample that shows `row`."""

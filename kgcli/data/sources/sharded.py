@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from kgcli.data.sample import Sample
+from kgcli.data.sample import Fragments, Sample
 from kgcli.data.shards.index import UNTARGETED, Index, describe_fault, open_index
 from kgcli.data.shards.order import WindowOrder
-from kgcli.data.shards.read import Words, read_sample
+from kgcli.data.shards.read import Words, read_fragments, read_sample
 from kgcli.data.shards.storage import list_shards
 from kgcli.data.sources.base import Part
 from kgcli.data.sources.rows import RowSource
@@ -56,6 +56,11 @@ class ShardSource(RowSource):
             if self.faults == "skip":
                 raise
             raise MissingError(f"{found.name}: {error}; `data.faults: skip` shows another row in its place") from None
+
+    def told(self, row: int, number: int) -> Fragments:
+        """Return the fragments of a row, of which the texts alone are read."""
+        found = self.index.row(*self._place(row))
+        return read_fragments(found, self.words, np.random.default_rng([34, *self.seed, number]))
 
     def place_of(self, row: int) -> tuple[str, str]:
         """Return shard and key of a row."""

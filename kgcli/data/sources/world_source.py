@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kgcli.data.sample import Sample
+from kgcli.data.sample import Fragments, Sample
 from kgcli.data.sources.base import Part
 from kgcli.data.sources.world import GIVES, SAMPLERS, draw
 from kgcli.errors import ConfigError
@@ -46,6 +46,10 @@ class WorldSource:
     def sample(self, index: int) -> Sample:
         """Return the sample at `index`."""
         return draw(self.kinds, self.seed, index, self.image_size, self.num_rows, **self.fractions)
+
+    def fragments(self, index: int) -> Fragments | None:
+        """Return None: a sample's words are made with its images."""
+        return None
 
     def row_of(self, index: int) -> int:
         """Return the image of the pool that a sample shows."""

@@ -328,6 +328,32 @@ def test_half_of_the_edits_begin_with_the_caption_of_the_image_before(tmp_path):
     assert found[(None, " make it snow")] == pytest.approx(200, abs=40)
 
 
+@pytest.mark.parametrize("use", ["read", "generate"])
+def test_lengths_are_known_without_images(tmp_path, use):
+    images = {"png": encode_image(solid(0)), "0.png": encode_image(solid(1))}
+    entity = Entity(noun="cat", span=(2, 5), crop="0.png", crop_on_white="0.png")
+    records = [
+        Text(text="words"),
+        Pair(image="png", caption="a cat"),
+        Interleaved(fragments=("A. ", Shown(image="0.png"), " B.")),
+        Compositional(image="png", caption="a cat at night", entities=(entity,)),
+        Edit(before="0.png", after="png", instruction="make it snow", caption="a cat"),
+        Written(prompt="a <image:0.png> thing", target="png"),
+    ]
+    rows = [Row(f"{n}", one, {name: images[name] for name in one.images}) for n, one in enumerate(records)]
+    write_shard(tmp_path / "a-00000.tar", rows)
+    write_tar(tmp_path / "b-00000.tar", pairs(0, 3))
+    source = shard_source(tmp_path / "*.tar", use=use)
+    for number in range(60):
+        assert source.fragments(number) == source.sample(number).fragments
+    content = (tmp_path / "b-00000.tar").read_bytes()
+    (tmp_path / "b-00000.tar").write_bytes(content.replace(b"JFIF", b"XXXX").replace(b"\xff\xd8", b"XX"))
+    source = shard_source(tmp_path / "b-00000.tar", use=use)
+    assert source.fragments(0)  # although its image is broken
+    with pytest.raises(MissingError):
+        source.sample(0)
+
+
 def test_what_samples_lack_is_known_before_they_are_read(tmp_path):
     path = write_one(tmp_path, Written(prompt="a <image:0.png>"), n0_png=solid(1))
     assert shard_source(path).gives == {"fragments"}
