@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from kgcli.data.pool import Pool, PoolImages, collate_pool
@@ -17,6 +16,8 @@ from kgcli.errors import ConfigError, KgError
 from kgcli.files import write_whole
 from kgcli.model.diffusion import Diffusion
 from kgcli.training.logging import say
+from kgcli.training.parallel import OneProcess
+from kgcli.training.precision import autocast
 
 MADE_OF = "made_of.json"
 DECODES = ("decoder.", "post_quant_conv.")  # parts of a VAE that its moments do not depend on
@@ -26,7 +27,8 @@ def make_pool(
     folder: Path,
     source: Source,
     diffusion: Diffusion,
-    accelerator: Accelerator,
+    processes: OneProcess,
+    device: torch.device,
     *,
     image_size: int,
     precision: str,
@@ -51,17 +53,17 @@ def make_pool(
     parts = source.parts()
     alone = len(parts) == 1 and not shared
     folders = [folder] if alone else [folder / _name({**part.fingerprint, **settings}) for part in parts]
-    if accelerator.is_main_process:
+    if processes.is_main:
         for part, place in zip(parts, folders, strict=True):
             # The U-Net's own sample size does not count: it takes latents of any.
             images = PoolImages(source, part, image_size, image_size // diffusion.pixels_per_latent)
             first = hashlib.sha256(_target(images, 0).numpy().tobytes()).hexdigest()
             made_of = {**part.fingerprint, **settings, "first": first}
             if _read(place) != made_of:
-                with torch.no_grad(), accelerator.autocast():
-                    _fill(place, images, diffusion, accelerator.device, num_workers)
+                with torch.no_grad(), autocast(device, precision):
+                    _fill(place, images, diffusion, device, num_workers)
                 write_whole(place / MADE_OF, json.dumps(made_of, indent=2) + "\n")
-    accelerator.wait_for_everyone()
+    processes.wait()
     return Pool(*folders)
 
 

@@ -1,4 +1,4 @@
-"""Does training wait for its data? Shards against base64-PNG lines, buckets and packing against padding, cached moments.
+"""Does training wait for its data? Shards against base64-PNG lines, buckets and packing, cached moments.
 
 All ratios come from one run, the two sides of each taking turns. Prints a table, then one JSON line:
 
