@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader
 from kgcli.data.pool import Pool, PoolImages, collate_pool
 from kgcli.data.sources.base import Source
 from kgcli.errors import ConfigError, KgError
-from kgcli.files import write_whole
+from kgcli.files import locked, write_whole
 from kgcli.model.diffusion import Diffusion
 from kgcli.training.logging import say
 from kgcli.training.parallel import OneProcess
@@ -43,6 +44,7 @@ def make_pool(
     Raises:
         ConfigError: the source is endless.
         KgError: a target cannot be read.
+        BusyError: another run fills the shared folder.
     """
     if source.num_rows is None:
         raise ConfigError(
@@ -54,15 +56,17 @@ def make_pool(
     alone = len(parts) == 1 and not shared
     folders = [folder] if alone else [folder / _name({**part.fingerprint, **settings}) for part in parts]
     if processes.is_main:
-        for part, place in zip(parts, folders, strict=True):
-            # The U-Net's own sample size does not count: it takes latents of any.
-            images = PoolImages(source, part, image_size, image_size // diffusion.pixels_per_latent)
-            first = hashlib.sha256(_target(images, 0).numpy().tobytes()).hexdigest()
-            made_of = {**part.fingerprint, **settings, "first": first}
-            if _read(place) != made_of:
-                with torch.no_grad(), autocast(device, precision):
-                    _fill(place, images, diffusion, device, num_workers)
-                write_whole(place / MADE_OF, json.dumps(made_of, indent=2) + "\n")
+        with locked(folder) if shared else contextlib.nullcontext():
+            for part, place in zip(parts, folders, strict=True):
+                # The U-Net's own sample size does not count: it takes latents of any.
+                images = PoolImages(source, part, image_size, image_size // diffusion.pixels_per_latent)
+                made_of = {**part.fingerprint, **settings}
+                if alone:  # the names of a user's files say less than the hashes of shards
+                    made_of["first"] = hashlib.sha256(_target(images, 0).numpy().tobytes()).hexdigest()
+                if _read(place) != made_of:
+                    with torch.no_grad(), autocast(device, precision):
+                        _fill(place, images, diffusion, device, num_workers)
+                    write_whole(place / MADE_OF, json.dumps(made_of, indent=2) + "\n")
     processes.wait()
     return Pool(*folders)
 

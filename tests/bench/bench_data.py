@@ -137,7 +137,7 @@ def moments(folder: Path, repeats: int) -> float:
     targets = collator([run.source.sample(number) for number in batch.numbers], []).targets
 
     def step() -> None:
-        sum(run.losses(batch).values()).backward()
+        sum(run.forward(batch).values()).backward()
 
     def encoded_step() -> None:
         with torch.no_grad():

@@ -124,7 +124,7 @@ def test_packed_training_has_the_gradients_of_unpacked(chain, tmp_path, stage): 
         run = training.Run(smoke(chain, stage, f"pack={pack}", "data.batch_size=8", out=tmp_path / pack))
         batch = next(run.batches(run.pool(), 0))
         run.stage.train()
-        losses = run.losses(batch)
+        losses = run.forward(batch)
         torch.stack(list(losses.values())).sum().backward()
         gradients.append({name: p.grad for name, p in run.trained.items() if p.grad is not None} | losses)
     plain, packed = gradients

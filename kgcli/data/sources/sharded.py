@@ -80,8 +80,10 @@ class ShardSource(RowSource):
     def parts(self) -> list[Part]:
         """Return the shards, for caches that are kept by shard."""
         starts = self.order.starts
+        # Another seed or number of rows lets other rows stand for bad ones.
+        chain = [*self.seed, self.num_rows] if self.faults == "skip" else None
         return [
-            Part({"shard": shard.fingerprint, "faults": self.faults}, int(starts[number]), shard.rows)
+            Part({"shard": shard.fingerprint, "chain": chain}, int(starts[number]), shard.rows)
             for number, shard in enumerate(self.index.shards)
             if shard.rows
         ]
