@@ -60,7 +60,10 @@ def list_shards(place: str) -> list[str]:
 
 
 def stamp(place: str) -> Stamp | None:
-    """Return the stamp of a file, None where it is not there or not reachable."""
+    """Return the stamp of a file, None where it is not there or not reachable.
+
+    Raises: UsageError for a place that cannot be read at all: a package is missing, or a server knows no ranges.
+    """
     try:
         if is_local(place):
             stat = os.stat(place)
@@ -232,7 +235,7 @@ def _request(url: str, headers: dict[str, str]) -> Any:
         if answer.status_code == 206:
             return answer
         if answer.status_code == 200:
-            raise MissingError(f"{url}: the server does not serve ranges of bytes; download the shard")
+            raise UsageError(f"{url}: the server does not serve ranges of bytes; download the shard")
         said = f"the server answers {answer.status_code}"
         if answer.status_code not in _BUSY:
             break

@@ -546,6 +546,42 @@ def test_shards_of_a_web_server_are_read_and_may_vanish(shards):
         server.server_close()
 
 
+class _Whole(BaseHTTPRequestHandler):
+    """A web server that sends whole files."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "3")
+        self.end_headers()
+        self.wfile.write(b"abc")
+
+    def log_message(self, *given):
+        pass
+
+
+def test_places_that_cannot_be_read_at_all_say_why():
+    server = HTTPServer(("127.0.0.1", 0), _Whole)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(UsageError, match="does not serve ranges of bytes; download the shard"):
+            shard_source(f"http://127.0.0.1:{server.server_port}/a.tar")
+    finally:
+        server.shutdown()
+        server.server_close()
+    with pytest.raises(UsageError, match=r"nothing://x/a\.tar is no URL that can be read"):
+        shard_source("nothing://x/a.tar")
+    with pytest.raises(UsageError, match="a web server lists no files"):
+        shard_source("http://127.0.0.1/*.tar")
+
+
+def test_images_without_captions_can_be_generated_or_matched(tmp_path):
+    write_tar(tmp_path / "a.tar", {f"{n}": {"png": encode_image(solid(n)), "cls": b"3"} for n in range(3)})
+    assert shard_source(tmp_path / "a.tar", use="generate").gives == {"target"}
+    source = shard_source(tmp_path / "a.tar", use="match", shuffle=False)
+    assert source.gives == {"target", "images"}
+    assert np.array_equal(np.asarray(source.sample(2).images[0]), np.asarray(solid(2)))
+
+
 def test_a_full_disk_is_named_where_the_index_is_written(shards, monkeypatch, tmp_path):
     import resource
 
