@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_loop import chain, rows_of, smoke  # noqa: F401
+from smoke_runs import rows_of, smoke
 from world_shards import write_world
 
 from kgcli.data.sources import open_source
@@ -32,7 +32,7 @@ def on_shards(recipe, folder, out, **settings):
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "align", "instruct"])
-def test_the_world_as_shards_trains_bit_for_bit_as_its_generator(chain, tmp_path, stage):  # noqa: F811
+def test_the_world_as_shards_trains_bit_for_bit_as_its_generator(chain, tmp_path, stage):
     own = ["data.pool=16"] if stage == "instruct" else []
     recipe = smoke(chain, stage, *own, out=tmp_path / "generator")
     source = open_source(recipe.data, recipe.image_size, find_stage(stage).use)
@@ -56,7 +56,7 @@ def spoiled(recipe, folder, bad):
     return folder
 
 
-def test_bad_rows_are_counted_once_and_named_by_shard(chain, tmp_path, caplog):  # noqa: F811
+def test_bad_rows_are_counted_once_and_named_by_shard(chain, tmp_path, caplog):
     recipe = smoke(chain, "instruct", "data.pool=16", out=tmp_path / "run")
     folder = spoiled(recipe, tmp_path / "world", [3, 6, 7])
     own = on_shards(recipe, folder, tmp_path / "run", faults="skip", num_workers=1)
@@ -71,7 +71,7 @@ def test_bad_rows_are_counted_once_and_named_by_shard(chain, tmp_path, caplog): 
         training.train(on_shards(recipe, folder, tmp_path / "third"))
 
 
-def test_moments_are_kept_by_shard_and_shared_by_runs(chain, tmp_path, monkeypatch):  # noqa: F811
+def test_moments_are_kept_by_shard_and_shared_by_runs(chain, tmp_path, monkeypatch):
     from kgcli.training import latent_cache
 
     recipe = smoke(chain, "instruct", "data.pool=16", out=tmp_path / "generator")
@@ -118,7 +118,7 @@ def test_no_room_for_moments_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "instruct"])
-def test_packed_training_has_the_gradients_of_unpacked(chain, tmp_path, stage):  # noqa: F811
+def test_packed_training_has_the_gradients_of_unpacked(chain, tmp_path, stage):
     gradients = []
     for pack in ("null", "128"):
         run = training.Run(smoke(chain, stage, f"pack={pack}", "data.batch_size=8", out=tmp_path / pack))
@@ -133,14 +133,14 @@ def test_packed_training_has_the_gradients_of_unpacked(chain, tmp_path, stage): 
         assert torch.allclose(value, packed[name], atol=1e-5), name
 
 
-def test_stages_that_cannot_pack_say_so(chain, tmp_path):  # noqa: F811
+def test_stages_that_cannot_pack_say_so(chain, tmp_path):
     with pytest.raises(ConfigError, match="the loss of stage align counts the padding; set data.bucket"):
         training.Run(smoke(chain, "align", "pack=128", out=tmp_path))
     with pytest.raises(ConfigError, match="stage unet has no MLLM"):
         training.Run(smoke(chain, "unet", "pack=128", out=tmp_path))
 
 
-def test_weights_may_be_fractions_of_tokens(chain, tmp_path):  # noqa: F811
+def test_weights_may_be_fractions_of_tokens(chain, tmp_path):
     (tmp_path / "short.txt").write_text("a cat\na dog\n")
     (tmp_path / "long.txt").write_text("a cat and a dog and a fox and a red robot on the beach\na cat and a dog\n")
     sources = [{"kind": "captions", "path": str(tmp_path / f"{name}.txt")} for name in ("short", "long")]

@@ -98,11 +98,6 @@ class Index:
         key, kind, members = (column[place].as_py() for column in self._batches[shard])
         return IndexRow(self.shards[shard].place, key, kind, tuple(Member(**member) for member in members))
 
-    def keys(self) -> list[tuple[int, str]]:
-        """Return shard and key of all rows in order."""
-        batches = (self._file.get_batch(shard) for shard in range(len(self.shards)))
-        return [(shard, key) for shard, batch in enumerate(batches) for key in batch.column("key").to_pylist()]
-
 
 def open_index(places: Sequence[str], filters: FilterConfig, cache: Path | None = None) -> Index:
     """Return the index of shards, made now unless the cache has it.
