@@ -77,6 +77,7 @@ class DataConfig(Strict):
     moments: str | None = Field(
         default=None, max_length=4096
     )  # folder of cached VAE moments that several runs share, kept by shard and VAE; None: the run's own
+    hidden: bool = False  # cache the hidden states of the frozen MLLM; align alone
     bucket: int = Field(default=1, ge=1, le=10**4)  # steps read together and dealt out by length: saves padding
     mix: Literal["per_sample", "per_batch"] = "per_sample"  # per_batch: all samples of a step are of one source
     weigh: Literal["samples", "tokens"] = "samples"  # what the sources' weights are fractions of

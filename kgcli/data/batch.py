@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from kgcli.data.hidden import HiddenStates
 from kgcli.data.images import (
     CLIP_MEAN,
     CLIP_STD,
@@ -41,6 +42,7 @@ class Batch:
     images: Tensor | None = None  # (N, 3, S, S) CLIP-normalised, in reading order
     clip_tokens: Tensor | None = None  # (B, L) ids of the caption for a CLIP text encoder
     targets: Tensor | None = None  # (B, 3, S, S) the images to be generated, in [-1, 1]
+    hidden: Tensor | None = None  # (B, L, D) cached states of a frozen MLLM, L >= T
     moments: Tensor | None = None  # (B, 2C, H, W) their VAE mean and log variance
     subject: Tensor | None = None  # (B, H, W) how much of each latent place a subject covers, in [0, 1]
     views: Tensor | None = None  # (B, V, 3, S, S) uint8: images of a sample, as many as the stage's collator gives
@@ -127,6 +129,7 @@ class Collator:
     tokenizer: Tokenizer | None = None
     clip_tokenizer: Any = None
     pool: Pool | None = None
+    hidden: HiddenStates | None = None
     max_tokens: int | None = None  # of a sequence; a longer one is an error
     eos: bool = False  # end sequences in </s>, for language modelling
     uint8: bool = False  # leave the normalisation of images and targets to the device: a quarter of the bytes
@@ -136,6 +139,8 @@ class Collator:
         fields: dict[str, Any] = {}
         if "tokens" in self.needs:
             fields |= self._tokens(samples)
+        if self.hidden is not None:
+            fields["hidden"] = self.hidden.rows(rows, fields["tokens"])
         if "images" in self.needs:
             given = [image for sample in samples for image in sample.images]
             squares = [to_vision_square(image, self.vision_size, self.vision_fit) for image in given]
@@ -160,7 +165,7 @@ class Collator:
             return 0
         return len(encode(fragments, self.tokenizer, self.num_slots, eos=self.eos).token_ids)
 
-    def _encode(self, sample: Sample) -> Sequence:
+    def encode(self, sample: Sample) -> Sequence:
         """Return the token ids of a sample.
 
         Raises: PromptError for one longer than the model takes.
@@ -182,6 +187,6 @@ class Collator:
 
     def _tokens(self, samples: list[Sample]) -> dict[str, Tensor]:
         assert self.tokenizer is not None
-        rows = [self._encode(sample) for sample in samples]
+        rows = [self.encode(sample) for sample in samples]
         tokens, token_mask, image_mask = pad_sequences(rows, self.tokenizer.special_ids.pad)
         return {"tokens": tokens, "token_mask": token_mask, "image_mask": image_mask}

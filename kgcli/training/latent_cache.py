@@ -63,7 +63,7 @@ def make_pool(
                 made_of = {**part.fingerprint, **settings}
                 if alone:  # the names of a user's files say less than the hashes of shards
                     made_of["first"] = hashlib.sha256(_target(images, 0).numpy().tobytes()).hexdigest()
-                if _read(place) != made_of:
+                if read_made_of(place) != made_of:
                     with torch.no_grad(), autocast(device, precision):
                         _fill(place, images, diffusion, device, num_workers)
                     write_whole(place / MADE_OF, json.dumps(made_of, indent=2) + "\n")
@@ -92,8 +92,8 @@ def _sha256(diffusion: Diffusion) -> str:
     return vae.hexdigest()
 
 
-def _read(folder: Path) -> dict[str, Any] | None:
-    """Return the fingerprint of the pool in a folder; None if there is no complete one."""
+def read_made_of(folder: Path) -> dict[str, Any] | None:
+    """Return the fingerprint of the cache in a folder; None if there is no complete one."""
     try:
         return dict(json.loads((folder / MADE_OF).read_text("utf-8")))
     except (OSError, ValueError):

@@ -17,7 +17,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from kgcli.data.batch import Batch, sample_fields
+from kgcli.data.batch import Batch, Collator, sample_fields
+from kgcli.data.hidden import HiddenStates
 from kgcli.data.loader import EVALUATION_STEP, Batches, load_batches
 from kgcli.data.pool import Pool
 from kgcli.data.sample import Sample
@@ -31,6 +32,7 @@ from kgcli.model.randomness import StepRandom
 from kgcli.recipe import Recipe, dump_recipe
 from kgcli.training import checkpoint
 from kgcli.training.faults import FaultLog
+from kgcli.training.hidden_cache import make_hidden
 from kgcli.training.latent_cache import make_pool
 from kgcli.training.logging import Metrics, say
 from kgcli.training.parallel import find_processes, unsharded
@@ -127,6 +129,7 @@ class Run:
         data = self.recipe.data
         collator = self.stage.collator(pool)
         collator.uint8 = self.device.type != "cpu"
+        collator.hidden = self._hidden(collator) if data.hidden else None
         batches = Batches(
             self.source,
             collator,
@@ -140,6 +143,13 @@ class Run:
         faults = FaultLog(self.folder / name, data.max_faults)
         loaded = faults.watch(load_batches(batches, first, self.recipe.steps, data.num_workers))
         return read_together(loaded, self.processes)
+
+    def _hidden(self, collator: Collator) -> HiddenStates:
+        """Return the cached hidden states of the frozen MLLM, computed now if they are missing."""
+        if not self.stage.uses_hidden:
+            raise ConfigError(f"data.hidden: stage {self.recipe.stage} has no frozen MLLM whose states it could cache")
+        where = self.folder / "hidden", self.source, collator, self.stage.model
+        return make_hidden(*where, self.processes, self.device, self.recipe.precision)
 
     def random(self, numbers: Sequence[int]) -> StepRandom:
         """Return the randomness of samples at the step reached; also seed the global generator, for dropout."""

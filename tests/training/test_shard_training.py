@@ -117,6 +117,34 @@ def test_no_room_for_moments_is_one_line(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+def test_cached_hidden_states_train_as_computed_ones(chain, tmp_path):
+    (tmp_path / "captions.txt").write_text("".join(f"{'a cat and ' * (n % 4)}a dog {n}\n" for n in range(11)))
+    data = {"sources": [{"kind": "captions", "path": str(tmp_path / "captions.txt")}], "batch_size": 4}
+    recipe = smoke(chain, "align")
+    losses = {}
+    for name, hidden in (("computed", False), ("cached", True)):
+        values = recipe.model_dump(mode="json") | {"data": data | {"hidden": hidden, "num_workers": 0}}
+        training.train(Recipe.model_validate(values | {"output_dir": str(tmp_path / name)}))
+        losses[name] = [row["loss"] for row in rows_of(tmp_path / name)]
+    assert losses["computed"] == pytest.approx(losses["cached"], rel=1e-4)
+    written = (tmp_path / "cached/hidden/hidden.npy").stat().st_mtime_ns
+    next(training.Run(Recipe.model_validate(values | {"output_dir": str(tmp_path / "cached")})).batches(None, 0))
+    assert (tmp_path / "cached/hidden/hidden.npy").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "message"),
+    [
+        ("align", [], "the source is endless"),
+        ("align", ["data.pool=8"], "the words of a row change from sample to sample"),
+        ("pretrain", [], "stage pretrain has no frozen MLLM"),
+    ],
+)
+def test_hidden_states_that_cannot_be_cached_are_refused(chain, tmp_path, stage, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        training.train(smoke(chain, stage, "data.hidden=true", *settings, out=tmp_path))
+
+
 @pytest.mark.parametrize("stage", ["pretrain", "instruct"])
 def test_packed_training_has_the_gradients_of_unpacked(chain, tmp_path, stage):
     gradients = []

@@ -78,6 +78,7 @@ class Stage(nn.Module):
     Options: ClassVar[type[Strict]] = Strict  # the stage's own options; the base has none
     options: Any
     uses_pool: ClassVar[bool] = False
+    uses_hidden: ClassVar[bool] = False  # takes cached hidden states of its MLLM, which is frozen
     use: ClassVar[Use] = "generate"  # of images that come with a caption
     contrasts: ClassVar[bool] = False  # its loss compares the samples of a batch: `forward` takes a third argument
 

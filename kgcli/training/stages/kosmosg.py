@@ -173,6 +173,7 @@ class AlignStage(KosmosGStage):
     needs = frozenset({"tokens", "clip_tokens"})
     trains = ("model.aligner.",)
     packs = False
+    uses_hidden = True
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
@@ -197,7 +198,10 @@ class AlignStage(KosmosGStage):
         assert batch.tokens is not None and batch.token_mask is not None and batch.image_mask is not None
         with torch.no_grad():
             wanted_BSd = self.text(batch.clip_tokens).last_hidden_state.float()
-            hidden_BTD = self.model.hidden(batch.tokens, batch.token_mask, batch.image_mask)
+            if batch.hidden is None:
+                hidden_BTD = self.model.hidden(batch.tokens, batch.token_mask, batch.image_mask)
+            else:
+                hidden_BTD = batch.hidden[:, : batch.tokens.shape[1]]
         aligned_BSd = self.model.aligner.encode(hidden_BTD, batch.token_mask)
         losses = {"mse": F.mse_loss(aligned_BSd.float(), wanted_BSd)}
         if self.model.aligner.decoder is None:
