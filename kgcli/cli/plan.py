@@ -14,11 +14,12 @@ from kgcli.config import OFFLOADS, SamplingConfig
 from kgcli.data.textfiles import TABLES, read_entries
 from kgcli.errors import KgError, OutputError, UsageError, printable
 from kgcli.inference.adapters.named import Adapters, read_adapters
+from kgcli.inference.batching import AUTO, parse_size
 from kgcli.inference.metadata import is_ours, sidecar
 from kgcli.inference.output import OutputPlan, check_writable
 from kgcli.inference.replay import read_replay
 from kgcli.inference.request import Request, check_seed, make_request, random_seed
-from kgcli.runtime import check_quantize
+from kgcli.runtime import check_compile, check_quantize
 from kgcli.weights.folder import ModelFolder, open_model
 
 _log = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ class Plan:
     dtype: str = "auto"
     quantize: str = "none"
     adapters: Adapters = Adapters()
+    threads: int | None = None  # of a CPU; None for the default
+    compile: bool = False
 
 
 class Line(SamplingConfig):
@@ -82,8 +85,12 @@ def plan_prompt(prompt: str | None, flags: GenerateFlags) -> Plan:
         raise UsageError(f"--offload is {flags.offload}; it must be one of {', '.join(OFFLOADS)}")
     _check_names(flags)
     check_quantize(flags.quantize or "none", flags.device)
+    check_compile(bool(flags.compile), flags.device, flags.offload)
+    if flags.batch_size != AUTO:
+        parse_size(flags.batch_size)
     flags.sampling.check()
     plan = Plan(open_model(flags.model, flags.decoder, flags.offline), quantize=flags.quantize or "none")
+    plan.compile = bool(flags.compile)
     if flags.from_ is not None:
         return _plan_replay(plan, flags, Path(flags.from_).expanduser())
     plan.adapters = _adapters(plan.model, flags)
@@ -117,14 +124,20 @@ def _plan_replay(plan: Plan, flags: GenerateFlags, source: Path) -> Plan:
         with_adapters=not given,
         allow_download=flags.allow_download,
     )
-    plan.dtype = replay.dtype
+    plan.dtype, plan.threads = replay.dtype, replay.threads
+    if flags.compile is None:
+        check_compile(replay.compile, flags.device, flags.offload)
+        plan.compile = replay.compile
     if flags.quantize is None:
         check_quantize(replay.quantize, flags.device)
         plan.quantize = replay.quantize
     plan.adapters = _adapters(plan.model, flags) if given else replay.adapters
     changed = {name: value for name, value in _given(flags).items() if value is not None}
     line = Line(**{**replay.line, **replay.sampling.given(), **changed, **flags.sampling.given()})
-    return _add_jobs(plan, flags, _requests(plan, flags, line))
+    requests = _requests(plan, flags, line)
+    if flags.batch_size == "1" and (flags.seed, flags.num_images) == (None, None):
+        requests = [replace(request, row=replay.row) for request in requests]
+    return _add_jobs(plan, flags, requests)
 
 
 def _plan_batch(plan: Plan, flags: GenerateFlags, source: str) -> Plan:

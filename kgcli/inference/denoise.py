@@ -21,12 +21,11 @@ from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from torch import Tensor
 
-from kgcli.config import SamplingConfig
+from kgcli.config import MAX_BATCH, SamplingConfig
 from kgcli.errors import IncompatibleError, UsageError
 from kgcli.model.diffusion import Diffusion, Steer
 from kgcli.model.finite import finite_images
 
-MAX_BATCH = 16  # images denoised at once; a longer batch is split
 TILED_PIXELS = 1024 * 1024  # of one image; the VAE decodes a larger one in tiles
 SLICED_PIXELS = 2048 * 2048  # of all images denoised at once; above this each is decoded alone
 StepCallback = Callable[[int], None]
@@ -118,8 +117,9 @@ def denoise(
 ) -> list[Any]:
     """Return one image for each row of the conditioning and its generator.
 
-    The noise is drawn image by image, so that a row gives the same image in any batch. At a guidance scale of 1 or
-    less `negative_BSd` is not used. `sampling` must be complete; `more` is passed to the diffusers pipeline.
+    The noise is drawn image by image, so that a row gives the same image in any batch, up to rounding. More rows than
+    MAX_BATCH are split. At a guidance scale of 1 or less `negative_BSd` is not used. `sampling` must be complete;
+    `more` is passed to the diffusers pipeline.
 
     Args:
         sd: a pipeline of `make_sd` around `decoder`, on the device of `embeds_BSd`
