@@ -8,7 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from kgcli.errors import BusyError, KgError
-from kgcli.inference.model import generate
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -82,5 +81,7 @@ class Worker:
         self._executor.shutdown(wait=True)
 
     def _run(self, job: Job) -> Made:
+        from kgcli.inference.model import generate
+
         job.check()
         return list(generate(self.model, job.requests, job.check, self.batch_size))

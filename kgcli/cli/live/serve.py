@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from kgcli.cli.generate import load
 from kgcli.cli.logs import set_up_logs
 from kgcli.cli.options import GenerateFlags, flag, takes_flags
 from kgcli.cli.plan import open_session
@@ -40,6 +39,8 @@ def serve(
 
     Example: kg serve --port 8000
     """
+    from kgcli.cli.generate import load
+
     set_up_logs(quiet=flags.quiet, verbose=flags.verbose, offline=flags.offline)
     for name, value, most in (("--port", port, 65535), ("--queue", queue, 200), ("--max-upload", max_upload, 256)):
         if not (name != "--port") <= value <= most:

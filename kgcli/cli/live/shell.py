@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from kgcli.cli.failure import show
-from kgcli.cli.generate import load, progress, write_job
 from kgcli.cli.logs import set_up_logs
 from kgcli.cli.options import GenerateFlags, takes_flags
 from kgcli.cli.plan import Line, Plan, check_entry, open_session, plan_entry
@@ -101,6 +100,7 @@ class Session:
     def _generate(self, entry: dict[str, Any]) -> None:
         """Generate, write and print the images of a line."""
         import kgcli.engine as engine
+        from kgcli.cli.generate import progress, write_job
 
         plan = plan_entry(self.plan, self.flags, {**self.defaults, **entry})
         if not plan.jobs:
@@ -160,6 +160,8 @@ def shell(*, flags: GenerateFlags) -> None:
 
     Example: kg shell --steps 20
     """
+    from kgcli.cli.generate import load
+
     set_up_logs(quiet=flags.quiet, verbose=flags.verbose, offline=flags.offline)
     plan = open_session(flags)
     session = Session(plan, flags, load(plan, flags))
