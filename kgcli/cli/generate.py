@@ -18,7 +18,6 @@ from kgcli.cli.options import GenerateFlags, takes_flags
 from kgcli.cli.plan import Job, Plan, plan_prompt
 from kgcli.errors import OutputError, PartialBatchError
 from kgcli.inference.adapters.named import Adapters
-from kgcli.inference.metadata import describe
 from kgcli.inference.output import write_image
 from kgcli.inference.request import edit_prompt
 
@@ -59,7 +58,7 @@ def generate(
             images = engine.generate(model, [job.request for job in plan.jobs], on_step, flags.batch_size)
             for job, (request, image) in zip(plan.jobs, images, strict=True):
                 try:
-                    write_job(job, request, image, plan, model, flags)
+                    write_job(job, request, image, model, flags)
                 except OutputError as error:
                     if flags.batch is None:
                         raise
@@ -86,20 +85,12 @@ generate_app.command()(takes_flags(GenerateFlags)(generate))
 edit_app.command()(takes_flags(GenerateFlags, without=("batch", "from_", "allow_download"))(edit))
 
 
-def write_job(job: Job, request: Request, image: Image.Image, plan: Plan, model: Model, flags: GenerateFlags) -> None:
+def write_job(job: Job, request: Request, image: Image.Image, model: Model, flags: GenerateFlags) -> None:
     """Write the image of a job and print its path, or its metadata with --json.
 
     Raises: OutputError.
     """
-    metadata = describe(
-        request,
-        plan.model,
-        model.device,
-        model.dtype,
-        plan.quantize,
-        threads=model.threads,
-        compiled=model.compiled,
-    )
+    metadata = model.describe(request)
     write_image(job.path, image, None if flags.no_metadata else metadata, overwrite=job.overwrite)
     print(json.dumps({"path": str(job.path), **metadata}) if flags.json else job.path, flush=True)
 

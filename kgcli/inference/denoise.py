@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import update_wrapper
 from typing import Any
 
 import torch
@@ -135,6 +136,7 @@ def denoise(
         negative = None if not guided or negative_BSd is None else negative_BSd[rows].to(device, dtype)
         noise = [torch.randn(shape, generator=one, device=one.device) for one in generators[rows]]
         sd.scheduler = make_scheduler(sampling.scheduler, decoder.scheduler_config)
+        sd.scheduler.step = _HostTimesteps(sd.scheduler)
         with _memory_spared(decoder.vae, width * height, len(noise)), finite_images(decoder.vae):
             images += sd(
                 prompt_embeds=embeds_BSd[rows].to(dtype=dtype),
@@ -174,6 +176,24 @@ def steered(unet: Any, steer: Steer | None) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+class _HostTimesteps:
+    """The `step` of a scheduler, which finds its timesteps in main memory: to read one from a GPU would wait for all
+    of the GPU's work in every step. The U-Net still gets those on the device."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+        self.taken = 0
+        update_wrapper(self, scheduler.step)  # pipelines look at its parameters
+
+    def __call__(self, model_output: Tensor, timestep: Tensor, sample: Tensor, **options: Any) -> Any:
+        """Take the next of the timesteps, which pipelines pass in their order."""
+        if self.taken == 0:
+            self.scheduler.timesteps = self.scheduler.timesteps.cpu()
+        host = self.scheduler.timesteps[self.taken]
+        self.taken += 1
+        return self.__wrapped__(model_output, host, sample, **options)  # type: ignore[attr-defined]
 
 
 class _StepReport:

@@ -18,6 +18,7 @@ from kgcli.inference.batching import each_row, halved_on_failure, make_batches
 from kgcli.inference.denoise import StepCallback, denoise, seeded
 from kgcli.inference.encoder import PromptEncoder
 from kgcli.inference.fast_decoder import channels_last, compile_decoder
+from kgcli.inference.metadata import Metadata, describe
 from kgcli.inference.pipeline import KosmosGPipeline
 from kgcli.inference.request import Request, check_seed, edit_prompt, make_request, random_seed
 from kgcli.runtime import check_compile, check_quantize, choose_device, choose_dtype, choose_offload, memory_errors
@@ -54,6 +55,18 @@ class Model:
     def threads(self) -> int | None:
         """The number of CPU threads that compute, None on another device."""
         return torch.get_num_threads() if self.device.startswith("cpu") else None
+
+    def describe(self, request: Request) -> Metadata:
+        """Return the metadata of an image that `generate` made, from the request that it gave with it."""
+        return describe(
+            request,
+            self.folder,
+            self.device,
+            self.dtype,
+            self.pipeline.model.quantize,
+            threads=self.threads,
+            compiled=self.compiled,
+        )
 
     @cached_property
     def attachments(self) -> Attachments:

@@ -19,7 +19,7 @@ from kgcli.config import SamplingConfig
 from kgcli.data.prompt import ImageRef, Prompt
 from kgcli.errors import ImageError, PromptError, UsageError
 from kgcli.inference.adapters.named import Adapters
-from kgcli.inference.metadata import describe, encode_image
+from kgcli.inference.metadata import encode_image
 from kgcli.inference.request import check_seed, make_request, random_seed
 from kgcli.serving.form import Part
 
@@ -82,7 +82,6 @@ class Service:
     """A model with the settings of a server, from calls to requests and from images to responses."""
 
     model: Model
-    quantize: str = "none"
     sampling: SamplingConfig = SamplingConfig()  # defaults of calls, over the model's own
     adapters: Adapters = Adapters()
 
@@ -124,26 +123,9 @@ class Service:
 
     def encode(self, call: Call, made: Made) -> list[tuple[int, str, bytes]]:
         """Return the seed, file suffix and bytes of each image, with its metadata."""
-        suffix, model = FORMATS[call.output_format or "png"], self.model
+        suffix = FORMATS[call.output_format or "png"]
         return [
-            (
-                request.seed,
-                suffix,
-                encode_image(
-                    image,
-                    suffix,
-                    describe(
-                        request,
-                        model.folder,
-                        model.device,
-                        model.dtype,
-                        self.quantize,
-                        threads=model.threads,
-                        compiled=model.compiled,
-                    ),
-                ),
-            )
-            for request, image in made
+            (request.seed, suffix, encode_image(image, suffix, self.model.describe(request))) for request, image in made
         ]
 
 

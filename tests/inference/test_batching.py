@@ -146,3 +146,14 @@ def test_a_damaged_row_is_refused(kg, tiny_model, tmp_path, batch):
 def test_a_wrong_size_is_refused_before_torch_loads(kg, without_engine):
     done = kg("generate", "a cat", "--batch-size", "99")
     assert done.code == 2 and "--batch-size is 99" in done.err
+
+
+def test_a_replay_computes_on_as_many_threads(kg, tiny_model, tmp_path, monkeypatch):
+    assert kg("generate", "a cat", "--model", tiny_model, "-s", 1, "-o", "a.png").code == 0
+    assert read_metadata(tmp_path / "a.png")["threads"] == torch.get_num_threads()
+    wanted = []
+    monkeypatch.setattr("kgcli.runtime.set_threads", wanted.append)
+    monkeypatch.setattr("kgcli.runtime.choose_threads", lambda num_bytes: 77)
+    assert kg("generate", "--from", "a.png", "--model", tiny_model, "-o", "b.png").code == 0
+    assert kg("generate", "a cat", "--model", tiny_model, "-s", 1, "-o", "c.png").code == 0
+    assert wanted == [torch.get_num_threads(), 77]

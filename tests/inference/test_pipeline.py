@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 
@@ -121,6 +122,28 @@ def test_a_negative_prompt_changes_the_image(model):
 def test_every_scheduler_is_deterministic(model, name):
     first, second = (model.generate("a cat", seed=3, scheduler=name, num_steps=4)[0] for _ in range(2))
     assert first.tobytes() == second.tobytes()
+
+
+@pytest.mark.parametrize("name", ["ddim", "pndm", "dpm++", "euler", "unipc", "lcm"])
+def test_schedulers_take_their_timesteps_from_main_memory_and_in_order(pipeline, monkeypatch, name):
+    """Without a GPU: what `step` is given, and that an image is as without our wrapper."""
+    kind, seen = type(make_scheduler(name, pipeline.decoder.scheduler_config)), []
+    step = kind.step
+
+    def noted(self, model_output, timestep, sample, **options):
+        seen.append((timestep.device.type, self.timesteps.device.type, float(timestep)))
+        return step(self, model_output, timestep, sample, **options)
+
+    noted.__signature__ = inspect.signature(step)
+    monkeypatch.setattr(kind, "step", noted)
+    embeds, _ = embeds_of(pipeline, "a cat")
+    sampling = SamplingConfig(scheduler=name, num_inference_steps=4)
+    first = pipeline.sample(embeds, generators=seeded([1]), sampling=sampling)[0]
+    passed = [timestep for _, _, timestep in seen]
+    assert {device for *devices, _ in seen for device in devices} == {"cpu"}
+    assert passed == sorted(passed, reverse=True) and len(passed) >= 4
+    monkeypatch.setattr("kgcli.inference.denoise._HostTimesteps", lambda scheduler: scheduler.step)
+    assert first.tobytes() == pipeline.sample(embeds, generators=seeded([1]), sampling=sampling)[0].tobytes()
 
 
 def test_the_published_solver_ends_at_its_own_noise_level():

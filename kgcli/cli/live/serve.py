@@ -50,7 +50,7 @@ def serve(
     from kgcli.serving.images import Service
     from kgcli.serving.server import Limits, Server
 
-    service = Service(model, plan.quantize, flags.sampling, plan.adapters)
+    service = Service(model, flags.sampling, plan.adapters)
     limits = Limits(queue=queue, upload_bytes=max_upload * 2**20)
     server = Server((host, port), service, limits=limits, batch_size=flags.batch_size)
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -110,7 +110,7 @@ class Session:
         with progress(plan.jobs, self.flags) as on_step:
             images = engine.generate(self.model, [job.request for job in plan.jobs], on_step, self.flags.batch_size)
             for job, (request, image) in zip(plan.jobs, images, strict=True):
-                write_job(job, request, image, plan, self.model, self.flags)
+                write_job(job, request, image, self.model, self.flags)
 
 
 def parse_line(line: str) -> dict[str, Any]:
