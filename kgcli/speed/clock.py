@@ -7,7 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,12 +28,19 @@ PEAK_TFLOPS = {
 }
 
 
-def take_turns(calls: Mapping[str, Callable[[], object]], repeats: int, device: str) -> dict[str, list[float]]:
+class Times(NamedTuple):
+    """Seconds of one call."""
+
+    wall: float
+    busy: float  # of the processor on a CPU, which other work on the machine hardly changes; else as `wall`
+
+
+def take_turns(calls: Mapping[str, Callable[[], object]], repeats: int, device: str) -> dict[str, list[Times]]:
     """Return the seconds of each call, round by round in alternating order, after one round that is not timed.
 
     In turns a busy machine slows all of them, and their ratio stays.
     """
-    taken: dict[str, list[float]] = {name: [] for name in calls}
+    taken: dict[str, list[Times]] = {name: [] for name in calls}
     for call in calls.values():
         call()
     for round_number in range(repeats):
@@ -42,18 +49,19 @@ def take_turns(calls: Mapping[str, Callable[[], object]], repeats: int, device: 
     return taken
 
 
-def seconds_of(call: Callable[[], object], device: str) -> float:
+def seconds_of(call: Callable[[], object], device: str) -> Times:
     """Return the seconds of a call, the device's work included."""
     synchronize(device)
-    start = time.perf_counter()
+    start, processor = time.perf_counter(), time.process_time()
     call()
     synchronize(device)
-    return time.perf_counter() - start
+    wall, busy = time.perf_counter() - start, time.process_time() - processor
+    return Times(wall, busy if device.startswith("cpu") else wall)
 
 
-def ratio(one: list[float], other: list[float]) -> float:
-    """Return the median over rounds of one call's time over the other's."""
-    return statistics.median(a / b for a, b in zip(one, other, strict=True))
+def ratio(one: list[Times], other: list[Times]) -> float:
+    """Return the median over rounds of one call's busy seconds over the other's."""
+    return statistics.median(a.busy / b.busy for a, b in zip(one, other, strict=True))
 
 
 def synchronize(device: str) -> None:

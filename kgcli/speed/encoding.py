@@ -27,7 +27,7 @@ def bench_encode(encoder: PromptEncoder, request: Request, batch_size: int, repe
 
     encoder.model.requires_grad_(False)  # counting operations follows the gradients there would be
     taken = take_turns({"kgcli": whole, "model": bare}, repeats, str(encoder.device))
-    seconds, device = spread(taken["kgcli"]), str(encoder.device)
+    seconds, device = spread([times.wall for times in taken["kgcli"]]), str(encoder.device)
     results = {
         "prompts_per_second": batch_size / seconds["seconds"],
         **seconds,

@@ -34,7 +34,7 @@ def bench_generate(model: Model, requests: Sequence[Request], repeats: int) -> C
     if size > 1:
         calls["one by one"] = lambda: list(generate(model, requests))
     taken = take_turns(calls, repeats, model.device)
-    seconds = spread(taken["kgcli"])
+    seconds = spread([times.wall for times in taken["kgcli"]])
     sampling = requests[0].sampling.over(model.folder.cfg.generation)
     results: dict[str, Any] = {
         "images_per_second": size / seconds["seconds"],

@@ -61,7 +61,7 @@ def main() -> None:
         made, same = open_image(f"{folder}/a.png"), bare().images[0]
         assert made.tobytes() == same.tobytes(), "the two give the same image"
     for name, seconds in taken.items():
-        print(f"{name:10} {statistics.median(seconds):.4f} s")
+        print(f"{name:10} {statistics.median(times.wall for times in seconds):.4f} s")
     result = {
         "theme": "shell",
         "steps": options.steps,

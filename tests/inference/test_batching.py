@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -157,3 +158,14 @@ def test_a_replay_computes_on_as_many_threads(kg, tiny_model, tmp_path, monkeypa
     assert kg("generate", "--from", "a.png", "--model", tiny_model, "-o", "b.png").code == 0
     assert kg("generate", "a cat", "--model", tiny_model, "-s", 1, "-o", "c.png").code == 0
     assert wanted == [torch.get_num_threads(), 77]
+
+
+@pytest.mark.slow
+def test_adapters_act_on_all_rows_and_are_replayed(kg, tmp_path):
+    flags = ("--controlnet", "canny=nano/dog.png", "--lora", "nano/comic:0.8", "--steps", 1, "-s", 1)
+    assert kg("generate", "a cat", *flags, "-n", 3, "--batch-size", 3, "-o", "a-{index}.png").code == 0
+    assert kg("generate", "a cat", *flags, "-o", "alone.png").code == 0
+    assert kg("generate", "--from", "a-3.png", "-o", "again.png").code == 0
+    assert (tmp_path / "a-3.png").read_bytes() == (tmp_path / "again.png").read_bytes()
+    first, alone = (np.asarray(Image.open(tmp_path / name), int) for name in ("a-1.png", "alone.png"))
+    assert np.abs(first - alone).max() <= 2

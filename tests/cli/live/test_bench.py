@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from kgcli.speed.clock import arithmetic, ratio, take_turns
+from kgcli.speed.clock import Times, arithmetic, ratio, take_turns
 
 
 def result(done):
@@ -51,7 +51,7 @@ def test_calls_take_turns_and_are_compared_round_by_round():
     order = []
     taken = take_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2, "cpu")
     assert order == ["a", "b", "b", "a", "a", "b"] and [len(times) for times in taken.values()] == [2, 2]
-    assert ratio([2.0, 9.0, 4.0], [1.0, 3.0, 2.0]) == 2.0
+    assert ratio([Times(9, 2), Times(9, 9), Times(9, 4)], [Times(1, 1), Times(1, 3), Times(1, 2)]) == 2
 
 
 def test_only_a_known_gpu_has_a_peak(monkeypatch):
