@@ -94,13 +94,17 @@ class Recipe(Strict):
     init_from: dict[str, FolderName] = {}  # part -> the folder it starts from
     steps: int = Field(ge=1, le=10**9)  # optimizer steps
     seed: Seed = 0
-    precision: Literal["fp32", "bf16"] = "fp32"  # of the forward pass; weights stay fp32
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the forward pass; weights stay fp32
+    # Several processes: ddp keeps all weights on each, fsdp2 shards weights, gradients and optimizer state.
+    parallel: Literal["ddp", "fsdp2"] = "ddp"
+    accumulate: int = Field(default=1, ge=1, le=2**20)  # micro-batches per step on each process: less memory, same step
     compile: bool = False  # torch.compile: a minute or two to start, then 1.2 to 1.4 times as fast
     ema_decay: Rate | None = None  # of the exported weights' running mean; None exports the last ones
     log_every: int = Field(default=50, ge=1)  # steps
     save_every: int = Field(default=1000, ge=1)  # steps
     sample_every: int = Field(default=1000, ge=1)  # steps
     keep_checkpoints: int = Field(default=2, ge=1)
+    async_save: bool = False  # write checkpoints while training goes on; takes a copy of the weights in memory
     image_size: int = Field(default=64, ge=8, le=2048)  # pixels of targets, and of the images in world samples
     model: ModelConfig = ModelConfig()
     parts: dict[str, dict[str, Any]] = {}  # library configurations of the parts a base stage builds

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from kgcli.data.pool import Pool, PoolImages, collate_pool
@@ -17,6 +16,8 @@ from kgcli.errors import ConfigError, KgError
 from kgcli.files import write_whole
 from kgcli.model.diffusion import Diffusion
 from kgcli.training.logging import say
+from kgcli.training.parallel import OneProcess
+from kgcli.training.precision import autocast
 
 MADE_OF = "made_of.json"
 DECODES = ("decoder.", "post_quant_conv.")  # parts of a VAE that its moments do not depend on
@@ -26,7 +27,8 @@ def make_pool(
     folder: Path,
     source: Source,
     diffusion: Diffusion,
-    accelerator: Accelerator,
+    processes: OneProcess,
+    device: torch.device,
     *,
     image_size: int,
     precision: str,
@@ -43,7 +45,7 @@ def make_pool(
             "this stage works on cached VAE moments, and the nano world is endless: "
             "set data.pool to the number of its images"
         )
-    if accelerator.is_main_process:
+    if processes.is_main:
         # The U-Net's own sample size does not count: it takes latents of any.
         images = PoolImages(source, image_size, image_size // diffusion.pixels_per_latent)
         made_of = {
@@ -54,10 +56,10 @@ def make_pool(
             "vae": _sha256(diffusion),
         }
         if _read(folder) != made_of:
-            with torch.no_grad(), accelerator.autocast():
-                _fill(folder, images, diffusion, accelerator.device, num_workers)
+            with torch.no_grad(), autocast(device, precision):
+                _fill(folder, images, diffusion, device, num_workers)
             write_whole(folder / MADE_OF, json.dumps(made_of, indent=2) + "\n")
-    accelerator.wait_for_everyone()
+    processes.wait()
     return Pool(folder)
 
 
