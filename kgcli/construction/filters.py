@@ -67,7 +67,7 @@ class Aspect(Filter):
 
     def reason(self, draft: Draft) -> str:
         """Return a reason for a long side."""
-        long = max(draft.image.size) > self.options.at_most * min(draft.image.size)
+        long = max(draft.whole_size) > self.options.at_most * min(draft.whole_size)
         return f"sides over {self.options.at_most:g} : 1" if long else ""
 
 

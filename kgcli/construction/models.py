@@ -10,6 +10,7 @@ from typing import Any
 
 from kgcli.errors import IncompatibleError, MissingError
 from kgcli.files import check_inside, sha256
+from kgcli.reading import read_json
 from kgcli.weights.hub import HubError, is_hub_id, snapshot
 
 WEIGHTS = (".safetensors", ".bin")
@@ -61,12 +62,25 @@ def load_part(load: Callable[..., Any], folder: str, **settings: Any) -> Any:
         raise IncompatibleError(f"the model {folder} cannot be used: {reason}") from None
 
 
-def load_model(load: Callable[..., Any], folder: str, device: str) -> Any:
-    """Return a model ready to compute. Raises: IncompatibleError, also where weights are missing."""
+def load_model(load: Callable[..., Any], folder: str, device: str, *, kinds: tuple[str, ...] = ()) -> Any:
+    """Return a model ready to compute.
+
+    Args:
+        kinds: model types that the class loads; without them it finds out itself
+
+    Raises: IncompatibleError, also where weights are missing.
+    """
+    if kinds and (kind := _kind_of(Path(folder))) not in kinds:  # of the size of the class's default, else
+        raise IncompatibleError(f"the model {folder} is of type {kind}; it must be {' or '.join(kinds)}")
     model, loaded = load_part(load, folder, output_loading_info=True)
     if absent := sorted(loaded["missing_keys"]):
         raise IncompatibleError(f"{folder} lacks {len(absent)} weights of its model, the first is {absent[0]}")
     return model.eval().requires_grad_(False).to(device)
+
+
+def _kind_of(folder: Path) -> str:
+    value = read_json(folder / "config.json", error=IncompatibleError)
+    return str(value.get("model_type")) if isinstance(value, dict) else "unknown"
 
 
 def _weight_files(folder: Path) -> list[Path]:

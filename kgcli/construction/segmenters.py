@@ -14,8 +14,11 @@ from transformers import (
     AutoModelForZeroShotObjectDetection,
     AutoProcessor,
     CLIPSegForImageSegmentation,
+    CLIPSegProcessor,
+    CLIPTokenizer,
     Sam2Model,
     Sam3Model,
+    ViTImageProcessorPil,
 )
 
 from kgcli.construction.crops import cut_out
@@ -70,8 +73,10 @@ class ClipSeg(Segmenter):
     def __init__(self, options: ClipSegOptions, place: Place) -> None:
         super().__init__(options, place)
         folder = place.folders[options.model]
-        self.processor = load_part(AutoProcessor.from_pretrained, folder)
-        self.model = load_model(CLIPSegForImageSegmentation.from_pretrained, folder, place.device)
+        # Pillow's resize: torchvision's differs between its versions.
+        pixels = load_part(ViTImageProcessorPil.from_pretrained, folder)
+        self.processor = CLIPSegProcessor(pixels, load_part(CLIPTokenizer.from_pretrained, folder))
+        self.model = load_model(CLIPSegForImageSegmentation.from_pretrained, folder, place.device, kinds=("clipseg",))
 
     @torch.inference_mode()
     def masks(self, image: Image.Image, nouns: list[str]) -> list[Mask | None]:
@@ -109,7 +114,7 @@ class GroundedSam(Segmenter):
         self.processor = load_part(AutoProcessor.from_pretrained, detector)
         self.detector = load_model(AutoModelForZeroShotObjectDetection.from_pretrained, detector, place.device)
         self.sam_processor = load_part(AutoProcessor.from_pretrained, sam)
-        self.sam = load_model(Sam2Model.from_pretrained, sam, place.device)
+        self.sam = load_model(Sam2Model.from_pretrained, sam, place.device, kinds=("sam2", "sam2_video"))
 
     @torch.inference_mode()
     def masks(self, image: Image.Image, nouns: list[str]) -> list[Mask | None]:
@@ -156,7 +161,7 @@ class Sam3(Segmenter):
         super().__init__(options, place)
         folder = place.folders[options.model]
         self.processor = load_part(AutoProcessor.from_pretrained, folder)
-        self.model = load_model(Sam3Model.from_pretrained, folder, place.device)
+        self.model = load_model(Sam3Model.from_pretrained, folder, place.device, kinds=("sam3", "sam3_video"))
 
     @torch.inference_mode()
     def masks(self, image: Image.Image, nouns: list[str]) -> list[Mask | None]:

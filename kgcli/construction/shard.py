@@ -13,6 +13,7 @@ from kgcli.construction.config import BuildConfig
 from kgcli.construction.stage import Draft, Stage
 from kgcli.data.images import decode_image
 from kgcli.data.looking.rows import SeenRow, read_rows
+from kgcli.data.shards.layout import is_key
 from kgcli.data.shards.records import Compositional, Entity
 from kgcli.data.shards.write import Row, encode_image, write_shard
 from kgcli.errors import ImageError, UsageError
@@ -42,8 +43,8 @@ def build_shard(task: ShardTask, config: BuildConfig, stages: Sequence[tuple[str
     table: dict[str, int] = {}
     faults: list[dict[str, str]] = []
     drafts = []
-    for row in read_rows(task.source):
-        draft = _draft(row, task, config)
+    for number, row in enumerate(read_rows(task.source)):
+        draft = _draft(number, row, task, config)
         if isinstance(draft, str):
             table[draft] = table.get(draft, 0) + 1
             if draft == FAULTS and len(faults) < MAX_NAMED:
@@ -75,7 +76,7 @@ def build_shard(task: ShardTask, config: BuildConfig, stages: Sequence[tuple[str
     return {**notes, "sha256": entry.sha256}
 
 
-def _draft(row: SeenRow, task: ShardTask, config: BuildConfig) -> Draft | str:
+def _draft(number: int, row: SeenRow, task: ShardTask, config: BuildConfig) -> Draft | str:
     """Return a row as a draft, or the reason why it is none."""
     if row.record is None:
         return FAULTS
@@ -88,10 +89,11 @@ def _draft(row: SeenRow, task: ShardTask, config: BuildConfig) -> Draft | str:
         return FAULTS
     caption = getattr(row.record, "caption", "")
     return Draft(
-        row.key,
+        row.key if is_key(row.key) else f"row-{number:06d}",  # other programs take any key
         row.record.origin or row.origin,
         square(image) if config.square else image,
         caption,
+        image.size,
         repeated=task.repeated.get(row.key, ""),
     )
 

@@ -33,6 +33,7 @@ class Draft:
     origin: str
     image: Image.Image
     caption: str = ""
+    whole_size: tuple[int, int] = (0, 0)  # pixels, before the middle square was cut out
     entities: list[tuple[str, tuple[int, int]]] = field(default_factory=list)  # noun, characters in the caption
     cuts: list[Cut | None] = field(default_factory=list)  # one an entity, None where nothing was found
     repeated: str = ""  # what of an earlier sample the data set has again in this one
