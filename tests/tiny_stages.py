@@ -143,11 +143,11 @@ def write_sam2(folder):
         hidden_size=16,
         num_attention_heads=1,
         image_size=[128, 128],
-        blocks_per_stage=[1, 1, 1, 1],
+        blocks_per_stage=[1, 1, 2, 1],
         embed_dim_per_stage=[16, 32, 64, 128],
         num_attention_heads_per_stage=[1, 2, 4, 8],
         window_size_per_stage=[8, 4, 4, 4],
-        global_attention_blocks=[2],
+        global_attention_blocks=[3],  # not the first of a stage, which pools
         window_positional_embedding_background_size=[4, 4],
     )
     cfg = Sam2Config(
