@@ -95,6 +95,7 @@ class Recipe(Strict):
     steps: int = Field(ge=1, le=10**9)  # optimizer steps
     seed: Seed = 0
     precision: Literal["fp32", "bf16"] = "fp32"  # of the forward pass; weights stay fp32
+    accumulate: int = Field(default=1, ge=1, le=2**20)  # micro-batches per step on each process: less memory, same step
     compile: bool = False  # torch.compile: a minute or two to start, then 1.2 to 1.4 times as fast
     ema_decay: Rate | None = None  # of the exported weights' running mean; None exports the last ones
     log_every: int = Field(default=50, ge=1)  # steps

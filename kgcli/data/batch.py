@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kgcli.data.images import to_vae_pixels, to_vision_pixels
@@ -39,11 +40,37 @@ class Batch:
         None  # (B, heads) class labels of the whole image and its subject, for a recogniser of the nano world
     )
     numbers: tuple[int, ...] = ()  # B sample numbers of the endless stream: what the randomness of a step depends on
+    num_images: tuple[int, ...] = ()  # B numbers of a sample's `images`; empty: one each
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on another device."""
         moved: dict[str, Any] = {name: value.to(device, non_blocking=True) for name, value in self.fields().items()}
         return dataclasses.replace(self, **moved)
+
+    def split(self, num: int) -> list[Batch]:
+        """Return `num` equal parts of the batch, in order; each keeps the padding of the whole."""
+        if num == 1:
+            return [self]
+        size = len(self.numbers) // num
+        return [self._rows(slice(first, first + size)) for first in range(0, num * size, size)]
+
+    def padded(self, length: int, pad: int) -> Batch:
+        """Return the batch with sequences of `length` tokens, the added ones `pad`."""
+        assert self.tokens is not None and self.token_mask is not None and self.image_mask is not None
+        more = (0, length - self.tokens.shape[1])
+        return dataclasses.replace(
+            self,
+            tokens=F.pad(self.tokens, more, value=pad),
+            token_mask=F.pad(self.token_mask, more),
+            image_mask=F.pad(self.image_mask, more),
+        )
+
+    def _rows(self, rows: slice) -> Batch:
+        fields: dict[str, Any] = {name: value[rows] for name, value in self.fields().items() if name != "images"}
+        if self.images is not None:
+            ends = np.cumsum([0, *(self.num_images or [1] * len(self.numbers))])
+            fields["images"] = self.images[ends[rows.start] : ends[rows.stop]]
+        return Batch(**fields, numbers=self.numbers[rows], num_images=self.num_images[rows])
 
     def fields(self) -> dict[str, Tensor]:
         """Return the fields that are not None."""
@@ -91,6 +118,7 @@ class Collator:
             images = [to_vision_pixels(image, self.vision_size, self.vision_fit) for image in given]
             empty = np.zeros((0, 3, self.vision_size, self.vision_size), np.float32)
             fields["images"] = torch.from_numpy(np.stack(images) if images else empty)
+            fields["num_images"] = tuple(len(sample.images) for sample in samples)
         if "clip_tokens" in self.needs:
             captions = [sample.caption for sample in samples]
             fields["clip_tokens"] = self.clip_tokenizer(

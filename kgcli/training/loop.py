@@ -31,9 +31,12 @@ from kgcli.recipe import Recipe, dump_recipe
 from kgcli.training import checkpoint
 from kgcli.training.latent_cache import make_pool
 from kgcli.training.logging import Metrics, say
+from kgcli.training.parallel import find_processes
 from kgcli.training.resume import recipe_changes
 from kgcli.training.signals import stop_on_signals
+from kgcli.training.split import SplitLosses
 from kgcli.training.stages import find_stage, make_stage
+from kgcli.training.stages.base import Whole
 from kgcli.training.trainer import Trainer
 
 CALIBRATION_SEED = 1 << 20  # seed of the samples that a result is calibrated on
@@ -56,14 +59,17 @@ class Run:
         torch.manual_seed(recipe.seed)
         self.stage = make_stage(recipe, self.source.texts)
         self.stage.freeze()
-        self.module = self.accelerator.prepare(self.stage)
+        self.processes = find_processes(self.accelerator)
+        self._check_batch_size()
+        self.module = self.processes.wrap(self.stage.to(self.device))
         self.trainer = Trainer(
             {name: p for name, p in self.stage.named_parameters() if p.requires_grad},
             recipe.optim,
             recipe.steps,
             ema_decay=recipe.ema_decay,
-            accelerator=self.accelerator,
+            processes=self.processes,
         )
+        self.losses = SplitLosses(self.stage, self.processes, recipe.accumulate, self.forward)
         self.metrics: Metrics | None = None  # of the main process, once it trains
 
     @property
@@ -76,14 +82,19 @@ class Run:
         """The parameters that train, by name."""
         return self.trainer.trained
 
+    def say(self, line: str) -> None:
+        """Log progress once, not on every process."""
+        if self.processes.is_main:
+            say(line)
+
     def render(self) -> None:
         """Render the images of `data.rendered` that are missing."""
         data = self.recipe.data
         if data.rendered is not None:
-            if self.accelerator.is_main_process:
+            if self.processes.is_main:
                 size, folder = self.recipe.image_size, Path(data.rendered)
                 make_rendered(folder, self.source, size, num_workers=data.num_workers, report=say)
-            self.accelerator.wait_for_everyone()
+            self.processes.wait()
 
     def pool(self) -> Pool | None:
         """Return the cached VAE moments of a stage that uses them, encoded now if they are missing."""
@@ -103,29 +114,30 @@ class Run:
 
     def batches(self, pool: Pool | None, first: int) -> Iterator[Batch]:
         """Yield the batches from step `first` on, prefetched by worker processes."""
-        data, accelerator = self.recipe.data, self.accelerator
+        data = self.recipe.data
         batches = Batches(
             self.source,
             self.stage.collator(pool),
             batch_size=data.batch_size,
             bucket=data.bucket,
             seed=data.seed,
-            rank=accelerator.process_index,
-            num_ranks=accelerator.num_processes,
+            rank=self.processes.rank,
+            num_ranks=self.processes.num,
         )
         return load_batches(batches, first, self.recipe.steps, data.num_workers)
 
-    def random(self, step: int, numbers: Sequence[int]) -> StepRandom:
-        """Return the randomness of a step's samples; also seed the global generator, which dropout draws from."""
-        random = StepRandom(self.recipe.seed, step, numbers)
-        # Dropout alone is drawn for a process's samples together: its masks follow the first of them.
+    def random(self, numbers: Sequence[int]) -> StepRandom:
+        """Return the randomness of samples at the step reached; also seed the global generator, for dropout."""
+        random = StepRandom(self.recipe.seed, self.trainer.step, numbers)
+        # Dropout alone is drawn for a micro-batch's samples together: its masks follow the first of them.
         torch.manual_seed(random.streams[0].initial_seed())
         return random
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the losses of a batch at the step reached."""
-        losses: dict[str, Tensor] = self.module(batch.to(self.device), self.random(self.trainer.step, batch.numbers))
-        return losses
+    def forward(self, batch: Batch, *whole: Whole) -> dict[str, Tensor]:
+        """Return the losses of a micro-batch at the step reached."""
+        with self.accelerator.autocast():
+            losses: dict[str, Tensor] = self.module(batch.to(self.device), self.random(batch.numbers), *whole)
+        return {name: loss.float() for name, loss in losses.items()}
 
     def preview(self, pool: Pool | None) -> Tensor | None:
         """Return preview images of the running-mean weights for one batch that no step trains on."""
@@ -166,6 +178,15 @@ class Run:
         sample: Sample = self._calibration_source.sample(index)
         return sample
 
+    def _check_batch_size(self) -> None:
+        size, num, accumulate = self.recipe.data.batch_size, self.processes.num, self.recipe.accumulate
+        if size % (num * accumulate):
+            shares = f"{num} processes x {accumulate} micro-batches" if num > 1 else f"{accumulate} micro-batches"
+            raise ConfigError(
+                f"data.batch_size is {size}, which {shares} cannot split evenly; "
+                f"make it a multiple of {num * accumulate}"
+            )
+
     def _check_source(self) -> None:
         missing = sample_fields(find_stage(self.recipe.stage).needs) - self.source.gives
         if missing:
@@ -189,13 +210,13 @@ def train(recipe: Recipe, resume: str = "auto", dry_run: bool = False) -> str:
         return describe(run)
     trainer = run.trainer
     with contextlib.ExitStack() as stack:
-        if run.accelerator.is_main_process:
+        if run.processes.is_main:
             stack.enter_context(locked(run.folder))
             _tidy(run.folder, resume)
-        run.accelerator.wait_for_everyone()
+        run.processes.wait()
         state = _resume(run, resume)
-        say(f"run folder {run.folder}: " + (f"resuming from step {trainer.step}" if state else "starting anew"))
-        if run.accelerator.is_main_process:
+        run.say(f"run folder {run.folder}: " + (f"resuming from step {trainer.step}" if state else "starting anew"))
+        if run.processes.is_main:
             run.metrics = stack.enter_context(Metrics(recipe, trainer.step, state))
         run.render()
         pool = run.pool()
@@ -203,13 +224,15 @@ def train(recipe: Recipe, resume: str = "auto", dry_run: bool = False) -> str:
         stack.enter_context(_attention(run.device))
         _start(run)
         for values in trainer.steps(run.batches(pool, trainer.step), run.losses):
-            _record(run, values, pool, bool(stopped))
-            if stopped:
-                say(f"stopped by signal {stopped[0]}; step {trainer.step} is saved")
+            signal = max(number for numbers in run.processes.exchange(stopped[:1] or [0]) for number in numbers)
+            _record(run, values, pool, signal > 0)
+            if signal:
+                run.processes.wait()  # the main process writes the checkpoint
+                run.say(f"stopped by signal {signal}; step {trainer.step} is saved")
                 raise KeyboardInterrupt
-        if run.accelerator.is_main_process:
+        if run.processes.is_main:
             run.export()
-        run.accelerator.wait_for_everyone()  # the next run of any process may start from the result
+        run.processes.wait()  # the next run of any process may start from the result
     return f"{run.folder / 'final'}"
 
 
@@ -237,12 +260,13 @@ def _resume(run: Run, resume: str) -> dict[str, Any]:
         except MissingError as error:
             if not older:
                 raise
-            say(f"{error}: going on from {older[-1].name}")
+            run.say(f"{error}: going on from {older[-1].name}")
             found = older.pop()
     for change in recipe_changes(found / "recipe.yaml", run.recipe):
-        say(f"the recipe differs from that of {found.name}: {change}")
+        run.say(f"the recipe differs from that of {found.name}: {change}")
     run.trainer.restore(found, *content)
-    if run.accelerator.is_main_process:
+    run.processes.wait()  # all have read it
+    if run.processes.is_main:
         checkpoint.prune(run.folder, found, run.recipe.keep_checkpoints)
     return content[2]
 

@@ -11,7 +11,7 @@ from kgcli.recipe import Recipe, load_recipe
 
 # They change output or speed, not the training.
 _WITHOUT_EFFECT = (
-    *("output_dir", "log_every", "save_every", "sample_every", "keep_checkpoints"),
+    *("output_dir", "log_every", "save_every", "sample_every", "keep_checkpoints", "accumulate"),
     *("data.num_workers", "data.rendered"),
 )
 _FIXED = ("stage", "model", "parts", "image_size")  # the weights of a checkpoint mean nothing to another of these

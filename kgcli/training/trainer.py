@@ -14,6 +14,7 @@ from kgcli.errors import IncompatibleError
 from kgcli.recipe import OptimConfig
 from kgcli.training import checkpoint
 from kgcli.training.optim import lr_at, make_optimizer
+from kgcli.training.parallel import OneProcess
 
 Batch = TypeVar("Batch")
 
@@ -25,7 +26,7 @@ class Trainer:
         >>> layer = nn.Linear(2, 1)
         >>> trainer = Trainer(dict(layer.named_parameters()), OptimConfig(lr=0.1, warmup_steps=0), num_steps=3)
         >>> batches = (torch.ones(4, 2) for _ in range(3))
-        >>> rows = list(trainer.steps(batches, lambda batch: {"square": layer(batch).square().mean()}))
+        >>> rows = list(trainer.steps(batches, lambda batch: [{"square": layer(batch).square().mean()}]))
         >>> trainer.step, bool(rows[2]["square"] < rows[0]["square"])
         (3, True)
     """
@@ -37,54 +38,54 @@ class Trainer:
         num_steps: int,
         *,
         ema_decay: float | None = None,
-        accelerator: Any = None,
+        processes: OneProcess | None = None,
     ) -> None:
         """Args:
         trained: the parameters by the names that checkpoints give them
         num_steps: of the whole run, which the learning rate depends on
         ema_decay: of the running mean; None keeps none
-        accelerator: accelerate's, where the run has one
+        processes: that compute the gradients together, as means; None: this one alone
         """
         self.trained = dict(trained)
         self.cfg = cfg
         self.num_steps = num_steps
         self.step = 0  # steps taken
-        self.accelerator = accelerator
-        optimizer = make_optimizer(self.trained.items(), cfg)
-        self.optimizer = optimizer if accelerator is None else accelerator.prepare(optimizer)
+        self.processes = processes or OneProcess()
+        self.optimizer = make_optimizer(self.trained.items(), cfg)
         self.ema = _make_ema(self.trained.values(), ema_decay) if ema_decay else None
 
     def steps(
-        self, batches: Iterable[Batch], losses: Callable[[Batch], dict[str, Tensor]]
+        self, batches: Iterable[Batch], losses: Callable[[Batch], Iterable[dict[str, Tensor]]]
     ) -> Iterator[dict[str, Tensor | float]]:
         """Take one optimizer step per batch; yield its losses, their sum, the gradient's norm and the learning rate.
 
         Nothing here waits for the device: the values are tensors on it.
+
+        Args:
+            losses: the named losses of each micro-batch; those of all micro-batches and processes are added up
         """
         parameters = list(self.trained.values())
         for batch in batches:
             rate = lr_at(self.step, self.num_steps, self.cfg)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate * group.get("lr_ratio", 1.0)
-            named = losses(batch)
-            total = torch.stack(list(named.values())).sum()
-            if self.accelerator is None:
-                total.backward()
-                norm = nn.utils.clip_grad_norm_(parameters, self.cfg.clip_norm)
-            else:
-                self.accelerator.backward(total)
-                norm = self.accelerator.clip_grad_norm_(parameters, self.cfg.clip_norm)
+            named = self._backward(losses(batch))
+            norm = nn.utils.clip_grad_norm_(parameters, self.cfg.clip_norm)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             if self.ema is not None:
                 self.ema.step(parameters)
             self.step += 1
-            yield {
-                **{name: value.detach() for name, value in named.items()},
-                "loss": total.detach(),
-                "grad_norm": norm,
-                "lr": rate,
-            }
+            yield {**named, "loss": torch.stack(list(named.values())).sum(), "grad_norm": norm, "lr": rate}
+
+    def _backward(self, losses: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Add up the gradients of all micro-batches; return the losses of the whole batch, over all processes."""
+        sums: dict[str, Tensor] = {}
+        for named in losses:
+            total = torch.stack(list(named.values())).sum()
+            (total * self.processes.num if self.processes.num > 1 else total).backward()
+            sums = {name: sums[name] + value.detach() if sums else value.detach() for name, value in named.items()}
+        return dict(zip(sums, self.processes.add(torch.stack(list(sums.values()))).unbind(), strict=True))
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:

@@ -25,6 +25,14 @@ from kgcli.model.randomness import StepRandom
 from kgcli.recipe import explain
 from kgcli.training.stages.start import find_start
 
+# Features of a micro-batch's samples, (rows, ...) each -> those of all samples of the batch.
+Whole = Callable[..., tuple[Tensor, ...]]
+
+
+def alone(*features: Tensor) -> tuple[Tensor, ...]:
+    """Return the features of a batch that is neither shared by processes nor split."""
+    return features
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -71,6 +79,8 @@ class Stage(nn.Module):
     options: Any
     uses_pool: ClassVar[bool] = False
     use: ClassVar[Use] = "generate"  # of images that come with a caption
+    contrasts: ClassVar[bool] = False  # its loss compares the samples of a batch: `forward` takes a third argument
+    same_length: ClassVar[bool] = False  # its loss depends on the padded length, which all processes then share
 
     def __init__(self, setup: Setup) -> None:
         super().__init__()
@@ -82,7 +92,21 @@ class Stage(nn.Module):
 
     @abstractmethod
     def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
-        """Return named losses, each a mean over the batch; their sum is minimised."""
+        """Return named losses, each a mean over the batch; their sum is minimised.
+
+        A batch may be one micro-batch of one process. A mean over other items than samples is weighted by `counts`;
+        a stage that `contrasts` samples takes `whole: Whole = alone` too, passes their features through it and returns
+        the mean over all samples.
+        """
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Return the number of items that a loss is a mean over, for each loss that is not a mean over samples."""
+        return {}
+
+    @property
+    def pad(self) -> int:
+        """Return the padding token of a stage of `same_length`."""
+        raise NotImplementedError
 
     @abstractmethod
     def collator(self, pool: Pool | None) -> Collator:

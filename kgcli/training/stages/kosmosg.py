@@ -137,11 +137,18 @@ class PretrainStage(KosmosGStage):
         assert batch.tokens is not None and batch.token_mask is not None and batch.image_mask is not None
         # The last token is only ever a target.
         hidden_BTD = self.model.hidden(batch.tokens, batch.token_mask, batch.image_mask, batch.images)[:, :-1]
-        targets_BT = batch.tokens[:, 1:]
-        ids = self.model.cfg.special_ids
-        predicted_BT = batch.token_mask[:, 1:] & (targets_BT != ids.boi) & (targets_BT != ids.eoi)
+        predicted_BT = self._predicted(batch)
         logits_MV = self.model.mllm.logits(hidden_BTD[predicted_BT])
-        return {"text": F.cross_entropy(logits_MV.float(), targets_BT[predicted_BT])}
+        return {"text": F.cross_entropy(logits_MV.float(), batch.tokens[:, 1:][predicted_BT])}
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        return {"text": int(self._predicted(batch).sum())}
+
+    def _predicted(self, batch: Batch) -> Tensor:
+        """Return True for the tokens after the first that are predicted, (B, T - 1)."""
+        assert batch.tokens is not None and batch.token_mask is not None
+        targets_BT, ids = batch.tokens[:, 1:], self.model.cfg.special_ids
+        return batch.token_mask[:, 1:] & (targets_BT != ids.boi) & (targets_BT != ids.eoi)
 
     def export(self, folder: Path) -> None:
         save_kosmosg(self.model, folder)
@@ -157,6 +164,7 @@ class AlignStage(KosmosGStage):
 
     needs = frozenset({"tokens", "clip_tokens"})
     trains = ("model.aligner.",)
+    same_length = True
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
@@ -173,6 +181,10 @@ class AlignStage(KosmosGStage):
         collator = super().collator(pool)
         collator.clip_tokenizer = self.clip_tokenizer
         return collator
+
+    @property
+    def pad(self) -> int:
+        return self.tokenizer.special_ids.pad
 
     def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
         assert batch.tokens is not None and batch.token_mask is not None and batch.image_mask is not None
