@@ -14,7 +14,7 @@ _WITHOUT_EFFECT = (
     *("output_dir", "log_every", "save_every", "sample_every", "keep_checkpoints"),
     *("accumulate", "parallel", "async_save", "compile", "activation_checkpointing"),
     *("validation", "trackers", "max_skipped"),
-    *("data.num_workers", "data.rendered"),
+    *("data.num_workers", "data.rendered", "data.moments", "data.hidden"),
 )
 # The weights of a checkpoint mean nothing to another of these.
 _FIXED = ("stage", "model", "parts", "image_size", "train", "lora")

@@ -27,7 +27,7 @@ def validate(recipe):
     run = training.Run(recipe)
     pool = run.pool()
     validation = training.Validation(run)
-    training._start(run)
+    training.start(run)
     for _ in run.trainer.steps([next(run.batches(pool, 0))], run.losses):
         pass
     return validation()
@@ -45,7 +45,7 @@ def test_validation_losses_do_not_depend_on_the_processes(chain, way, tmp_path):
 def skip(recipe):
     """Whether each step was skipped and the sums of the weights after it, with a NaN on the last process alone."""
     run = training.Run(recipe)
-    training._start(run)
+    training.start(run)
     batches = list(run.batches(None, 0))
     if run.processes.rank == run.processes.num - 1:
         batches[1].targets[0] = torch.nan

@@ -61,6 +61,8 @@ def describe(recipe: Recipe, resume: str = "auto", tflops: float | None = None) 
     _check_watch(recipe, stage_type, missing)
     stage, notes = _build(recipe, stage_type, source, missing)
     stage.freeze()
+    if recipe.pack is not None:
+        stage.pack(recipe.pack)
     check_parts(stage, recipe)
     sizes = measure(stage, recipe)
     rows = source.num_rows if source is not None and stage.uses_pool else None

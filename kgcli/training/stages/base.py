@@ -133,6 +133,7 @@ class Stage(nn.Module):
     Options: ClassVar[type[Strict]] = Strict  # the stage's own options; the base has none
     options: Any
     uses_pool: ClassVar[bool] = False
+    uses_hidden: ClassVar[bool] = False  # takes cached hidden states of its MLLM, which is frozen
     use: ClassVar[Use] = "generate"  # of images that come with a caption
     compiles: ClassVar[tuple[str, ...]] = ()  # the heaviest of `parts`
     has_shapes: ClassVar[bool] = False  # loads all parts by methods of `Setup`, so a dry run needs no weights
@@ -182,6 +183,13 @@ class Stage(nn.Module):
     def parts(self) -> dict[str, list[nn.Module]]:
         """Return the modules that a recipe can compile or checkpoint the activations of, by its name for them."""
         return {}
+
+    def pack(self, row_tokens: int) -> None:
+        """Let several samples share a row of the MLLM, each attending to itself alone.
+
+        Raises: ConfigError for a stage without an MLLM, or whose loss depends on padding.
+        """
+        raise ConfigError(f"pack: stage {self.setup.stage} has no MLLM")
 
     def idle_parts(self) -> list[nn.Module]:
         """Return the modules that `forward` does not compute."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -59,7 +58,7 @@ class Validation:
         self.source = open_held_out(run.recipe, type(run.stage))
         size = run.recipe.data.batch_size
         self.num_batches = math.ceil(run.recipe.validation.samples / size)
-        pool = run.make_pool(Path(POOL), self.source)
+        pool = run.make_pool(run.folder / POOL, self.source)
         rank, num_ranks = run.processes.rank, run.processes.num
         self.batches = Batches(self.source, run.stage.collator(pool), batch_size=size, rank=rank, num_ranks=num_ranks)
         self.losses = SplitLosses(run.stage, run.processes, run.recipe.accumulate, self._forward)
