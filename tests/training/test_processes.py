@@ -144,13 +144,15 @@ def test_a_batch_that_processes_cannot_split_evenly_is_refused(chain, tmp_path):
 
 
 def test_background_saving_holds_the_weights_of_its_step(chain, tmp_path):
-    settings = ["steps=4", "save_every=1", "keep_checkpoints=4", "ema_decay=0.9"]
+    settings = ["steps=4", "save_every=1", "keep_checkpoints=4", "ema_decay=0.9", "log_every=100"]
     for name, background in (("waits", "false"), ("background", "true")):
         training.train(smoke(chain, "pretrain", *settings, f"async_save={background}", out=tmp_path / name))
     for step in range(1, 5):
         names = [checkpoint.folder_of(tmp_path / name, step) for name in ("waits", "background")]
         one, other = (load_file(folder / "model.safetensors") for folder in names)
         assert all(torch.equal(one[name], other[name]) for name in one)
+        rows = [checkpoint.load(folder)[2]["row"] for folder in names]
+        assert rows[0] == rows[1]
         assert checkpoint.is_sharded(names[1]) and not checkpoint.is_sharded(names[0])
     states = []
     for folder in names:
@@ -235,14 +237,17 @@ def test_half_precision_trains_in_every_way(chain, parallel, accumulate, tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", PARALLEL)
 def test_killed_ten_times_two_processes_end_as_if_they_had_not_been(chain, parallel, tmp_path):
-    settings = ["steps=60", "save_every=3", "log_every=3", "sample_every=60", f"parallel={parallel}"]
+    settings = ["steps=120", "save_every=3", "log_every=3", "sample_every=120", f"parallel={parallel}"]
     whole, killed = (smoke(chain, "instruct", *settings, out=tmp_path / name) for name in ("whole", "killed"))
     on_processes(2, train, whole)
     randomness = random.Random(0)
     reached = []
     for _ in range(10):
         children = start(2, tmp_path, train, killed)
-        time.sleep(randomness.uniform(1.0, 4.0))
+        before, deadline = checkpoint.list_steps(tmp_path / "killed"), time.monotonic() + 60
+        while checkpoint.list_steps(tmp_path / "killed") == before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(randomness.uniform(0.0, 0.5))
         for child in randomness.sample(children, 2):  # one sees the other go before it goes itself
             os.kill(child, signal.SIGKILL)
             time.sleep(randomness.uniform(0.0, 0.05))
