@@ -17,11 +17,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from kgcli.data.batch import Batch, sample_fields
+from kgcli.data.batch import Batch, Collator, sample_fields
+from kgcli.data.hidden import HiddenStates
 from kgcli.data.loader import EVALUATION_STEP, Batches, load_batches
 from kgcli.data.pool import Pool
 from kgcli.data.sample import Sample
 from kgcli.data.sources import open_source
+from kgcli.data.sources.mixture import weigh_by_tokens
 from kgcli.data.sources.rendered import make_rendered
 from kgcli.errors import ConfigError, MissingError
 from kgcli.files import locked, remove_leftovers, whole_folder
@@ -29,6 +31,8 @@ from kgcli.model.diffusion import Diffusion
 from kgcli.model.randomness import StepRandom
 from kgcli.recipe import Recipe, dump_recipe
 from kgcli.training import checkpoint
+from kgcli.training.faults import FaultLog
+from kgcli.training.hidden_cache import make_hidden
 from kgcli.training.latent_cache import make_pool
 from kgcli.training.logging import Metrics, say
 from kgcli.training.parallel import find_processes, unsharded
@@ -58,6 +62,10 @@ class Run:
         torch.manual_seed(recipe.seed)
         self.stage = make_stage(recipe, self.source.texts)
         self.stage.freeze()
+        if recipe.pack is not None:
+            self.stage.pack(recipe.pack)
+        if recipe.data.weigh == "tokens":
+            weigh_by_tokens(self.source, self.stage.collator(None).length)
         self.processes = find_processes(self.accelerator, recipe.parallel)
         self._check_batch_size()
         self._check_precision()
@@ -105,7 +113,7 @@ class Run:
         diffusion = self.stage.diffusion
         assert isinstance(diffusion, Diffusion), "a stage with a pool has a decoder"
         return make_pool(
-            self.folder / "pool",
+            self.folder / "pool" if self.recipe.data.moments is None else Path(self.recipe.data.moments),
             self.source,
             diffusion,
             self.processes,
@@ -113,21 +121,35 @@ class Run:
             image_size=self.recipe.image_size,
             precision=self.recipe.precision,
             num_workers=self.recipe.data.num_workers,
+            shared=self.recipe.data.moments is not None,
         )
 
     def batches(self, pool: Pool | None, first: int) -> Iterator[Batch]:
         """Yield the batches from step `first` on, prefetched by worker processes."""
         data = self.recipe.data
+        collator = self.stage.collator(pool)
+        collator.uint8 = self.device.type != "cpu"
+        collator.hidden = self._hidden(collator) if data.hidden else None
         batches = Batches(
             self.source,
-            self.stage.collator(pool),
+            collator,
             batch_size=data.batch_size,
             bucket=data.bucket,
             seed=data.seed,
             rank=self.processes.rank,
             num_ranks=self.processes.num,
         )
-        return read_together(load_batches(batches, first, self.recipe.steps, data.num_workers), self.processes)
+        name = "faults.jsonl" if self.processes.is_main else f"faults.{self.processes.rank}.jsonl"
+        faults = FaultLog(self.folder / name, data.max_faults)
+        loaded = faults.watch(load_batches(batches, first, self.recipe.steps, data.num_workers))
+        return read_together(loaded, self.processes)
+
+    def _hidden(self, collator: Collator) -> HiddenStates:
+        """Return the cached hidden states of the frozen MLLM, computed now if they are missing."""
+        if not self.stage.uses_hidden:
+            raise ConfigError(f"data.hidden: stage {self.recipe.stage} has no frozen MLLM whose states it could cache")
+        where = self.folder / "hidden", self.source, collator, self.stage.model
+        return make_hidden(*where, self.processes, self.device, self.recipe.precision)
 
     def random(self, numbers: Sequence[int]) -> StepRandom:
         """Return the randomness of samples at the step reached; also seed the global generator, for dropout."""
@@ -246,8 +268,8 @@ def train(recipe: Recipe, resume: str = "auto", dry_run: bool = False) -> str:
         run.render()
         pool = run.pool()
         stopped = stack.enter_context(stop_on_signals())
-        stack.enter_context(_attention(run.device))
-        _start(run)
+        stack.enter_context(plain_attention(run.device))
+        start(run)
         for values in trainer.steps(run.batches(pool, trainer.step), run.losses):
             signal = max(number for numbers in run.processes.exchange(stopped[:1] or [0]) for number in numbers)
             _record(run, values, pool, signal > 0)
@@ -296,7 +318,8 @@ def _resume(run: Run, resume: str) -> dict[str, Any]:
     return content[2]
 
 
-def _start(run: Run) -> None:
+def start(run: Run) -> None:
+    """Compile the parts that the recipe asks for, and set the stage to training."""
     if run.recipe.compile:
         for part in run.stage.heavy_parts():
             part.compile(dynamic=False)
@@ -318,6 +341,6 @@ def _record(run: Run, values: dict[str, Tensor | float], pool: Pool | None, stop
             metrics.show(step, images)
 
 
-def _attention(device: torch.device) -> contextlib.AbstractContextManager[object]:
+def plain_attention(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Use plain attention on a CPU, where it is several times faster in bf16 at small head sizes."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()

@@ -78,6 +78,7 @@ class Stage(nn.Module):
     Options: ClassVar[type[Strict]] = Strict  # the stage's own options; the base has none
     options: Any
     uses_pool: ClassVar[bool] = False
+    uses_hidden: ClassVar[bool] = False  # takes cached hidden states of its MLLM, which is frozen
     use: ClassVar[Use] = "generate"  # of images that come with a caption
     contrasts: ClassVar[bool] = False  # its loss compares the samples of a batch: `forward` takes a third argument
 
@@ -121,6 +122,13 @@ class Stage(nn.Module):
     def preview(self, batch: Batch, generator: torch.Generator) -> Tensor | None:
         """Return images in [0, 1], (N, 3, X, Y), that show the progress; None if there are none."""
         return None
+
+    def pack(self, row_tokens: int) -> None:
+        """Let several samples share a row of the MLLM, each attending to itself alone.
+
+        Raises: ConfigError for a stage without an MLLM, or whose loss depends on padding.
+        """
+        raise ConfigError(f"pack: stage {self.setup.stage} has no MLLM")
 
     def heavy_parts(self) -> list[nn.Module]:
         """Return the modules worth compiling."""
