@@ -148,6 +148,8 @@ class Run:
         """Return the cached hidden states of the frozen MLLM, computed now if they are missing."""
         if not self.stage.uses_hidden:
             raise ConfigError(f"data.hidden: stage {self.recipe.stage} has no frozen MLLM whose states it could cache")
+        if self.processes.shards:
+            raise ConfigError("data.hidden: the frozen MLLM has to be whole on the main process; use parallel ddp")
         where = self.folder / "hidden", self.source, collator, self.stage.model
         return make_hidden(*where, self.processes, self.device, self.recipe.precision)
 

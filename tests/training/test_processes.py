@@ -36,7 +36,7 @@ def resumed_values(recipe):
     training._resume(run, "true")
     hashes = hashes_of(run.processes.full(run.trained))
     pool = run.pool()
-    training._start(run)
+    training.start(run)
     rows = [
         {name: float(value) for name, value in values.items()}
         for values in run.trainer.steps(run.batches(pool, run.trainer.step), run.losses)
@@ -227,7 +227,7 @@ def test_muon_on_sharded_weights_takes_the_steps_of_one_process():
 def test_half_precision_trains_in_every_way(chain, parallel, accumulate, tmp_path):
     settings = ["steps=3", "precision=fp16", f"parallel={parallel}", f"accumulate={accumulate}", "sample_every=100"]
     whole = training.Run(smoke(chain, "pretrain", "steps=3", out=tmp_path / "whole"))
-    training._start(whole)
+    training.start(whole)
     wanted = [float(row["loss"]) for row in whole.trainer.steps(whole.batches(None, 0), whole.losses)]
     on_processes(2, train, smoke(chain, "pretrain", *settings, out=tmp_path / "half"))
     assert [row["loss"] for row in rows_of(tmp_path / "half")] == pytest.approx(wanted, rel=0.01)

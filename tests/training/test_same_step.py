@@ -34,7 +34,7 @@ def values_of(recipe):
     """The values of every step of a recipe, as floats, and the norms of the weights reached."""
     run = training.Run(recipe)
     pool = run.pool()
-    training._start(run)
+    training.start(run)
     rows = [
         {name: float(value) for name, value in values.items()}
         for values in run.trainer.steps(run.batches(pool, 0), run.losses)
