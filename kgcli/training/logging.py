@@ -108,7 +108,7 @@ class Metrics:
     def state(self) -> dict[str, Any]:
         """Return the row under way, for a checkpoint."""
         self._read()
-        return {"row": {"sums": self.sums, "num_summed": self.num_summed, "num_skipped": self.num_skipped}}
+        return {"row": {"sums": dict(self.sums), "num_summed": self.num_summed, "num_skipped": self.num_skipped}}
 
     def _read(self) -> None:
         """Add the waiting steps to the row; one copy from the device for all of them."""

@@ -63,7 +63,7 @@ def alone(chain):
     return on_processes(1, all_values, chain, (*STAGES, *EVALUATORS), ["steps=3"])[0]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", list(WAYS)[:-1])
 def test_the_step_does_not_depend_on_processes_and_micro_batches(chain, alone, way):
     num, settings = WAYS[way]
     found = on_processes(num, all_values, chain, tuple(alone), ["steps=3", *settings])
@@ -111,12 +111,13 @@ def test_a_batch_that_micro_batches_cannot_split_evenly_is_refused(chain):
 
 def test_a_contrast_in_micro_batches_has_the_gradient_of_the_whole(chain):
     """Also of the temperature, which no sample owns."""
-    gradients = []
-    for settings in ([], ["accumulate=2"], ["accumulate=4"]):
-        run = training.Run(smoke(chain, "clip", *settings))
+    run, gradients = training.Run(smoke(chain, "clip")), []
+    for accumulate in (1, 2, 4):
+        run.losses.accumulate = accumulate
         for losses in run.losses(next(run.batches(None, 0))):
             sum(losses.values()).backward()
         gradients.append({name: p.grad for name, p in run.trained.items()})
+        run.stage.zero_grad(set_to_none=True)
     for other in gradients[1:]:
         for name, gradient in gradients[0].items():
             torch.testing.assert_close(other[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
