@@ -109,7 +109,7 @@ def test_the_last_override_wins():
         ("optim.lr=-1", r"optim: lr is -1\.0; it must be above 0"),
         ("optim.decay_fraction=0", r"decay_fraction is 0\.0; it must be above 0 and at most 1"),
         ("optim.schedule=wavy", r"optim\.schedule: "),
-        ("precision=fp8", "precision: .*'fp32' or 'bf16'"),
+        ("precision=fp8", "precision: .*'fp32', 'bf16' or 'fp16'"),
         ("keep_checkpoints=0", "keep_checkpoints: .*greater than or equal to 1"),
         ("model.mllm.num_heads=7", "mllm: width 2048 does not divide into 7 heads"),
         ("model.vision.patch_size=15", "image_size 224 is not a multiple of patch_size 15"),
