@@ -18,7 +18,6 @@ from kgcli.recipe import Recipe
 from kgcli.training.stages.base import Stage
 from kgcli.weights.meta import on_meta
 
-NUM_TEXT_TOKENS = 77  # of every CLIP text encoder
 # Assumed of a sample where the data are not at hand: tokens in the MLLM, and images.
 ASSUMED = {"pretrain": (120.0, 1.0), "align": (20.0, 0.0), "instruct": (150.0, 2.0)}
 
@@ -96,7 +95,7 @@ def _chain(stage: Any, size: SampleSize) -> list[tuple[str, float, Callable[[], 
         chain = [part for part in chain if part[0] not in ("vision", "resampler")]
         if model.aligner.decoder is not None:
             chain.append(("aligner.decoder", 1.0, lambda: model.aligner.decode(hidden(*conditioning), num_tokens)))
-        tokens = NUM_TEXT_TOKENS
+        tokens = stage.text.config.max_position_embeddings  # captions are padded to it
         return [("text", 1.0, lambda: stage.text(torch.zeros(1, tokens, dtype=torch.long))), *chain]
     latent = stage.setup.image_size // stage.diffusion.pixels_per_latent
     channels = stage.diffusion.unet.config.in_channels
