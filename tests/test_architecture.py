@@ -21,7 +21,7 @@ LAYERS = [
     ("weights",),
     ("inference",),
     ("training",),
-    ("evaluation",),
+    ("evaluation", "serving", "speed"),
     ("engine",),
     ("cli",),
 ]

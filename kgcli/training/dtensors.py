@@ -20,5 +20,5 @@ def like(tensor: Tensor, parameter: Tensor) -> Tensor:
     """Return a whole tensor, equal on all processes, sharded as a parameter of its shape is."""
     if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
         return tensor
-    placed = tensor.to(parameter.device)
+    placed = tensor.to(parameter.device).contiguous()  # as sharded weights are; fused optimizers rely on it
     return distribute_tensor(placed, parameter.device_mesh, parameter.placements, src_data_rank=None)

@@ -268,8 +268,8 @@ def train(recipe: Recipe, resume: str = "auto", dry_run: bool = False) -> str:
         run.render()
         pool = run.pool()
         stopped = stack.enter_context(stop_on_signals())
-        stack.enter_context(_attention(run.device))
-        _start(run)
+        stack.enter_context(plain_attention(run.device))
+        start(run)
         for values in trainer.steps(run.batches(pool, trainer.step), run.losses):
             signal = max(number for numbers in run.processes.exchange(stopped[:1] or [0]) for number in numbers)
             _record(run, values, pool, signal > 0)
@@ -318,7 +318,8 @@ def _resume(run: Run, resume: str) -> dict[str, Any]:
     return content[2]
 
 
-def _start(run: Run) -> None:
+def start(run: Run) -> None:
+    """Compile the parts that the recipe asks for, and set the stage to training."""
     if run.recipe.compile:
         for part in run.stage.heavy_parts():
             part.compile(dynamic=False)
@@ -340,6 +341,6 @@ def _record(run: Run, values: dict[str, Tensor | float], pool: Pool | None, stop
             metrics.show(step, images)
 
 
-def _attention(device: torch.device) -> contextlib.AbstractContextManager[object]:
+def plain_attention(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Use plain attention on a CPU, where it is several times faster in bf16 at small head sizes."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()

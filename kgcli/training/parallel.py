@@ -214,6 +214,7 @@ def _layers(module: nn.Module, skipped: set[nn.Module]) -> Iterator[nn.Module]:
     """Yield the repeated layers of a network, the outermost ones: each is gathered when it is computed."""
     for child in module.children():
         if isinstance(child, nn.ModuleList):
-            yield from (layer for layer in child if any(True for _ in layer.parameters()))
+            # diffusers keeps None in the place of a layer that there is not.
+            yield from (layer for layer in child if layer is not None and any(True for _ in layer.parameters()))
         elif child not in skipped:
             yield from _layers(child, skipped)

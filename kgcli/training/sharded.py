@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -39,6 +40,7 @@ class ShardedWriter:
     """Writes the tensors of all processes into one folder, which takes its name when it is complete."""
 
     def __init__(self, processes: OneProcess, background: bool) -> None:
+        _expect_one_process()
         self.processes = processes
         self.background = background
         # Its own group: background writing must not mix with what the training thread exchanges.
@@ -106,6 +108,7 @@ def read(folder: Path, tensors: dict[str, Tensor], processes: OneProcess) -> Non
 
     Raises: MissingError.
     """
+    _expect_one_process()
     group = processes.hosts
     try:
         state_dict_loader.load(
@@ -141,6 +144,11 @@ class _IndexReader(pickle.Unpickler):
         if (module, name) in _NAMES or is_dtype:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+
+def _expect_one_process() -> None:
+    """Let torch write and read without a process group; it warns of that in each call, also in its own threads."""
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
 
 
 @contextlib.contextmanager
