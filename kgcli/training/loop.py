@@ -31,9 +31,9 @@ from kgcli.model.diffusion import Diffusion
 from kgcli.model.randomness import StepRandom
 from kgcli.recipe import Recipe, dump_recipe
 from kgcli.training import checkpoint
+from kgcli.training.caches.hidden import make_hidden
+from kgcli.training.caches.moments import make_pool
 from kgcli.training.faults import FaultLog
-from kgcli.training.hidden_cache import make_hidden
-from kgcli.training.latent_cache import make_pool
 from kgcli.training.logging import Metrics, say
 from kgcli.training.parallel import find_processes, unsharded
 from kgcli.training.precision import autocast, gradient_scaler
