@@ -138,6 +138,7 @@ def test_cached_hidden_states_train_as_computed_ones(chain, tmp_path):
         ("align", [], "the source is endless"),
         ("align", ["data.pool=8"], "the words of a row change from sample to sample"),
         ("pretrain", [], "stage pretrain has no frozen MLLM"),
+        ("align", ["parallel=fsdp2"], "data.hidden needs the whole MLLM on one process"),
     ],
 )
 def test_hidden_states_that_cannot_be_cached_are_refused(chain, tmp_path, stage, settings, message):
