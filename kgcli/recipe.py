@@ -182,6 +182,8 @@ class Recipe(Strict):
             raise ValueError("data.kinds gives every kind a weight of 0; one must be above 0")
         if self.train != "full" and self.stage != "instruct":
             raise ValueError(f"train: {self.train} is for stage instruct; stage {self.stage} takes train: full alone")
+        if self.data.hidden and self.parallel == "fsdp2":
+            raise ValueError("data.hidden needs the whole MLLM on one process: set parallel to ddp")
         return self
 
 

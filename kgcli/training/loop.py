@@ -33,9 +33,9 @@ from kgcli.model.kosmosg import KosmosG
 from kgcli.model.randomness import StepRandom
 from kgcli.recipe import Recipe, dump_recipe
 from kgcli.training import checkpoint
+from kgcli.training.caches.hidden import make_hidden
+from kgcli.training.caches.moments import make_pool
 from kgcli.training.checks.data import check_batch_size, check_source
-from kgcli.training.hidden_cache import make_hidden
-from kgcli.training.latent_cache import make_pool
 from kgcli.training.logging import Metrics, say
 from kgcli.training.parallel import find_processes, unsharded
 from kgcli.training.precision import autocast, gradient_scaler
@@ -163,10 +163,8 @@ class Run:
         """Return the cached hidden states of the frozen MLLM, computed now if they are missing."""
         if not self.stage.uses_hidden:
             raise ConfigError(f"data.hidden: stage {self.recipe.stage} has no frozen MLLM whose states it could cache")
-        if self.processes.shards:
-            raise ConfigError("data.hidden: the frozen MLLM has to be whole on the main process; use parallel ddp")
         model, folder = self.stage.model, self.folder / "hidden"
-        assert isinstance(model, KosmosG), "a stage that uses hidden states has an MLLM"
+        assert isinstance(model, KosmosG), "a stage that takes hidden states has an MLLM"
         return make_hidden(folder, self.source, collator, model, self.processes, self.device, self.recipe.precision)
 
     def random(self, numbers: Sequence[int]) -> StepRandom:
