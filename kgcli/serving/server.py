@@ -13,8 +13,7 @@ import socket
 import tempfile
 import threading
 import time
-from concurrent.futures import CancelledError as FutureCancelled
-from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -22,7 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from kgcli.errors import BusyError, KgError, UsageError
+from kgcli.errors import BusyError, KgError, UsageError, reason
 from kgcli.reading import parse_json
 from kgcli.serving.form import parse_form
 from kgcli.serving.images import Call, Service, read_call, read_form, respond
@@ -164,6 +163,10 @@ class Handler(BaseHTTPRequestHandler):
         """Log a line of the access log."""
         _log.info("%s %s", self.address_string(), format % args)
 
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answer a request that is no valid HTTP, or of another method, in the shape of all errors."""
+        self._send_json(code, HttpError(code, message or HTTPStatus(code).phrase, code="bad_request").body)
+
     def handle_expect_100(self) -> bool:
         """Refuse a body that is too large before it is sent."""
         try:
@@ -191,6 +194,9 @@ class Handler(BaseHTTPRequestHandler):
         except KgError as error:
             failure = as_http(error)
             self._send_json(failure.status, failure.body)
+        except OSError as error:  # of the disk that uploads are written to, or of a connection that is gone
+            _log.error("a request failed: %s", error)
+            self._send_json(500, HttpError(500, f"the server failed: {reason(error)}", code="internal_error").body)
 
     def _check_sender(self) -> None:
         """Refuse web pages of other sites, which a browser would let call a server on this machine.
@@ -243,14 +249,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def _wait(self, job: Job) -> Made:
         """Wait for the images of a job; a client that goes away cancels it."""
-        while True:
-            try:
-                return job.future.result(timeout=0.5)
-            except FutureTimeout:
-                if self._is_gone():
-                    job.cancel()
-            except FutureCancelled:
-                raise CancelledError("the server is shutting down") from None
+        while not wait([job.future], timeout=0.5).done:
+            if self._is_gone():
+                job.cancel()
+        error = job.future.exception()
+        if error is None:
+            return job.future.result()
+        if isinstance(error, KgError):
+            raise error
+        _log.error("a generation failed", exc_info=error)
+        raise HttpError(500, f"the generation failed: unexpected {type(error).__name__}", code="internal_error")
 
     def _is_gone(self) -> bool:
         """Return True if the client has closed its end."""

@@ -180,6 +180,8 @@ def test_wrong_requests_get_their_status(serve):
     assert client.post(post, data={"prompt": "a"}).status_code == 415
     assert client.post("/v1/other", json={}).status_code == 404
     assert client.get(post).status_code == 404
+    for other in (client.put(post, json={}), client.options(post)):
+        assert other.status_code == 501 and other.json()["error"]["type"] == "server_error"
     assert client.post(post, json={"prompt": "a" * 3000}).json()["error"]["code"] == "body_too_large"
     assert client.post(edit, json={"prompt": "a"}).status_code == 400
     assert "at least one image" in client.post(edit, files={"x": (None, b"y"), "prompt": (None, b"a")}).text
@@ -239,6 +241,17 @@ def test_a_full_queue_refuses_and_recovers(serve, slow_unet):
         assert int(refused.headers["Retry-After"]) > 0
         release.set()
         assert [future.result().status_code for future in waiting] == [200, 200]
+    assert client.post("/v1/images/generations", json={"prompt": "a cat"}).status_code == 200
+
+
+def test_an_unexpected_failure_is_answered_and_the_next_request_served(serve, model):
+    def fail(module, args):
+        raise ZeroDivisionError("a fault of ours")
+
+    client, handle = serve(), model.pipeline.decoder.unet.register_forward_pre_hook(fail)
+    done = client.post("/v1/images/generations", json={"prompt": "a cat"})
+    handle.remove()
+    assert done.status_code == 500 and "ZeroDivisionError" in done.json()["error"]["message"]
     assert client.post("/v1/images/generations", json={"prompt": "a cat"}).status_code == 200
 
 
