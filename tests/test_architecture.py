@@ -22,7 +22,7 @@ LAYERS = [
     ("construction",),
     ("inference",),
     ("training",),
-    ("evaluation",),
+    ("evaluation", "serving", "speed"),
     ("engine",),
     ("cli",),
 ]

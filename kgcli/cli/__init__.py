@@ -20,6 +20,8 @@ __all__ = ["app", "main"]
 COMMANDS = {
     "generate": ("generate:generate_app", "Generate images from a prompt of text and images."),
     "edit": ("generate:edit_app", "Edit an image by an instruction."),
+    "shell": ("live.shell:app", "Generate prompt after prompt with a model that stays loaded."),
+    "serve": ("live.serve:app", "Serve a model over HTTP with OpenAI's image routes."),
     "encode": ("encode:app", "Write prompt embeddings for other programs."),
     "inspect": ("inspect:app", "Show the metadata of an image, or the configuration of a model folder."),
     "pretrain": ("train:pretrain_app", "Stage 1: train the multimodal language model on text and images."),
@@ -32,6 +34,7 @@ COMMANDS = {
     "models": ("models:app", "List, download and verify published weights; show a model's sizes."),
     "eval": ("evaluate:app", "Evaluate models: benchmarks, comparison, report."),
     "reproduce": ("reproduce:app", "Reproduce the paper's tables at nano size: train, generate, score."),
+    "bench": ("live.bench:app", "Measure the speed of generating, encoding or training on this machine."),
     "ls": ("recipes:ls_app", "List the shipped recipes and example images."),
     "cp": ("recipes:cp_app", "Copy a shipped recipe or image."),
     "cat": ("recipes:cat_app", "Print a shipped recipe."),

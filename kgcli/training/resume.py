@@ -11,8 +11,9 @@ from kgcli.recipe import Recipe, load_recipe
 
 # They change output or speed, not the training.
 _WITHOUT_EFFECT = (
-    *("output_dir", "log_every", "save_every", "sample_every", "keep_checkpoints", "accumulate"),
-    *("data.num_workers", "data.rendered"),
+    *("output_dir", "log_every", "save_every", "sample_every", "keep_checkpoints"),
+    *("accumulate", "parallel", "async_save"),
+    *("data.num_workers", "data.rendered", "data.moments", "data.hidden"),
 )
 _FIXED = ("stage", "model", "parts", "image_size")  # the weights of a checkpoint mean nothing to another of these
 

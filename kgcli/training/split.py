@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kgcli.data.batch import Batch
+from kgcli.errors import KgError
 from kgcli.training.parallel import OneProcess
 from kgcli.training.stages.base import Stage
 
@@ -51,14 +52,14 @@ class SplitLosses:
 
     def _agree(self, batch: Batch) -> tuple[Batch, dict[str, int]]:
         """Return the batch, with sequences as long as in all processes if the stage needs that, and its counts."""
-        counts = self.stage.counts(batch)
-        length = batch.tokens.shape[1] if self.stage.same_length and batch.tokens is not None else 0
+        counts, pad = self.stage.counts(batch), self.stage.padding()
+        length = 0 if pad is None or batch.tokens is None else batch.tokens.shape[1]
         if not counts and not length:
             return batch, {}
         found = self.processes.exchange([length, *counts.values()])
         totals = {name: sum(numbers[place] for numbers in found) for place, name in enumerate(counts, start=1)}
         longest = max(numbers[0] for numbers in found)
-        return (batch.padded(longest, self.stage.pad) if longest > length else batch), totals
+        return (batch if pad is None or longest == length else batch.padded(longest, pad)), totals
 
     def _features(self, parts: list[Batch]) -> WholeFeatures | None:
         """Return the features of the whole batch for a stage that contrasts samples; None: there is nothing to add.
@@ -73,6 +74,24 @@ class SplitLosses:
                 for part in parts:
                     self.forward(part, features.keep)
         return features
+
+
+def read_together(batches: Iterator[Batch], processes: OneProcess) -> Iterator[Batch]:
+    """Yield a process's batches; a sample that one process cannot read ends all of them.
+
+    Raises: KgError.
+    """
+    while True:
+        batch, fault = None, None
+        try:
+            batch = next(batches, None)
+        except KgError as error:
+            fault = error
+        if any(numbers[0] for numbers in processes.exchange([int(fault is not None)])):
+            raise fault or KgError("another process cannot read its samples; its message says why")
+        if batch is None:
+            return
+        yield batch
 
 
 class WholeFeatures:

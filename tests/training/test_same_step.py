@@ -9,6 +9,7 @@ from smoke_runs import smoke
 from kgcli.errors import ConfigError
 from kgcli.recipe import load_recipe
 from kgcli.training import loop as training
+from kgcli.training.dtensors import whole
 
 STAGES = ("pretrain", "align", "instruct", "clip", "unet")
 EVALUATORS = ("judge", "eval_clip", "eval_dino")
@@ -16,6 +17,8 @@ WAYS = {  # processes, settings of the recipe
     "2 processes": (2, []),
     "2 micro-batches": (1, ["accumulate=2"]),
     "2 processes of 2 micro-batches": (2, ["accumulate=2"]),
+    "2 processes, sharded": (2, ["parallel=fsdp2"]),
+    "2 processes, sharded, of 2 micro-batches": (2, ["parallel=fsdp2", "accumulate=2"]),
 }
 
 
@@ -38,7 +41,7 @@ def values_of(recipe):
     ]
     # The bias of keys changes no attention: its gradient is rounding, which Adam scales up.
     names = [name for name in run.trained if "k_proj.bias" not in name]
-    norms = {name: float(run.trained[name].detach().double().norm()) for name in names}
+    norms = {name: float(whole(run.trained[name]).detach().double().norm()) for name in names}
     return [rows, norms]
 
 
@@ -83,10 +86,22 @@ def test_twenty_steps_are_the_same(chain, way):
     assert max(worst.values()) < 1e-5, worst
 
 
-def test_processes_without_an_image_train_with_those_that_have_some(chain):
-    settings = ["steps=2", "data.kinds={text: 1.0}"]
-    one, *both = (on_processes(num, all_values, chain, ("pretrain",), settings)[0]["pretrain"] for num in (1, 2))
-    assert difference(one[0], both[0][0]) < 1e-5
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_steps_without_any_image_are_the_same_too(chain, parallel):
+    settings = ["steps=2", "data.kinds={text: 1.0}", f"parallel={parallel}"]
+    one, two = (on_processes(num, all_values, chain, ("pretrain",), settings)[0]["pretrain"][0] for num in (1, 2))
+    assert difference(one, two) < 1e-5
+
+
+def test_the_parts_of_a_batch_hold_their_own_samples(chain):
+    run = training.Run(smoke(chain, "pretrain", "data.kinds={text: 0.5, interleaved: 0.5}"))
+    batch = next(run.batches(None, 0))
+    parts = batch.split(4)
+    assert [part.numbers[0] for part in parts] == list(batch.numbers)
+    assert [len(part.images) for part in parts] == list(batch.num_images)
+    assert len(set(batch.num_images)) > 1
+    for name, whole_field in batch.fields().items():
+        assert torch.equal(torch.cat([part.fields()[name] for part in parts]), whole_field)
 
 
 def test_a_batch_that_micro_batches_cannot_split_evenly_is_refused(chain):

@@ -78,9 +78,9 @@ class Stage(nn.Module):
     Options: ClassVar[type[Strict]] = Strict  # the stage's own options; the base has none
     options: Any
     uses_pool: ClassVar[bool] = False
+    uses_hidden: ClassVar[bool] = False  # takes cached hidden states of its MLLM, which is frozen
     use: ClassVar[Use] = "generate"  # of images that come with a caption
     contrasts: ClassVar[bool] = False  # its loss compares the samples of a batch: `forward` takes a third argument
-    same_length: ClassVar[bool] = False  # its loss depends on the padded length, which all processes then share
 
     def __init__(self, setup: Setup) -> None:
         super().__init__()
@@ -103,10 +103,9 @@ class Stage(nn.Module):
         """Return the number of items that a loss is a mean over, for each loss that is not a mean over samples."""
         return {}
 
-    @property
-    def pad(self) -> int:
-        """Return the padding token of a stage of `same_length`."""
-        raise NotImplementedError
+    def padding(self) -> int | None:
+        """Return the padding token if a loss depends on the padded length, which all processes then share."""
+        return None
 
     @abstractmethod
     def collator(self, pool: Pool | None) -> Collator:
@@ -124,8 +123,19 @@ class Stage(nn.Module):
         """Return images in [0, 1], (N, 3, X, Y), that show the progress; None if there are none."""
         return None
 
+    def pack(self, row_tokens: int) -> None:
+        """Let several samples share a row of the MLLM, each attending to itself alone.
+
+        Raises: ConfigError for a stage without an MLLM, or whose loss depends on padding.
+        """
+        raise ConfigError(f"pack: stage {self.setup.stage} has no MLLM")
+
     def heavy_parts(self) -> list[nn.Module]:
         """Return the modules worth compiling."""
+        return []
+
+    def idle_parts(self) -> list[nn.Module]:
+        """Return the modules that `forward` does not compute."""
         return []
 
     def freeze(self) -> None:

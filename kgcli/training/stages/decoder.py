@@ -235,6 +235,9 @@ class CaptionedStage(Stage):
     def heavy_parts(self) -> list[nn.Module]:
         return [self.diffusion.unet]
 
+    def idle_parts(self) -> list[nn.Module]:
+        return [self.diffusion.vae]
+
     def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
         assert batch.clip_tokens is not None and batch.moments is not None and batch.subject is not None
         drop = random.uniform().to(batch.clip_tokens.device)
