@@ -151,6 +151,8 @@ class Recipe(Strict):
     def _can_run(self) -> Recipe:
         if self.data.kinds and not sum(self.data.kinds.values()) > 0:
             raise ValueError("data.kinds gives every kind a weight of 0; one must be above 0")
+        if self.data.hidden and self.parallel == "fsdp2":
+            raise ValueError("data.hidden needs the whole MLLM on one process: set parallel to ddp")
         return self
 
 

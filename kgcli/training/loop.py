@@ -28,12 +28,13 @@ from kgcli.data.sources.rendered import make_rendered
 from kgcli.errors import ConfigError, MissingError
 from kgcli.files import locked, remove_leftovers, whole_folder
 from kgcli.model.diffusion import Diffusion
+from kgcli.model.kosmosg import KosmosG
 from kgcli.model.randomness import StepRandom
 from kgcli.recipe import Recipe, dump_recipe
 from kgcli.training import checkpoint
+from kgcli.training.caches.hidden import make_hidden
+from kgcli.training.caches.moments import make_pool
 from kgcli.training.faults import FaultLog
-from kgcli.training.hidden_cache import make_hidden
-from kgcli.training.latent_cache import make_pool
 from kgcli.training.logging import Metrics, say
 from kgcli.training.parallel import find_processes, unsharded
 from kgcli.training.precision import autocast, gradient_scaler
@@ -148,8 +149,9 @@ class Run:
         """Return the cached hidden states of the frozen MLLM, computed now if they are missing."""
         if not self.stage.uses_hidden:
             raise ConfigError(f"data.hidden: stage {self.recipe.stage} has no frozen MLLM whose states it could cache")
-        where = self.folder / "hidden", self.source, collator, self.stage.model
-        return make_hidden(*where, self.processes, self.device, self.recipe.precision)
+        model, folder = self.stage.model, self.folder / "hidden"
+        assert isinstance(model, KosmosG), "a stage that takes hidden states has an MLLM"
+        return make_hidden(folder, self.source, collator, model, self.processes, self.device, self.recipe.precision)
 
     def random(self, numbers: Sequence[int]) -> StepRandom:
         """Return the randomness of samples at the step reached; also seed the global generator, for dropout."""

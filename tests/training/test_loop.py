@@ -379,7 +379,8 @@ def test_the_example_recipe_trains_the_shipped_model_on_files(kg, tmp_path):
     assert ran.code == 0, ran.err
     run = tmp_path / "runs/example-data/instruct"
     assert [row["step"] for row in rows_of(run)] == [1, 2]
-    assert json.loads((run / "pool/made_of.json").read_text())["num"] == 50
+    parts = [json.loads(path.read_text()) for path in (run / "pool").rglob("made_of.json")]
+    assert sorted(part["num"] for part in parts) == [20, 30]  # of each source
     assert kg("generate", "a cat", "--model", run / "final", "--steps", "1", "-o", "cat.png").code == 0
     # The recipe of the run holds absolute paths: it goes on from anywhere.
     assert kg("instruct", run / "recipe.yaml").code == 0

@@ -72,12 +72,12 @@ def test_bad_rows_are_counted_once_and_named_by_shard(chain, tmp_path, caplog):
 
 
 def test_moments_are_kept_by_shard_and_shared_by_runs(chain, tmp_path, monkeypatch):
-    from kgcli.training import latent_cache
+    from kgcli.training.caches import moments
 
     recipe = smoke(chain, "instruct", "data.pool=16", out=tmp_path / "generator")
     write_world(tmp_path / "world", open_source(recipe.data, 64, "generate"), NUM, 64, max_rows=5)
     own = on_shards(recipe, tmp_path / "world", tmp_path / "one", moments=str(tmp_path / "moments"))
-    filled, fill = [], latent_cache._fill
+    filled, fill = [], moments._fill
 
     def counted(folder, images, *given):
         if len(filled) == 2 and interrupted:
@@ -86,7 +86,7 @@ def test_moments_are_kept_by_shard_and_shared_by_runs(chain, tmp_path, monkeypat
         fill(folder, images, *given)
 
     interrupted = True
-    monkeypatch.setattr(latent_cache, "_fill", counted)
+    monkeypatch.setattr(moments, "_fill", counted)
     with pytest.raises(KeyboardInterrupt):
         training.Run(own).pool()
     interrupted = False
@@ -138,6 +138,7 @@ def test_cached_hidden_states_train_as_computed_ones(chain, tmp_path):
         ("align", [], "the source is endless"),
         ("align", ["data.pool=8"], "the words of a row change from sample to sample"),
         ("pretrain", [], "stage pretrain has no frozen MLLM"),
+        ("align", ["parallel=fsdp2"], "data.hidden needs the whole MLLM on one process"),
     ],
 )
 def test_hidden_states_that_cannot_be_cached_are_refused(chain, tmp_path, stage, settings, message):
@@ -176,6 +177,6 @@ def test_weights_may_be_fractions_of_tokens(chain, tmp_path):
     run = training.Run(smoke(chain, "pretrain", out=tmp_path).model_copy(update={"data": data}))
     length = run.stage.collator(None).length
     samples = [run.source.sample(number) for number in range(2000)]
-    tokens = {name: sum(length(one) for one in samples if name in one.origin) for name in ("short", "long")}
+    tokens = {name: sum(length(one.fragments) for one in samples if name in one.origin) for name in ("short", "long")}
     assert tokens["short"] / tokens["long"] == pytest.approx(1, rel=0.06)
     assert sum("short" in one.origin for one in samples) > 1200

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from kgcli.data.sample import Fragments
 from kgcli.data.shards.records import Compositional, Edit
-
-Fragments = tuple[str | None, ...]
 
 
 def compositional_fragments(

@@ -11,6 +11,7 @@ from PIL import Image
 from kgcli.data.images import MAX_BYTES, decode_image, pad_to_square, square
 from kgcli.data.sample import Decoded, Fragments, Sample, Target
 from kgcli.data.shards import storage
+from kgcli.data.shards.fragments import compositional_fragments, edit_fragments
 from kgcli.data.shards.index import IndexRow
 from kgcli.data.shards.records import (
     KINDS,
@@ -101,10 +102,11 @@ def fragments_of(record: Record, words: Words, rng: np.random.Generator) -> Frag
         case Interleaved():
             return tuple(None if isinstance(part, Shown) else part for part in record.fragments)
         case Compositional():
-            return _of_entities(record, drop=bool(rng.random() < words.drop_entity_text))
+            fragments = compositional_fragments(record, drop_entity_text=bool(rng.random() < words.drop_entity_text))
+            assert fragments is not None, "only the published loader skips a record"
+            return fragments
         case Edit():
-            told = (f"{record.caption} ",) if rng.random() < KEEP_INPUT_CAPTION and record.caption else ()
-            return (*told, None, f" {record.instruction}")
+            return edit_fragments(record, keep_caption=bool(rng.random() < KEEP_INPUT_CAPTION))
         case Written():
             return tuple(record.parsed().fragments)
 
@@ -114,17 +116,6 @@ def _of_pair(caption: str, words: Words) -> Fragments:
     if words.use == "generate":
         return (caption,) if caption else ()
     return (None, f" {caption}") if words.use == "read" else ()
-
-
-def _of_entities(record: Compositional, *, drop: bool) -> Fragments:
-    """Return a caption with an image after each entity's noun, or in the place of all nouns."""
-    fragments: list[str | None] = []
-    at = 0
-    for entity in record.entities:
-        start, end = entity.span
-        fragments += [record.caption[at : start if drop else end], None]
-        at = end
-    return tuple(part for part in (*fragments, record.caption[at:]) if part != "")
 
 
 @dataclass(frozen=True)

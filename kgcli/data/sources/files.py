@@ -85,8 +85,12 @@ class FileSource(RowSource):
         return (None, " " + found.caption) if self.use == "read" else ()
 
     def place_of(self, row: int) -> tuple[str, str]:
-        """Return the line or image of a row."""
-        return self.rows[row].origin, ""
+        """Return file and line, or folder and image, of a row."""
+        found = self.rows[row]
+        if found.origin == str(found.target):
+            return str(Path(found.origin).parent), Path(found.origin).name
+        file, *place = found.origin.rsplit(" ", 2)  # as in "captions.txt line 3"
+        return file, " ".join(place)
 
     def texts(self, num: int, seed: int) -> list[str]:
         """Return the words of `num` rows, or of all there are."""

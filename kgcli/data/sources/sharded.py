@@ -70,7 +70,8 @@ class ShardSource(RowSource):
     def texts(self, num: int, seed: int) -> list[str]:
         """Return the words of `num` rows, or of all there are."""
         assert self.num_rows is not None
-        order = np.random.default_rng([22, seed]).permutation(self.num_rows)[:num]
+        num = min(num, self.num_rows)
+        order = np.random.default_rng([22, seed]).choice(self.num_rows, num, replace=False)  # without listing all rows
         return [text for row in order if (text := self.read(int(row)).words)]
 
     def fingerprint(self) -> dict[str, Any]:

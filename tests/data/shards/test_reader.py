@@ -324,8 +324,8 @@ def test_half_of_the_edits_begin_with_the_caption_of_the_image_before(tmp_path):
     record = Edit(before="0.png", after="png", instruction="make it snow", caption="a cat")
     source = shard_source(write_one(tmp_path, record, png=solid(1), n0_png=solid(2)), use="generate")
     found = Counter(source.sample(number).fragments for number in range(400))
-    assert set(found) == {("a cat ", None, " make it snow"), (None, " make it snow")}
-    assert found[(None, " make it snow")] == pytest.approx(200, abs=40)
+    assert set(found) == {("a cat", None, "make it snow"), (None, "make it snow")}
+    assert found[(None, "make it snow")] == pytest.approx(200, abs=40)
 
 
 @pytest.mark.parametrize("use", ["read", "generate"])

@@ -18,7 +18,7 @@ from kgcli.data.sources.base import Source
 from kgcli.errors import ConfigError
 from kgcli.files import make_folder, write_whole
 from kgcli.model.kosmosg import KosmosG
-from kgcli.training.latent_cache import MADE_OF, read_made_of
+from kgcli.training.caches.moments import MADE_OF, read_made_of
 from kgcli.training.logging import say
 from kgcli.training.parallel import OneProcess
 from kgcli.training.precision import autocast

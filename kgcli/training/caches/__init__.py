@@ -1,0 +1,1 @@
+"""Caches of training runs: what frozen parts make of the rows of a finite source."""
