@@ -30,7 +30,8 @@ PACKAGES = {
     "open_clip": "open_clip_torch",
     "torch_fidelity": "torch-fidelity",
 }
-EXTRAS = {"bitsandbytes", "datasets", "langdetect", "pyarrow", "ray", "xgrammar"}  # imported where they are asked for
+# Imported where they are asked for.
+EXTRAS = {"bitsandbytes", "datasets", "fsspec", "langdetect", "pyarrow", "ray", "xgrammar"}
 USED_BY_OTHERS = {"peft"}  # diffusers loads LoRA through it
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import multiprocessing
 import os
 import signal
@@ -103,16 +104,18 @@ def run_ray(tasks: Sequence[ShardTask], config: BuildConfig, place: Place, num_w
             num_gpus=0 if place.device == "cpu" else 1,
         )
         for row in built.iter_rows():
-            if isinstance(row["result"], KgError):
-                raise row["result"]
-            yield int(row["number"]), row["result"]
+            if row["error"]:
+                error = KgError(row["error"])
+                error.exit_code = int(row["code"])
+                raise error
+            yield int(row["number"]), json.loads(row["notes"])
     finally:
         if started:
             ray.shutdown()
 
 
 class _RayBuilder:
-    """An actor; errors of ours come back as values, since Ray wraps those that are raised."""
+    """An actor; errors of ours come back as text, since Ray wraps those that are raised."""
 
     def __init__(self, tasks: list[ShardTask], config: BuildConfig, place: Place) -> None:
         self.tasks = tasks
@@ -123,20 +126,22 @@ class _RayBuilder:
             self.builder = error
 
     def __call__(self, batch: Any) -> Any:
-        import numpy as np
+        notes, error = self._build(self.tasks[int(batch["number"][0])])
+        code = error.exit_code if error else 0
+        return {
+            "number": batch["number"],
+            "notes": [json.dumps(notes)],
+            "error": [str(error) if error else ""],
+            "code": [code],
+        }
 
-        result = np.empty(len(batch["number"]), object)
-        for place, number in enumerate(batch["number"]):
-            result[place] = self._build(self.tasks[int(number)])
-        return {"number": batch["number"], "result": result}
-
-    def _build(self, task: ShardTask) -> dict[str, Any] | KgError:
+    def _build(self, task: ShardTask) -> tuple[dict[str, Any], KgError | None]:
         if isinstance(self.builder, KgError):
-            return self.builder
+            return {}, self.builder
         try:
-            return self.builder(task)
+            return self.builder(task), None
         except KgError as error:
-            return error
+            return {}, error
 
 
 _builder: Builder | KgError | None = None  # of a worker process

@@ -24,6 +24,9 @@ _NOT_THINGS = frozenset(
     "image picture photo photograph photography painting drawing illustration view background front side top bottom "
     "middle center left right close day night group bunch lot kind type set".split()
 )
+_NOUNS_IN_ING = frozenset(
+    "building king ring wing string ceiling clothing swing spring thing earring railing sling".split()
+)
 _WORD = re.compile(r"[A-Za-z][A-Za-z'-]*|[,.;:!?()]")
 
 
@@ -73,7 +76,7 @@ def place_entities(draft: Draft, nouns: Sequence[str], at_most: int) -> None:
 def nouns_by_rules(caption: str) -> list[str]:
     """Return the nouns of a caption's foreground objects, in order.
 
-    A phrase starts at an article, number or possessive and ends before a linking word, a word ending in -ing, another
+    A phrase starts at an article, number or possessive and ends before a linking word, an act ending in -ing, another
     start, or punctuation; its last word is the noun.
     """
     nouns: list[str] = []
@@ -82,7 +85,8 @@ def nouns_by_rules(caption: str) -> list[str]:
     for token in [*_WORD.findall(caption), "."]:
         word = token.lower()
         starts = word in _STARTS
-        if starts or word in _LINKS or word in _PLACES or not word[0].isalpha() or (phrase and word.endswith("ing")):
+        acts = bool(phrase) and word.endswith("ing") and word not in _NOUNS_IN_ING
+        if starts or acts or word in _LINKS or word in _PLACES or not word[0].isalpha():
             noun = phrase[-1] if phrase else ""
             if noun and not of_place and noun.lower() not in _NOT_THINGS | NOT_ENTITIES:
                 nouns.append(noun)

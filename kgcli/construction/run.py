@@ -99,7 +99,7 @@ def run_build(plan: BuildPlan, report: Callable[[str], object] = lambda text: No
         raise UsageError(f"{plan.folder} is the source itself; give another --to")
     folders = {name: find_model(name, offline=plan.offline) for name in models_of(plan.config)}
     facts = _facts(plan.config, {name: hash_model(folder) for name, folder in folders.items()})
-    place = Place(plan.device, {name: str(folder) for name, folder in folders.items()})
+    place = Place(plan.device, {name: str(folder.absolute()) for name, folder in folders.items()})
     with locked(plan.folder):
         remove_leftovers(plan.folder)
         tasks = _tasks(plan, shards, facts)
@@ -124,10 +124,10 @@ def _tasks(plan: BuildPlan, shards: list[Path], facts: dict[str, Any]) -> list[S
     repeated = _repeated(plan, shards)
     tasks = []
     for number, shard in enumerate(shards):
-        target = plan.folder / shard_name(plan.name, number)
+        target = plan.folder.absolute() / shard_name(plan.name, number)
         decided_by = [facts, sha256(shard), repeated.get(shard.name, {})]
         digest = hashlib.sha256(json.dumps(decided_by, sort_keys=True).encode()).hexdigest()
-        tasks.append(ShardTask(shard, target, digest, repeated.get(shard.name, {})))
+        tasks.append(ShardTask(shard.absolute(), target, digest, repeated.get(shard.name, {})))
     return tasks
 
 

@@ -97,8 +97,7 @@ def test_grounding_dino_and_sam2_cut_out_entities(models):
         "segmenter", "grounded-sam", [draft(entities=NOUNS)], detector=detector, model=sam, threshold=0.0, size=32
     )
     assert len(one.cuts) == 2 and (any(one.cuts) or one.dropped)
-    (one,) = apply("segmenter", "grounded-sam", [draft(entities=NOUNS)], detector=detector, model=sam, threshold=0.99)
-    assert one.dropped == "no entity in the image"
+    assert {cut.crop.size for cut in one.cuts if cut} <= {(32, 32)}
 
 
 def test_sam3_cuts_out_entities(models):

@@ -61,14 +61,10 @@ def photos(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
-def test_a_strangers_photos_go_through_every_command(kg, photos, tmp_path):
-    num = len(list(photos.glob("*.jpg")))
+def build(kg, photos, tmp_path):
+    """Import the photos and build compositional samples of them, with models at toy size; returns the command's end."""
     ran = kg("data", "import", "folder", photos, "--to", "pairs", "--rows-per-shard", 8)
-    assert ran.code == 0 and ran.lines[0] == f"{num} rows in {-(-num // 8)} shards", ran.out + ran.err
-    assert kg("data", "validate", "pairs").lines[-1].endswith("all well")
-    stats = json.loads(kg("data", "stats", "pairs", "--json").out)
-    assert stats["rows"] == num and stats["faults"] == 0 and stats["repeated_images"] == 0
+    assert ran.code == 0, ran.err
     blip2 = tiny_stages.write_blip2(tmp_path / "blip2")
     checker = tiny_stages.write_classifier(tmp_path / "classifier")
     clipseg = write_clipseg(tmp_path / "clipseg", bias=1.0)
@@ -80,8 +76,19 @@ def test_a_strangers_photos_go_through_every_command(kg, photos, tmp_path):
         "size=128",
     ]
     flags = [word for one in settings for word in ("-s", one)]
-    ran = kg("data", "build", "compositional", "pairs", "--to", "built", *flags, "--workers", 1)
-    assert ran.code == 0, ran.err
+    built = kg("data", "build", "compositional", "pairs", "--to", "built", *flags)
+    assert built.code == 0, built.err
+    return ran
+
+
+@pytest.mark.slow
+def test_a_strangers_photos_go_through_every_command(kg, photos, tmp_path):
+    num = len(list(photos.glob("*.jpg")))
+    ran = build(kg, photos, tmp_path)
+    assert ran.lines[0] == f"{num} rows in {-(-num // 8)} shards", ran.out + ran.err
+    assert kg("data", "validate", "pairs").lines[-1].endswith("all well")
+    stats = json.loads(kg("data", "stats", "pairs", "--json").out)
+    assert stats["rows"] == num and stats["faults"] == 0 and stats["repeated_images"] == 0
     table = json.loads((tmp_path / "built" / "yield.json").read_text())
     assert table.pop("input") == num == sum(table.values()) and table["kept"] >= num - 4
     assert kg("data", "validate", "built").lines[-1].endswith("all well")
@@ -92,3 +99,21 @@ def test_a_strangers_photos_go_through_every_command(kg, photos, tmp_path):
     ran = kg("data", "show", "built", "-o", "sheet.html", "-n", 30)
     page = (tmp_path / "sheet.html").read_text()
     assert ran.code == 0 and page.count("<article") == table["kept"] and "<mark>" in page
+
+
+@pytest.mark.slow
+def test_every_stage_takes_a_step_on_them(kg, photos, tmp_path):
+    build(kg, photos, tmp_path)
+    for stage in ("vae", "clip", "unet"):
+        ran = kg("base", stage, f"smoke/{stage}", "steps=1")
+        assert ran.code == 0, ran.err
+    sources = {"pretrain": ["pairs"], "align": ["pairs"], "instruct": ["built", "pairs"]}
+    for stage, folders in sources.items():
+        listed = ", ".join(f"{{kind: shards, path: {folder}}}" for folder in folders)
+        data = f"data={{sources: [{listed}], batch_size: 4, num_workers: 0}}"
+        ran = kg(stage, f"smoke/{stage}", data, "steps=1", "sample_every=9", "options={}")
+        assert ran.code == 0, ran.err
+        (row,) = [
+            json.loads(line) for line in (tmp_path / f"runs/smoke/{stage}/metrics.jsonl").read_text().splitlines()
+        ]
+        assert row["step"] == 1

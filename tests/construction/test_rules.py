@@ -18,6 +18,7 @@ from kgcli.errors import UsageError
         ("two dogs, a cat and a red ball.", ["dogs", "cat", "ball"]),
         ("A photo of an old wooden boat in the water", ["boat"]),
         ("a woman in a hat holding three apples", ["woman", "apples"]),
+        ("a tall building next to a king wearing a ring", ["building", "king", "ring"]),
         ("on the beach", []),
         ("", []),
         ("red", []),

@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+import subprocess
 
 import foreign
 import numpy as np
@@ -141,3 +142,21 @@ def test_rows_read_back_as_they_were_written(shards):
     assert [(row.key, row.record, row.images) for row in found] == [
         (row.key, row.record, dict(row.images)) for row in rows()
     ]
+
+
+@pytest.mark.browser
+def test_a_browser_shows_the_images_and_runs_nothing_of_the_data(tmp_path):
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    caption = "<script>document.body.remove()</script><img src=x onerror=document.body.remove()>"
+    image = encode_image(Image.new("RGB", (200, 200), (250, 10, 200)))
+    with ShardWriter(tmp_path / "shards", "x") as writer:
+        writer.add(Row("a", Pair(image="png", caption=caption), {"png": image}))
+    (tmp_path / "sheet.html").write_text(write_sheet(tmp_path / "shards", num=1), "utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=800,600"]
+    own = [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={tmp_path / 'shot.png'}"]
+    page = (tmp_path / "sheet.html").as_uri()
+    subprocess.run([chromium, *flags, *own, page], check=True, capture_output=True, timeout=120)
+    shot = np.asarray(Image.open(tmp_path / "shot.png").convert("RGB")).astype(int)
+    assert (np.abs(shot - (250, 10, 200)).max(-1) < 12).sum() > 200 * 190
