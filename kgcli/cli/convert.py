@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False)
+from kgcli.cli.command import App
+
+app = App()
 
 Given = Annotated[
     Path,

@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
+from kgcli.cli.command import App
 from kgcli.cli.logs import set_up_logs
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False)
+app = App()
 
 
 @app.command()

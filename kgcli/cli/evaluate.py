@@ -8,12 +8,25 @@ from typing import Annotated
 import typer
 
 from kgcli.cli import bench
+from kgcli.cli.command import App
 from kgcli.cli.logs import set_up_logs
+from kgcli.cli.options import DECODER, DEVICE, MODEL, flag
 from kgcli.cli.report import compare, report
+from kgcli.errors import Checks
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False)
+app = App()
 app.command()(compare)
 app.command()(report)
+
+Model = Annotated[str | None, MODEL]
+Num = Annotated[int, typer.Option("--num", min=4, metavar="INT", help="Images per measure, about.")]
+Seed = Annotated[int, typer.Option("-s", "--seed", min=0, metavar="INT", help="Random seed of prompts and noise.")]
+Device = Annotated[str, DEVICE]
+Judges = Annotated[
+    Path | None, flag("--judges", metavar="FOLDER", help="Folder of the recognisers; default: those that ship.")
+]
+Grid = Annotated[Path | None, flag("--grid", metavar="FILE", help="PNG file of prompts and images; default: none.")]
+AsJson = Annotated[bool, flag("--json", help="Print JSON instead of the table.")]
 
 
 @app.callback()
@@ -24,33 +37,29 @@ def evaluate() -> None:
 
 @app.command()
 def nano(
-    model: Annotated[
-        str | None, typer.Option("--model", help="Model folder or Hub id; default: the shipped nano model.")
-    ] = None,
+    model: Model = None,
     before: Annotated[
-        str | None, typer.Option("--before", help="Model folder before the instruct stage, evaluated for comparison.")
+        str | None,
+        flag("--before", metavar="MODEL", help="Model before the instruct stage, to compare with; default: none."),
     ] = None,
-    num: Annotated[
-        int, typer.Option("--num", min=4, help="Images per measure; some measures take fewer or more.")
-    ] = 96,
-    seed: Annotated[int, typer.Option("-s", "--seed", min=0, help="Random seed of prompts and noise.")] = 0,
-    device: Annotated[str, typer.Option("--device", help="Device to run on: auto, cpu or cuda.")] = "auto",
-    judges: Annotated[
-        Path | None, typer.Option("--judges", help="Folder of the recognisers; default: shipped.")
-    ] = None,
-    grid: Annotated[
-        Path | None, typer.Option("--grid", help="PNG file to write, a grid of 100 prompts and outputs.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+    num: Num = 96,
+    seed: Seed = 0,
+    device: Device = "auto",
+    judges: Judges = None,
+    grid: Grid = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Evaluate skills in the nano world (nouns, subjects, scenes, styles, edits), with ceiling and floor."""
-    from kgcli.inference.output import check_image_file
+    """Evaluate skills in the nano world (nouns, subjects, scenes, styles, edits), with ceiling and floor.
+
+    Example: kg eval nano --num 24 --grid grid.png
+    """
     from kgcli.weights.folder import open_model
 
-    folder = open_model(model)
-    earlier = None if before is None else open_model(before, folder.decoder)
-    if grid is not None:
-        check_image_file(grid)
+    with Checks() as check:
+        check(_check_grid, grid)
+        folder = check(open_model, model)
+        earlier = None if before is None else check(open_model, before, folder.decoder if folder else None)
+    assert folder is not None
     from kgcli import engine  # torch loads here, after all checks
 
     compared = None if earlier is None else engine.load(earlier, device=device)
@@ -61,32 +70,31 @@ def nano(
 
 @app.command()
 def adapters(
-    model: Annotated[
-        str | None, typer.Option("--model", help="Model folder or Hub id; default: the shipped nano model.")
+    model: Model = None,
+    decoder: Annotated[str | None, DECODER] = None,
+    controlnet: Annotated[
+        str | None, flag("--controlnet", metavar="FOLDER", help="ControlNet folder; default: nano/canny.")
     ] = None,
-    decoder: Annotated[
-        str | None, typer.Option("--decoder", help="Image decoder: a diffusers folder; default: that of the model.")
+    lora: Annotated[
+        str | None, flag("--lora", metavar="LORA[:SCALE]", help="LoRA file or folder; default: nano/comic.")
     ] = None,
-    controlnet: Annotated[str | None, typer.Option("--controlnet", help="ControlNet folder; default: shipped.")] = None,
-    lora: Annotated[str | None, typer.Option("--lora", help="LoRA as FILE[:SCALE]; default: shipped.")] = None,
-    num: Annotated[int, typer.Option("--num", min=4, help="Number of prompts.")] = 96,
-    seed: Annotated[int, typer.Option("-s", "--seed", min=0, help="Random seed of prompts and noise.")] = 0,
-    device: Annotated[str, typer.Option("--device", help="Device to run on: auto, cpu or cuda.")] = "auto",
-    judges: Annotated[
-        Path | None, typer.Option("--judges", help="Folder of the recognisers; default: shipped.")
-    ] = None,
-    grid: Annotated[
-        Path | None, typer.Option("--grid", help="PNG file to write, a grid of control maps and outputs.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+    num: Num = 96,
+    seed: Seed = 0,
+    device: Device = "auto",
+    judges: Judges = None,
+    grid: Grid = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Evaluate adapters of the nano decoder: edges followed (ControlNet), style applied (LoRA), subject kept."""
-    from kgcli.inference.output import check_image_file
+    """Evaluate adapters of the nano decoder: edges followed (ControlNet), style applied (LoRA), subject kept.
+
+    Example: kg eval adapters --num 24
+    """
     from kgcli.weights.folder import open_model
 
-    folder = open_model(model, decoder)
-    if grid is not None:
-        check_image_file(grid)
+    with Checks() as check:
+        check(_check_grid, grid)
+        folder = check(open_model, model, decoder)
+    assert folder is not None
     from kgcli import engine  # torch loads here, after all checks
 
     loaded = engine.load(folder, device=device)
@@ -98,21 +106,31 @@ def adapters(
 @app.command()
 def vae(
     folder: Annotated[Path, typer.Argument(help="Diffusers folder, or its vae folder.", show_default=False)],
-    size: Annotated[int, typer.Option("--size", help="Pixels of the nano world's images: 64 or 128.")] = 128,
-    num: Annotated[int, typer.Option("--num", min=2, help="Images.")] = 64,
-    seed: Annotated[int, typer.Option("-s", "--seed", min=0, help="Random seed of the images.")] = 0,
-    grid: Annotated[Path | None, typer.Option("--grid", help="PNG of images above their reconstructions.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON in place of the table.")] = False,
+    size: Annotated[
+        int, typer.Option("--size", metavar="PIXELS", help="Side of the nano world's images: 64 or 128 pixels.")
+    ] = 128,
+    num: Annotated[int, typer.Option("--num", min=2, metavar="INT", help="Number of images.")] = 64,
+    seed: Seed = 0,
+    grid: Grid = None,
+    as_json: AsJson = False,
 ) -> None:
-    """VAE reconstruction of images of the nano world: PSNR, strong edges, fine detail, styles."""
-    from kgcli.inference.output import check_image_file
+    """VAE reconstruction of images of the nano world: PSNR, strong edges, fine detail, styles.
 
-    if grid is not None:
-        check_image_file(grid)
+    Example: kg eval vae runs/nano128/vae/final
+    """
+    _check_grid(grid)
     from kgcli.evaluation.benchmarks.reconstruction import evaluate_vae
 
     measured = evaluate_vae(folder, size=size, num=num, seed=seed, grid=grid)
     typer.echo(measured.to_json() if as_json else str(measured))
+
+
+def _check_grid(grid: Path | None) -> None:
+    """Check that the image of prompts can be written. Raises: UsageError, OutputError."""
+    from kgcli.inference.output import check_image_file
+
+    if grid is not None:
+        check_image_file(grid)
 
 
 app.command("dreambench")(bench.dreambench)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kgcli import runtime
+from kgcli.cli.command import App
 from kgcli.cli.failure import show
 from kgcli.cli.logs import set_up_logs
 from kgcli.cli.options import GenerateFlags, takes_flags
@@ -25,8 +26,8 @@ from kgcli.inference.request import edit_prompt
 if TYPE_CHECKING:
     from kgcli.inference.model import Model
 
-generate_app = typer.Typer(rich_markup_mode=None, add_completion=False)
-edit_app = typer.Typer(rich_markup_mode=None, add_completion=False)
+generate_app = App()
+edit_app = App()
 
 
 def generate(
@@ -40,7 +41,7 @@ def generate(
     first --image. Write a plain < as \\<. An image that is not square is padded with white (fit=pad), cropped
     (fit=crop) or stretched (fit=stretch); the default is set by the model, usually pad.
 
-    Example: kg generate "a cat <image:cat.png> in Minecraft" -s 1 -o out.png
+    Example: kg generate "a <image:cat.png> in Minecraft" -s 1 2 3 -o out/
     """
     set_up_logs(quiet=flags.quiet, verbose=flags.verbose, offline=flags.offline)
     plan = plan_prompt(prompt, flags)

@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False)
+from kgcli.cli.command import App
+
+app = App()
 
 
 @app.command()

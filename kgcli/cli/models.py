@@ -8,10 +8,12 @@ from typing import Annotated
 
 import typer
 
+from kgcli.cli.command import App
+
 FULL_SIZE = "kosmosg"  # name of the published sizes
 WIDTH = 52  # columns of the longest part's name
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False)
+app = App()
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 

@@ -8,14 +8,15 @@ from typing import Annotated
 
 import typer
 
+from kgcli.cli.command import App
 from kgcli.errors import PartialBatchError, UsageError
 
 Name = Annotated[str, typer.Argument(help="Name as printed by kg ls.", show_default=False)]
 
-ls_app = typer.Typer(rich_markup_mode=None, add_completion=False)
-cp_app = typer.Typer(rich_markup_mode=None, add_completion=False)
-cat_app = typer.Typer(rich_markup_mode=None, add_completion=False)
-validate_app = typer.Typer(rich_markup_mode=None, add_completion=False)
+ls_app = App()
+cp_app = App()
+cat_app = App()
+validate_app = App()
 
 
 @ls_app.command()

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from kgcli.cli.command import App
+
 RecipeName = Annotated[
     str, typer.Argument(help="Recipe file, or name of a shipped recipe (see kg ls).", show_default=False)
 ]
@@ -65,7 +67,7 @@ def _command(stage: str) -> Callable[..., None]:
 
 
 def _app(table: dict[str, str]) -> typer.Typer:
-    app = typer.Typer(rich_markup_mode=None, add_completion=False)
+    app = App()
     for stage, text in table.items():
         app.command(stage, help=text)(_command(stage))
     return app
@@ -80,7 +82,7 @@ def base() -> None:
     """Train the nano model's base parts, its adapters, and the models of its evaluation."""
 
 
-chain_app = typer.Typer(rich_markup_mode=None, add_completion=False)
+chain_app = App()
 
 
 @chain_app.command()

@@ -18,7 +18,7 @@ from kgcli.reading import MAX_INTEGER, parse_json, read_json
 from kgcli.weights.config import MAX_CONFIG_BYTES, read_model_config
 from kgcli.weights.hub import HubError, is_hub_id, snapshot
 from kgcli.weights.published.catalogue import is_entry, local_model
-from kgcli.weights.shipped import DEFAULT_MODEL, SD15_SIZES
+from kgcli.weights.shipped import DEFAULT_MODEL, DEFAULT_NAME, SD15_SIZES
 from kgcli.weights.single_file_header import check_inputs, check_single_decoder, scheduler_settings
 
 WEIGHTS_NAME = "model.safetensors"
@@ -85,7 +85,7 @@ def open_model(
     with_decoder: bool = True,
     with_aligner: bool = True,
 ) -> ModelFolder:
-    """Find a model (a folder, the name of a pulled one, a Hub id, or None for the shipped one) and check its files
+    """Find a model (a folder, the name of a pulled one, a Hub id, or None or nano for the shipped one) and check its files
     and its decoder's. With `with_aligner` False a stage 1 model, without AlignerNet, is accepted.
 
     Raises:
@@ -103,7 +103,7 @@ def open_model(
             f"the tokenizer of {path} gives {tokenizer.vocab_size} ids, the model has {cfg.mllm.vocab_size} "
             "(or their special symbols differ); the folder mixes two models"
         )
-    name = "nano" if model is None else Path(model).name or path.name
+    name = DEFAULT_NAME if model is None else Path(model).name or path.name
     if with_decoder and decoder is None:
         _check_named_decoder(path, cfg.decoder)
     found = _find_decoder(path, decoder or cfg.decoder, cfg.aligner.width) if with_decoder else cfg.decoder
@@ -165,7 +165,7 @@ def _end_of(name: str, entry: dict[str, Any]) -> int:
 
 
 def _find_model(model: str | None, offline: bool) -> Path:
-    if model is None:
+    if model is None or (model == DEFAULT_NAME and not Path(model).is_dir()):
         if not DEFAULT_MODEL.is_dir():
             raise MissingError("the shipped model is missing: install the package again, or give --model")
         return DEFAULT_MODEL

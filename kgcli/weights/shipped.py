@@ -9,6 +9,7 @@ from kgcli.errors import MissingError
 from kgcli.files import PACKAGE, recipes_folder
 
 DEFAULT_MODEL = PACKAGE / "nano" / "model"
+DEFAULT_NAME = "nano"
 ADAPTERS = PACKAGE / "nano" / "adapters"  # of the default model's decoder: ControlNet folders and LoRA files
 SD15_SIZES = PACKAGE / "decoders" / "sd15"  # config.json files without weights
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")

@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 
 from kgcli.errors import MissingError, UsageError
-from kgcli.evaluation.plan import MANIFEST, PLAN, Item, Plan
+from kgcli.evaluation.plan import MANIFEST, PLAN, SCORES, Item, Plan
 from kgcli.files import check_inside, sha256, write_whole
 from kgcli.reading import MAX_JSON_BYTES, read_text
 
@@ -59,6 +59,11 @@ class RunFolder:
         plan = Plan.from_json(read_text(path / PLAN, max_bytes=MAX_JSON_BYTES), str(path / PLAN))
         check_inside(path, (item.path for item in plan.items))
         return cls(path, plan)
+
+    @property
+    def is_scored(self) -> bool:
+        """True if the folder holds scores."""
+        return (self.path / SCORES).is_file()
 
     def missing(self) -> list[Item]:
         """Return the items without an image, in order."""

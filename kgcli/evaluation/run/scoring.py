@@ -5,11 +5,12 @@ Scores are a function of images and weights: on a CPU a single thread computes, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kgcli.errors import MissingError, UsageError
+from kgcli.errors import Checks, MissingError, UsageError, raise_all
 from kgcli.evaluation.plan import Plan
 from kgcli.evaluation.run.folder import RunFolder
 from kgcli.evaluation.run.generate import Progress
@@ -46,20 +47,24 @@ class Scoring:
     also: tuple[str, ...] = ()  # keys of `ALSO`
     masks: Path | None = None  # DreamBench: a folder with data/ and images/ laid out as photos and run
     segmenter: str | None = None  # DreamBench: model that makes masks: a folder, a Hub id or "default"
+    workers: int = 1  # processes that encode images
     presets: tuple[str, ...] = (DEFAULT_PRESET,)  # COCO: the first is the primary one
     real: Path | None = None  # COCO: a real set instead of val2014
 
     def __post_init__(self) -> None:
+        raise_all([UsageError(message) for message in self._faults()])
+
+    def _faults(self) -> Iterator[str]:
         for flag, names in (("--preset", self.presets), ("--also", self.also)):
             if len(set(names)) < len(names):
-                raise UsageError(f"{flag} names {max(names, key=names.count)} more than once")
+                yield f"{flag} names {max(names, key=names.count)} more than once"
         for name in self.presets:
             if name not in PRESET_WEIGHTS:
-                raise UsageError(f"--preset is {name}; it must be one of {', '.join(PRESET_WEIGHTS)}")
+                yield f"--preset is {name}; it must be one of {', '.join(PRESET_WEIGHTS)}"
         if self.masks is not None and not self.masks.is_dir():
-            raise UsageError(f"--masks is {self.masks}; it must be a folder that contains data/ and images/")
+            yield f"--masks is {self.masks}; it must be a folder that contains data/ and images/"
         if self.masks is not None and self.segmenter is not None:
-            raise UsageError("--masks and --segmenter are both given; give one of them")
+            yield "--masks and --segmenter are both given; give one of them"
 
 
 @dataclass(frozen=True)
@@ -77,9 +82,11 @@ def find_resources(suite: str, data: Path | None, scoring: Scoring) -> Resources
 
     Raises: UsageError, MissingError, IncompatibleError.
     """
-    also = _also(suite, scoring)
+    with Checks() as check:
+        also = check(_also, suite, scoring) or []
+        if suite.startswith("nano-"):
+            check(_refuse_on_nano, suite, scoring)
     if suite.startswith("nano-"):
-        _refuse_on_nano(suite, scoring)
         if not NANO_EVALUATORS.is_dir():
             raise MissingError(f"the evaluators of the nano suites are missing: {NANO_EVALUATORS}; reinstall kgcli")
         return Resources(scoring, {})
@@ -124,25 +131,32 @@ def _prepare_device(name: str) -> str:
 def _also(suite: str, scoring: Scoring) -> list[str]:
     """Return the weights of the suite's optional scores. Raises: UsageError for unsupported scores or masks."""
     known = ALSO.get(suite.removesuffix("-multi"), {})
-    for name in scoring.also:
-        if name not in known:
-            offered = f"it must be one of {', '.join(known)}" if known else "the suite has no optional scores"
-            raise UsageError(f"--also is {name}; for {suite} {offered}")
-    for flag, value in (("--masks", scoring.masks), ("--segmenter", scoring.segmenter)):
-        if value is not None and not suite.startswith("dreambench"):
-            raise UsageError(f"{flag} is {value}; {suite} is always scored with backgrounds, leave it out")
+    offered = f"it must be one of {', '.join(known)}" if known else "the suite has no optional scores"
+    faults = [f"--also is {name}; for {suite} {offered}" for name in scoring.also if name not in known]
+    if not suite.startswith("dreambench"):
+        faults += [
+            f"{flag} is {value}; {suite} is always scored with backgrounds, leave it out"
+            for flag, value in (("--masks", scoring.masks), ("--segmenter", scoring.segmenter))
+            if value is not None
+        ]
+    raise_all([UsageError(fault) for fault in faults])
     return [known[name] for name in scoring.also]
 
 
 def _refuse_on_nano(suite: str, scoring: Scoring) -> None:
     """Reject options of scoring that the nano suites do not have. Raises: UsageError."""
-    for flag, value, default in (
+    given = (
         ("--weights", scoring.weights, None),
         ("--real", scoring.real, None),
         ("--preset", scoring.presets, (DEFAULT_PRESET,)),
-    ):
-        if value != default:
-            raise UsageError(f"{flag} does not apply to {suite}, which has its own extractors; leave it out")
+    )
+    raise_all(
+        [
+            UsageError(f"{flag} does not apply to {suite}, which has its own extractors; leave it out")
+            for flag, value, default in given
+            if value != default
+        ]
+    )
 
 
 def check_texts(plan: Plan, resources: Resources) -> None:
