@@ -57,8 +57,10 @@ def help_text() -> str:
     commands = {name: text for name, (_, text) in COMMANDS.items()}
     return (
         "Usage: kg [OPTIONS] COMMAND [ARGS]...\n\n"
-        + "".join(f"  {line}\n" for line in _wrapped("KOSMOS-G: generate images from interleaved text and images.", wide - 2))
-        + f"\nExample:\n  {EXAMPLE}\n\nOptions:\n{_rows(OPTIONS, wide)}\nCommands:\n{_rows(commands, wide)}"
+        + "".join(
+            f"  {line}\n" for line in _wrapped("KOSMOS-G: generate images from interleaved text and images.", wide - 2)
+        )
+        + f"\nExample:\n  {EXAMPLE}\n\nOptions:\n{rows(OPTIONS, wide)}\nCommands:\n{rows(commands, wide)}"
     )
 
 
@@ -72,7 +74,7 @@ def help_width() -> int:
     return min(max(wide, NARROWEST), WIDEST)
 
 
-def _rows(texts: dict[str, str], wide: int) -> str:
+def rows(texts: dict[str, str], wide: int) -> str:
     """Return names and texts, side by side where the width allows."""
     left = max(map(len, texts)) + 4 if wide >= TWO_COLUMNS else 4
     lines = []

@@ -56,7 +56,9 @@ class BenchFlags:
     ] = None
     weights: Annotated[
         Path | None,
-        flag("--weights", metavar="FOLDER", help="Folder of the weights for scoring; default: $KG_WEIGHTS, or the cache."),
+        flag(
+            "--weights", metavar="FOLDER", help="Folder of the weights for scoring; default: $KG_WEIGHTS, or the cache."
+        ),
     ] = None
     model: Annotated[str | None, MODEL] = None
     decoder: Annotated[str | None, DECODER] = None
@@ -85,7 +87,7 @@ class BenchFlags:
             "--workers",
             metavar="INT",
             help="Processes that score on a CPU, and with --engine ray generate; the scores are the same for any "
-            "number. Default: up to 8, as many as CPU cores are free to use (1 with ray).",
+            "number. default: as many as CPU cores may be used, up to 8 (1 with ray).",
         ),
     ] = None
     quiet: Annotated[bool, QUIET] = False
@@ -95,7 +97,11 @@ class BenchFlags:
 def dreambench(
     suite: Annotated[
         str,
-        flag("--suite", metavar="NAME", help="single, multi (two and three images) or nano; default: single, the paper's."),
+        flag(
+            "--suite",
+            metavar="NAME",
+            help="single, multi (two and three images) or nano; default: single, the paper's.",
+        ),
     ] = "single",
     noise: Annotated[
         str,
@@ -204,10 +210,11 @@ def _run(
     Raises: SeveralErrors with the faults of all flags and inputs.
     """
     from kgcli.cli.logs import set_up_logs
+    from kgcli.evaluation.extractors.processes import default_workers
     from kgcli.evaluation.plan import DreamBenchOptions
     from kgcli.evaluation.report.tables import to_text
     from kgcli.evaluation.run.benchmark import Bench, check_inputs, run_benchmark
-    from kgcli.evaluation.run.scoring import Scoring, default_workers
+    from kgcli.evaluation.run.scoring import Scoring
     from kgcli.evaluation.scores import Scores
 
     set_up_logs(quiet=flags.quiet, offline=flags.offline)
@@ -240,7 +247,9 @@ def _method_options(flags: BenchFlags) -> MethodOptions:
     """Return the flags of the method. Raises: UsageError."""
     flags.sampling.check()
     pairs = [(setting, *setting.partition("=")) for setting in flags.settings or []]
-    raise_all([UsageError(f"--set {one}: write NAME=VALUE") for one, name, equals, _ in pairs if not name or not equals])
+    raise_all(
+        [UsageError(f"--set {one}: write NAME=VALUE") for one, name, equals, _ in pairs if not name or not equals]
+    )
     return MethodOptions(
         model=flags.model,
         decoder=flags.decoder,

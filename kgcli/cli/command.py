@@ -54,7 +54,7 @@ class Command(TyperCommand):
         try:
             return super().parse_args(ctx, self._spread(args))
         except typer.TyperException as error:
-            raise CommandError(self._explain(error), ctx.command_path) from None
+            raise CommandError(explain(error, self), ctx.command_path) from None
 
     def format_help_text(self, ctx: Any, formatter: Any) -> None:
         """Write the description and, not rewrapped, the example."""
@@ -79,17 +79,6 @@ class Command(TyperCommand):
                 option = name if name in lists else ""
         return spread
 
-    def _explain(self, error: typer.TyperException) -> str:
-        message = error.format_message().rstrip(".")
-        if found := re.match(r"No such option: (\S+)", message):
-            return f"there is no option {found[1]}" + did_you_mean(found[1], self._option_names())
-        if found := re.match(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)$", message):
-            return f"unexpected argument {found[1]!r}; put quotes around an argument that contains spaces"
-        return message
-
-    def _option_names(self) -> list[str]:
-        return [*(name for one in self.params for name in one.opts if name.startswith("--")), "--help"]
-
 
 class Group(TyperGroup):
     """A group of commands with grouped help and suggestions for unknown names."""
@@ -99,7 +88,7 @@ class Group(TyperGroup):
         try:
             return super().parse_args(ctx, args or self._default_args())
         except typer.TyperException as error:
-            raise CommandError(error.format_message().rstrip("."), ctx.command_path) from None
+            raise CommandError(explain(error, self), ctx.command_path) from None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the command of the first argument. Raises: CommandError that suggests another."""
@@ -111,7 +100,7 @@ class Group(TyperGroup):
         try:
             return super().resolve_command(ctx, args)
         except typer.TyperException as error:
-            raise CommandError(error.format_message().rstrip("."), ctx.command_path) from None
+            raise CommandError(explain(error, self), ctx.command_path) from None
 
     def format_help_text(self, ctx: Any, formatter: Any) -> None:
         """Write the description and, not rewrapped, the example."""
@@ -158,6 +147,17 @@ SYNONYMS: Mapping[str, str] = {
     "kg models list": "kg models ls",
     "kg models download": "kg models pull",
 }
+
+
+def explain(error: typer.TyperException, command: Any) -> str:
+    """Return the message of an error in a command's arguments, with a suggestion for an unknown option."""
+    message = error.format_message().rstrip(".")
+    if found := re.match(r"No such option: (\S+)", message):
+        known = [name for one in command.params for name in one.opts if name.startswith("--")]
+        return f"there is no option {found[1]}" + did_you_mean(found[1], [*known, "--help"])
+    if found := re.match(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)$", message):
+        return f"unexpected argument {found[1]!r}; put quotes around an argument that contains spaces"
+    return message
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

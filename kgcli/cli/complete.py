@@ -7,17 +7,23 @@ from collections.abc import Iterable
 
 def recipes(incomplete: str) -> list[str]:
     """Return the shipped recipes that begin so."""
-    return [name for name in _shipped(incomplete) if not _is_image(name)]
+    from kgcli.weights.shipped import is_image
+
+    return [name for name in shipped(incomplete) if not is_image(name)]
 
 
 def images(incomplete: str) -> list[str]:
     """Return the example images that begin so."""
-    return [name for name in _shipped(incomplete) if _is_image(name)]
+    from kgcli.weights.shipped import is_image
+
+    return [name for name in shipped(incomplete) if is_image(name)]
 
 
 def shipped(incomplete: str) -> list[str]:
     """Return the shipped recipes and images that begin so."""
-    return _shipped(incomplete)
+    from kgcli.weights.shipped import shipped_names
+
+    return _beginning(incomplete, shipped_names())
 
 
 def models(incomplete: str) -> list[str]:
@@ -53,18 +59,6 @@ def dtypes(incomplete: str) -> list[str]:
     from kgcli.runtime import DTYPES
 
     return _beginning(incomplete, ("auto", *DTYPES))
-
-
-def _shipped(incomplete: str) -> list[str]:
-    from kgcli.weights.shipped import shipped_names
-
-    return _beginning(incomplete, shipped_names())
-
-
-def _is_image(name: str) -> bool:
-    from kgcli.weights.shipped import IMAGE_SUFFIXES
-
-    return name.endswith(IMAGE_SUFFIXES)
 
 
 def _beginning(incomplete: str, names: Iterable[str]) -> list[str]:

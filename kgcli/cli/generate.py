@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kgcli import runtime
+from kgcli.cli import complete
 from kgcli.cli.command import App
 from kgcli.cli.failure import show
 from kgcli.cli.logs import set_up_logs
@@ -71,7 +72,9 @@ def generate(
 
 
 def edit(
-    image: Annotated[str, typer.Argument(help="Image file to edit.", show_default=False)],
+    image: Annotated[
+        str, typer.Argument(help="Image file to edit.", show_default=False, autocompletion=complete.images)
+    ],
     instruction: Annotated[str, typer.Argument(help="Change to make, such as: add a hat.", show_default=False)],
     *,
     flags: GenerateFlags,

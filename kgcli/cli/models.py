@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
+from kgcli.cli import complete
 from kgcli.cli.command import App
+from kgcli.cli.options import OFFLINE, QUIET, flag
 
 FULL_SIZE = "kosmosg"  # name of the published sizes
 WIDTH = 52  # columns of the longest part's name
@@ -20,12 +22,15 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 @app.callback()
 def models() -> None:
-    """List, download and verify published weights; show a model's sizes."""
+    """List, download and verify published weights; show what a model knows and its sizes."""
 
 
 @app.command("ls")
 def ls(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per source.")] = False) -> None:
-    """List the supported published weights and their location on this machine."""
+    """List the supported published weights and their location on this machine.
+
+    Example: kg models ls --json
+    """
     from kgcli.weights.published.catalogue import sources_text
 
     print(sources_text(as_json=as_json), end="")
@@ -33,26 +38,35 @@ def ls(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON obje
 
 @app.command()
 def pull(
-    name: Annotated[str, typer.Argument(help="kosmosg or kosmos-2; see `kg models ls`.")],
+    name: Annotated[
+        str, typer.Argument(help="kosmosg or kosmos-2; see kg models ls.", autocompletion=complete.published)
+    ],
     to: Annotated[
-        Path | None, typer.Option("--to", help="Model folder to write; default: in the cache, found by --model NAME.")
+        Path | None,
+        flag("--to", metavar="FOLDER", help="Model folder to write; default: in the cache, found by --model NAME."),
     ] = None,
-    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of the repository.")] = None,
+    revision: Annotated[
+        str | None,
+        flag("--revision", metavar="NAME", help="Branch, tag or commit of the repository; default: the listed one."),
+    ] = None,
     source: Annotated[
-        str | None, typer.Option("--from", help="Local file or folder, or another Hub repository.")
+        str | None,
+        flag("--from", metavar="SOURCE", help="Local file or folder, or a Hub repository; default: the first listed."),
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option("--dtype", help="Precision to write: float16, bfloat16 or float32; default: that of the file."),
+        flag(
+            "--dtype",
+            metavar="DTYPE",
+            help="Precision to write: float16, bfloat16 or float32; default: that of the file.",
+        ),
     ] = None,
-    accept: Annotated[
-        bool, typer.Option("--accept", help="Accept an unofficial mirror, whatever its licence.")
-    ] = False,
+    accept: Annotated[bool, flag("--accept", help="Accept an unofficial mirror, whatever its licence.")] = False,
     sha256: Annotated[
-        str | None, typer.Option("--sha256", help="Expected hash of the file; default: the listed one.")
+        str | None, flag("--sha256", metavar="HEX", help="Expected hash of the file; default: the listed one.")
     ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Download nothing; use the local cache.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
+    offline: Annotated[bool, OFFLINE] = False,
+    quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Download published weights, check their sha256 and convert them; an interrupted download is resumed.
 
@@ -70,8 +84,15 @@ def pull(
 
 
 @app.command()
-def verify(model: Annotated[str, typer.Argument(help="Model folder, or the name of a pulled model.")]) -> None:
-    """Check that a model folder is complete, matches its config.json, and has its recorded sha256."""
+def verify(
+    model: Annotated[
+        str, typer.Argument(help="Model folder, or the name of a pulled model.", autocompletion=complete.models)
+    ],
+) -> None:
+    """Check that a model folder is complete, matches its config.json, and has its recorded sha256.
+
+    Example: kg models verify kosmosg
+    """
     from kgcli.weights.published import record
 
     for line in record.verify(model):

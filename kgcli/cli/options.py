@@ -45,6 +45,17 @@ DTYPE = flag(
     help="Precision: auto, float32, float16 or bfloat16; default: auto, float32 on a CPU and for small models.",
     complete=complete.dtypes,
 )
+QUANTIZE = flag(
+    "--quantize",
+    metavar="HOW",
+    help="Bits of the MLLM's linear layers: none, 8bit or 4bit (needs kgcli[quant]); default: none.",
+)
+IMAGE = flag(
+    "--image",
+    metavar="FILE",
+    help="Image for <image:-1>, the next for <image:-2>; repeatable, default: none.",
+    complete=complete.images,
+)
 OFFLINE = flag("--offline", help="Download nothing; use what is on this machine.")
 QUIET = flag("-q", "--quiet", help="Print errors only.")
 
@@ -166,23 +177,8 @@ class GenerateFlags:
             help="Weights kept in main memory: none, model or sequential (slowest, least GPU memory); default: none.",
         ),
     ] = "none"
-    quantize: Annotated[
-        Text,
-        flag(
-            "--quantize",
-            metavar="HOW",
-            help="Bits of the MLLM's linear layers: none, 8bit or 4bit (needs kgcli[quant]); default: none.",
-        ),
-    ] = None
-    images: Annotated[
-        list[str] | None,
-        flag(
-            "--image",
-            metavar="FILE",
-            help="Image for <image:-1>, the next for <image:-2>; repeatable, default: none.",
-            complete=complete.images,
-        ),
-    ] = None
+    quantize: Annotated[Text, QUANTIZE] = None
+    images: Annotated[list[str] | None, IMAGE] = None
     batch: Annotated[
         Text,
         flag(

@@ -9,6 +9,7 @@ import typer
 
 from kgcli.cli.command import App
 from kgcli.cli.logs import set_up_logs
+from kgcli.cli.options import DEVICE
 
 app = App()
 
@@ -23,24 +24,38 @@ def reproduce(
     ] = None,
     runs: Annotated[Path, typer.Option("--runs", help="Folder of training runs, found or new.")] = Path("runs"),
     rows: Annotated[
-        str, typer.Option("--rows", metavar="A,B,...", help="Run only these rows.", show_default=False)
+        str, typer.Option("--rows", metavar="A,B,...", help="Run only these rows; default: all.", show_default=False)
     ] = "",
     seeds: Annotated[
         int, typer.Option("--seeds", help="Number of seeds, of training and noise; intervals are then over seeds.")
     ] = 1,
-    num: Annotated[int | None, typer.Option("--num", help="Number of captions (table2).", show_default=False)] = None,
+    num: Annotated[
+        int | None,
+        typer.Option(
+            "--num", metavar="INT", help="Number of captions of table2; default: that of the table.", show_default=False
+        ),
+    ] = None,
     num_images: Annotated[
         int | None,
-        typer.Option("-n", "--num-images", help="Images per prompt of a subject.", show_default=False),
+        typer.Option(
+            "-n",
+            "--num-images",
+            metavar="INT",
+            help="Images per prompt of a subject; default: that of the table.",
+            show_default=False,
+        ),
     ] = None,
     subjects: Annotated[
-        str, typer.Option("--subjects", metavar="A,B,...", help="Run only these subjects.", show_default=False)
+        str,
+        typer.Option(
+            "--subjects", metavar="A,B,...", help="Run only these subjects; default: all.", show_default=False
+        ),
     ] = "",
     weights: Annotated[
         Path | None,
         typer.Option("--weights", help="Folder of the extractor weights; default: shipped.", show_default=False),
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="Device to run on: auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, DEVICE] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be trained and generated.")] = False,
 ) -> None:
     """Train missing models, generate, score, and print the table beside the paper's; resumes if interrupted.

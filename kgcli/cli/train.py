@@ -8,10 +8,16 @@ from typing import Annotated
 
 import typer
 
+from kgcli.cli import complete
 from kgcli.cli.command import App
 
 RecipeName = Annotated[
-    str, typer.Argument(help="Recipe file, or name of a shipped recipe (see kg ls).", show_default=False)
+    str,
+    typer.Argument(
+        help="Recipe file, or name of a shipped recipe (see kg ls).",
+        show_default=False,
+        autocompletion=complete.recipes,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -69,7 +75,8 @@ def _command(stage: str) -> Callable[..., None]:
 def _app(table: dict[str, str]) -> typer.Typer:
     app = App()
     for stage, text in table.items():
-        app.command(stage, help=text)(_command(stage))
+        command = stage if stage in PAPER else f"base {stage}"
+        app.command(stage, help=f"{text}\n\nExample: kg {command} nano128/{stage}")(_command(stage))
     return app
 
 
@@ -97,6 +104,8 @@ def train(
 
     Overrides are for all recipes, as in: kg train nano precision=bf16. Each recipe also runs alone, with kg base,
     kg pretrain, kg align and kg instruct.
+
+    Example: kg train nano --list
     """
     from kgcli.training.chains import describe_chain, load_chain
 

@@ -85,8 +85,8 @@ def open_model(
     with_decoder: bool = True,
     with_aligner: bool = True,
 ) -> ModelFolder:
-    """Find a model (a folder, the name of a pulled one, a Hub id, or None or nano for the shipped one) and check its files
-    and its decoder's. With `with_aligner` False a stage 1 model, without AlignerNet, is accepted.
+    """Find a model (a folder, the name of a pulled one, a Hub id, or None or "nano" for the shipped one) and check its
+    files and its decoder's. With `with_aligner` False a stage 1 model, without AlignerNet, is accepted.
 
     Raises:
         MissingError: something is not there or damaged.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kgcli.errors import Checks, MissingError, UsageError, raise_all
+from kgcli.evaluation.extractors.processes import Processes, compute_exactly
 from kgcli.evaluation.plan import Plan
 from kgcli.evaluation.run.folder import RunFolder
 from kgcli.evaluation.run.generate import Progress
@@ -100,32 +101,24 @@ def find_resources(suite: str, data: Path | None, scoring: Scoring) -> Resources
 def score_run(run: RunFolder, resources: Resources) -> None:
     """Score a complete run: write scores.json and tables into its folder."""
     progress, cache = Progress("images encoded by an extractor"), user_cache() / STATISTICS
+    num = resources.scoring.workers
     if run.plan.suite.startswith("nano-"):
         from kgcli.evaluation.run.nano_score import score_nano
 
         if resources.scoring.device not in ("auto", "cpu"):
             choose_device(resources.scoring.device)  # imports torch, which cached scores do not need
-        score_nano(run, cache, progress=progress.add)
+        with Processes(num) as processes:
+            score_nano(run, cache, progress=progress.add, processes=processes)
         return
     from kgcli.evaluation.run.suites import score_coco, score_published_subjects
 
-    device = _prepare_device(resources.scoring.device)
-    if run.plan.suite == "coco":
-        score_coco(run, resources, device, cache, progress)
-    else:
-        score_published_subjects(run, resources, device, progress)
-
-
-def _prepare_device(name: str) -> str:
-    import torch
-
-    device = choose_device(name)
-    if device == "cpu":
-        torch.set_num_threads(1)
-    else:
-        # torch defaults to TF32 convolutions, whose features would be cached as float32 like those of a CPU.
-        torch.backends.cudnn.allow_tf32 = False
-    return device
+    device = choose_device(resources.scoring.device)
+    compute_exactly(device)
+    with Processes(num if device == "cpu" else 1, device) as processes:
+        if run.plan.suite == "coco":
+            score_coco(run, resources, device, cache, progress, processes)
+        else:
+            score_published_subjects(run, resources, device, progress, processes)
 
 
 def _also(suite: str, scoring: Scoring) -> list[str]:
