@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from kgcli.cli import COMMANDS, help_text, help_width
-from kgcli.cli.command import HELP_NAMES, Group
 from kgcli.cli.failure import INTERRUPTED, exit_code_of
+from kgcli.cli.parsing.command import HELP_NAMES, Group
 from kgcli.version import __version__
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kgcli.cli.command import App
+from kgcli.cli.parsing.command import App
 
 app = App()
 

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from kgcli.cli.command import App
 from kgcli.cli.logs import set_up_logs
 from kgcli.cli.options import DEVICE, DTYPE, IMAGE, MODEL, OFFLINE, QUANTIZE, QUIET, flag
+from kgcli.cli.parsing.command import App
 
 app = App()
 

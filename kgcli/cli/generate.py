@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kgcli import runtime
-from kgcli.cli import complete
-from kgcli.cli.command import App
 from kgcli.cli.failure import show
 from kgcli.cli.logs import set_up_logs
 from kgcli.cli.options import GenerateFlags, takes_flags
+from kgcli.cli.parsing import complete
+from kgcli.cli.parsing.command import App
 from kgcli.cli.plan import Plan, plan_prompt
 from kgcli.errors import OutputError, PartialBatchError
 from kgcli.inference.adapters.named import Adapters

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kgcli.cli.command import App
+from kgcli.cli.parsing.command import App
 
 app = App()
 

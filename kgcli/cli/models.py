@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kgcli.cli import complete
-from kgcli.cli.command import App
+from kgcli.cli import help_width, rows
 from kgcli.cli.options import OFFLINE, QUIET, flag
+from kgcli.cli.parsing import complete
+from kgcli.cli.parsing.command import App
+
+if TYPE_CHECKING:
+    from kgcli.config import ModelConfig
+    from kgcli.weights.words import KnownWords
 
 FULL_SIZE = "kosmosg"  # name of the published sizes
 WIDTH = 52  # columns of the longest part's name
@@ -102,33 +107,62 @@ def verify(
 @app.command()
 def show(
     model: Annotated[
-        str | None, typer.Argument(help=f"Model folder, Hub id or {FULL_SIZE}; default: the shipped nano model.")
+        str | None,
+        typer.Argument(
+            help=f"Model folder, name of a pulled model, Hub id or {FULL_SIZE}; default: nano, the shipped model.",
+            show_default=False,
+            autocompletion=complete.models,
+        ),
     ] = None,
-    full_size: Annotated[bool, typer.Option("--full-size", help="Show the published model's sizes.")] = False,
+    full_size: Annotated[bool, flag("--full-size", help="Show the published model's sizes.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the parameter count of each part beside the paper's; no weights are read."""
+    """Show what a model knows (words, subjects, size), and its parameters beside the paper's; no weights are read.
+
+    Example: kg models show nano
+    """
+    from kgcli.weights.sizes import count_parameters  # torch loads here, without a device
+
+    name, cfg, known = _find(model, full_size)
+    parameters = count_parameters(cfg)
+    if as_json:
+        numbers = {part.name: number for part, number in parameters}
+        words = None if known is None else known.model_dump(mode="json", exclude={"other"})
+        print(json.dumps({"model": name, "knows": words, "parameters": numbers}))
+        return
+    if known is not None:
+        print(f"{_describe(known, help_width())}\n")
+    print(f"{'parameters':{WIDTH}} {name:>14} {'paper':>7}")
+    for part, number in parameters:
+        print(f"{part.name:{WIDTH}} {number:14,} {part.paper:>7}".rstrip())
+
+
+def _find(model: str | None, full_size: bool) -> tuple[str, ModelConfig, KnownWords | None]:
+    """Return a model's name, sizes and known words. Raises: KgError."""
     from kgcli.config import ModelConfig
     from kgcli.errors import UsageError
     from kgcli.weights.config import read_model_config
     from kgcli.weights.folder import open_model
-    from kgcli.weights.shipped import DEFAULT_MODEL
+    from kgcli.weights.shipped import DEFAULT_MODEL, DEFAULT_NAME
+    from kgcli.weights.words import read_words
 
     if full_size and model is not None:
         raise UsageError(f"--full-size shows the published sizes, not those of {model}; give one of them")
-    folder = DEFAULT_MODEL if model is None else Path(model).expanduser()
+    shipped = model is None or (model == DEFAULT_NAME and not Path(model).is_dir())
+    folder = DEFAULT_MODEL if shipped else Path(str(model)).expanduser()
     if full_size or (model == FULL_SIZE and not folder.is_dir()):
-        name, cfg = FULL_SIZE, ModelConfig()
-    elif folder.is_dir():
-        name, cfg = "nano" if model is None else folder.name, read_model_config(folder)
-    else:
-        name, cfg = str(model), open_model(model, with_decoder=False, with_aligner=False).cfg
-    from kgcli.weights.sizes import count_parameters  # torch loads here, without a device
+        return FULL_SIZE, ModelConfig(), None
+    if not folder.is_dir():
+        found = open_model(model, with_decoder=False, with_aligner=False)
+        return str(model), found.cfg, found.words
+    return DEFAULT_NAME if shipped else folder.name, read_model_config(folder), read_words(folder)
 
-    rows = count_parameters(cfg)
-    if as_json:
-        print(json.dumps({"model": name, "parameters": {part.name: number for part, number in rows}}))
-        return
-    print(f"{'parameters':{WIDTH}} {name:>14} {'paper':>7}")
-    for part, number in rows:
-        print(f"{part.name:{WIDTH}} {number:14,} {part.paper:>7}".rstrip())
+
+def _describe(known: KnownWords, wide: int) -> str:
+    """Return the lists of a model as text of at most `wide` columns."""
+    parts = {name: ", ".join(phrases) for name, phrases in known.lists.items()}
+    if known.num_subjects is not None:
+        parts["subjects"] = f"at most {known.num_subjects} in one image"
+    if known.sizes:
+        parts["size"] = " or ".join(f"{width} x {height}" for width, height in known.sizes) + " pixels"
+    return rows(parts, wide).rstrip()

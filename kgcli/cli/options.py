@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from kgcli.cli import complete
+from kgcli.cli.parsing import complete
 from kgcli.config import SamplingConfig
 
 Text = str | None

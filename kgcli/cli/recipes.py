@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
-from kgcli.cli import complete, help_width, rows
-from kgcli.cli.command import App
+from kgcli.cli import help_width, rows
 from kgcli.cli.options import flag
+from kgcli.cli.parsing import complete
+from kgcli.cli.parsing.command import App
 from kgcli.errors import PartialBatchError, UsageError
 
 Name = Annotated[

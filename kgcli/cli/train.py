@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from kgcli.cli import complete
-from kgcli.cli.command import App
+from kgcli.cli.parsing import complete
+from kgcli.cli.parsing.command import App
 
 RecipeName = Annotated[
     str,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +12,11 @@ from kgcli.data.images import ImageFile, read_image
 from kgcli.data.prompt import ImageRef, Prompt, check_length, encode
 from kgcli.errors import ImageError, PromptError, UsageError
 from kgcli.inference.adapters.named import Adapters
+from kgcli.inference.notes import notes_about
 from kgcli.weights.folder import ModelFolder
 from kgcli.weights.shipped import find_image
 
 MAX_SEED = 2**63 - 1
-_IMAGE_LINK = re.compile(r"https?://\S{1,500}\.(?:png|jpe?g|webp|gif)\b", re.IGNORECASE)
 
 _log = logging.getLogger(__name__)
 
@@ -53,13 +52,12 @@ def make_request(
     check_seed(seed)
     prompt = Prompt.parse(text).fill_slots(images)
     check_fits(prompt, model)
-    _note_many_subjects(prompt, model)
-    for part in prompt.parts:
-        if isinstance(part, str) and (link := _IMAGE_LINK.search(part)):
-            _log.warning("%s is read as text; to use the image, download it and write <image:FILE>", link.group())
+    images_of_prompt = open_images(prompt)
+    for note in notes_about(prompt, sampling, model):
+        _log.warning("%s", note)
     return Request(
         prompt=prompt,
-        images=open_images(prompt),
+        images=images_of_prompt,
         negative_prompt=check_negative(negative_prompt, model),
         seed=seed,
         sampling=sampling,
@@ -80,16 +78,6 @@ def check_fits(prompt: Prompt, model: ModelFolder) -> None:
     """
     sequence = encode(prompt.fragments, model.tokenizer, model.cfg.resampler.num_queries)
     check_length(prompt, sequence, max_images=model.cfg.max_images, max_tokens=model.cfg.mllm.max_positions)
-
-
-def _note_many_subjects(prompt: Prompt, model: ModelFolder) -> None:
-    """Warn if a prompt has more images than the model was trained to combine: it may drop some."""
-    num, most = sum(ref.weight > 0 for ref in prompt.images), model.cfg.max_subjects
-    if most is not None and num > most:
-        _log.warning(
-            "the prompt has %d images, the model %s was trained to combine at most %d: it may leave out the others",
-            num, model.name, most,
-        )  # fmt: skip
 
 
 def check_negative(text: str, model: ModelFolder) -> str:

@@ -20,6 +20,7 @@ from kgcli.weights.hub import HubError, is_hub_id, snapshot
 from kgcli.weights.published.catalogue import is_entry, local_model
 from kgcli.weights.shipped import DEFAULT_MODEL, DEFAULT_NAME, SD15_SIZES
 from kgcli.weights.single_file_header import check_inputs, check_single_decoder, scheduler_settings
+from kgcli.weights.words import KnownWords, read_words
 
 WEIGHTS_NAME = "model.safetensors"
 TOKENIZER_NAME = "tokenizer"
@@ -47,6 +48,11 @@ class ModelFolder:
     def sha256(self) -> str:
         """Hash of the weight files, in the order of their names."""
         return hash_files(sorted(self.path.glob("model*.safetensors")))
+
+    @cached_property
+    def words(self) -> KnownWords | None:
+        """The words, subjects and sizes it was trained on; None if it does not tell. Raises: as `read_words`."""
+        return read_words(self.path)
 
     @property
     def num_bytes(self) -> int:

@@ -15,7 +15,7 @@ from typer.core import TyperGroup, TyperOption
 
 from kgcli.cli import COMMANDS, help_text
 from kgcli.cli.app import app
-from kgcli.cli.command import FEW, OTHER, Command, heading_of
+from kgcli.cli.parsing.command import FEW, OTHER, Command, heading_of
 
 ROOT = Path(__file__).parents[2]
 

@@ -20,7 +20,7 @@ from kgcli.evaluation.baselines.table import make, source_facts
 from kgcli.evaluation.plan import PLAN, DreamBenchOptions, Plan
 from kgcli.evaluation.run.folder import RunFolder
 from kgcli.evaluation.run.generate import LOCKS, POLL_SECONDS, environment_shard, finish, generate_run, wait_for_images
-from kgcli.evaluation.run.scoring import Resources, Scoring, check_texts, find_resources, score_run
+from kgcli.evaluation.run.scoring import Resources, Scoring, check_suits, check_texts, find_resources, score_run
 from kgcli.files import locked
 from kgcli.runtime import versions
 
@@ -132,8 +132,11 @@ def check_inputs(bench: Bench, shard: tuple[int, int] = (0, 1)) -> Inputs:
         options = _on_own_device(method_options(bench), shard)
         method = None if bench.images is not None else check(make, bench.method, options)
         facts = None if method is None else check(method_fingerprint, method, bench.method)
-        # Without a method its plan still shows the faults of the data.
-        plan = check(SUITES[bench.suite]().plan, bench, facts or {})
+        if bench.only != "generate":
+            check(check_suits, bench.suite, bench.scoring)
+        worth_it = not (check.faults and bench.suite.startswith("nano-"))  # its data would be made for nothing
+        # Without a method a plan still shows the faults of the data.
+        plan = check(SUITES[bench.suite]().plan, bench, facts or {}) if worth_it else None
         images: Mapping[str, Path] | None = {}
         if plan is not None and bench.images is not None:
             from kgcli.evaluation.run.foreign import find_images
@@ -141,8 +144,10 @@ def check_inputs(bench: Bench, shard: tuple[int, int] = (0, 1)) -> Inputs:
             images = check(find_images, bench.images, plan)
         if plan is not None and callable(prompts_fit := getattr(method, "check", None)):
             check(prompts_fit, plan.items)
+        if plan is not None and facts is not None and shard[0] == 0:
+            check(RunFolder.check_start, bench.out, plan)
         resources = None
-        if bench.only != "generate":
+        if bench.only != "generate" and not (check.faults and bench.suite.startswith("nano-")):
             resources = check(find_resources, bench.suite, bench.data, bench.scoring)
         if plan is not None and resources is not None:
             check(check_texts, plan, resources)

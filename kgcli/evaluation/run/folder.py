@@ -34,22 +34,34 @@ class RunFolder:
 
         Raises: UsageError if the folder holds another plan or other files, or cannot be created.
         """
+        cls.check_start(path, plan)
         text = plan.to_json()
-        plan = dataclasses.replace(Plan.from_json(text), data=plan.data)  # as when read back: lists for tuples
+        plan = _read_back(plan)
         if (path / PLAN).is_file():
-            held = cls.open(path)
-            if dataclasses.replace(held.plan, data=plan.data) != plan:
-                raise UsageError(f"{path} holds another run ({held.plan.difference(plan)}); choose another folder")
             return cls(path, plan)
-        # A process killed at the start leaves a partial plan.
-        if path.exists() and (not path.is_dir() or any(not one.name.startswith(f".{PLAN}.") for one in path.iterdir())):
-            raise UsageError(f"{path} exists and holds no run; choose another folder")
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"the folder {path} cannot be created: {error.strerror}; choose another") from None
         write_whole(path / PLAN, text.encode())
         return cls(path, plan)
+
+    @classmethod
+    def check_start(cls, path: Path, plan: Plan) -> None:
+        """Check that the folder of a plan can be created or holds that plan; nothing is written.
+
+        Raises: UsageError.
+        """
+        plan = _read_back(plan)
+        if (path / PLAN).is_file():
+            held = cls.open(path)
+            if dataclasses.replace(held.plan, data=plan.data) != plan:
+                raise UsageError(f"{path} holds another run ({held.plan.difference(plan)}); choose another folder")
+        # A process killed at the start leaves a partial plan.
+        elif path.exists() and (
+            not path.is_dir() or any(not one.name.startswith(f".{PLAN}.") for one in path.iterdir())
+        ):
+            raise UsageError(f"{path} exists and holds no run; choose another folder")
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -86,3 +98,8 @@ class RunFolder:
             for item in self.plan.items
         ]
         write_whole(self.path / MANIFEST, ("\n".join(lines) + "\n").encode())
+
+
+def _read_back(plan: Plan) -> Plan:
+    """Return a plan as when read from its file: lists for tuples."""
+    return dataclasses.replace(Plan.from_json(plan.to_json()), data=plan.data)

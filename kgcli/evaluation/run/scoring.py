@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kgcli.errors import Checks, MissingError, UsageError, raise_all
+from kgcli.errors import MissingError, UsageError, raise_all
 from kgcli.evaluation.extractors.processes import Processes, compute_exactly
 from kgcli.evaluation.plan import Plan
 from kgcli.evaluation.run.folder import RunFolder
@@ -83,10 +83,8 @@ def find_resources(suite: str, data: Path | None, scoring: Scoring) -> Resources
 
     Raises: UsageError, MissingError, IncompatibleError.
     """
-    with Checks() as check:
-        also = check(_also, suite, scoring) or []
-        if suite.startswith("nano-"):
-            check(_refuse_on_nano, suite, scoring)
+    check_suits(suite, scoring)
+    also = [ALSO[suite.removesuffix("-multi")][name] for name in scoring.also]
     if suite.startswith("nano-"):
         if not NANO_EVALUATORS.is_dir():
             raise MissingError(f"the evaluators of the nano suites are missing: {NANO_EVALUATORS}; reinstall kgcli")
@@ -121,8 +119,8 @@ def score_run(run: RunFolder, resources: Resources) -> None:
             score_published_subjects(run, resources, device, progress, processes)
 
 
-def _also(suite: str, scoring: Scoring) -> list[str]:
-    """Return the weights of the suite's optional scores. Raises: UsageError for unsupported scores or masks."""
+def check_suits(suite: str, scoring: Scoring) -> None:
+    """Refuse options of scoring that a suite does not have. Raises: UsageError, SeveralErrors."""
     known = ALSO.get(suite.removesuffix("-multi"), {})
     offered = f"it must be one of {', '.join(known)}" if known else "the suite has no optional scores"
     faults = [f"--also is {name}; for {suite} {offered}" for name in scoring.also if name not in known]
@@ -132,24 +130,18 @@ def _also(suite: str, scoring: Scoring) -> list[str]:
             for flag, value in (("--masks", scoring.masks), ("--segmenter", scoring.segmenter))
             if value is not None
         ]
-    raise_all([UsageError(fault) for fault in faults])
-    return [known[name] for name in scoring.also]
-
-
-def _refuse_on_nano(suite: str, scoring: Scoring) -> None:
-    """Reject options of scoring that the nano suites do not have. Raises: UsageError."""
-    given = (
-        ("--weights", scoring.weights, None),
-        ("--real", scoring.real, None),
-        ("--preset", scoring.presets, (DEFAULT_PRESET,)),
-    )
-    raise_all(
-        [
-            UsageError(f"{flag} does not apply to {suite}, which has its own extractors; leave it out")
-            for flag, value, default in given
-            if value != default
+    if suite.startswith("nano-"):
+        given = {
+            "--weights": scoring.weights,
+            "--real": scoring.real,
+            "--preset": set(scoring.presets) - {DEFAULT_PRESET},
+        }
+        faults += [
+            f"{flag} does not apply to {suite}, which has its own extractors; leave it out"
+            for flag, value in given.items()
+            if value
         ]
-    )
+    raise_all([UsageError(fault) for fault in faults])
 
 
 def check_texts(plan: Plan, resources: Resources) -> None:

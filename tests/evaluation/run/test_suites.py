@@ -87,7 +87,7 @@ def test_the_true_networks_score_what_the_command_drew(tmp_path, data):
     asked = ["eval", "dreambench", "--data", data, "--method", "copy-input", "--subjects", "dog,can", "-n", 1]
     asked += ["--weights", weights, "--offline", "--device", "cpu"]
     assert start_python(KG, *asked, "-o", tmp_path / "run").wait(600) == 0
-    assert start_python(KG, *asked, "-o", tmp_path / "two", "--only", "draw").wait(600) == 0
+    assert start_python(KG, *asked, "-o", tmp_path / "two", "--only", "generate").wait(600) == 0
     score = ["eval", "dreambench", "-o", tmp_path / "two", "--only", "score", *asked[-5:]]
     assert start_python(KG, *score).wait(600) == 0
     assert (tmp_path / "run" / "scores.json").read_bytes() == (tmp_path / "two" / "scores.json").read_bytes()
@@ -173,7 +173,7 @@ def test_texts_too_long_for_clip_are_found_before_anything_is_generated(tmp_path
 
 def test_scoring_takes_the_data_from_where_it_is_said_to_be(kg, tmp_path):
     asked = ("eval", "dreambench", "--suite", "nano", "--subjects", "cow", "-n", 1, "--method", "copy-input")
-    assert kg(*asked, "--data", "data", "-o", "run", "--only", "draw").code == 0
+    assert kg(*asked, "--data", "data", "-o", "run", "--only", "generate").code == 0
     (tmp_path / "data").rename(tmp_path / "moved")
     ran = kg("eval", "dreambench", "--suite", "nano", "--only", "score", "-o", "run", "--data", "moved")
     assert ran.code == 0, ran.err

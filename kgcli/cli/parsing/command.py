@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 import textwrap
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
@@ -15,6 +15,8 @@ from kgcli.cli import TWO_COLUMNS
 from kgcli.cli.failure import CommandError
 
 FEW = 6  # options up to this number stay in one group
+F = TypeVar("F", bound=Callable[..., Any])
+
 HELP_NAMES = ["-h", "--help"]
 OTHER = "Other options"
 EXAMPLE = "Example: "
@@ -124,7 +126,7 @@ class App(typer.Typer):
     def __init__(self, **options: Any) -> None:
         super().__init__(cls=Group, rich_markup_mode=None, add_completion=False, **options)
 
-    def command(self, name: str | None = None, **options: Any) -> Any:
+    def command(self, name: str | None = None, **options: Any) -> Callable[[F], F]:
         """Register a function as a command, as typer does."""
         return super().command(name, **{"cls": Command, **options})
 
@@ -222,9 +224,9 @@ def write_rows(rows: list[tuple[str, str]], formatter: Any) -> None:
         formatter.write_dl(rows)
         return
     for name, text in rows:
-        for indent, part in (("  ", name), ("      ", text)):
-            options = {"initial_indent": indent, "subsequent_indent": indent + "  " * (part is name)}
-            formatter.write(textwrap.fill(part, formatter.width, **options) + "\n")
+        wide = formatter.width
+        formatter.write(textwrap.fill(name, wide, initial_indent="  ", subsequent_indent="    ") + "\n")
+        formatter.write(textwrap.fill(text, wide, initial_indent=" " * 6, subsequent_indent=" " * 6) + "\n")
 
 
 def first_sentence(text: str) -> str:

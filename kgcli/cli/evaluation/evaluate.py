@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from kgcli.cli import bench
-from kgcli.cli.command import App
+from kgcli.cli.evaluation import bench
+from kgcli.cli.evaluation.report import compare, report
 from kgcli.cli.logs import set_up_logs
 from kgcli.cli.options import DECODER, DEVICE, MODEL, flag
-from kgcli.cli.report import compare, report
+from kgcli.cli.parsing.command import App
 from kgcli.errors import Checks
 
 app = App()

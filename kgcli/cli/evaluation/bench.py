@@ -219,7 +219,7 @@ def _run(
 
     set_up_logs(quiet=flags.quiet, offline=flags.offline)
     workers = (1 if flags.engine == "ray" else default_workers()) if flags.workers is None else flags.workers
-    scored = {"weights": flags.weights, "offline": flags.offline, "device": flags.device, "workers": workers}
+    scored: dict[str, Any] = {"offline": flags.offline, "device": flags.device, "workers": workers}
     with Checks() as check:
         needed: dict[str, Any] = {
             "out": flags.out,
@@ -229,7 +229,7 @@ def _run(
             "options": check(_method_options, flags) or MethodOptions(),
             "images": flags.images,
             "suite_options": check(DreamBenchOptions, seed=flags.seed, **options) or DreamBenchOptions(),
-            "scoring": check(Scoring, **scored, **scoring) or Scoring(),
+            "scoring": check(Scoring, weights=flags.weights, **scored, **scoring) or Scoring(),
         }
         only = "generate" if flags.only == "draw" else flags.only
         rest = {"name": flags.name, "only": only, "engine": flags.engine, "num_workers": workers, **more}
