@@ -17,6 +17,7 @@ from kgcli.weights.folder import ModelFolder
 from kgcli.weights.shipped import find_image
 
 MAX_SEED = 2**63 - 1
+MAX_IMAGES = 100_000  # of one prompt; more is likely a typing error
 
 _log = logging.getLogger(__name__)
 
@@ -120,3 +121,22 @@ def check_seed(seed: int) -> None:
     """
     if not 0 <= seed <= MAX_SEED:
         raise UsageError(f"--seed is {seed}; it must be from 0 to {MAX_SEED}")
+
+
+def choose_seeds(given: int | Sequence[int] | None, num_images: int | None = None) -> list[int]:
+    """Return one seed per image: those given, or consecutive ones from the first or a random one.
+
+    Raises: UsageError.
+    """
+    if num_images is not None and not 1 <= num_images <= MAX_IMAGES:
+        raise UsageError(f"--num-images is {num_images}; it must be from 1 to {MAX_IMAGES}")
+    seeds = [given] if isinstance(given, int) else list(given or [])
+    for seed in seeds:
+        check_seed(seed)
+    if len(seeds) > 1:
+        if num_images not in (None, len(seeds)):
+            raise UsageError(f"{len(seeds)} seeds give {len(seeds)} images; leave --num-images {num_images} out")
+        return seeds
+    first = seeds[0] if seeds else random_seed()
+    check_seed(first + (num_images or 1) - 1)
+    return [first + offset for offset in range(num_images or 1)]

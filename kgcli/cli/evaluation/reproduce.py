@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from kgcli.cli.logs import set_up_logs
-from kgcli.cli.options import DEVICE
+from kgcli.cli.options import DEVICE, flag
 from kgcli.cli.parsing.command import App
 
 app = App()
