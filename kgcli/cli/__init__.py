@@ -35,6 +35,8 @@ COMMANDS = {
     "ls": ("recipes:ls_app", "List the shipped recipes and example images."),
     "cp": ("recipes:cp_app", "Copy a shipped recipe or image."),
     "cat": ("recipes:cat_app", "Print a shipped recipe."),
+    "doctor": ("doctor.commands:doctor_app", "Check this installation and machine."),
+    "env": ("doctor.commands:env_app", "Print versions and settings for a bug report."),
     "validate": ("recipes:validate_app", "Check recipes without running them."),
 }
 LISTS = (["models", "ls"], ["models", "ls", "--json"])
