@@ -188,6 +188,18 @@ class GenerateFlags:
             "lines from stdin; default: none.",
         ),
     ] = None
+    batch_size: Annotated[
+        str,
+        flag(
+            "--batch-size",
+            metavar="N|auto",
+            help="Images denoised together, 1 to 16, or auto: faster; default: 1.",
+        ),
+    ] = "1"
+    compile: Annotated[
+        bool | None,
+        flag("--compile/--no-compile", help="Compile the decoder: a slow first image, then faster; default: no."),
+    ] = None
     from_: Annotated[
         Text,
         flag(

@@ -40,8 +40,23 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("--model", "--decoder", "--clip", "--dict", "--spm", "--config", "--revision", "--accept", "--sha256"),
         *("--offline",),
     ),
-    "Training": ("--resume", "--steps-per-epoch"),
-    "Speed": ("--device", "--dtype", "--offload", "--quantize", "--threads", "--engine", "--workers"),
+    "Training": ("--resume",),
+    "Speed": (
+        "--device",
+        "--dtype",
+        "--offload",
+        "--quantize",
+        "--threads",
+        "--engine",
+        "--workers",
+        "--batch-size",
+        "--compile",
+        "--repeats",
+    ),
+    "Server": ("--host", "--port", "--queue", "--max-upload"),
+    "Import": (
+        *("--column", "--split", "--all-captions", "--as-published", "--rows-per-shard", "--limit", "--stop-on-fault"),
+    ),
     "Adapters": ("--lora", "--controlnet", "--controlnet-model", "--map-model"),
 }
 _LIST_TYPE = re.compile(r"<list\[(\w+)\]>")
