@@ -31,7 +31,7 @@ def compositional(
             "-s",
             "--set",
             metavar="KEY=VALUE",
-            help="Setting, as segmenter.use=sam3; repeatable, default: the recipe's.",
+            help="Setting, as segmenter.use=sam3; repeatable, default: none.",
         ),
     ] = None,
     name: Annotated[str, typer.Option("--name", help="Name of the shards.")] = "compositional",

@@ -37,9 +37,7 @@ def import_data(
     ] = False,
     name: Annotated[str | None, typer.Option("--name", help="Name of the shards; default: the layout's.")] = None,
     rows_per_shard: Annotated[int, typer.Option("--rows-per-shard", min=1, help="Items of the source a shard.")] = 1000,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Import only the first items; default: all.")
-    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first items; default: all.")] = None,
     stop_on_fault: Annotated[
         bool, typer.Option("--stop-on-fault", help="Stop at the first damaged item; default: list it and go on.")
     ] = False,

@@ -42,16 +42,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Training": ("--resume",),
     "Speed": (
-        "--device",
-        "--dtype",
-        "--offload",
-        "--quantize",
-        "--threads",
-        "--engine",
-        "--workers",
-        "--batch-size",
-        "--compile",
-        "--repeats",
+        *("--device", "--dtype", "--offload", "--quantize", "--threads", "--engine", "--workers"),
+        *("--batch-size", "--compile", "--repeats"),
     ),
     "Server": ("--host", "--port", "--queue", "--max-upload"),
     "Import": (

@@ -179,3 +179,24 @@ def test_scoring_takes_the_data_from_where_it_is_said_to_be(kg, tmp_path):
     assert ran.code == 0, ran.err
     assert not (tmp_path / "data").exists()
     assert "moved" not in (tmp_path / "run/scores.json").read_text("utf-8")
+
+
+def test_all_faults_are_listed_together_weights_last(kg, tmp_path, monkeypatch):
+    monkeypatch.setenv("KG_WEIGHTS", str(tmp_path / "none"))
+    flags = ["--noise", "loud", "--only", "look", "--masks", "nowhere", "--set", "steps"]
+    ran = kg("eval", "dreambench", "--data", "gone", "--method", "none", "-o", "run", "--offline", *flags)
+    lines = ran.err.splitlines()
+    assert ran.code == 2 and len(lines) == 7 and all(line.startswith("error: ") for line in lines)
+    expected = ("--set steps", "--noise is loud", "--masks is nowhere", "--only is look", "no method none", "gone")
+    for line, words in zip(lines, expected, strict=False):
+        assert words in line
+    assert "weights are missing" in lines[-1] and not (tmp_path / "run").exists()
+
+
+def test_scores_are_printed_as_a_table(kg, tmp_path):
+    asked = ("eval", "dreambench", "--suite", "nano", "--subjects", "cow,pig,fox", "-n", 1, "--method", "copy-input")
+    ran = kg(*asked, "-o", "run")
+    assert ran.lines == ["run"] and "copy-input, 75 images" in ran.err and "DINO" not in ran.out
+    assert "self-supervised ViT to the input (higher)  1.000" in ran.err and "oracle" in ran.err
+    assert "CLIP-T" not in kg(*asked, "-o", "run", "-q").err
+    assert "CLIP-T" not in kg(*asked, "-o", "other", "--only", "draw").err  # the step's name in earlier versions
