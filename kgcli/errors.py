@@ -85,6 +85,10 @@ class SeveralErrors(KgError):
         self.errors = tuple(errors)
         self.exit_code = errors[0].exit_code
 
+    def __reduce__(self) -> tuple[type[SeveralErrors], tuple[tuple[KgError, ...]]]:
+        """Send the errors, not their joined text, from one process to another."""
+        return type(self), (self.errors,)
+
 
 class Checks:
     """Context of checks whose faults are raised together, in order.

@@ -36,6 +36,9 @@ def exit_code_of(error: BaseException) -> int:
         return INTERRUPTED
     if isinstance(error, BrokenPipeError):
         return 1
+    if isinstance(error, typer.TyperException):  # raised in a command's body
+        _print_error(error.format_message().rstrip("."))
+        return error.exit_code
     if isinstance(error, typer.Abort):
         return 1
     if isinstance(error, KgError):
