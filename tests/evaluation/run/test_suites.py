@@ -194,7 +194,7 @@ def test_all_faults_are_listed_together_weights_last(kg, tmp_path, monkeypatch):
 
 
 def test_scores_are_printed_as_a_table(kg, tmp_path):
-    asked = ("eval", "dreambench", "--suite", "nano", "--subjects", "cow,pig,fox", "-n", 1, "--method", "copy-input")
+    asked = ("eval", "dreambench", "--suite", "nano", "--subjects", "cow,pig,owl", "-n", 1, "--method", "copy-input")
     ran = kg(*asked, "-o", "run")
     assert ran.lines == ["run"] and "copy-input, 75 images" in ran.err and "DINO" not in ran.out
     assert "self-supervised ViT to the input (higher)  1.000" in ran.err and "oracle" in ran.err
