@@ -21,7 +21,7 @@ from typing import Any
 from kgcli.errors import OutOfMemoryError
 
 NUM_CACHED = 4  # extractors and alterations kept in a process
-FEWEST_BLOCKS = 2  # fewer are encoded here
+FEWEST_BLOCKS = 8  # fewer are encoded here: a process takes seconds to start
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,10 @@ class Job:
 class Processes:
     """Worker processes, started when there is enough to do and stopped at the end of the context."""
 
-    def __init__(self, num: int = 1, device: str = "cpu") -> None:
+    def __init__(self, num: int = 1, device: str = "cpu", fewest_blocks: int = FEWEST_BLOCKS) -> None:
         self.num = num
         self.device = device
+        self.fewest_blocks = fewest_blocks
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Processes:
@@ -51,7 +52,7 @@ class Processes:
 
     def takes(self, num_blocks: int) -> bool:
         """Return True if so many blocks are worth processes of their own."""
-        return self.num > 1 and num_blocks >= FEWEST_BLOCKS
+        return self.num > 1 and num_blocks >= self.fewest_blocks
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Job]:
         """Encode blocks and yield each when it is kept, in any order.

@@ -61,7 +61,7 @@ def test_any_number_of_processes_keeps_the_same_bytes(tmp_path, files):
     kept, counted = {}, {}
     for num in (1, 2):
         seen = []
-        with Processes(num) as processes:
+        with Processes(num, fewest_blocks=2) as processes:
             cache = FeatureCache(tmp_path / str(num), seen.append, processes)
             plain, dark = cache.parts(Means(), [(files, None), (files[: 2 * BLOCK], alteration)])
             again = cache.images(Means(), files)
@@ -74,32 +74,32 @@ def test_any_number_of_processes_keeps_the_same_bytes(tmp_path, files):
 @pytest.mark.slow
 def test_the_nano_extractors_give_the_same_bytes_in_a_process(tmp_path, files):
     for num in (1, 2):
-        with Processes(num) as processes:
+        with Processes(num, fewest_blocks=2) as processes:
             FeatureCache(tmp_path / str(num), None, processes).images(NanoDino(), files)
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
 
 
 def test_a_damaged_image_is_the_same_fault(tmp_path, files):
     files[-1].write_bytes(b"no image")
-    with Processes(2) as processes, pytest.raises(ImageError, match=files[-1].name):
+    with Processes(2, fewest_blocks=2) as processes, pytest.raises(ImageError, match=files[-1].name):
         FeatureCache(tmp_path / "kept", None, processes).images(Means(), files)
     assert len(contents(tmp_path / "kept")) >= 1  # finished blocks are kept, so a repaired image is all that is left
 
 
 def test_a_process_that_is_ended_names_the_flag_to_try(tmp_path, files):
     Image.new("RGB", (4, 4), "white").save(files[0])
-    with Processes(2) as processes, pytest.raises(OutOfMemoryError, match="--workers 1"):
+    with Processes(2, fewest_blocks=2) as processes, pytest.raises(OutOfMemoryError, match="--workers 1"):
         FeatureCache(tmp_path / "kept", None, processes).images(Means(ends_at=1.0), files)
 
 
 def test_one_block_starts_no_process(tmp_path, files):
-    with Processes(8) as processes:
+    with Processes(8, fewest_blocks=2) as processes:
         FeatureCache(tmp_path / "kept", None, processes).images(Means(), files[:BLOCK])
         assert processes._pool is None
 
 
 def test_processes_end_with_their_context(tmp_path, files):
-    with Processes(2) as processes:
+    with Processes(2, fewest_blocks=2) as processes:
         FeatureCache(tmp_path / "kept", None, processes).images(Means(), files)
         workers = list(processes._pool._processes.values())
     deadline = time.monotonic() + 20
