@@ -114,7 +114,7 @@ class SamplingConfig(Strict):
     num_inference_steps: int | None = Field(
         default=None, validation_alias=AliasChoices("num_inference_steps", "num_steps", "steps")
     )
-    guidance_scale: float | None = None
+    guidance_scale: float | None = Field(default=None, validation_alias=AliasChoices("guidance_scale", "cfg_scale"))
     guidance_rescale: float | None = None
     scheduler: str | None = None
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class KgError(Exception):
@@ -70,6 +75,58 @@ class OutputError(KgError):
 
 class BusyError(KgError):
     """Another process is at work in the same folder."""
+
+
+class SeveralErrors(KgError):
+    """Several faults of one call, listed together; the exit code is that of the first."""
+
+    def __init__(self, errors: Sequence[KgError]) -> None:
+        super().__init__("; ".join(map(str, errors)))
+        self.errors = tuple(errors)
+        self.exit_code = errors[0].exit_code
+
+    def __reduce__(self) -> tuple[type[SeveralErrors], tuple[tuple[KgError, ...]]]:
+        """Send the errors, not their joined text, from one process to another."""
+        return type(self), (self.errors,)
+
+
+class Checks:
+    """Context of checks whose faults are raised together, in order.
+
+    Example:
+        >>> with Checks() as check:
+        ...     number = check(int, "3")
+        >>> number
+        3
+    """
+
+    def __init__(self) -> None:
+        self.faults: list[KgError] = []
+
+    def __enter__(self) -> Checks:
+        return self
+
+    def __call__(self, check: Callable[P, T], *args: P.args, **options: P.kwargs) -> T | None:
+        """Run a check and return its result; note its faults and return None."""
+        try:
+            return check(*args, **options)
+        except SeveralErrors as error:
+            self.faults += error.errors
+        except KgError as error:
+            self.faults.append(error)
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            raise_all(self.faults)
+
+
+def raise_all(faults: Sequence[KgError]) -> None:
+    """Raise the faults: nothing for none, a single one as it is, several as `SeveralErrors`."""
+    if len(faults) > 1:
+        raise SeveralErrors(faults)
+    if faults:
+        raise faults[0]
 
 
 _ADVICE = {

@@ -61,7 +61,7 @@ def test_align(tmp_path):
 def test_eval(kg, tmp_path):
     start = tmp_path / "start"
     start.mkdir()
-    made = kg("eval", "dreambench", *EVAL[:-4], "--data", start / "data", "-o", tmp_path / "made", "--only", "draw")
+    made = kg("eval", "dreambench", *EVAL[:-4], "--data", start / "data", "-o", tmp_path / "made", "--only", "generate")
     assert made.code == 0, made.err
     found, logs = enumerate_crashes(start, tmp_path, "eval", "dreambench", *EVAL)
     assert found["operations"] >= 20 and found["different"] == {}, (found, logs)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -32,36 +33,83 @@ COMMANDS = {
     "data": ("data:app", "Import, check, look at and build training data."),
     "convert": ("convert:app", "Convert a published checkpoint to a model folder, or back."),
     "models": ("models:app", "List, download and verify published weights; show a model's sizes."),
-    "eval": ("evaluate:app", "Evaluate models: benchmarks, comparison, report."),
-    "reproduce": ("reproduce:app", "Reproduce the paper's tables at nano size: train, generate, score."),
+    "eval": ("evaluation.evaluate:app", "Evaluate models: benchmarks, comparison, report."),
+    "reproduce": ("evaluation.reproduce:app", "Reproduce the paper's tables at nano size: train, generate, score."),
     "bench": ("live.bench:app", "Measure the speed of generating, encoding or training on this machine."),
     "ls": ("recipes:ls_app", "List the shipped recipes and example images."),
     "cp": ("recipes:cp_app", "Copy a shipped recipe or image."),
     "cat": ("recipes:cat_app", "Print a shipped recipe."),
+    "doctor": ("doctor.commands:doctor_app", "Check this installation and machine."),
+    "env": ("doctor.commands:env_app", "Print versions and settings for a bug report."),
     "validate": ("recipes:validate_app", "Check recipes without running them."),
     "schema": ("recipes:schema_app", "Print the JSON schema of recipes or models, for editors."),
 }
 LISTS = (["models", "ls"], ["models", "ls", "--json"])
 
 
+OPTIONS = {
+    "--version": "Print the version and exit.",
+    "--install-completion": "Install completion of commands, options and names in this shell.",
+    "--show-completion": "Print the completion script of this shell.",
+    "-h, --help": "Show this message and exit; kg COMMAND --help lists the options of a command.",
+}
+EXAMPLE = 'kg generate "a <image:nano/cat.png>"'
+NARROWEST, WIDEST = 40, 110  # columns of help texts; longer lines are hard to read
+TWO_COLUMNS = 64  # columns from which a help text stands beside its name
+
+
 def help_text() -> str:
-    """Return the output of `kg --help`."""
-    width = max(map(len, COMMANDS))
-    commands = "\n".join(f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items())
+    """Return the output of `kg --help`, as wide as the terminal."""
+    wide = help_width()
+    commands = {name: text for name, (_, text) in COMMANDS.items()}
     return (
         "Usage: kg [OPTIONS] COMMAND [ARGS]...\n\n"
-        "  KOSMOS-G: generate images from interleaved text and images.\n\n"
-        '  kg generate "a cat <image:cat.png> in Minecraft" -o out.png\n\n'
-        "Options:\n  --version  Print the version and exit.\n  --help     Show this message and exit.\n\n"
-        f"Commands (kg COMMAND --help lists their options):\n{commands}\n"
+        + "".join(
+            f"  {line}\n" for line in _wrapped("KOSMOS-G: generate images from interleaved text and images.", wide - 2)
+        )
+        + f"\nExample:\n  {EXAMPLE}\n\nOptions:\n{rows(OPTIONS, wide)}\nCommands:\n{rows(commands, wide)}"
     )
+
+
+def help_width() -> int:
+    """Return the columns of help texts: those of the terminal, between NARROWEST and WIDEST."""
+    columns = os.environ.get("COLUMNS", "")
+    try:
+        wide = int(columns) if columns.isdigit() and int(columns) else os.get_terminal_size().columns
+    except OSError:  # no terminal
+        wide = 80
+    return min(max(wide, NARROWEST), WIDEST)
+
+
+def rows(texts: dict[str, str], wide: int) -> str:
+    """Return names and texts, side by side where the width allows."""
+    left = max(map(len, texts)) + 4 if wide >= TWO_COLUMNS else 4
+    lines = []
+    for name, text in texts.items():
+        beside = _wrapped(text, wide - left)
+        if len(name) + 4 > left:
+            lines.append(f"  {name}")
+        else:
+            lines.append(f"  {name:{left - 2}}{beside.pop(0)}")
+        lines += [" " * left + line for line in beside]
+    return "\n".join(lines) + "\n"
+
+
+def _wrapped(text: str, wide: int) -> list[str]:
+    """Return lines of at most `wide` columns; textwrap would take a third of the time of `kg --help` to import."""
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > wide:
+            lines.append("")
+        lines[-1] += f" {word}" if lines[-1] else word
+    return lines
 
 
 def main(args: list[str] | None = None) -> None:
     """Run `kg`; turn every failure into one line and an exit code."""
     own_process = args is None
     args = sys.argv[1:] if args is None else args
-    if args and args not in (["--help"], ["--version"], *LISTS):
+    if "_KG_COMPLETE" in os.environ or (args and args not in (["--help"], ["-h"], ["--version"], *LISTS)):
         import kgcli.runtime as runtime
         from kgcli.cli.app import Ending, app, unwind_on_kill
 

@@ -9,15 +9,20 @@ from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from kgcli.cli import COMMANDS, help_text
+from kgcli.cli import COMMANDS, help_text, help_width
 from kgcli.cli.failure import INTERRUPTED, exit_code_of
+from kgcli.cli.parsing.command import HELP_NAMES, Group
 from kgcli.version import __version__
 
 
-class LazyGroup(TyperGroup):
+class LazyGroup(Group):
     """A group that imports a command when it is called."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Return the context of a call; help texts are as wide as the terminal."""
+        names = {"help_option_names": HELP_NAMES, "terminal_width": help_width(), "token_normalize_func": _dashed}
+        return super().make_context(info_name, args, parent, **{**names, **extra})
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names in the order of `COMMANDS`."""
@@ -37,7 +42,12 @@ class LazyGroup(TyperGroup):
         return help_text().rstrip("\n")
 
 
-app = typer.Typer(cls=LazyGroup, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(cls=LazyGroup, rich_markup_mode=None, add_completion=True, pretty_exceptions_enable=False)
+
+
+def _dashed(name: str) -> str:
+    """Return an option's name with dashes: --num_images is --num-images."""
+    return name.replace("_", "-")
 
 
 def _print_version(asked: bool) -> None:

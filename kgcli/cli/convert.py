@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False)
+from kgcli.cli.parsing.command import App
+
+app = App()
 
 Given = Annotated[
     Path,
@@ -20,10 +22,18 @@ To = Annotated[
     str,
     typer.Option("--to", help="Target format: folder (a model folder) or published (a file for the published code)."),
 ]
-Dictionary = Annotated[Path | None, typer.Option("--dict", help="dict.txt of the checkpoint.")]
-Spm = Annotated[Path | None, typer.Option("--spm", help="SentencePiece model of the checkpoint.")]
+Dictionary = Annotated[
+    Path | None, typer.Option("--dict", metavar="FILE", help="dict.txt of the checkpoint; default: beside it.")
+]
+Spm = Annotated[
+    Path | None,
+    typer.Option("--spm", metavar="FILE", help="SentencePiece model of the checkpoint; default: beside it."),
+]
 Clip = Annotated[
-    Path | None, typer.Option("--clip", help="CLIP checkpoint file, needed if CHECKPOINT has no vision tower.")
+    Path | None,
+    typer.Option(
+        "--clip", metavar="FILE", help="CLIP checkpoint, needed if CHECKPOINT has no vision tower; default: none."
+    ),
 ]
 Decoder = Annotated[
     str | None,
@@ -35,7 +45,11 @@ Dtype = Annotated[
 ]
 Config = Annotated[
     Path | None,
-    typer.Option("--config", help="config.json with sizes that tensor shapes do not determine (attention heads, ...)."),
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="config.json with sizes that shapes do not determine (attention heads, ...); default: published sizes.",
+    ),
 ]
 ShardSize = Annotated[float, typer.Option("--shard-size", min=0.000001, help="Maximum size of one weight file, GB.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
@@ -60,6 +74,8 @@ def convert(
     No code in the file is executed.
 
     With --to published, CHECKPOINT is a model folder and OUT the file to write.
+
+    Example: kg convert checkpoint_final.pt kosmosg/
     """
     from kgcli.cli.logs import set_up_logs
     from kgcli.errors import UsageError

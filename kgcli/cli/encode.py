@@ -9,40 +9,36 @@ from typing import Annotated
 import typer
 
 from kgcli.cli.logs import set_up_logs
+from kgcli.cli.options import DEVICE, DTYPE, IMAGE, MODEL, OFFLINE, QUANTIZE, QUIET, flag
+from kgcli.cli.parsing.command import App
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False)
+app = App()
 
 
 @app.command()
 def encode(
     prompt: Annotated[str, typer.Argument(help="Text with <image:PATH> tags.", show_default=False)],
-    out: Annotated[Path, typer.Option("-o", "--out", help="File to write (.safetensors).")] = Path("cond.safetensors"),
+    out: Annotated[
+        Path, flag("-o", "--out", metavar="FILE", help="File to write (.safetensors); default: cond.safetensors.")
+    ] = Path("cond.safetensors"),
     negative_prompt: Annotated[
-        str, typer.Option("--negative-prompt", help="Text to guide away from; default: empty.")
+        str, flag("--negative-prompt", metavar="TEXT", help="Text to guide away from; default: none.")
     ] = "",
-    images: Annotated[
-        list[str] | None,
-        typer.Option("--image", help="Image file for <image:-1>, the next for <image:-2>; repeatable."),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", help="Model folder, Hub id or pulled name; default: the shipped nano model.", show_default=False
-        ),
-    ] = None,
-    device: Annotated[str, typer.Option("--device", help="Device to run on: auto, cpu, cuda, cuda:1 or mps.")] = "auto",
-    dtype: Annotated[str, typer.Option("--dtype", help="Precision: auto, float32, float16 or bfloat16.")] = "auto",
-    quantize: Annotated[
-        str, typer.Option("--quantize", help="Quantize the MLLM: none, 8bit or 4bit (needs kgcli[quant]).")
-    ] = "none",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
+    images: Annotated[list[str] | None, IMAGE] = None,
+    model: Annotated[str | None, MODEL] = None,
+    device: Annotated[str, DEVICE] = "auto",
+    dtype: Annotated[str, DTYPE] = "auto",
+    quantize: Annotated[str, QUANTIZE] = "none",
+    as_json: Annotated[bool, flag("--json", help="Print one JSON object.")] = False,
+    overwrite: Annotated[bool, flag("--overwrite", help="Replace an existing file.")] = False,
+    offline: Annotated[bool, OFFLINE] = False,
+    quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Write prompt_embeds and negative_prompt_embeds for a Stable Diffusion U-Net, 1 x 77 x 768 each at full size.
 
     The image decoder is not loaded. ComfyUI, diffusers and others read the file (see docs/adapters.md).
+
+    Example: kg encode "a cat <image:cat.png>" -o cat.safetensors
     """
     set_up_logs(quiet=quiet, offline=offline)
     from kgcli.errors import UsageError

@@ -9,10 +9,18 @@ import unicodedata
 
 import typer
 
-from kgcli.errors import KgError, printable, reason
+from kgcli.errors import KgError, SeveralErrors, UsageError, printable, reason
 
 INTERRUPTED = 130
 PROMPT_WINDOW = 72  # columns of the prompt that are shown about a fault
+
+
+class CommandError(UsageError):
+    """Arguments that a command does not take; `command` is the one whose help lists those it takes."""
+
+    def __init__(self, message: str, command: str) -> None:
+        super().__init__(message)
+        self.command = command
 
 
 def exit_code_of(error: BaseException) -> int:
@@ -28,13 +36,16 @@ def exit_code_of(error: BaseException) -> int:
         return INTERRUPTED
     if isinstance(error, BrokenPipeError):
         return 1
-    if isinstance(error, typer.TyperException):  # wrong flags and arguments, in typer's own words
-        _print_error(error.format_message().rstrip("."), see_help=True)
+    if isinstance(error, typer.TyperException):  # raised in a command's body
+        _print_error(error.format_message().rstrip("."))
         return error.exit_code
     if isinstance(error, typer.Abort):
         return 1
     if isinstance(error, KgError):
-        show(error)
+        for one in error.errors if isinstance(error, SeveralErrors) else (error,):
+            show(one)
+        if isinstance(error, CommandError):
+            print(f"       {error.command} --help lists its arguments and options", file=sys.stderr)
         return error.exit_code
     if isinstance(error, OSError) and error.errno is not None:  # a disk that is full or read-only, wherever it was met
         _print_error(f"{printable(str(error.filename or 'a file'))} cannot be read or written: {reason(error)}")
@@ -70,11 +81,9 @@ def _width(character: str) -> int:
     return 2 if unicodedata.east_asian_width(character) in ("W", "F") else 1
 
 
-def _print_error(message: str, see_help: bool = False) -> None:
+def _print_error(message: str) -> None:
     coloured = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     label = typer.style("error:", fg=typer.colors.RED, bold=True) if coloured else "error:"
     printable = "".join(char if char.isprintable() else " " for char in message)
     encoding = sys.stderr.encoding or "utf-8"
     print(label, printable.encode(encoding, "replace").decode(encoding), file=sys.stderr)
-    if see_help:
-        print("       kg COMMAND --help lists arguments and options", file=sys.stderr)

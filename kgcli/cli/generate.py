@@ -15,6 +15,8 @@ from kgcli import runtime
 from kgcli.cli.failure import show
 from kgcli.cli.logs import set_up_logs
 from kgcli.cli.options import GenerateFlags, takes_flags
+from kgcli.cli.parsing import complete
+from kgcli.cli.parsing.command import App
 from kgcli.cli.plan import Job, Plan, plan_prompt
 from kgcli.errors import OutputError, PartialBatchError
 from kgcli.inference.adapters.named import Adapters
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
     from kgcli.inference.model import Model
     from kgcli.inference.request import Request
 
-generate_app = typer.Typer(rich_markup_mode=None, add_completion=False)
-edit_app = typer.Typer(rich_markup_mode=None, add_completion=False)
+generate_app = App()
+edit_app = App()
 
 
 def generate(
@@ -42,7 +44,7 @@ def generate(
     first --image. Write a plain < as \\<. An image that is not square is padded with white (fit=pad), cropped
     (fit=crop) or stretched (fit=stretch); the default is set by the model, usually pad.
 
-    Example: kg generate "a cat <image:cat.png> in Minecraft" -s 1 -o out.png
+    Example: kg generate "a <image:cat.png> in Minecraft" -s 1 2 3 -o out/
     """
     set_up_logs(quiet=flags.quiet, verbose=flags.verbose, offline=flags.offline)
     plan = plan_prompt(prompt, flags)
@@ -69,7 +71,9 @@ def generate(
 
 
 def edit(
-    image: Annotated[str, typer.Argument(help="Image file to edit.", show_default=False)],
+    image: Annotated[
+        str, typer.Argument(help="Image file to edit.", show_default=False, autocompletion=complete.images)
+    ],
     instruction: Annotated[str, typer.Argument(help="Change to make, such as: add a hat.", show_default=False)],
     *,
     flags: GenerateFlags,

@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False)
+from kgcli.cli.parsing.command import App
+
+app = App()
 
 
 @app.command()
@@ -16,7 +18,10 @@ def inspect(
     path: Annotated[Path, typer.Argument(help="Image file or model folder.", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show the metadata of an image, or the configuration of a model folder."""
+    """Show the metadata of an image, or the configuration of a model folder.
+
+    Example: kg inspect out.png
+    """
     values = _describe_model(path) if path.is_dir() else _describe_image(path)
     if as_json:
         print(json.dumps(values))

@@ -11,20 +11,64 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
+from kgcli.cli.parsing import complete
 from kgcli.config import SamplingConfig
 
 Text = str | None
 
 
-def flag(*names: str, help: str, metavar: str | None = None) -> Any:
-    """Return a typer option whose default is not shown: None takes that of the model or suite."""
-    return typer.Option(*names, help=help, metavar=metavar, show_default=False)
+def flag(*names: str, help: str, metavar: str | None = None, complete: Callable[[str], list[str]] | None = None) -> Any:
+    """Return a typer option that states its default in `help`: None often takes that of the model or suite."""
+    return typer.Option(*names, help=help, metavar=metavar, show_default=False, autocompletion=complete)
 
+
+MODEL = flag(
+    "--model",
+    metavar="MODEL",
+    help="Model folder, name of a pulled model (kg models ls) or Hub id; default: nano, which ships with kgcli.",
+    complete=complete.models,
+)
+DECODER = flag(
+    "--decoder",
+    metavar="DECODER",
+    help="Image decoder: diffusers folder, .safetensors file or Hub id; default: that of the model.",
+)
+DEVICE = flag(
+    "--device",
+    metavar="DEVICE",
+    help="Device to run on: auto, cpu, cuda, cuda:1 or mps; default: auto, the fastest here.",
+    complete=complete.devices,
+)
+DTYPE = flag(
+    "--dtype",
+    metavar="DTYPE",
+    help="Precision: auto, float32, float16 or bfloat16; default: auto, float32 on a CPU and for small models.",
+    complete=complete.dtypes,
+)
+QUANTIZE = flag(
+    "--quantize",
+    metavar="HOW",
+    help="Bits of the MLLM's linear layers: none, 8bit or 4bit (needs kgcli[quant]); default: none.",
+)
+IMAGE = flag(
+    "--image",
+    metavar="FILE",
+    help="Image for <image:-1>, the next for <image:-2>; repeatable, default: none.",
+    complete=complete.images,
+)
+OFFLINE = flag("--offline", help="Download nothing; use what is on this machine.")
+QUIET = flag("-q", "--quiet", help="Print errors only.")
 
 # Field of SamplingConfig -> its type and flag; a SamplingConfig field of a flags class lists the names it takes.
 SAMPLING_FLAGS: dict[str, Any] = {
     "num_inference_steps": Annotated[
-        int | None, flag("--steps", help="Number of denoising steps; default: that of the model or suite.")
+        int | None,
+        flag(
+            "--steps",
+            "--num-inference-steps",
+            metavar="INT",
+            help="Number of denoising steps, 1 to 1000; default: that of the model or suite.",
+        ),
     ],
     "guidance_scale": Annotated[
         float | None,
@@ -32,18 +76,26 @@ SAMPLING_FLAGS: dict[str, Any] = {
             "-g",
             "--guidance-scale",
             "--cfg-scale",
-            help="Classifier-free guidance scale, 0 to 100; 1 = off; default: as for --steps.",
+            metavar="FLOAT",
+            help="Classifier-free guidance scale, 0 to 100, 1 is off; default: as for --steps.",
         ),
     ],
     "width": Annotated[
-        int | None, flag("-W", "--width", help="Image width, pixels, a multiple of 8; default: the model's.")
+        int | None,
+        flag("-W", "--width", metavar="PIXELS", help="Image width, a multiple of 8 pixels; default: the model's."),
     ],
     "height": Annotated[
-        int | None, flag("-H", "--height", help="Image height, pixels, a multiple of 8; default: the model's.")
+        int | None,
+        flag("-H", "--height", metavar="PIXELS", help="Image height, a multiple of 8 pixels; default: the model's."),
     ],
     "scheduler": Annotated[
         Text,
-        flag("--scheduler", help="Noise scheduler: ddim, pndm, dpm++, euler, unipc or lcm; default: as for --steps."),
+        flag(
+            "--scheduler",
+            metavar="NAME",
+            help="Noise scheduler: ddim, pndm, dpm++, euler, unipc or lcm; default: as for --steps.",
+            complete=complete.schedulers,
+        ),
     ],
 }
 
@@ -57,23 +109,34 @@ class GenerateFlags:
         flag(
             "-o",
             "--out",
+            metavar="PATH",
             help="Output file, folder/ or template with {prompt} {seed} {index}; default: {prompt}-{seed}.png.",
         ),
     ] = None
     num_images: Annotated[
-        int | None, flag("-n", "--num-images", help="Images per prompt, with consecutive seeds; default: 1.")
+        int | None,
+        flag("-n", "--num-images", metavar="INT", help="Images per prompt, with consecutive seeds; default: 1."),
     ] = None
     seed: Annotated[
-        list[int] | None, flag("-s", "--seed", help="Random seed; repeat for several images; default: random.")
+        list[int] | None,
+        flag(
+            "-s",
+            "--seed",
+            metavar="INT...",
+            help="Random seed, or several (-s 1 2 3) for an image each; default: random, and printed.",
+        ),
     ] = None
     sampling: Annotated[SamplingConfig, tuple(SAMPLING_FLAGS)] = SamplingConfig()
-    negative_prompt: Annotated[Text, flag("--negative-prompt", help="Text to guide away from; default: none.")] = None
+    negative_prompt: Annotated[
+        Text, flag("--negative-prompt", metavar="TEXT", help="Text to guide away from; default: none.")
+    ] = None
     lora: Annotated[
         list[str] | None,
         flag(
             "--lora",
-            metavar="FILE[:SCALE]",
-            help="LoRA of the decoder (.safetensors), scale -10 to 10, default 1; repeatable.",
+            metavar="LORA[:SCALE]",
+            help="LoRA of the decoder: .safetensors file, folder with one, or nano/comic; scale -10 to 10, default 1; "
+            "repeatable, default: none.",
         ),
     ] = None
     controlnet: Annotated[
@@ -81,60 +144,69 @@ class GenerateFlags:
         flag(
             "--controlnet",
             metavar="KIND=IMAGE[:SCALE]",
-            help="ControlNet input: canny, scribble, softedge, depth or seg; KIND=@MAP for a ready map; repeatable.",
+            help="ControlNet and its image: canny, scribble, softedge, depth or seg; KIND=@MAP for a ready map; "
+            "repeatable, default: none.",
         ),
     ] = None
     controlnet_model: Annotated[
         list[str] | None,
         flag(
             "--controlnet-model",
-            metavar="KIND=FOLDER_OR_ID",
-            help="Weights of a ControlNet; default: for Stable Diffusion v1.5; repeatable.",
+            metavar="KIND=MODEL",
+            help="Weights of a ControlNet, folder or Hub id; default: for Stable Diffusion v1.5; repeatable.",
         ),
     ] = None
     map_model: Annotated[
         list[str] | None,
         flag(
             "--map-model",
-            metavar="KIND=FOLDER_OR_ID",
-            help="transformers model that makes depth or seg maps; repeatable.",
+            metavar="KIND=MODEL",
+            help="transformers model, folder or Hub id, that makes depth or seg maps; default: Intel/dpt-large and "
+            "openmmlab/upernet-convnext-small; repeatable.",
         ),
     ] = None
-    model: Annotated[
-        Text, flag("--model", help="Model folder, Hub id or pulled name; default: the shipped nano model.")
-    ] = None
-    decoder: Annotated[
-        Text,
-        flag("--decoder", help="Image decoder: diffusers folder, Hub id or .safetensors; default: that of the model."),
-    ] = None
-    device: Annotated[str, flag("--device", help="Device to run on: auto (default), cpu, cuda, cuda:1 or mps.")] = (
-        "auto"
-    )
-    dtype: Annotated[str, flag("--dtype", help="Precision: auto (default), float32, float16 or bfloat16.")] = "auto"
+    model: Annotated[Text, MODEL] = None
+    decoder: Annotated[Text, DECODER] = None
+    device: Annotated[str, DEVICE] = "auto"
+    dtype: Annotated[str, DTYPE] = "auto"
     offload: Annotated[
         str,
         flag(
             "--offload",
-            help="Offload weights to main memory: none (default), model or sequential (slowest, least GPU memory).",
+            metavar="HOW",
+            help="Weights kept in main memory: none, model or sequential (slowest, least GPU memory); default: none.",
         ),
     ] = "none"
-    quantize: Annotated[
-        Text, flag("--quantize", help="Quantize the MLLM: none (default), 8bit or 4bit (needs kgcli[quant]).")
+    quantize: Annotated[Text, QUANTIZE] = None
+    images: Annotated[list[str] | None, IMAGE] = None
+    batch: Annotated[
+        Text,
+        flag(
+            "--batch",
+            metavar="FILE",
+            help="Prompts to generate: .txt or .jsonl, one per line, or .csv or .tsv with a column prompt; - reads "
+            "lines from stdin; default: none.",
+        ),
     ] = None
     batch_size: Annotated[
         str,
-        flag("--batch-size", metavar="N|auto", help="Images denoised together, 1 (default) to 16, or auto: faster."),
+        flag(
+            "--batch-size",
+            metavar="N|auto",
+            help="Images denoised together, 1 to 16, or auto: faster; default: 1.",
+        ),
     ] = "1"
     compile: Annotated[
         bool | None,
         flag("--compile/--no-compile", help="Compile the decoder: a slow first image, then faster; default: no."),
     ] = None
-    images: Annotated[
-        list[str] | None, flag("--image", help="Image file for <image:-1>, the next for <image:-2>; repeatable.")
-    ] = None
-    batch: Annotated[Text, flag("--batch", help="File of prompts, one per line (text or JSON); - reads stdin.")] = None
     from_: Annotated[
-        Text, flag("--from", metavar="IMAGE", help="Regenerate an image from its metadata; other flags override them.")
+        Text,
+        flag(
+            "--from",
+            metavar="IMAGE",
+            help="Generate an image again from its metadata, which other flags override; default: none.",
+        ),
     ] = None
     allow_download: Annotated[
         bool, flag("--allow-download", help="Allow downloads from Hub repositories named in the metadata of --from.")
@@ -143,8 +215,8 @@ class GenerateFlags:
     no_metadata: Annotated[bool, flag("--no-metadata", help="Write no metadata into the image.")] = False
     overwrite: Annotated[bool, flag("--overwrite", help="Replace existing images.")] = False
     skip_existing: Annotated[bool, flag("--skip-existing", help="Skip images that exist.")] = False
-    offline: Annotated[bool, flag("--offline", help="Download nothing.")] = False
-    quiet: Annotated[bool, flag("-q", "--quiet", help="Print errors only.")] = False
+    offline: Annotated[bool, OFFLINE] = False
+    quiet: Annotated[bool, QUIET] = False
     verbose: Annotated[bool, flag("-v", "--verbose", help="Print more messages.")] = False
 
 

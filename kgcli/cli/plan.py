@@ -18,13 +18,11 @@ from kgcli.inference.batching import AUTO, parse_size
 from kgcli.inference.metadata import is_ours, sidecar
 from kgcli.inference.output import OutputPlan, check_writable
 from kgcli.inference.replay import read_replay
-from kgcli.inference.request import Request, check_seed, make_request, random_seed
+from kgcli.inference.request import Request, choose_seeds, make_request
 from kgcli.runtime import check_compile, check_quantize
 from kgcli.weights.folder import ModelFolder, open_model
 
 _log = logging.getLogger(__name__)
-
-MAX_IMAGES = 100_000  # of one run; more is likely a typing error
 
 
 @dataclass(frozen=True)
@@ -242,7 +240,7 @@ def _add_job(plan: Plan, flags: GenerateFlags, job: Job) -> None:
 def _requests(plan: Plan, flags: GenerateFlags, line: Line) -> list[Request]:
     """Return one request for each seed of a line."""
     merged = {**_given(flags), **line.given()}
-    seeds = _seeds(merged["seed"], merged["num_images"])
+    seeds = choose_seeds(merged["seed"], merged["num_images"])
     first = make_request(
         plan.model,
         line.prompt,
@@ -270,25 +268,6 @@ def _adapters(model: ModelFolder, flags: GenerateFlags) -> Adapters:
         controlnet_models=flags.controlnet_model or [],
         map_models=flags.map_model or [],
     )
-
-
-def _seeds(given: int | list[int] | None, num_images: int | None) -> list[int]:
-    """Return one seed per image: those given, or consecutive ones from the first or a random one.
-
-    Raises: UsageError.
-    """
-    if num_images is not None and not 1 <= num_images <= MAX_IMAGES:
-        raise UsageError(f"--num-images is {num_images}; it must be from 1 to {MAX_IMAGES}")
-    seeds = [given] if isinstance(given, int) else list(given or [])
-    for seed in seeds:
-        check_seed(seed)
-    if len(seeds) > 1:
-        if num_images not in (None, len(seeds)):
-            raise UsageError(f"{len(seeds)} seeds give {len(seeds)} images; leave --num-images {num_images} out")
-        return seeds
-    first = seeds[0] if seeds else random_seed()
-    check_seed(first + (num_images or 1) - 1)
-    return [first + offset for offset in range(num_images or 1)]
 
 
 def _read_line(entry: Any, strict: bool) -> Line:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -9,27 +10,50 @@ from typing import Annotated
 
 import typer
 
+from kgcli.cli import help_width, rows
+from kgcli.cli.options import flag
+from kgcli.cli.parsing import complete
+from kgcli.cli.parsing.command import App
 from kgcli.errors import PartialBatchError, UsageError
 
-Name = Annotated[str, typer.Argument(help="Name as printed by kg ls.", show_default=False)]
+Name = Annotated[
+    str, typer.Argument(help="Name as printed by kg ls.", show_default=False, autocompletion=complete.shipped)
+]
 
-ls_app = typer.Typer(rich_markup_mode=None, add_completion=False)
-cp_app = typer.Typer(rich_markup_mode=None, add_completion=False)
-cat_app = typer.Typer(rich_markup_mode=None, add_completion=False)
-schema_app = typer.Typer(rich_markup_mode=None, add_completion=False)
-validate_app = typer.Typer(rich_markup_mode=None, add_completion=False)
+ls_app = App()
+cp_app = App()
+cat_app = App()
+schema_app = App()
+validate_app = App()
 
 
 @ls_app.command()
 def ls(
-    prefix: Annotated[str, typer.Argument(help="List only names with this prefix.", show_default=False)] = "",
+    prefix: Annotated[
+        str,
+        typer.Argument(help="List only names with this prefix.", show_default=False, autocompletion=complete.shipped),
+    ] = "",
+    names: Annotated[bool, flag("--names", help="Print the names alone, one per line.")] = False,
+    as_json: Annotated[bool, flag("--json", help="Print one JSON object per name.")] = False,
 ) -> None:
-    """List the shipped recipes and example images."""
-    from kgcli.weights.shipped import shipped_names
+    """List the shipped recipes and example images, with descriptions.
 
-    for name in shipped_names():
-        if name.startswith(prefix):
-            print(name)
+    Example: kg ls nano/
+    """
+    from kgcli.weights.shipped import describe_shipped, is_image, shipped_names
+
+    chosen = {name: describe_shipped(name) for name in shipped_names() if name.startswith(prefix)}
+    if names:
+        print("\n".join(chosen))
+    elif as_json:
+        for name, words in chosen.items():
+            print(json.dumps({"name": name, "kind": "image" if is_image(name) else "recipe", "description": words}))
+    else:
+        blocks = []
+        for title, kind in (("Recipes (kg cp NAME copies one)", False), ("Images (<image:NAME> in a prompt)", True)):
+            if block := {name: words for name, words in chosen.items() if is_image(name) is kind}:
+                blocks.append(f"{title}:\n{rows(block, help_width())}")
+        print("\n".join(blocks), end="")
 
 
 @cp_app.command()
@@ -38,7 +62,10 @@ def cp(
     to: Annotated[Path, typer.Argument(help="File or folder to write.")] = Path("."),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
-    """Copy a shipped recipe or image."""
+    """Copy a shipped recipe or image.
+
+    Example: kg cp nano/align mine.yaml
+    """
     from kgcli.files import write_whole
     from kgcli.inference.output import check_writable
     from kgcli.weights.shipped import get_shipped
@@ -54,11 +81,14 @@ def cp(
 
 @cat_app.command()
 def cat(name: Name) -> None:
-    """Print a shipped recipe."""
-    from kgcli.weights.shipped import IMAGE_SUFFIXES, get_shipped
+    """Print a shipped recipe.
+
+    Example: kg cat nano/align
+    """
+    from kgcli.weights.shipped import get_shipped, is_image
 
     source = get_shipped(name)
-    if source.suffix in IMAGE_SUFFIXES:
+    if is_image(source.name):
         raise UsageError(f"{name} is an image; copy it with kg cp {name}")
     sys.stdout.write(source.read_text("utf-8"))
 
@@ -82,9 +112,9 @@ def schema(
 
     In VS Code with its YAML extension: kg schema > recipe.schema.json, and as a recipe's first line
     "# yaml-language-server: $schema=recipe.schema.json".
-    """
-    import json
 
+    Example: kg schema > recipe.schema.json
+    """
     from kgcli.cli.train import stage_names
     from kgcli.training.checks.schema import make_schema
 
@@ -93,9 +123,17 @@ def schema(
 
 @validate_app.command()
 def validate(
-    names: Annotated[list[str], typer.Argument(help="Recipe files, or names of shipped recipes.", show_default=False)],
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            help="Recipe files, or names of shipped recipes.", show_default=False, autocompletion=complete.recipes
+        ),
+    ],
 ) -> None:
-    """Check recipes without running them."""
+    """Check recipes without running them.
+
+    Example: kg validate nano/align mine.yaml
+    """
     from kgcli.cli.failure import show
     from kgcli.errors import KgError
 

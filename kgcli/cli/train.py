@@ -8,8 +8,16 @@ from typing import Annotated
 
 import typer
 
+from kgcli.cli.parsing import complete
+from kgcli.cli.parsing.command import App
+
 RecipeName = Annotated[
-    str, typer.Argument(help="Recipe file, or name of a shipped recipe (see kg ls).", show_default=False)
+    str,
+    typer.Argument(
+        help="Recipe file, or name of a shipped recipe (see kg ls).",
+        show_default=False,
+        autocompletion=complete.recipes,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -87,9 +95,10 @@ def _command(stage: str) -> Callable[..., None]:
 
 
 def _app(table: dict[str, str]) -> typer.Typer:
-    app = typer.Typer(rich_markup_mode=None, add_completion=False)
+    app = App()
     for stage, text in table.items():
-        app.command(stage, help=text)(_command(stage))
+        command = stage if stage in PAPER else f"base {stage}"
+        app.command(stage, help=f"{text}\n\nExample: kg {command} nano128/{stage}")(_command(stage))
     return app
 
 
@@ -102,7 +111,7 @@ def base() -> None:
     """Train the nano model's base parts, its adapters, and the models of its evaluation."""
 
 
-chain_app = typer.Typer(rich_markup_mode=None, add_completion=False)
+chain_app = App()
 
 
 @chain_app.command()
@@ -121,6 +130,8 @@ def train(
 
     Overrides are for all recipes, as in: kg train nano precision=bf16. Each recipe also runs alone, with kg base,
     kg pretrain, kg align and kg instruct.
+
+    Example: kg train nano --list
     """
     from kgcli.training.chains import describe_chain, load_chain
 

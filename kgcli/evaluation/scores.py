@@ -16,6 +16,7 @@ from kgcli.files import write_whole
 from kgcli.reading import PathBelow, read_record
 
 ALL = "all"
+RATES = ("copied", "judge_")  # beginnings of the names of measures that are 0 or 1 for an image; others are cosines
 MAX_BYTES = 256 * 2**20  # of scores.json; 30,000 images with their numbers take 20 MB
 
 
@@ -125,6 +126,11 @@ def means_by_subject(images: Sequence[ImageScore], measure: str) -> dict[str, fl
     return subject_means((one.subject, one.prompt, one.values[measure]) for one in images if measure in one.values)
 
 
+def range_of(measure: str) -> tuple[float, float]:
+    """Return the lowest and highest value of a per-image measure: of a rate, else of a cosine similarity."""
+    return (0.0, 1.0) if measure.startswith(RATES) else (-1.0, 1.0)
+
+
 def _groups(images: Sequence[ImageScore], names: Sequence[str]) -> Iterator[tuple[str, list[ImageScore]]]:
     yield ALL, list(images)
     for name in names:
@@ -140,7 +146,7 @@ def _figure(measure: str, row: str, group: str, members: Sequence[ImageScore]) -
     means = means_by_subject(members, measure)
     if not means:
         return None
-    mean = cluster_mean([means[subject] for subject in sorted(means)])
+    mean = cluster_mean([means[subject] for subject in sorted(means)], range_of(measure))
     return Figure(
         measure=measure,
         value=mean.value,

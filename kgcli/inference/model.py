@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from kgcli.config import read_sampling
-from kgcli.errors import UsageError
 from kgcli.inference.adapters.named import Adapters, read_adapters
 from kgcli.inference.batching import each_row, halved_on_failure, make_batches
 from kgcli.inference.denoise import StepCallback, denoise, seeded
@@ -20,7 +19,7 @@ from kgcli.inference.encoder import PromptEncoder
 from kgcli.inference.fast_decoder import channels_last, compile_decoder
 from kgcli.inference.metadata import Metadata, describe
 from kgcli.inference.pipeline import KosmosGPipeline
-from kgcli.inference.request import Request, check_seed, edit_prompt, make_request, random_seed
+from kgcli.inference.request import Request, choose_seeds, edit_prompt, make_request
 from kgcli.runtime import check_compile, check_quantize, choose_device, choose_dtype, choose_offload, memory_errors
 from kgcli.weights.folder import ModelFolder, open_model
 from kgcli.weights.safetensors import DTYPES
@@ -85,50 +84,53 @@ class Model:
         self,
         prompt: str,
         *,
-        images: Sequence[str] = (),
+        image: str | Sequence[str] = (),
         negative_prompt: str = "",
-        seed: int | None = None,
-        num_images: int = 1,
+        seed: int | Sequence[int] | None = None,
+        num_images: int | None = None,
         batch_size: int | str = 1,
-        loras: Sequence[str] = (),
-        controls: Sequence[str] = (),
-        controlnet_models: Sequence[str] = (),
-        map_models: Sequence[str] = (),
-        **sampling: Any,
+        lora: str | Sequence[str] = (),
+        controlnet: str | Sequence[str] = (),
+        controlnet_model: str | Sequence[str] = (),
+        map_model: str | Sequence[str] = (),
+        **settings: Any,
     ) -> list[Image.Image]:
-        """Generate images from a prompt with `<image:PATH>` tags, with the seed and those after it.
+        """Generate images from a prompt with `<image:PATH>` tags: one for each seed, or with the seed and those after.
 
-        `images` fill numbered slots (`<image:-1>`); `loras` (`style.safetensors:0.7`), `controls` (`canny=a.jpg:0.8`),
-        `controlnet_models` and `map_models` (`canny=FOLDER`) are as on the command line; `sampling` are
-        fields of `SamplingConfig`. `batch_size` images (or auto) are denoised together: faster, and each then differs
-        in its last bits from the same image generated alone.
+        Keywords are the flags of `kg generate`: `image` fills numbered slots (`<image:-1>`); `lora`
+        (`style.safetensors:0.7`), `controlnet` (`canny=a.jpg:0.8`), `controlnet_model` and `map_model`
+        (`canny=FOLDER`) are one or several; `settings` are fields of `SamplingConfig` (`steps`, `guidance_scale`,
+        `width`, `height`, `scheduler`). The names of earlier versions (`images`, `loras`, `controls`,
+        `controlnet_models`, `map_models`) are read too. `batch_size` images (or auto) are denoised together: faster,
+        and each then differs in its last bits from the same image generated alone.
+
+        Raises: UsageError, PromptError, ImageError, IncompatibleError; MissingError.
 
         Example:
             >>> model = load(device="cpu")
-            >>> images = model.generate("a cat in the snow", seed=0, num_images=2, num_inference_steps=2)
+            >>> images = model.generate("a cat in the snow", seed=0, num_images=2, steps=2)
             >>> [image.size for image in images]
             [(64, 64), (64, 64)]
         """
+        slots = _several(image, settings, "images")
         adapters = read_adapters(
             self.folder,
-            loras=loras,
-            controls=controls,
-            controlnet_models=controlnet_models,
-            map_models=map_models,
+            loras=_several(lora, settings, "loras"),
+            controls=_several(controlnet, settings, "controls"),
+            controlnet_models=_several(controlnet_model, settings, "controlnet_models"),
+            map_models=_several(map_model, settings, "map_models"),
         )
-        if num_images < 1:
-            raise UsageError(f"num_images is {num_images}; it must be at least 1")
+        seeds = choose_seeds(seed, num_images)
         first = make_request(
             self.folder,
             prompt,
-            images=images,
+            images=slots,
             negative_prompt=negative_prompt,
-            seed=random_seed() if seed is None else seed,
-            sampling=read_sampling(sampling),
+            seed=seeds[0],
+            sampling=read_sampling(settings),
             adapters=adapters,
         )
-        check_seed(first.seed + num_images - 1)
-        requests = [replace(first, seed=first.seed + offset) for offset in range(num_images)]
+        requests = [replace(first, seed=one) for one in seeds]
         return [image for _, image in generate(self, requests, batch_size=batch_size)]
 
     def edit(self, image: str, instruction: str, **options: Any) -> list[Image.Image]:
@@ -136,7 +138,7 @@ class Model:
 
         Example:
             >>> model = load(device="cpu")
-            >>> len(model.edit("nano/cat.png", "add a hat", seed=0, num_inference_steps=2))
+            >>> len(model.edit("nano/cat.png", "add a hat", seed=0, steps=2))
             1
         """
         return self.generate(edit_prompt(image, instruction), **options)
@@ -255,6 +257,12 @@ class _Conditioning:
             self.embeds = self.encoder.encode_request(request)
         self.previous = request
         return self.embeds
+
+
+def _several(given: str | Sequence[str], settings: dict[str, Any], earlier: str) -> list[str]:
+    """Return one or several values as a list, else those under the keyword of earlier versions."""
+    values = given or settings.pop(earlier, ())
+    return [values] if isinstance(values, str) else list(values)
 
 
 def _same_prompt(one: Request, other: Request) -> bool:

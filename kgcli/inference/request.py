@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +12,12 @@ from kgcli.data.images import ImageFile, read_image
 from kgcli.data.prompt import ImageRef, Prompt, check_length, encode
 from kgcli.errors import ImageError, PromptError, UsageError
 from kgcli.inference.adapters.named import Adapters
+from kgcli.inference.notes import notes_about
 from kgcli.weights.folder import ModelFolder
 from kgcli.weights.shipped import find_image
 
 MAX_SEED = 2**63 - 1
-_IMAGE_LINK = re.compile(r"https?://\S{1,500}\.(?:png|jpe?g|webp|gif)\b", re.IGNORECASE)
+MAX_IMAGES = 100_000  # of one prompt; more is likely a typing error
 
 _log = logging.getLogger(__name__)
 
@@ -62,13 +62,12 @@ def make_request(
     check_seed(seed)
     prompt = Prompt.parse(text).fill_slots(images)
     check_fits(prompt, model)
-    _note_many_subjects(prompt, model)
-    for part in prompt.parts:
-        if isinstance(part, str) and (link := _IMAGE_LINK.search(part)):
-            _log.warning("%s is read as text; to use the image, download it and write <image:FILE>", link.group())
+    images_of_prompt = open_images(prompt)
+    for note in notes_about(prompt, sampling, model):
+        _log.warning("%s", note)
     return Request(
         prompt=prompt,
-        images=open_images(prompt),
+        images=images_of_prompt,
         negative_prompt=check_negative(negative_prompt, model),
         seed=seed,
         sampling=sampling,
@@ -89,16 +88,6 @@ def check_fits(prompt: Prompt, model: ModelFolder) -> None:
     """
     sequence = encode(prompt.fragments, model.tokenizer, model.cfg.resampler.num_queries)
     check_length(prompt, sequence, max_images=model.cfg.max_images, max_tokens=model.cfg.mllm.max_positions)
-
-
-def _note_many_subjects(prompt: Prompt, model: ModelFolder) -> None:
-    """Warn if a prompt has more images than the model was trained to combine: it may drop some."""
-    num, most = sum(ref.weight > 0 for ref in prompt.images), model.cfg.max_subjects
-    if most is not None and num > most:
-        _log.warning(
-            "the prompt has %d images, the model %s was trained to combine at most %d: it may leave out the others",
-            num, model.name, most,
-        )  # fmt: skip
 
 
 def check_negative(text: str, model: ModelFolder) -> str:
@@ -141,3 +130,22 @@ def check_seed(seed: int) -> None:
     """
     if not 0 <= seed <= MAX_SEED:
         raise UsageError(f"--seed is {seed}; it must be from 0 to {MAX_SEED}")
+
+
+def choose_seeds(given: int | Sequence[int] | None, num_images: int | None = None) -> list[int]:
+    """Return one seed per image: those given, or consecutive ones from the first or a random one.
+
+    Raises: UsageError.
+    """
+    if num_images is not None and not 1 <= num_images <= MAX_IMAGES:
+        raise UsageError(f"--num-images is {num_images}; it must be from 1 to {MAX_IMAGES}")
+    seeds = [given] if isinstance(given, int) else list(given or [])
+    for seed in seeds:
+        check_seed(seed)
+    if len(seeds) > 1:
+        if num_images not in (None, len(seeds)):
+            raise UsageError(f"{len(seeds)} seeds give {len(seeds)} images; leave --num-images {num_images} out")
+        return seeds
+    first = seeds[0] if seeds else random_seed()
+    check_seed(first + (num_images or 1) - 1)
+    return [first + offset for offset in range(num_images or 1)]

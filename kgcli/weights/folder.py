@@ -18,8 +18,9 @@ from kgcli.weights.config import MAX_CONFIG_BYTES, read_model_config
 from kgcli.weights.hashes import hash_files
 from kgcli.weights.hub import HubError, is_hub_id, snapshot
 from kgcli.weights.published.catalogue import is_entry, local_model
-from kgcli.weights.shipped import DEFAULT_MODEL, SD15_SIZES
+from kgcli.weights.shipped import DEFAULT_MODEL, DEFAULT_NAME, SD15_SIZES
 from kgcli.weights.single_file_header import check_inputs, check_single_decoder, scheduler_settings
+from kgcli.weights.words import KnownWords, read_words
 
 WEIGHTS_NAME = "model.safetensors"
 TOKENIZER_NAME = "tokenizer"
@@ -47,6 +48,11 @@ class ModelFolder:
     def sha256(self) -> str:
         """Hash of the weight files, in the order of their names."""
         return hash_files(sorted(self.path.glob("model*.safetensors")))
+
+    @cached_property
+    def words(self) -> KnownWords | None:
+        """The words, subjects and sizes it was trained on; None if it does not tell. Raises: as `read_words`."""
+        return read_words(self.path)
 
     @property
     def num_bytes(self) -> int:
@@ -93,8 +99,8 @@ def open_model(
     with_decoder: bool = True,
     with_aligner: bool = True,
 ) -> ModelFolder:
-    """Find a model (a folder, the name of a pulled one, a Hub id, or None for the shipped one) and check its files
-    and its decoder's. With `with_aligner` False a stage 1 model, without AlignerNet, is accepted.
+    """Find a model (a folder, the name of a pulled one, a Hub id, or None or "nano" for the shipped one) and check its
+    files and its decoder's. With `with_aligner` False a stage 1 model, without AlignerNet, is accepted.
 
     Raises:
         MissingError: something is not there or damaged.
@@ -111,7 +117,7 @@ def open_model(
             f"the tokenizer of {path} gives {tokenizer.vocab_size} ids, the model has {cfg.mllm.vocab_size} "
             "(or their special symbols differ); the folder mixes two models"
         )
-    name = "nano" if model is None else Path(model).name or path.name
+    name = DEFAULT_NAME if model is None else Path(model).name or path.name
     if with_decoder and decoder is None:
         _check_named_decoder(path, cfg.decoder)
     found = _find_decoder(path, decoder or cfg.decoder, cfg.aligner.width) if with_decoder else cfg.decoder
@@ -173,7 +179,7 @@ def _end_of(name: str, entry: dict[str, Any]) -> int:
 
 
 def _find_model(model: str | None, offline: bool) -> Path:
-    if model is None:
+    if model is None or (model == DEFAULT_NAME and not Path(model).is_dir()):
         if not DEFAULT_MODEL.is_dir():
             raise MissingError("the shipped model is missing: install the package again, or give --model")
         return DEFAULT_MODEL

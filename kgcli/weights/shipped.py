@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import difflib
+import itertools
+import re
 from pathlib import Path
 
 from kgcli.errors import MissingError
 from kgcli.files import PACKAGE, recipes_folder
 
 DEFAULT_MODEL = PACKAGE / "nano" / "model"
+DEFAULT_NAME = "nano"
 ADAPTERS = PACKAGE / "nano" / "adapters"  # of the default model's decoder: ControlNet folders and LoRA files
 SD15_SIZES = PACKAGE / "decoders" / "sd15"  # config.json files without weights
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+# What each example image shows.
+EXAMPLE_IMAGES = {
+    "nano/cat.png": "a teal cat with orange stripes on a wooden floor",
+    "nano/dog.png": "a blue dog with yellow spots in a flower garden",
+    "nano/robot.png": "a pink robot with lime stripes in the city",
+    "nano/fox.png": "a blue fox with pink stripes in the snow",
+    "nano/car.png": "a pink car with blue spots on the beach",
+    "nano/teapot.png": "an orange teapot with blue spots in front of a brick wall",
+    "nano/owl.png": "a red owl with yellow patches in the forest",
+}
+_FIELD = re.compile(r"# *(Needs|Run|Expect|Full size): ")  # of a recipe's header, after its description
+_CLAUSE_END = re.compile(r"; |\. ")
 EXAMPLE_DATA = "example-data/"
 _SHOWN_SUFFIXES = (".yaml", *IMAGE_SUFFIXES)
 
@@ -23,6 +38,21 @@ def shipped_names() -> list[str]:
     files = (path for path in root.rglob("*") if path.suffix in _SHOWN_SUFFIXES and path.is_file())
     names = sorted(_name(path.relative_to(root)) for path in files)
     return [name for name in names if not (name.startswith(EXAMPLE_DATA) and name.endswith(IMAGE_SUFFIXES))]
+
+
+def is_image(name: str) -> bool:
+    """Tell whether the name of a shipped file is that of an image."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def describe_shipped(name: str) -> str:
+    """Return a line about a shipped file: of an image what it shows, of a recipe the first clause of its header."""
+    if is_image(name):
+        return EXAMPLE_IMAGES.get(name, "")
+    lines = get_shipped(name).read_text("utf-8").splitlines()
+    header = itertools.takewhile(lambda line: line.startswith("#") and not _FIELD.match(line), lines)
+    text = " ".join(line.strip("# ") for line in header)
+    return _CLAUSE_END.split(text)[0].rstrip(".")
 
 
 def find_shipped(name: str) -> Path | None:

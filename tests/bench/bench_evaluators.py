@@ -44,7 +44,7 @@ def main():
     parser.add_argument("--num", type=int, default=60)
     args = parser.parse_args()
     extractors = nano_extractors(args.folder)
-    embed = {"dino": extractors.dino.pictures, "clip": extractors.clip.pictures}
+    embed = {"dino": extractors.dino.images, "clip": extractors.clip.images}
     embed["judge"] = Recognisers.load(SHIPPED_JUDGES).embed
     rng = np.random.default_rng(31)
     for kind in ("any", "same colour", "same noun", "same noun and colour"):

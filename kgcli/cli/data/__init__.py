@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import typer
-
 from kgcli.cli.data import building
 from kgcli.cli.data.importing import import_data, layouts
 from kgcli.cli.data.looking import show, stats, validate
+from kgcli.cli.parsing.command import App
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False)
+app = App()
 app.command("import")(import_data)
 app.command("layouts")(layouts)
 for command in (validate, stats, show):

@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False)
+from kgcli.cli.parsing.command import App
+
+app = App()
 
 
 @app.callback()
@@ -25,7 +27,12 @@ def compositional(
     ] = None,
     setting: Annotated[
         list[str] | None,
-        typer.Option("-s", "--set", metavar="KEY=VALUE", help="Setting, as segmenter.use=sam3; repeatable."),
+        typer.Option(
+            "-s",
+            "--set",
+            metavar="KEY=VALUE",
+            help="Setting, as segmenter.use=sam3; repeatable, default: none.",
+        ),
     ] = None,
     name: Annotated[str, typer.Option("--name", help="Name of the shards.")] = "compositional",
     engine: Annotated[str, typer.Option("--engine", help="pool (processes on this machine) or ray.")] = "pool",

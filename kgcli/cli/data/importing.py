@@ -14,11 +14,19 @@ def import_data(
     source: Annotated[str, typer.Argument(help="File, folder, or for hugging-face a Hub id.")],
     to: Annotated[Path, typer.Option("--to", help="Folder to write the shards to; an interrupted import resumes.")],
     images: Annotated[
-        Path | None, typer.Option("--images", help="Folder of the images that the source names.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--images", help="Folder of the images that the source names; default: the source's.", show_default=False
+        ),
     ] = None,
     column: Annotated[
         list[str] | None,
-        typer.Option("-c", "--column", metavar="FIELD=NAME", help="Column of a field, as caption=text; repeatable."),
+        typer.Option(
+            "-c",
+            "--column",
+            metavar="FIELD=NAME",
+            help="Column of a field, as caption=text; repeatable, default: the layout's.",
+        ),
     ] = None,
     split: Annotated[str, typer.Option("--split", help="Split of a Hugging Face data set.")] = "train",
     all_captions: Annotated[
@@ -29,7 +37,7 @@ def import_data(
     ] = False,
     name: Annotated[str | None, typer.Option("--name", help="Name of the shards; default: the layout's.")] = None,
     rows_per_shard: Annotated[int, typer.Option("--rows-per-shard", min=1, help="Items of the source a shard.")] = 1000,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Import only the first items.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first items; default: all.")] = None,
     stop_on_fault: Annotated[
         bool, typer.Option("--stop-on-fault", help="Stop at the first damaged item; default: list it and go on.")
     ] = False,
@@ -61,7 +69,10 @@ def import_data(
 
 
 def layouts() -> None:
-    """List the layouts that can be imported."""
+    """List the layouts that can be imported.
+
+    Example: kg data layouts
+    """
     from kgcli.data.importers.table import IMPORTERS
 
     width = max(map(len, IMPORTERS))

@@ -30,7 +30,10 @@ def validate(
 def stats(
     path: Shards, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
 ) -> None:
-    """Count rows, sizes of images, lengths of texts, entities and repeated images."""
+    """Count rows, sizes of images, lengths of texts, entities and repeated images.
+
+    Example: kg data stats data/shards
+    """
     from kgcli.data.looking.stats import stats_of
 
     found = stats_of(path)

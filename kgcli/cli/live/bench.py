@@ -10,6 +10,7 @@ import typer
 from kgcli import runtime
 from kgcli.cli.logs import set_up_logs
 from kgcli.cli.options import GenerateFlags, flag, takes_flags
+from kgcli.cli.parsing.command import App
 from kgcli.cli.plan import open_session
 from kgcli.cli.train import Overrides, RecipeName
 from kgcli.config import MAX_BATCH
@@ -21,7 +22,7 @@ from kgcli.weights.folder import open_model
 if TYPE_CHECKING:
     from kgcli.speed.card import Card
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False)
+app = App()
 PROMPT = "a <image:nano/cat.png> in the snow"
 Text = Annotated[str, typer.Argument(help="Text with <image:PATH> tags.")]
 Repeats = Annotated[int, flag("--repeats", help="Rounds that are timed, 1 to 1000; default: 5.")]

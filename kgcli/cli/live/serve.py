@@ -7,14 +7,13 @@ import sys
 import threading
 from typing import Annotated
 
-import typer
-
 from kgcli.cli.logs import set_up_logs
 from kgcli.cli.options import GenerateFlags, flag, takes_flags
+from kgcli.cli.parsing.command import App
 from kgcli.cli.plan import open_session
 from kgcli.errors import UsageError
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False)
+app = App()
 NOT_OF_A_SERVER = (
     *("out", "num_images", "seed", "negative_prompt", "images", "batch", "from_", "allow_download"),
     *("json", "no_metadata", "overwrite", "skip_existing"),

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from kgcli.cli.failure import show
 from kgcli.cli.logs import set_up_logs
 from kgcli.cli.options import GenerateFlags, takes_flags
+from kgcli.cli.parsing.command import App
 from kgcli.cli.plan import Line, Plan, check_entry, open_session, plan_entry
 from kgcli.errors import KgError, PartialBatchError, UsageError
 from kgcli.files import make_folder
@@ -25,7 +24,7 @@ from kgcli.runtime import user_cache
 if TYPE_CHECKING:
     from kgcli.inference.model import Model
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False)
+app = App()
 PROMPT = "kg> "
 HISTORY_LINES = 1000
 SHORT = {"-n": "num_images", "-s": "seed", "-o": "out", "-g": "guidance_scale", "-W": "width", "-H": "height"}

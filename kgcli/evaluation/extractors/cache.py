@@ -20,6 +20,7 @@ from PIL import Image
 from kgcli.data.images import open_image
 from kgcli.errors import MissingError
 from kgcli.evaluation.extractors.base import ImageExtractor, TextExtractor
+from kgcli.evaluation.extractors.processes import Job, Processes, shared
 from kgcli.evaluation.plan import fingerprint
 from kgcli.files import sha256, write_whole
 
@@ -42,16 +43,37 @@ class Alteration:
 class FeatureCache:
     """Features of image files, from disk where they are cached."""
 
-    def __init__(self, folder: Path, progress: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self, folder: Path, progress: Callable[[int], None] | None = None, processes: Processes | None = None
+    ) -> None:
         self.folder = folder
         self._progress = progress
+        self._processes = processes or Processes()
 
     def images(self, extractor: ImageExtractor, files: Sequence[Path], alteration: Alteration | None = None) -> Rows:
         """Return features (N, D), a row for each file. Raises: MissingError, ImageError."""
+        return self.parts(extractor, [(files, alteration)])[0]
+
+    def parts(self, extractor: ImageExtractor, parts: Sequence[tuple[Sequence[Path], Alteration | None]]) -> list[Rows]:
+        """Return features (N, D) of each part, that is files and their alteration. Raises: MissingError, ImageError."""
         blocks = [
-            self._block(extractor, files[start : start + BLOCK], alteration) for start in range(0, len(files), BLOCK)
+            (part, _Block(tuple(files[start : start + BLOCK]), alteration))
+            for part, (files, alteration) in enumerate(parts)
+            for start in range(0, len(files), BLOCK)
         ]
-        return np.concatenate(blocks)
+        kept = [self._file(extractor, hashes(one.files, one.alteration)) for _, one in blocks]
+        rows = [_read(path, len(one.files)) for path, (_, one) in zip(kept, blocks, strict=True)]
+        absent = [at for at, found in enumerate(rows) if found is None]
+        self._report(sum(len(one.files) for (_, one), found in zip(blocks, rows, strict=True) if found is not None))
+        self._encode(extractor, [(blocks[at][1], kept[at]) for at in absent])
+        for at in absent:
+            rows[at] = _read(kept[at], len(blocks[at][1].files))
+        by_part: list[list[Rows]] = [[] for _ in parts]
+        for (part, one), path, found in zip(blocks, kept, rows, strict=True):
+            if found is None:  # another process removed or damaged it just now
+                found = encode_block(extractor, one.files, one.alteration, path)
+            by_part[part].append(found)
+        return [np.concatenate(found) for found in by_part]
 
     def texts(self, extractor: TextExtractor, texts: Sequence[str]) -> Rows:
         """Return features (N, D), a row for each text. Raises: UsageError."""
@@ -63,22 +85,41 @@ class FeatureCache:
             _write(kept, rows)
         return rows
 
-    def _block(self, extractor: ImageExtractor, files: Sequence[Path], alteration: Alteration | None) -> Rows:
-        kept = self._file(extractor, hashes(files, alteration))
-        rows = _read(kept, len(files))
-        if rows is None:
-            images = [open_image(file, srgb=False) for file in files]
-            if alteration is not None:
-                images = [alteration.apply(file, one) for file, one in zip(files, images, strict=True)]
-            rows = np.asarray(extractor.images(images), np.float32)
-            _write(kept, rows)
-        if self._progress is not None:
-            self._progress(len(files))
-        return rows
+    def _encode(self, extractor: ImageExtractor, absent: Sequence[tuple[_Block, Path]]) -> None:
+        """Encode and keep blocks, here or in other processes."""
+        if self._processes.takes(len(absent)):
+            taken = shared(extractor)
+            jobs = [Job(taken, shared(one.alteration), one.files, path) for one, path in absent]
+            for job in self._processes.run(jobs):
+                self._report(len(job.files))
+            return
+        for one, path in absent:
+            encode_block(extractor, one.files, one.alteration, path)
+            self._report(len(one.files))
+
+    def _report(self, num: int) -> None:
+        if self._progress is not None and num:
+            self._progress(num)
 
     def _file(self, extractor: ImageExtractor, digests: Sequence[str]) -> Path:
         named = json.dumps({"extractor": extractor.facts(), "pictures": digests}, sort_keys=True)
         return self.folder / f"{extractor.name}-{hashlib.sha256(named.encode()).hexdigest()[:32]}.npy"
+
+
+@dataclass(frozen=True)
+class _Block:
+    files: tuple[Path, ...]
+    alteration: Alteration | None
+
+
+def encode_block(extractor: ImageExtractor, files: Sequence[Path], alteration: Alteration | None, kept: Path) -> Rows:
+    """Encode images to (N, D) and keep the rows in a file."""
+    images = [open_image(file, srgb=False) for file in files]
+    if alteration is not None:
+        images = [alteration.apply(file, one) for file, one in zip(files, images, strict=True)]
+    rows = np.asarray(extractor.images(images), np.float32)
+    _write(kept, rows)
+    return rows
 
 
 def hashes(files: Sequence[Path], alteration: Alteration | None = None) -> list[str]:

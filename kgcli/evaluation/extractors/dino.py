@@ -21,11 +21,12 @@ from torchvision import transforms
 
 from kgcli.errors import IncompatibleError
 from kgcli.evaluation.extractors.published import (
+    BATCH,
     RANDOM,
     SIZE,
     Rows,
     first_line,
-    one_by_one,
+    in_batches,
 )
 from kgcli.evaluation.extractors.weight_files import Weights
 
@@ -57,6 +58,10 @@ def square_transform() -> Callable[[Image.Image], Tensor]:
     )
 
 
+def _unchanged(state: dict[str, Tensor], model: VisionTransformer) -> dict[str, Tensor]:
+    return state
+
+
 @dataclass(frozen=True, kw_only=True)
 class Use:
     """A published use of one of the networks."""
@@ -68,7 +73,7 @@ class Use:
     title: str = ""  # of the network, in messages
     unit: bool = True  # whether rows are of length 1
     token: str = "class token after the norm"
-    adapt: Callable[[dict[str, Tensor], VisionTransformer], dict[str, Tensor]] = lambda state, model: state
+    adapt: Callable[[dict[str, Tensor], VisionTransformer], dict[str, Tensor]] = _unchanged
 
 
 def resize_positions(positions: Tensor) -> Tensor:
@@ -132,6 +137,7 @@ class DinoExtractor:
                 f"{weights.path} does not hold {use.title or use.architecture} ({first_line(error)})"
             ) from None
         self._take(use, model, weights.sha256, device)
+        self._made_by: tuple[Callable[..., DinoExtractor], Any] = DinoExtractor, (use, weights, device)
 
     @classmethod
     def random_weights(cls, use: Use, seed: int = 0, device: str = "cpu") -> DinoExtractor:
@@ -140,7 +146,12 @@ class DinoExtractor:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             extractor._take(use, _bare(use), f"{RANDOM}-{seed}", device)
+        extractor._made_by = cls.random_weights, (use, seed, device)
         return extractor
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Open the weights again in another process."""
+        return self._made_by
 
     def facts(self) -> dict[str, Any]:
         """Return architecture, transform and weights."""
@@ -148,7 +159,7 @@ class DinoExtractor:
             "extractor": self.name,
             "architecture": f"timm {self._use.architecture}, {self._use.token}",
             "transform": self._use.words,
-            "precision": "float32",
+            "precision": f"float32, batches of {BATCH}",
             "weights_sha256": self._sha256,
         }
 
@@ -156,7 +167,7 @@ class DinoExtractor:
     def images(self, images: Sequence[Image.Image]) -> Rows:
         """Embed images: (N, 384), rows of length 1, for subjects; (N, 1024), not normalised, for sets."""
         pixels = [self._transform(image.convert("RGB")) for image in images]
-        return one_by_one(self._model, pixels, self._device, unit=self._use.unit)
+        return in_batches(self._model, pixels, self._device, unit=self._use.unit)
 
     def _take(self, use: Use, model: VisionTransformer, sha256: str, device: str) -> None:
         self.name = use.name

@@ -95,7 +95,7 @@ class TorchFidelityInception:
 
     def __init__(self, weights: Weights, device: str = "cpu") -> None:
         self.sha256 = weights.sha256
-        self._device = device
+        self._weights, self._device = weights, device
         try:
             network = NoTrainInceptionV3("inception-v3-compat", [str(NUM_FEATURES)], str(weights.path), antialias=False)
         except (RuntimeError, KeyError, EOFError, TypeError, AttributeError) as error:
@@ -103,6 +103,10 @@ class TorchFidelityInception:
                 f"{weights.path} does not hold torch-fidelity's Inception ({_line(error)})"
             ) from None
         self._network = network.to(device)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Open the weights again in another process."""
+        return type(self), (self._weights, self._device)
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Return features (2048,)."""
@@ -116,7 +120,7 @@ class CleanInception:
 
     def __init__(self, weights: Weights, device: str = "cpu") -> None:
         self.sha256 = weights.sha256
-        self._device = device
+        self._weights, self._device = weights, device
         try:
             with warnings.catch_warnings():  # TorchScript is deprecated, and the published file's only format
                 warnings.simplefilter("ignore", FutureWarning)
@@ -124,6 +128,10 @@ class CleanInception:
         except (RuntimeError, AttributeError) as error:
             raise IncompatibleError(f"{weights.path} does not hold a TorchScript Inception ({_line(error)})") from None
         self._network = network.eval().to(device)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Open the weights again in another process."""
+        return type(self), (self._weights, self._device)
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Return features (2048,)."""

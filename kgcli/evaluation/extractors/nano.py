@@ -18,6 +18,7 @@ from PIL import Image
 
 from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.extractors.base import Extractors, ImageExtractor
+from kgcli.evaluation.extractors.processes import compute_exactly
 from kgcli.files import PACKAGE, sha256
 
 if TYPE_CHECKING:
@@ -54,6 +55,10 @@ class NanoDino:
             "weights_sha256": self._sha256,
         }
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Open the weights again in another process."""
+        return type(self), (self._folder,)
+
     def images(self, images: Sequence[Image.Image]) -> Rows:
         """Embed images to (N, D), rows of length 1."""
         return _one_by_one(self._model, [_fitted(image) for image in images], self._model.projection.out_features)
@@ -62,7 +67,7 @@ class NanoDino:
     def _model(self) -> EvalVit:
         from kgcli.model.nano_evaluators import EvalVit
 
-        one_thread()
+        compute_exactly("cpu")
         return EvalVit.load(self._folder)
 
 
@@ -86,6 +91,10 @@ class NanoClip:
             "precision": "float32",
             "weights_sha256": self._sha256,
         }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Open the weights again in another process."""
+        return type(self), (self._folder,)
 
     def images(self, images: Sequence[Image.Image]) -> Rows:
         """Embed images to (N, D), rows of length 1."""
@@ -111,7 +120,7 @@ class NanoClip:
     def _model(self) -> EvalClip:
         from kgcli.model.nano_evaluators import EvalClip
 
-        one_thread()
+        compute_exactly("cpu")
         return EvalClip.load(self._folder)
 
 
@@ -136,13 +145,6 @@ class UnitVariance:
 def nano_extractors(folder: Path = SHIPPED) -> Extractors:
     """Return both extractors of the nano suites. Raises: MissingError."""
     return Extractors(dino=NanoDino(folder / DINO_FOLDER), clip=NanoClip(folder / CLIP_FOLDER))
-
-
-def one_thread() -> None:
-    """Compute on one thread: sums depend on the number of threads, scores must not."""
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def _identify(folder: Path, stage: str) -> tuple[dict[str, Any], str]:

@@ -5,8 +5,10 @@ Source: Image Segmentation Using Text and Image Prompts (arXiv:2112.10003).
 
 from __future__ import annotations
 
+import functools
 import json
 import pickle
+from typing import Any
 
 import torch
 from PIL import Image
@@ -48,7 +50,11 @@ class ClipSegmenter:
             )
         self._processor = CLIPSegProcessor(pixels, words)
         self._model = model.eval().requires_grad_(False).to(device)
-        self._sha256, self._device = weights.sha256, device
+        self._weights, self._sha256, self._device = weights, weights.sha256, device
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Open the weights again in another process, once for all subjects."""
+        return _opened, (self._weights, self._device)
 
     def facts(self) -> dict[str, str]:
         """Return class, weights, transform, prompt and threshold."""
@@ -79,3 +85,8 @@ class ClipSegmenter:
             logits_1HW[None].sigmoid(), size=image.size[::-1], mode="bilinear", align_corners=False
         )
         return resized[0, 0].cpu()
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(weights: Weights, device: str) -> ClipSegmenter:
+    return ClipSegmenter(weights, device)

@@ -20,6 +20,7 @@ CONFIDENCE = 0.95
 TAIL = 0.025
 Z = 1.959964  # of a two-sided 95 % interval
 SEED = 0  # of the bootstrap: equal numbers, equal intervals
+FEWEST_SUBJECTS = 3  # a t interval of two is 13 times as wide as their standard deviation, their bootstrap nothing
 CASE_RESAMPLES = 2000
 CLUSTER_RESAMPLES = 10_000
 BLOCK = 1 << 22  # indices held at once
@@ -38,7 +39,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class ClusterMean:
-    """A mean over subjects; without intervals for a single subject."""
+    """A mean over subjects; without intervals for fewer than FEWEST_SUBJECTS."""
 
     value: float
     num: int  # subjects
@@ -109,16 +110,20 @@ def subject_means(rows: Iterable[tuple[str, int, float]]) -> dict[str, float]:
     }
 
 
-def cluster_mean(means: Sequence[float]) -> ClusterMean:
-    """Return the mean over subjects, from one value per subject."""
+def cluster_mean(means: Sequence[float], bounds: tuple[float, float] = (-math.inf, math.inf)) -> ClusterMean:
+    """Return the mean over subjects, from one value per subject.
+
+    Intervals are cut to `bounds`, the range of the measure: the truth cannot lie outside, so they cover it as often.
+    """
     assert len(means), "a mean needs at least one subject"
     values, num = np.asarray(means, float), len(means)
     value = math.fsum(means) / num
-    if num < 2:
+    if num < FEWEST_SUBJECTS:
         return ClusterMean(value, num)
     half = t_half(values.std(ddof=1), num)
     low, high = percentiles(_resampled_means(values, CLUSTER_RESAMPLES), expanded_tail(num))
-    return ClusterMean(value, num, value - half, value + half, low, high)
+    ends = (value - half, value + half, low, high)
+    return ClusterMean(value, num, *(min(max(end, bounds[0]), bounds[1]) for end in ends))
 
 
 def expanded_tail(num: int) -> float:
@@ -133,14 +138,20 @@ def expanded_tail(num: int) -> float:
     return float(ndtr(t * math.sqrt(num / (num - 1))))
 
 
-def paired(a: Mapping[str, float], b: Mapping[str, float]) -> ClusterMean:
-    """Return the mean of `a - b` over subjects, from their means in both runs. Raises: UsageError."""
+def paired(
+    a: Mapping[str, float], b: Mapping[str, float], bounds: tuple[float, float] = (-math.inf, math.inf)
+) -> ClusterMean:
+    """Return the mean of `a - b` over subjects, from their means in both runs; `bounds` are the measure's range.
+
+    Raises: UsageError.
+    """
     if a.keys() != b.keys():
         only = sorted(a.keys() ^ b.keys())
         raise UsageError(
             f"the subjects of the runs differ ({', '.join(only[:3])} in one only); they cannot be compared"
         )
-    return cluster_mean([a[subject] - b[subject] for subject in sorted(a)])
+    width = bounds[1] - bounds[0]
+    return cluster_mean([a[subject] - b[subject] for subject in sorted(a)], (-width, width))
 
 
 @functools.lru_cache(maxsize=4)

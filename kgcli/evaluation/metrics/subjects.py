@@ -129,10 +129,10 @@ class SubjectScorer:
         places: dict[str, list[int]] = {}
         for place, (subject, _) in enumerate(named):
             places.setdefault(subject, []).append(place)
+        parts = [([named[place][1] for place in own], masks[subject]) for subject, own in places.items()]
         found: dict[int, NDArray[np.float64]] = {}
-        for subject, own in places.items():
-            rows = _unit(self.cache.images(extractor, [named[place][1] for place in own], masks[subject]))
-            found |= dict(zip(own, rows, strict=True))
+        for own, rows in zip(places.values(), self.cache.parts(extractor, parts), strict=True):
+            found |= dict(zip(own, _unit(rows), strict=True))
         return [found[place] for place in range(len(named))]
 
     def _compare(

@@ -15,7 +15,7 @@ from kgcli.evaluation.metrics.intervals import paired, subject_means
 from kgcli.evaluation.plan import PLAN, SCORES
 from kgcli.evaluation.report.tables import aligned
 from kgcli.evaluation.run.folder import RunFolder
-from kgcli.evaluation.scores import Figure, ImageScore, Measure, Scores
+from kgcli.evaluation.scores import Figure, ImageScore, Measure, Scores, range_of
 
 DIFFERENCES_NAMED = 3  # keys in the error message
 # Subject, prompt, image index, and the image's path without its suffix: an image of several subjects appears once for
@@ -171,7 +171,7 @@ def _difference(measure: str, first: Scores, run: ScoredRun) -> Difference | Non
     if not both:
         return None
     of_first, of_other = (cluster_means({key: one[key] for key in sorted(both)}) for one in (before, after))
-    mean = paired(of_other, of_first)
+    mean = paired(of_other, of_first, range_of(measure))
     return Difference(
         measure=measure,
         run=run.name,

@@ -47,8 +47,21 @@ def to_markdown(scores: Scores) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def to_text(scores: Scores) -> str:
+    """Return the scores with reference rows as a plain table, and the notes: what a command prints after scoring."""
+    head, *lines = _rows(scores)
+    title = f"{scores.suite}: {_name(scores)}, {len(scores.pictures)} images"
+    return "\n".join([title, aligned([head, *lines]), *scores.notes])
+
+
 def _of_rows(scores: Scores) -> str:
     """Return a line for each measure, a column for the method and each reference."""
+    head, *lines = _rows(scores)
+    return markdown(head, lines)
+
+
+def _rows(scores: Scores) -> list[list[str]]:
+    """Return the heads, and the cells of each measure: the method's and those of each reference."""
     figures = _by_place(scores)
     rows = list(dict.fromkeys(figure.row for figure in scores.figures if figure.group == ALL))
     ordered = sorted(scores.measures, key=lambda one: not one.primary)
@@ -57,7 +70,7 @@ def _of_rows(scores: Scores) -> str:
         + [_cell(figures, one, row, ALL) for row in rows]
         for one in ordered
     ]
-    return markdown(["", *rows], lines)
+    return [["", *rows], *lines]
 
 
 def _of_groups(scores: Scores, groups: Sequence[str]) -> str:

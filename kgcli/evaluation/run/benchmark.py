@@ -8,19 +8,19 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kgcli.config import SamplingConfig
-from kgcli.errors import MissingError, UsageError
+from kgcli.errors import Checks, MissingError, UsageError, raise_all
 from kgcli.evaluation.baselines.base import Method, MethodOptions
 from kgcli.evaluation.baselines.table import make, source_facts
 from kgcli.evaluation.plan import PLAN, DreamBenchOptions, Plan
 from kgcli.evaluation.run.folder import RunFolder
 from kgcli.evaluation.run.generate import LOCKS, POLL_SECONDS, environment_shard, finish, generate_run, wait_for_images
-from kgcli.evaluation.run.scoring import Resources, Scoring, check_texts, find_resources, score_run
+from kgcli.evaluation.run.scoring import Resources, Scoring, check_suits, check_texts, find_resources, score_run
 from kgcli.files import locked
 from kgcli.runtime import versions
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from kgcli.evaluation.benchmarks.dreambench_data import DreamBenchData
 
 PUBLISHED = "published"  # --captions: as in the paper
-STEPS = ("draw", "score")
+STEPS = ("generate", "score")
 ENGINES = ("local", "ray")
 _LIBRARIES = ("torch", "diffusers", "transformers", "pillow")  # that affect generated images
 
@@ -44,7 +44,7 @@ class Bench:
     options: MethodOptions = MethodOptions()
     images: Path | None = None  # existing images instead of a method
     name: str | None = None  # of the system that generated `images`
-    only: str | None = None  # draw (generate) or score
+    only: str | None = None  # generate or score
     engine: str = "local"
     num_workers: int = 1
     scoring: Scoring = Scoring()
@@ -53,23 +53,26 @@ class Bench:
     num: int | None = None  # captions
 
     def __post_init__(self) -> None:
+        raise_all([UsageError(message) for message in self._faults()])
+
+    def _faults(self) -> Iterator[str]:
         for flag, value, known in (
             ("--only", self.only, (*STEPS, None)),
             ("--engine", self.engine, ENGINES),
             ("--suite", self.suite, tuple(SUITES)),
         ):
             if value not in known:
-                raise UsageError(f"{flag} is {value}; it must be {' or '.join(filter(None, known))}")
+                yield f"{flag} is {value}; it must be {' or '.join(filter(None, known))}"
         if self.num_workers < 1:
-            raise UsageError(f"--workers is {self.num_workers}; it must be at least 1")
+            yield f"--workers is {self.num_workers}; it must be at least 1"
         if self.name is not None and not self.name.isprintable():
-            raise UsageError(f"--name is {self.name!r}; it must be printable text")
+            yield f"--name is {self.name!r}; it must be printable text"
         if self.name is not None and self.images is None:
-            raise UsageError("--name names the system behind --images; give --images too")
+            yield "--name names the system behind --images; give --images too"
         if self.suite == "nano-coco" and self.captions != PUBLISHED:
-            raise UsageError(f"--captions does not apply to {self.suite}, which has its own captions; give --num")
-        if self.num is not None and self.num < 2 and self.only != "draw":
-            raise UsageError(f"--num is {self.num}; a distribution needs two captions or more")
+            yield f"--captions does not apply to {self.suite}, which has its own captions; give --num"
+        if self.num is not None and self.num < 2 and self.only != "generate":
+            yield f"--num is {self.num}; a distribution needs two captions or more"
 
 
 @dataclass(frozen=True)
@@ -80,10 +83,21 @@ class Suite:
     sampling: SamplingConfig  # defaults
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """The checked inputs of a benchmark."""
+
+    plan: Plan
+    method: Method | None = None  # None where `images` are given
+    options: MethodOptions = MethodOptions()  # of the method in this process
+    images: Mapping[str, Path] = field(default_factory=dict)  # given ones, by the paths of the plan's items
+    resources: Resources | None = None  # of scoring; None if nothing is scored
+
+
 def run_benchmark(bench: Bench) -> RunFolder:
     """Generate and score, or only one of the two (`only`), and return the run.
 
-    Raises: KgError.
+    Raises: KgError; SeveralErrors with all faults of the inputs.
     """
     shard = environment_shard() if bench.engine == "local" else (0, 1)
     resources: Resources | None
@@ -91,8 +105,9 @@ def run_benchmark(bench: Bench) -> RunFolder:
         run = _open_to_score(bench)
         resources = find_resources(run.plan.suite, bench.data, bench.scoring)
     else:
-        resources = None if bench.only == "draw" else find_resources(bench.suite, bench.data, bench.scoring)
-        run = _generate(bench, shard, resources)
+        inputs = check_inputs(bench, shard)
+        resources = inputs.resources
+        run = _generate(bench, inputs, shard)
     if shard[0] > 0:
         return run
     if bench.only != "score" and shard[1] > 1:
@@ -102,6 +117,42 @@ def run_benchmark(bench: Bench) -> RunFolder:
         with locked(run.path / LOCKS, name="score"):
             score_run(run, resources)
     return run
+
+
+def check_inputs(bench: Bench, shard: tuple[int, int] = (0, 1)) -> Inputs:
+    """Check everything that a benchmark starts from before anything is generated: weights for scoring last.
+
+    Raises: SeveralErrors with all faults, or the only one.
+    """
+    with Checks() as check:
+        if bench.engine == "ray":
+            from kgcli.evaluation.run.ray_engine import check_ray
+
+            check(check_ray)
+        options = _on_own_device(method_options(bench), shard)
+        method = None if bench.images is not None else check(make, bench.method, options)
+        facts = None if method is None else check(method_fingerprint, method, bench.method)
+        if bench.only != "generate":
+            check(check_suits, bench.suite, bench.scoring)
+        worth_it = not (check.faults and bench.suite.startswith("nano-"))  # its data would be made for nothing
+        # Without a method a plan still shows the faults of the data.
+        plan = check(SUITES[bench.suite]().plan, bench, facts or {}) if worth_it else None
+        images: Mapping[str, Path] | None = {}
+        if plan is not None and bench.images is not None:
+            from kgcli.evaluation.run.foreign import find_images
+
+            images = check(find_images, bench.images, plan)
+        if plan is not None and callable(prompts_fit := getattr(method, "check", None)):
+            check(prompts_fit, plan.items)
+        if plan is not None and facts is not None and shard[0] == 0:
+            check(RunFolder.check_start, bench.out, plan)
+        resources = None
+        if bench.only != "generate" and not (check.faults and bench.suite.startswith("nano-")):
+            resources = check(find_resources, bench.suite, bench.data, bench.scoring)
+        if plan is not None and resources is not None:
+            check(check_texts, plan, resources)
+    assert plan is not None and images is not None
+    return Inputs(plan, method, options, images, resources)
 
 
 def method_options(bench: Bench) -> MethodOptions:
@@ -117,37 +168,25 @@ def method_fingerprint(method: Method, name: str) -> dict[str, Any]:
     return {**method.facts(), **source_facts(name), "versions": known}
 
 
-def _generate(bench: Bench, shard: tuple[int, int], resources: Resources | None) -> RunFolder:
+def _generate(bench: Bench, inputs: Inputs, shard: tuple[int, int]) -> RunFolder:
     """Generate this process's shard of the images and return the run."""
-    make_plan = SUITES[bench.suite]().plan
     if bench.images is not None:
-        plan = make_plan(bench, {})
-        if resources is not None:
-            check_texts(plan, resources)
-        from kgcli.evaluation.run.foreign import find_images, foreign_plan, import_images
+        from kgcli.evaluation.run.foreign import foreign_plan, import_images
 
-        sources = find_images(bench.images, plan)
-        run = _start(bench.out, foreign_plan(plan, sources, bench.name or bench.images.stem), shard)
+        sources = dict(inputs.images)
+        run = _start(bench.out, foreign_plan(inputs.plan, sources, bench.name or bench.images.stem), shard)
         if shard[0] == 0:
             import_images(run, sources)
         return run
-    if bench.engine == "ray":
-        from kgcli.evaluation.run.ray_engine import check_ray, generate_with_ray
-
-        check_ray()
-    options = _on_own_device(method_options(bench), shard)
-    method = make(bench.method, options)
-    plan = make_plan(bench, method_fingerprint(method, bench.method))
-    if callable(check := getattr(method, "check", None)):
-        check(plan.items)
-    if resources is not None:
-        check_texts(plan, resources)
-    run = _start(bench.out, plan, shard)
+    assert inputs.method is not None
+    run = _start(bench.out, inputs.plan, shard)
     with locked(run.path / LOCKS, name=f"shard-{shard[0]}-of-{shard[1]}"):
         if bench.engine == "ray":
-            generate_with_ray(run, bench.method, options, bench.num_workers)
+            from kgcli.evaluation.run.ray_engine import generate_with_ray
+
+            generate_with_ray(run, bench.method, inputs.options, bench.num_workers)
         else:
-            generate_run(run, method, shard)
+            generate_run(run, inputs.method, shard)
     return run
 
 

@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 
 from kgcli.errors import MissingError, UsageError
-from kgcli.evaluation.plan import MANIFEST, PLAN, Item, Plan
+from kgcli.evaluation.plan import MANIFEST, PLAN, SCORES, Item, Plan
 from kgcli.files import check_inside, sha256, write_whole
 from kgcli.reading import MAX_JSON_BYTES, read_text
 
@@ -34,22 +34,34 @@ class RunFolder:
 
         Raises: UsageError if the folder holds another plan or other files, or cannot be created.
         """
+        cls.check_start(path, plan)
         text = plan.to_json()
-        plan = dataclasses.replace(Plan.from_json(text), data=plan.data)  # as when read back: lists for tuples
+        plan = _read_back(plan)
         if (path / PLAN).is_file():
-            held = cls.open(path)
-            if dataclasses.replace(held.plan, data=plan.data) != plan:
-                raise UsageError(f"{path} holds another run ({held.plan.difference(plan)}); choose another folder")
             return cls(path, plan)
-        # A process killed at the start leaves a partial plan.
-        if path.exists() and (not path.is_dir() or any(not one.name.startswith(f".{PLAN}.") for one in path.iterdir())):
-            raise UsageError(f"{path} exists and holds no run; choose another folder")
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"the folder {path} cannot be created: {error.strerror}; choose another") from None
         write_whole(path / PLAN, text.encode())
         return cls(path, plan)
+
+    @classmethod
+    def check_start(cls, path: Path, plan: Plan) -> None:
+        """Check that the folder of a plan can be created or holds that plan; nothing is written.
+
+        Raises: UsageError.
+        """
+        plan = _read_back(plan)
+        if (path / PLAN).is_file():
+            held = cls.open(path)
+            if dataclasses.replace(held.plan, data=plan.data) != plan:
+                raise UsageError(f"{path} holds another run ({held.plan.difference(plan)}); choose another folder")
+        # A process killed at the start leaves a partial plan.
+        elif path.exists() and (
+            not path.is_dir() or any(not one.name.startswith(f".{PLAN}.") for one in path.iterdir())
+        ):
+            raise UsageError(f"{path} exists and holds no run; choose another folder")
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -59,6 +71,11 @@ class RunFolder:
         plan = Plan.from_json(read_text(path / PLAN, max_bytes=MAX_JSON_BYTES), str(path / PLAN))
         check_inside(path, (item.path for item in plan.items))
         return cls(path, plan)
+
+    @property
+    def is_scored(self) -> bool:
+        """True if the folder holds scores."""
+        return (self.path / SCORES).is_file()
 
     def missing(self) -> list[Item]:
         """Return the items without an image, in order."""
@@ -81,3 +98,8 @@ class RunFolder:
             for item in self.plan.items
         ]
         write_whole(self.path / MANIFEST, ("\n".join(lines) + "\n").encode())
+
+
+def _read_back(plan: Plan) -> Plan:
+    """Return a plan as when read from its file: lists for tuples."""
+    return dataclasses.replace(Plan.from_json(plan.to_json()), data=plan.data)

@@ -21,7 +21,8 @@ from kgcli.evaluation.benchmarks.nano import BASE_NOUNS, COCO, NUM_CAPTIONS, NUM
 from kgcli.evaluation.benchmarks.nano_data import NanoData, coco_data, dreambench_data
 from kgcli.evaluation.extractors.base import Extractors, ImageExtractor
 from kgcli.evaluation.extractors.cache import FOLDER, FeatureCache, hashes
-from kgcli.evaluation.extractors.nano import UnitVariance, nano_extractors, one_thread
+from kgcli.evaluation.extractors.nano import UnitVariance, nano_extractors
+from kgcli.evaluation.extractors.processes import Processes, compute_exactly
 from kgcli.evaluation.metrics.recognition import SHIPPED, Prediction, Recognition, gallery_of
 from kgcli.evaluation.metrics.subjects import COPY_INPUT, SubjectPhotos
 from kgcli.evaluation.plan import Item, fingerprint
@@ -44,7 +45,12 @@ RECOGNISED = (
 
 
 def score_nano(
-    run: RunFolder, cache: Path, *, extractors: Extractors | None = None, progress: Progress | None = None
+    run: RunFolder,
+    cache: Path,
+    *,
+    extractors: Extractors | None = None,
+    progress: Progress | None = None,
+    processes: Processes | None = None,
 ) -> Scores:
     """Score a run of `nano-dreambench` or `nano-coco` and write scores.json and tables into its folder.
 
@@ -55,7 +61,7 @@ def score_nano(
     Raises: MissingError for missing images, photos or weights.
     """
     score = _coco if run.plan.suite == COCO else _dreambench
-    found = score(run, cache, extractors or nano_extractors(), progress)
+    found = score(run, cache, extractors or nano_extractors(), progress, processes)
     measures = tuple(dataclasses.replace(one, title=one.title.replace("DINO", BACKBONE)) for one in found.measures)
     scores = add_recognition(dataclasses.replace(found, measures=measures), run.plan.items, run.path, NOTE)
     write_tables(scores, run.path)
@@ -124,7 +130,7 @@ def _recognised(items: Sequence[Item], suite: str, files: Mapping[str, Sequence[
             pass  # damaged: recomputed
     from kgcli.model.nano_recognisers import Recognisers
 
-    one_thread()
+    compute_exactly("cpu")
     recognisers = Recognisers.load(SHIPPED)
     rows = [[open_image(file, srgb=False) for file in of] for of in files.values()]
     values = recognise(items, suite, rows, recognisers)
@@ -144,15 +150,28 @@ def _values(prediction: Prediction) -> dict[str, float]:
     return values
 
 
-def _dreambench(run: RunFolder, cache: Path, both: Extractors, progress: Progress | None) -> Scores:
+def _dreambench(
+    run: RunFolder, cache: Path, both: Extractors, progress: Progress | None, processes: Processes | None
+) -> Scores:
     data = dreambench_data(Path(run.plan.data))
     _check(data, run)
     names = {item.subject for item in run.plan.items}
     references = {name: SubjectPhotos(data.photos[name], data.input_of(name)) for name in data.photos if name in names}
-    return score_subjects(run.path, run.plan, references, both, data=data.folder, progress=progress, write=False)
+    return score_subjects(
+        run.path,
+        run.plan,
+        references,
+        both,
+        data=data.folder,
+        progress=progress,
+        processes=processes,
+        write=False,
+    )
 
 
-def _coco(run: RunFolder, cache: Path, both: Extractors, progress: Progress | None) -> Scores:
+def _coco(
+    run: RunFolder, cache: Path, both: Extractors, progress: Progress | None, processes: Processes | None
+) -> Scores:
     from kgcli.evaluation.metrics.distribution import DistributionExtractor
 
     data = coco_data(Path(run.plan.data), _num_real(run))
@@ -161,7 +180,9 @@ def _coco(run: RunFolder, cache: Path, both: Extractors, progress: Progress | No
     real = RealImages(files=photos, cache=cache, num_reference=NUM_CAPTIONS)
     features = {f"fid_{one.name}": UnitVariance(one) for one in (both.clip, both.dino)}
     presets = [DistributionExtractor(one.name, one, one) for one in features.values()]
-    scores = score_distribution(run.path, run.plan, real, presets, clip=both.clip, progress=progress, write=False)
+    scores = score_distribution(
+        run.path, run.plan, real, presets, clip=both.clip, progress=progress, processes=processes, write=False
+    )
     figures = tuple(
         _with_interval(figure, run, photos, features[figure.measure], cache) if figure.measure in features else figure
         for figure in scores.figures

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from kgcli.errors import UsageError
 from kgcli.evaluation.extractors.base import ImageExtractor
 from kgcli.evaluation.extractors.cache import FeatureCache, hashes
+from kgcli.evaluation.extractors.processes import Processes
 from kgcli.evaluation.metrics.frechet import Moments
 from kgcli.files import write_whole
 
@@ -34,7 +35,11 @@ class RealSet:
 
 
 def real_set(
-    extractor: ImageExtractor, files: Sequence[Path], cache: Path, progress: Callable[[int], None] | None = None
+    extractor: ImageExtractor,
+    files: Sequence[Path],
+    cache: Path,
+    progress: Callable[[int], None] | None = None,
+    processes: Processes | None = None,
 ) -> RealSet:
     """Return the statistics of image files, from the cache folder if present.
 
@@ -46,7 +51,7 @@ def real_set(
     named = json.dumps({"extractor": extractor.facts(), "pictures": images_sha256, "sample": SAMPLE}, sort_keys=True)
     key = hashlib.sha256(named.encode()).hexdigest()[:32]
     kept = cache / f"{extractor.name}-{key}.npz"
-    features = FeatureCache(cache / key, progress)
+    features = FeatureCache(cache / key, progress, processes)
     found = _read(kept, images_sha256)
     if found is not None:
         shutil.rmtree(features.folder, ignore_errors=True)  # of a process killed just after writing

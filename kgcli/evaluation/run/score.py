@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.extractors.base import Extractors, TextExtractor
 from kgcli.evaluation.extractors.cache import FOLDER, Alteration, FeatureCache, hashes
+from kgcli.evaluation.extractors.processes import Processes
 from kgcli.evaluation.metrics.distribution import (
     DEFINITIONS,
     FEWEST,
@@ -66,6 +67,7 @@ def score_subjects(
     out: Path | None = None,
     masks: Masks | None = None,
     progress: Progress | None = None,
+    processes: Processes | None = None,
     write: bool = True,
 ) -> Scores:
     """Score the images of a plan in a folder, and write scores.json and tables into `out` (default: the folder).
@@ -77,7 +79,9 @@ def score_subjects(
     """
     out = out or folder
     _check_images(folder, plan.items)
-    scorer = SubjectScorer(plan.items, data or Path(plan.data), references, FeatureCache(out / FOLDER, progress))
+    scorer = SubjectScorer(
+        plan.items, data or Path(plan.data), references, FeatureCache(out / FOLDER, progress, processes)
+    )
     found = scorer(folder, extractors, masks)
     measures = SUBJECT_MEASURES
     photos = fingerprint(hashes([file for _, file in scorer.photo_files()]))
@@ -112,6 +116,7 @@ def score_distribution(
     with_cmmd: bool = False,
     out: Path | None = None,
     progress: Progress | None = None,
+    processes: Processes | None = None,
     write: bool = True,
 ) -> Scores:
     """Score the images of a plan as a set against real ones; the first preset is the primary one.
@@ -126,14 +131,14 @@ def score_distribution(
         )
     if with_cmmd and clip is None:
         raise UsageError("CMMD needs a CLIP model")
-    cache = FeatureCache(out / FOLDER, progress)
+    cache = FeatureCache(out / FOLDER, progress, processes)
     files = [folder / item.path for item in plan.items]
     images = tuple(image_score(item) for item in plan.items)
     measures: tuple[Measure, ...] = ()
     figures: tuple[Figure, ...] = ()
     scoring: dict[str, Any] = {}
     for place, preset in enumerate(presets):
-        reals = real_set(preset.real, real.files, real.cache, progress)
+        reals = real_set(preset.real, real.files, real.cache, progress, processes)
         figures += distribution_figures(preset, reals, cache.images(preset.fake, files))
         measures += measures_of(preset, primary=place == 0)
         scoring[preset.name] = {"real": preset.real.facts(), "fake": preset.fake.facts(), "num_real": len(real.files)}
@@ -145,7 +150,7 @@ def score_distribution(
         figures += figures_of(images, [CLIP_SCORE.name], by_subject=False)
         scoring["clip"] = clip.facts()
     if clip is not None and with_cmmd:
-        value = cmmd(real_set(clip, real.files, real.cache, progress).sample, chosen(rows))
+        value = cmmd(real_set(clip, real.files, real.cache, progress, processes).sample, chosen(rows))
         measures += (CMMD,)
         figures += (Figure(measure=CMMD.name, value=value, num_pictures=len(files)),)
     notes = [*_random_notes(_all_facts(presets, clip)), *_count_notes(len(files), real.num_reference, figures)]

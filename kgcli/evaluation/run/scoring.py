@@ -5,11 +5,13 @@ Scores are a function of images and weights: on a CPU a single thread computes, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kgcli.errors import MissingError, UsageError
+from kgcli.errors import MissingError, UsageError, raise_all
+from kgcli.evaluation.extractors.processes import Processes, compute_exactly
 from kgcli.evaluation.plan import Plan
 from kgcli.evaluation.run.folder import RunFolder
 from kgcli.evaluation.run.generate import Progress
@@ -46,20 +48,24 @@ class Scoring:
     also: tuple[str, ...] = ()  # keys of `ALSO`
     masks: Path | None = None  # DreamBench: a folder with data/ and images/ laid out as photos and run
     segmenter: str | None = None  # DreamBench: model that makes masks: a folder, a Hub id or "default"
+    workers: int = 1  # processes that encode images
     presets: tuple[str, ...] = (DEFAULT_PRESET,)  # COCO: the first is the primary one
     real: Path | None = None  # COCO: a real set instead of val2014
 
     def __post_init__(self) -> None:
+        raise_all([UsageError(message) for message in self._faults()])
+
+    def _faults(self) -> Iterator[str]:
         for flag, names in (("--preset", self.presets), ("--also", self.also)):
             if len(set(names)) < len(names):
-                raise UsageError(f"{flag} names {max(names, key=names.count)} more than once")
+                yield f"{flag} names {max(names, key=names.count)} more than once"
         for name in self.presets:
             if name not in PRESET_WEIGHTS:
-                raise UsageError(f"--preset is {name}; it must be one of {', '.join(PRESET_WEIGHTS)}")
+                yield f"--preset is {name}; it must be one of {', '.join(PRESET_WEIGHTS)}"
         if self.masks is not None and not self.masks.is_dir():
-            raise UsageError(f"--masks is {self.masks}; it must be a folder that contains data/ and images/")
+            yield f"--masks is {self.masks}; it must be a folder that contains data/ and images/"
         if self.masks is not None and self.segmenter is not None:
-            raise UsageError("--masks and --segmenter are both given; give one of them")
+            yield "--masks and --segmenter are both given; give one of them"
 
 
 @dataclass(frozen=True)
@@ -77,9 +83,9 @@ def find_resources(suite: str, data: Path | None, scoring: Scoring) -> Resources
 
     Raises: UsageError, MissingError, IncompatibleError.
     """
-    also = _also(suite, scoring)
+    check_suits(suite, scoring)
+    also = [ALSO[suite.removesuffix("-multi")][name] for name in scoring.also]
     if suite.startswith("nano-"):
-        _refuse_on_nano(suite, scoring)
         if not NANO_EVALUATORS.is_dir():
             raise MissingError(f"the evaluators of the nano suites are missing: {NANO_EVALUATORS}; reinstall kgcli")
         return Resources(scoring, {})
@@ -93,56 +99,49 @@ def find_resources(suite: str, data: Path | None, scoring: Scoring) -> Resources
 def score_run(run: RunFolder, resources: Resources) -> None:
     """Score a complete run: write scores.json and tables into its folder."""
     progress, cache = Progress("images encoded by an extractor"), user_cache() / STATISTICS
+    num = resources.scoring.workers
     if run.plan.suite.startswith("nano-"):
         from kgcli.evaluation.run.nano_score import score_nano
 
         if resources.scoring.device not in ("auto", "cpu"):
             choose_device(resources.scoring.device)  # imports torch, which cached scores do not need
-        score_nano(run, cache, progress=progress.add)
+        with Processes(num) as processes:
+            score_nano(run, cache, progress=progress.add, processes=processes)
         return
     from kgcli.evaluation.run.suites import score_coco, score_published_subjects
 
-    device = _prepare_device(resources.scoring.device)
-    if run.plan.suite == "coco":
-        score_coco(run, resources, device, cache, progress)
-    else:
-        score_published_subjects(run, resources, device, progress)
+    device = choose_device(resources.scoring.device)
+    compute_exactly(device)
+    with Processes(num if device == "cpu" else 1, device) as processes:
+        if run.plan.suite == "coco":
+            score_coco(run, resources, device, cache, progress, processes)
+        else:
+            score_published_subjects(run, resources, device, progress, processes)
 
 
-def _prepare_device(name: str) -> str:
-    import torch
-
-    device = choose_device(name)
-    if device == "cpu":
-        torch.set_num_threads(1)
-    else:
-        # torch defaults to TF32 convolutions, whose features would be cached as float32 like those of a CPU.
-        torch.backends.cudnn.allow_tf32 = False
-    return device
-
-
-def _also(suite: str, scoring: Scoring) -> list[str]:
-    """Return the weights of the suite's optional scores. Raises: UsageError for unsupported scores or masks."""
+def check_suits(suite: str, scoring: Scoring) -> None:
+    """Refuse options of scoring that a suite does not have. Raises: UsageError, SeveralErrors."""
     known = ALSO.get(suite.removesuffix("-multi"), {})
-    for name in scoring.also:
-        if name not in known:
-            offered = f"it must be one of {', '.join(known)}" if known else "the suite has no optional scores"
-            raise UsageError(f"--also is {name}; for {suite} {offered}")
-    for flag, value in (("--masks", scoring.masks), ("--segmenter", scoring.segmenter)):
-        if value is not None and not suite.startswith("dreambench"):
-            raise UsageError(f"{flag} is {value}; {suite} is always scored with backgrounds, leave it out")
-    return [known[name] for name in scoring.also]
-
-
-def _refuse_on_nano(suite: str, scoring: Scoring) -> None:
-    """Reject options of scoring that the nano suites do not have. Raises: UsageError."""
-    for flag, value, default in (
-        ("--weights", scoring.weights, None),
-        ("--real", scoring.real, None),
-        ("--preset", scoring.presets, (DEFAULT_PRESET,)),
-    ):
-        if value != default:
-            raise UsageError(f"{flag} does not apply to {suite}, which has its own extractors; leave it out")
+    offered = f"it must be one of {', '.join(known)}" if known else "the suite has no optional scores"
+    faults = [f"--also is {name}; for {suite} {offered}" for name in scoring.also if name not in known]
+    if not suite.startswith("dreambench"):
+        faults += [
+            f"{flag} is {value}; {suite} is always scored with backgrounds, leave it out"
+            for flag, value in (("--masks", scoring.masks), ("--segmenter", scoring.segmenter))
+            if value is not None
+        ]
+    if suite.startswith("nano-"):
+        given = {
+            "--weights": scoring.weights,
+            "--real": scoring.real,
+            "--preset": set(scoring.presets) - {DEFAULT_PRESET},
+        }
+        faults += [
+            f"{flag} does not apply to {suite}, which has its own extractors; leave it out"
+            for flag, value in given.items()
+            if value
+        ]
+    raise_all([UsageError(fault) for fault in faults])
 
 
 def check_texts(plan: Plan, resources: Resources) -> None:

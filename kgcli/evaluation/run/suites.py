@@ -18,6 +18,7 @@ from kgcli.evaluation.run.generate import Progress
 from kgcli.evaluation.run.scoring import Resources, Scoring
 
 if TYPE_CHECKING:
+    from kgcli.evaluation.extractors.processes import Processes
     from kgcli.evaluation.metrics.subjects import Masks
 
 REAL = "val2014"  # folder of COCO
@@ -51,7 +52,9 @@ def _of_photo(item: Item, photo: str) -> Item:
     return dataclasses.replace(item, subject=subject, inputs=(photo,), class_noun=SUBJECTS[subject][0])
 
 
-def score_published_subjects(run: RunFolder, resources: Resources, device: str, progress: Progress) -> None:
+def score_published_subjects(
+    run: RunFolder, resources: Resources, device: str, progress: Progress, processes: Processes
+) -> None:
     """Score a run of DreamBench with one or several subjects per prompt."""
     from kgcli.evaluation.extractors.base import Extractors
     from kgcli.evaluation.extractors.dino import DINO, SIMILARITY, DinoExtractor
@@ -71,7 +74,7 @@ def score_published_subjects(run: RunFolder, resources: Resources, device: str, 
     )
     plan = each_subject(run.plan)
     masks = _masks(run.path, plan, data.folder, resources, device)
-    score_subjects(run.path, plan, references, extractors, masks=masks, progress=progress.add)
+    score_subjects(run.path, plan, references, extractors, masks=masks, progress=progress.add, processes=processes)
 
 
 def _masks(folder: Path, plan: Plan, data: Path, resources: Resources, device: str) -> Masks | None:
@@ -89,7 +92,9 @@ def _masks(folder: Path, plan: Plan, data: Path, resources: Resources, device: s
     return masks_from_segmenter(ClipSegmenter(resources.segmenter, device), nouns, folder / FOLDER)
 
 
-def score_coco(run: RunFolder, resources: Resources, device: str, cache: Path, progress: Progress) -> None:
+def score_coco(
+    run: RunFolder, resources: Resources, device: str, cache: Path, progress: Progress, processes: Processes
+) -> None:
     """Score a run of COCO; `cache` holds statistics of real sets."""
     from kgcli.evaluation.extractors.inception import NETWORKS, InceptionExtractor, preset
     from kgcli.evaluation.extractors.published import ClipExtractor
@@ -117,6 +122,7 @@ def score_coco(run: RunFolder, resources: Resources, device: str, cache: Path, p
         clip=ClipExtractor(resources.weights["clip"], device) if "clip" in resources.weights else None,
         with_cmmd="cmmd" in also,
         progress=progress.add,
+        processes=processes,
     )
 
 

@@ -32,8 +32,17 @@ def test_the_t_interval_is_that_of_scipy():
     assert mean.bootstrap_high == pytest.approx(mean.high, abs=0.06)
 
 
-def test_one_subject_has_no_interval():
-    assert cluster_mean([0.3]).low is None
+@pytest.mark.parametrize("means", [[0.3], [0.3, 0.4]])
+def test_fewer_than_three_subjects_have_no_interval(means):
+    mean = cluster_mean(means)
+    assert (mean.low, mean.high, mean.bootstrap_low, mean.bootstrap_high) == (None,) * 4
+
+
+def test_intervals_stay_inside_the_range():
+    mean = cluster_mean([1.0, 1.0, 0.6], (0.0, 1.0))
+    assert (mean.high, mean.bootstrap_high) == (1.0, 1.0) and 0.0 <= mean.low < mean.value
+    found = paired({"a": 1.0, "b": 1.0, "c": 1.0}, {"a": 0.0, "b": 0.0, "c": 0.9}, (0.0, 1.0))
+    assert found.high == 1.0 and -1.0 <= found.low < found.value
 
 
 def test_subjects_cover_the_truth_and_images_do_not():
@@ -83,7 +92,7 @@ def test_paired_subjects_show_what_two_intervals_hide():
 
 
 def test_equal_runs_differ_by_nothing():
-    same = {"a": 0.5, "b": 0.7}
+    same = {"a": 0.5, "b": 0.7, "c": 0.1}
     assert (paired(same, same).low, paired(same, same).high) == (0.0, 0.0)
 
 

@@ -159,14 +159,30 @@ def test_the_protocol_is_told_in_full(pages):
     assert "Copy rate: fraction of images with DINO (input) &gt; 0.95." in pages["one"]
 
 
-def test_images_of_a_run_lie_beside_their_input_in_closed_boxes(pages):
+def test_images_of_a_run_lie_beside_their_input_in_open_boxes(pages):
     reader = Reader(pages["two"])
     kinds = [kind for kind, _ in reader.tags]
     assert kinds.count("template") == len(FEW)
     cases = [attrs for kind, attrs in reader.tags if attrs.get("class") == "case"]
     assert len(cases) == 2 * len(FEW) * 4 * 2  # runs, subjects, prompts, images
     assert [attrs.get("class") for _, attrs in reader.tags].count("inputs") == len(FEW)
-    assert all("open" not in attrs for kind, attrs in reader.tags if attrs.get("class") == "subject")
+    assert all("open" in attrs for kind, attrs in reader.tags if attrs.get("class") == "subject")
+
+
+def test_of_many_images_only_the_first_box_is_open(folder, monkeypatch):
+    monkeypatch.setattr("kgcli.evaluation.report.page.gallery.MAX_OPEN", 10)
+    reader = Reader(build_page(open_runs([folder / "before"])))
+    boxes = [attrs for _, attrs in reader.tags if attrs.get("class") == "subject"]
+    assert ["open" in attrs for attrs in boxes] == [True] + [False] * (len(boxes) - 1)
+
+
+def test_the_first_images_and_the_prompts_of_the_best_are_shown(pages):
+    page = pages["two"]
+    assert page.index('id="glance"') < page.index('id="results"')
+    glance = page.split('id="glance"')[1].split("</section>")[0]
+    assert glance.count("<img") == 2 * len(FEW)
+    extremes = page.split('id="extremes"')[1].split("</section>")[0]
+    assert extremes.count("<q>a ") == extremes.count('class="score"') > 0
 
 
 def test_the_best_and_worst_are_those_of_the_scores(folder):
@@ -314,15 +330,19 @@ def test_the_page_works_in_a_browser(browser, pages, tmp_path):
 
     (tmp_path / "page.html").write_text(pages["two"], "utf-8")
     browser.get((tmp_path / "page.html").as_uri())
-    assert find_all(".case") == []  # nothing is decoded before it is asked for
+    first_image = "return document.querySelector('#glance img').getBoundingClientRect().bottom < innerHeight"
+    assert browser.execute_script(first_image)  # on the first screen
 
-    # a subject opens, by the mouse and by its name in a plot
+    # subjects are open; a closed one opens, by the mouse and by its name in a plot
+    assert len(find_all("#subject-1 .case")) == 16
+    find("#close-all").click()
+    wait_until(lambda: not find("#subject-1 .case").is_displayed())
     find("#subject-1 > summary").click()
-    wait_until(lambda: len(find_all("#subject-1 .case")) == 16)
+    wait_until(lambda: find("#subject-1 .case").is_displayed())
     assert browser.execute_script("return document.querySelector('#subject-1 .case img').naturalWidth") == 64
     click = "new MouseEvent('click', {bubbles: true, cancelable: true})"
     browser.execute_script(f"document.querySelector('svg a[href=\"#subject-2\"]').dispatchEvent({click})")
-    wait_until(lambda: find_all("#subject-2 .case"))
+    wait_until(lambda: find("#subject-2 .case").is_displayed())
 
     # a column sorts: down, up, as it was
     rows = "#subjects details.more tbody tr"
@@ -369,6 +389,9 @@ def test_the_page_works_in_a_browser(browser, pages, tmp_path):
     narrow = {"width": 360, "height": 800, "deviceScaleFactor": 1, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", narrow)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
+    assert browser.execute_script(first_image)
+    wide = "return [...document.querySelectorAll('#results .scroll')].map((box) => box.classList.contains('wide'))"
+    wait_until(lambda: any(browser.execute_script(wide)))  # the hint that a table scrolls
     assert len(browser.get_screenshot_as_png()) > 5000
     assert browser.get_log("browser") == []
     sent = [one["message"] for one in browser.get_log("performance") if "Network.requestWillBeSent" in one["message"]]

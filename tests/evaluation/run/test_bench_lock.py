@@ -7,7 +7,7 @@ from kgcli.files import locked
 def test_a_run_that_is_generated_or_scored_elsewhere_is_refused(kg, tmp_path, monkeypatch):
     (tmp_path / "captions.txt").write_text("a cat\na dog\n")
     monkeypatch.setattr("kgcli.evaluation.run.benchmark.generate_run", lambda *_: None)
-    asked = ("eval", "coco", "--captions", "captions.txt", "--only", "draw", "-o", "run", "--method", "kosmosg")
+    asked = ("eval", "coco", "--captions", "captions.txt", "--only", "generate", "-o", "run", "--method", "kosmosg")
     with locked(tmp_path / "run" / LOCKS, name="shard-0-of-1"):
         done = kg(*asked)
         assert done.code == 2 and "holds no run" in done.err  # no plan yet: another's folder

@@ -9,7 +9,7 @@ from kgcli.errors import MissingError
 from kgcli.evaluation.run.folder import RunFolder
 from kgcli.evaluation.run.generate import finish
 
-ASKED = ("--subjects", "dog", "-n", "1", "--only", "draw")
+ASKED = ("--subjects", "dog", "-n", "1", "--only", "generate")
 
 
 @pytest.fixture(scope="module")

@@ -76,7 +76,7 @@ def kill_at(process, run, num):
 
 @pytest.mark.slow
 def test_a_run_killed_at_five_points_ends_as_one_that_was_not(tmp_path, data, own):
-    asked = ("dreambench", "--data", data, "--only", "draw", "--method", own, "-n", "1")
+    asked = ("dreambench", "--data", data, "--only", "generate", "--method", own, "-n", "1")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     end(start_process(*asked, "-o", whole))
     points = sorted(random.Random(0).sample(range(1, 700), 5))
@@ -90,13 +90,13 @@ def test_a_run_killed_before_its_plan_was_whole_starts_anew(kg, tmp_path, data):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".plan.json.x.partial").write_text("{")
     assert (
-        kg("eval", "dreambench", "--data", data, "-o", "run", "--method", "copy-input", *FEW, "--only", "draw").code
+        kg("eval", "dreambench", "--data", data, "-o", "run", "--method", "copy-input", *FEW, "--only", "generate").code
         == 0
     )
 
 
 def test_two_processes_generate_what_one_generates_and_learn_each_subject_once(tmp_path, data, own):
-    asked = ("dreambench", "--data", data, "--only", "draw", "--method", own, "--device", "cpu", *FEW)
+    asked = ("dreambench", "--data", data, "--only", "generate", "--method", own, "--device", "cpu", *FEW)
     end(start_process(*asked, "-o", tmp_path / "one"))
     two = [
         start_process(*asked, "-o", tmp_path / "two", RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
@@ -118,7 +118,7 @@ def test_shards_are_all_units_and_none_twice():
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["own", "kosmosg"])
 def test_ray_with_two_workers_generates_what_one_process_generates(kg, tmp_path, data, own, tiny_model, method):
-    asked = ["eval", "dreambench", "--data", data, "--only", "draw", *FEW, "--device", "cpu"]
+    asked = ["eval", "dreambench", "--data", data, "--only", "generate", *FEW, "--device", "cpu"]
     asked += ["--method", own] if method == "own" else ["--model", tiny_model, "--steps", 2, "--size", 16]
     assert kg(*asked, "-o", "one").code == 0
     ran = kg(*asked, "-o", "ray", "--engine", "ray", "--workers", 2)
@@ -135,7 +135,7 @@ LAUNCHERS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_launchers_with_two_processes_generate_what_one_process_generates(kg, tmp_path, data, tiny_model, launcher):
-    asked = ["eval", "dreambench", "--data", str(data), "--only", "draw", *FEW, "--device", "cpu"]
+    asked = ["eval", "dreambench", "--data", str(data), "--only", "generate", *FEW, "--device", "cpu"]
     asked += ["--model", str(tiny_model), "--steps", "2", "--size", "16"]
     assert kg(*asked, "-o", "one").code == 0
     command = [sys.executable, "-m", *LAUNCHERS[launcher], "-m", "kgcli", *asked, "-o", str(tmp_path / "two")]
@@ -150,8 +150,8 @@ def test_launchers_with_two_processes_generate_what_one_process_generates(kg, tm
 
 
 def test_kosmosg_goes_on_where_it_stopped(kg, tmp_path, data, tiny_model):
-    asked = ["eval", "dreambench", "--data", data, "--only", "draw", "--subjects", "dog", "-n", 2, "--device", "cpu"]
-    asked += ["--model", tiny_model, "--steps", 2, "--size", 16]
+    asked = ["eval", "dreambench", "--data", data, "--only", "generate", "--subjects", "dog", "-n", 2]
+    asked += ["--device", "cpu", "--model", tiny_model, "--steps", 2, "--size", 16]
     ran = kg(*asked, "-o", "whole")
     assert ran.code == 0 and ran.out.strip() == "whole"
     whole = contents(tmp_path / "whole")
@@ -205,21 +205,21 @@ def test_copies_are_the_inputs(tmp_path, data):
     ],
 )
 def test_mistakes_are_found_before_anything_is_loaded(kg, tmp_path, data, without_engine, args, code, words):
-    ran = kg("eval", "dreambench", "--data", data, "-o", "run", "--only", "draw", *args)
+    ran = kg("eval", "dreambench", "--data", data, "-o", "run", "--only", "generate", *args)
     assert (ran.code, words in ran.err) == (code, True), ran.err
     assert not (tmp_path / "run").exists()
 
 
 def test_copies_of_words_alone_are_refused(kg, tmp_path):
     write_annotations(tmp_path, 9)
-    ran = kg("eval", "coco", "--data", ".", "--num", 9, "--method", "copy-input", "-o", "run", "--only", "draw")
+    ran = kg("eval", "coco", "--data", ".", "--num", 9, "--method", "copy-input", "-o", "run", "--only", "generate")
     assert ran.code == 2 and "needs an image" in ran.err
 
 
 def test_coco_is_generated(kg, tmp_path, tiny_model):
     write_annotations(tmp_path, 12)
     asked = ["eval", "coco", "--data", ".", "--num", 10, "--model", tiny_model, "--steps", 2, "--size", 16]
-    ran = kg(*asked, "--device", "cpu", "-o", "run", "--only", "draw")
+    ran = kg(*asked, "--device", "cpu", "-o", "run", "--only", "generate")
     assert ran.code == 0, ran.err
     assert len((tmp_path / "run" / "manifest.jsonl").read_text().splitlines()) == 10
 
@@ -274,7 +274,7 @@ def test_a_prompt_that_is_too_long_is_found_before_anything_is_generated(kg, tmp
     (tmp_path / "captions.txt").write_text("a cat\n" * 9 + "a dog " * 200 + "\n")
     ran = kg(
         *("eval", "coco", "--captions", "captions.txt", "--model", tiny_model, "--device", "cpu", "--steps", 2),
-        *("--size", 16, "--only", "draw", "-o", "run"),
+        *("--size", 16, "--only", "generate", "-o", "run"),
     )
     assert ran.code == 2 and "000009.png cannot be generated" in ran.err and not (tmp_path / "run").exists()
 
@@ -290,7 +290,7 @@ def test_a_run_goes_on_when_its_data_has_moved(kg, tmp_path, data):
         "--method",
         "copy-input",
         "--only",
-        "draw",
+        "generate",
         "-o",
         "run",
     )
@@ -329,13 +329,13 @@ def test_subjects_are_a_set(data):
     ],
 )
 def test_what_cannot_be_is_said_and_nothing_is_written(kg, tmp_path, data, flags, words):
-    ran = kg("eval", "dreambench", "--data", data, "--only", "draw", "-o", "run", *flags)
+    ran = kg("eval", "dreambench", "--data", data, "--only", "generate", "-o", "run", *flags)
     assert ran.code == 2 and words in ran.err and "unexpected" not in ran.err, ran.err
     assert not (tmp_path / "run").exists()
 
 
 def test_a_quiet_run_says_nothing(kg, tmp_path, data):
-    asked = ("eval", "dreambench", "--data", data, "--only", "draw", "--method", "copy-input", *FEW)
+    asked = ("eval", "dreambench", "--data", data, "--only", "generate", "--method", "copy-input", *FEW)
     assert "150 of 150 images generated" in kg(*asked, "-o", "a").err
     assert kg(*asked, "-o", "b", "--quiet").err == ""
 
@@ -349,5 +349,5 @@ def test_a_plan_that_is_none_is_damaged(tmp_path):
 
 def test_captions_are_utf8(kg, tmp_path):
     (tmp_path / "captions.txt").write_bytes("caf\xe9\n".encode("latin-1"))
-    ran = kg("eval", "coco", "--captions", "captions.txt", "--only", "draw", "-o", "run")
+    ran = kg("eval", "coco", "--captions", "captions.txt", "--only", "generate", "-o", "run")
     assert ran.code == 2 and "is not UTF-8 text" in ran.err

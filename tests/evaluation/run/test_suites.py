@@ -1,4 +1,5 @@
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ def test_the_true_networks_score_what_the_command_drew(tmp_path, data):
     asked = ["eval", "dreambench", "--data", data, "--method", "copy-input", "--subjects", "dog,can", "-n", 1]
     asked += ["--weights", weights, "--offline", "--device", "cpu"]
     assert start_python(KG, *asked, "-o", tmp_path / "run").wait(600) == 0
-    assert start_python(KG, *asked, "-o", tmp_path / "two", "--only", "draw").wait(600) == 0
+    assert start_python(KG, *asked, "-o", tmp_path / "two", "--only", "generate").wait(600) == 0
     score = ["eval", "dreambench", "-o", tmp_path / "two", "--only", "score", *asked[-5:]]
     assert start_python(KG, *score).wait(600) == 0
     assert (tmp_path / "run" / "scores.json").read_bytes() == (tmp_path / "two" / "scores.json").read_bytes()
@@ -173,9 +174,30 @@ def test_texts_too_long_for_clip_are_found_before_anything_is_generated(tmp_path
 
 def test_scoring_takes_the_data_from_where_it_is_said_to_be(kg, tmp_path):
     asked = ("eval", "dreambench", "--suite", "nano", "--subjects", "cow", "-n", 1, "--method", "copy-input")
-    assert kg(*asked, "--data", "data", "-o", "run", "--only", "draw").code == 0
+    assert kg(*asked, "--data", "data", "-o", "run", "--only", "generate").code == 0
     (tmp_path / "data").rename(tmp_path / "moved")
     ran = kg("eval", "dreambench", "--suite", "nano", "--only", "score", "-o", "run", "--data", "moved")
     assert ran.code == 0, ran.err
     assert not (tmp_path / "data").exists()
     assert "moved" not in (tmp_path / "run/scores.json").read_text("utf-8")
+
+
+def test_all_faults_are_listed_together_weights_last(kg, tmp_path, monkeypatch):
+    monkeypatch.setenv("KG_WEIGHTS", str(tmp_path / "none"))
+    flags = ["--noise", "loud", "--only", "look", "--masks", "nowhere", "--set", "steps"]
+    ran = kg("eval", "dreambench", "--data", "gone", "--method", "none", "-o", "run", "--offline", *flags)
+    lines = ran.err.splitlines()
+    assert ran.code == 2 and len(lines) == 7 and all(line.startswith("error: ") for line in lines)
+    expected = ("--set steps", "--noise is loud", "--masks is nowhere", "--only is look", "no method none", "gone")
+    for line, words in zip(lines, expected, strict=False):
+        assert words in line
+    assert "weights are missing" in lines[-1] and not (tmp_path / "run").exists()
+
+
+def test_scores_are_printed_as_a_table(kg, tmp_path):
+    asked = ("eval", "dreambench", "--suite", "nano", "--subjects", "cow,pig,owl", "-n", 1, "--method", "copy-input")
+    ran = kg(*asked, "-o", "run")
+    assert ran.lines == ["run"] and "copy-input, 75 images" in ran.err and "DINO" not in ran.out
+    assert re.search(r"self-supervised ViT to the input \(higher\) +1\.000", ran.err) and "oracle" in ran.err
+    assert "CLIP-T" not in kg(*asked, "-o", "run", "-q").err
+    assert "CLIP-T" not in kg(*asked, "-o", "other", "--only", "draw").err  # the step's name in earlier versions

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from kgcli.evaluation.report.compare import ScoredRun, compare, flatten
 from kgcli.evaluation.report.page.cases import MAX_IMAGES, Cases, choose
-from kgcli.evaluation.report.page.gallery import captioned, extremes, galleries, subject_id
+from kgcli.evaluation.report.page.gallery import captioned, extremes, galleries, glance, subject_id
 from kgcli.evaluation.report.page.plots import histogram, subject_plot
 from kgcli.evaluation.report.page.tables import (
     Figures,
@@ -44,6 +44,7 @@ def build_page(
     named = cases.subjects if figures.by_subject else ()
     links = {name: subject_id(place) for place, name in enumerate(named)}
     sections = [
+        ("glance", "At a glance", glance(figures, cases, thumbnails)),
         ("results", "Results", _results(figures)),
         ("differences", "Differences", _differences(figures)),
         ("subjects", "Subjects", _subjects(figures, links)),

@@ -16,6 +16,8 @@ from kgcli.evaluation.report.page.thumbnails import Thumbnails
 from kgcli.evaluation.scores import Measure
 
 MAX_CAPTION = 3  # numbers under an image
+MAX_OPEN = 400  # images up to which all galleries are open at first; else the first is
+NUM_GLANCE = 8  # images of each run at the top of the page
 
 
 def subject_id(place: int) -> str:
@@ -30,16 +32,32 @@ def captioned(figures: Figures) -> list[Measure]:
 
 
 def galleries(figures: Figures, cases: Cases, thumbnails: Thumbnails) -> list[Markup]:
-    """Make a closed box for each subject; its images are decoded when it is opened."""
+    """Make a box for each subject, open for few images; those of a closed one are decoded when it is opened."""
     held: dict[int, list[ShownCase]] = {}
     for case in cases.shown:
         held.setdefault(case.subject, []).append(case)
-    alone = len(cases.subjects) == 1
+    few = len(cases.shown) <= MAX_OPEN
     return [
-        _gallery(figures, place, cases.subjects[place], held[place], thumbnails, alone)
+        _gallery(figures, place, cases.subjects[place], held[place], thumbnails, few or place == min(held))
         for place in range(len(cases.subjects))
         if place in held
     ]
+
+
+def glance(figures: Figures, cases: Cases, thumbnails: Thumbnails) -> Markup | None:
+    """Make a row of images for each run, of subjects evenly spaced and alike for all; None without images."""
+    places = sorted({case.subject for case in cases.shown})
+    step = max(len(places) / NUM_GLANCE, 1.0)
+    chosen = {places[int(at * step)] for at in range(min(NUM_GLANCE, len(places)))}
+    rows = []
+    for run in range(len(figures.runs)):
+        own = [case for case in cases.shown if case.run == run]
+        first = {case.subject: case for case in reversed(own) if case.subject in chosen}
+        picked = [first[place] for place in sorted(first)] if len(first) > 1 else own[:: max(len(own) // NUM_GLANCE, 1)]
+        links = [_shown(case, thumbnails) for case in picked[:NUM_GLANCE]]
+        if links:
+            rows.append((run, figures.runs[run].name if len(figures.runs) > 1 else "", links))
+    return html("glance", rows=rows) if rows else None
 
 
 def extremes(figures: Figures, cases: Cases, thumbnails: Thumbnails, measures: Iterable[Measure]) -> list[Markup]:
@@ -57,7 +75,7 @@ def extremes(figures: Figures, cases: Cases, thumbnails: Thumbnails, measures: I
 
 
 def _gallery(
-    figures: Figures, place: int, name: str, cases: Sequence[ShownCase], thumbnails: Thumbnails, alone: bool
+    figures: Figures, place: int, name: str, cases: Sequence[ShownCase], thumbnails: Thumbnails, is_open: bool
 ) -> Markup:
     inputs = next((case.inputs for case in cases if case.inputs), ())
     kinds = sorted({case.score.category for case in cases} - {""})
@@ -70,7 +88,7 @@ def _gallery(
     return html(
         "gallery",
         id=subject_id(place),
-        open=alone,
+        open=is_open,
         small=Markup("").join(thumbnails.image(path, "") for path in inputs[:1]),
         name=name,
         kind=kinds[0] if len(kinds) == 1 else "",
@@ -148,9 +166,12 @@ def _short(figures: Figures, value: float, measure: Measure) -> str:
 
 def _link(figures: Figures, case: ShownCase, measure: Measure, thumbnails: Thumbnails) -> dict[str, str]:
     return {
-        "id": case.id,
-        "text": case.score.scored_text,
-        "image": thumbnails.image(case.file, case.score.scored_text),
+        **_shown(case, thumbnails),
         "value": number(case.score.values[measure.name], figures.decimals(measure.name)),
         "subject": case.score.subject,
     }
+
+
+def _shown(case: ShownCase, thumbnails: Thumbnails) -> dict[str, str]:
+    text = case.score.scored_text
+    return {"id": case.id, "text": text, "image": thumbnails.image(case.file, text)}

@@ -13,7 +13,7 @@ from kgcli.evaluation.metrics.intervals import cluster_mean
 from kgcli.evaluation.report.compare import Key, cluster_means, values_of
 from kgcli.evaluation.report.page.tables import Figures, interval, number
 from kgcli.evaluation.report.page.templates import html
-from kgcli.evaluation.scores import Measure
+from kgcli.evaluation.scores import Measure, range_of
 
 WIDTH, LABELS, RIGHT, TOP, BOTTOM = 460, 128, 14, 8, 26  # pixels of the plot
 ROW, RUN_STEP = 17, 7  # height of a subject, and what each further run adds
@@ -100,15 +100,15 @@ def _dots(figures: Figures, run: int, measure: str) -> dict[str, Dot]:
         if figure is None:
             continue
         name = group.partition(":")[2]
-        low, high = figure.bounds or _over_prompts(prompts.get(name, {})) or (figure.value, figure.value)
+        low, high = figure.bounds or _over_prompts(prompts.get(name, {}), measure) or (figure.value, figure.value)
         dots[name] = Dot(figure.value, low, high)
     return dots
 
 
-def _over_prompts(values: dict[Key, float]) -> tuple[float, float] | None:
+def _over_prompts(values: dict[Key, float], measure: str) -> tuple[float, float] | None:
     if not values:
         return None
-    mean = cluster_mean(list(cluster_means(values).values()))
+    mean = cluster_mean(list(cluster_means(values).values()), range_of(measure))
     return None if mean.low is None or mean.high is None else (mean.low, mean.high)
 
 

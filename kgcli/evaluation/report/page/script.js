@@ -71,6 +71,18 @@ document.addEventListener("click", (event) => {
   if (button) sortTable(button.closest("th"));
 });
 
+/* A hint where a table is wider than the page; the edge goes where there is no more to see. */
+const scrolls = [...document.querySelectorAll(".scroll")];
+function hint(box) {
+  box.classList.toggle("wide", box.scrollWidth > box.clientWidth + 1);
+  box.classList.toggle("end", box.scrollLeft + box.clientWidth >= box.scrollWidth - 1);
+}
+const resized = new ResizeObserver((entries) => entries.forEach((entry) => hint(entry.target)));
+for (const box of scrolls) {
+  resized.observe(box); /* also when the box around it is opened */
+  box.addEventListener("scroll", () => hint(box), { passive: true });
+}
+
 /* Images of a subject come out of its template when it is first opened. */
 function fill(details) {
   const template = details.querySelector(":scope > template");

@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
+from kgcli.cli.options import flag
+
 Runs = Annotated[list[Path], typer.Argument(help="Run folders with scores.", show_default=False)]
 
 
 def compare(
     runs: Runs,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Annotated[bool, flag("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Compare runs of one protocol: measures, and paired differences from the first run.
 
@@ -30,22 +32,27 @@ def compare(
 
 def report(
     runs: Runs,
-    out: Annotated[Path, typer.Option("-o", "--out", help="HTML file to write.")] = Path("report.html"),
+    out: Annotated[Path, flag("-o", "--out", metavar="FILE", help="HTML file to write; default: report.html.")] = Path(
+        "report.html"
+    ),
     images: Annotated[
         list[Path] | None,
-        typer.Option(
+        flag(
             "--images",
+            metavar="FOLDER",
             help="Folder of generated images, one per run, in order; default: the run folders.",
-            show_default=False,
         ),
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="Folder of the input images to show; default: that of a nano suite."),
+        flag("--data", metavar="FOLDER", help="Folder of the input images to show; default: that of a nano suite."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    overwrite: Annotated[bool, flag("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
-    """Write one HTML page with tables, plots, images and the protocol of scored runs."""
+    """Write one HTML page with tables, plots, images and the protocol of scored runs.
+
+    Example: kg eval report runs/a runs/b -o page.html
+    """
     from kgcli.errors import UsageError
     from kgcli.evaluation.report.compare import open_runs
     from kgcli.evaluation.report.page import build_page

@@ -1,0 +1,1 @@
+"""`kg doctor` and `kg env`: what this machine has, and whether it suits."""

@@ -1,0 +1,1 @@
+"""The commands below `kg eval`, and `kg reproduce`."""

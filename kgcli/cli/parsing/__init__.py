@@ -1,0 +1,1 @@
+"""Reading of arguments and help of all commands."""
