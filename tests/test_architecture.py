@@ -23,6 +23,7 @@ LAYERS = [
     ("training",),
     ("evaluation",),
     ("engine",),
+    ("app",),
     ("cli",),
 ]
 RANK = {folder: rank for rank, folders in enumerate(LAYERS) for folder in folders}

@@ -48,10 +48,29 @@ def make_request(
 
     Raises: UsageError, PromptError, ImageError.
     """
+    prompt = Prompt.parse(text).fill_slots(images)
+    return check_request(
+        model, prompt, negative_prompt=negative_prompt, seed=seed, sampling=sampling, adapters=adapters
+    )
+
+
+def check_request(
+    model: ModelFolder,
+    prompt: Prompt,
+    images: tuple[ImageFile, ...] | None = None,
+    *,
+    negative_prompt: str = "",
+    seed: int = 0,
+    sampling: SamplingConfig | None = None,
+    adapters: Adapters | None = None,
+) -> Request:
+    """Check a parsed prompt and its settings against the model; images that are not given are opened by their paths.
+
+    Raises: UsageError, PromptError, ImageError.
+    """
     sampling = (sampling or SamplingConfig()).over(model.cfg.generation)
     sampling.check()
     check_seed(seed)
-    prompt = Prompt.parse(text).fill_slots(images)
     check_fits(prompt, model)
     _note_many_subjects(prompt, model)
     for part in prompt.parts:
@@ -59,7 +78,7 @@ def make_request(
             _log.warning("%s is read as text; to use the image, download it and write <image:FILE>", link.group())
     return Request(
         prompt=prompt,
-        images=open_images(prompt),
+        images=open_images(prompt) if images is None else images,
         negative_prompt=check_negative(negative_prompt, model),
         seed=seed,
         sampling=sampling,
