@@ -16,11 +16,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import PromptError, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from kgcli.data.tokenizer import Tokenizer
 
 MAX_WEIGHT = 2.0
 FITS = ("pad", "crop", "stretch")

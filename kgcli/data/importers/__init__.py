@@ -1,0 +1,1 @@
+"""Importers of foreign data layouts into shards, one layout a module."""

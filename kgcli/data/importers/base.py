@@ -1,0 +1,122 @@
+"""The protocol of importers: an endless or finite list of items in a fixed order, each read when it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from kgcli.data.images import MAX_BYTES
+from kgcli.data.shards.records import Pair, Record
+from kgcli.data.shards.write import as_member
+from kgcli.errors import MissingError
+from kgcli.files import check_inside
+from kgcli.reading import read_bytes
+
+MAX_LINE = 512 * 2**20  # bytes of a line with images in base64
+
+Filled = tuple[Record, dict[str, bytes]]  # a record and its images by member
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sample of a foreign data set: its place for messages, and how to read it (one record, several or none).
+
+    `read` raises KgError where the item is damaged, and Skipped where the layout's own rules leave it out.
+    """
+
+    origin: str
+    read: Callable[[], Iterable[Filled]]
+
+
+class Skipped(Exception):
+    """An item that the rules of a layout leave out; the message is the rule."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions:
+    """Options of an import; an importer refuses those that it has no use for."""
+
+    images: Path | None = None  # folder of the images that the source names
+    columns: Mapping[str, str] = field(default_factory=dict)  # field of a record -> column of the source
+    split: str = "train"
+    all_captions: bool = False  # a row for each caption of an image, in place of its first
+    as_published: bool = False  # leave out what the published loader loses
+
+
+class Importer(Protocol):
+    """A foreign layout: `items` yields the same items in the same order at every call."""
+
+    name: str
+    layout: str  # one line for the help text
+    uses: frozenset[str]  # names of the fields of ImportOptions that it takes
+
+    def items(self, source: str, options: ImportOptions) -> Iterator[Item]:
+        """Yield the items of a source.
+
+        Raises: MissingError, UsageError where the source is not of this layout.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class BrokenItem:
+    """Reader of an item that cannot be read: raises its fault when it is."""
+
+    fault: Exception
+
+    def __call__(self) -> Iterable[Filled]:
+        raise self.fault
+
+
+def broken(origin: str, fault: Exception) -> Item:
+    """Return an item that fails with a fault when it is read."""
+    return Item(origin, BrokenItem(fault))
+
+
+def pair_of(data: bytes, caption: str, origin: str) -> Filled:
+    """Return an image and its caption as a record. Raises: ImageError."""
+    suffix, content = as_member(data, origin)
+    return Pair(image=suffix, caption=caption, origin=origin), {suffix: content}
+
+
+def read_below(folder: Path, name: str, origin: str) -> bytes:
+    """Return the bytes of an image that a foreign file names, which must be in a folder.
+
+    Raises: MissingError that names `origin`, also for a name that leads out of the folder.
+    """
+    if not name or Path(name).is_absolute() or ".." in Path(name).parts or "\\" in name or "\0" in name:
+        raise MissingError(f"{origin} names the image {name[:200]!r}, which is not a path below {folder}")
+    check_inside(folder, [name])
+    try:
+        return read_bytes(folder / name, max_bytes=MAX_BYTES)
+    except MissingError as error:
+        raise MissingError(f"{origin}: {error}") from None
+
+
+def number_images(images: Iterable[tuple[str, bytes]]) -> tuple[list[str], dict[str, bytes]]:
+    """Return numbered members for files of images given by suffix, in order."""
+    members, content = [], {}
+    for number, (suffix, data) in enumerate(images):
+        members.append(f"{number}.{suffix}")
+        content[members[-1]] = data
+    return members, content
+
+
+def existing(source: str, *, what: str) -> Path:
+    """Return the path of a source that is there. Raises: MissingError."""
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise MissingError(f"there is no {what} {path}")
+    return path
+
+
+def files_of(path: Path, suffixes: tuple[str, ...], *, what: str) -> list[Path]:
+    """Return a file itself, or those of a folder with these suffixes, by name. Raises: MissingError without any."""
+    from kgcli.data.entries import data_files
+
+    found = [path] if path.is_file() else list(data_files(path, suffixes=suffixes))
+    if not found:
+        raise MissingError(f"{path} holds no {what} ({', '.join(suffixes)})")
+    return found

@@ -1,0 +1,174 @@
+"""Interleaved documents: MMC4 and OBELICS, with their images downloaded to a folder beforehand."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from kgcli.data.importers.base import (
+    Filled,
+    ImportOptions,
+    Item,
+    Skipped,
+    broken,
+    existing,
+    files_of,
+    number_images,
+    read_below,
+)
+from kgcli.data.importers.img2dataset import IMAGES, parts_of_tar
+from kgcli.data.shards.layout import pyarrow_parts
+from kgcli.data.shards.records import Interleaved, Shown
+from kgcli.data.shards.write import as_member
+from kgcli.errors import MissingError, UsageError
+from kgcli.reading import parse_json
+
+MAX_LINE = 64 * 2**20  # bytes of a document
+
+Fragment = str | bytes  # a text, or the file of an image
+
+
+class Mmc4:
+    """MMC4's documents: each image before the sentence it was matched to; images that are not there are left out.
+
+    Source: Multimodal C4 (arXiv:2304.06939).
+    """
+
+    name = "mmc4"
+    layout = "MMC4's .jsonl or .jsonl.zip, with --images the folder of its images"
+    uses = frozenset({"images"})
+
+    def items(self, source: str, options: ImportOptions) -> Iterator[Item]:
+        """Yield the documents."""
+        if options.images is None:
+            raise UsageError("mmc4 needs --images FOLDER, in which the images have their image_name")
+        for path in files_of(existing(source, what="file or folder"), (".jsonl", ".zip"), what="documents"):
+            for number, line in enumerate(_text_lines(path), start=1):
+                origin = f"{path.name} line {number}"
+                yield Item(origin, partial(_read_mmc4, line, origin, options.images))
+
+
+class Obelics:
+    """OBELICS' documents, whose images are addresses or, in some copies, files.
+
+    Source: OBELICS (arXiv:2306.16527).
+    """
+
+    name = "obelics"
+    layout = "OBELICS' .parquet, with --images the output of img2dataset for its addresses"
+    uses = frozenset({"images"})
+
+    def items(self, source: str, options: ImportOptions) -> Iterator[Item]:
+        """Yield the documents."""
+        pyarrow, parquet = pyarrow_parts()
+        by_url = None if options.images is None else UrlImages(options.images)
+        for path in files_of(existing(source, what="file or folder"), (".parquet",), what="documents"):
+            try:
+                file = parquet.ParquetFile(path)
+                if absent := {"images", "texts"} - set(file.schema_arrow.names):
+                    raise MissingError(f"{path} has no column {sorted(absent)[0]}")
+                number = 0
+                for batch in file.iter_batches(batch_size=64, columns=["images", "texts"]):
+                    for row in batch.to_pylist():
+                        number += 1
+                        origin = f"{path.name} row {number}"
+                        yield Item(origin, partial(_read_obelics, row, origin, by_url))
+            except (pyarrow.ArrowException, OSError) as error:
+                yield broken(path.name, MissingError(f"{path.name} is damaged: {str(error)[:200]}"))
+
+
+class UrlImages:
+    """Images by address, of a folder that img2dataset wrote: tars, or folders of files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files: dict[str, Path | bytes] = {}
+        for tar in sorted(folder.glob("*.tar")):
+            for _, parts in parts_of_tar(tar):
+                if not isinstance(parts, MissingError) and (
+                    image := next((parts[s] for s in IMAGES if s in parts), None)
+                ):
+                    self._note(parts.get(".json", b"{}"), image)
+        for path in sorted(folder.rglob("*.json")):
+            image_path = next((p for suffix in IMAGES if (p := path.with_suffix(suffix)).is_file()), None)
+            if image_path is not None:
+                self._note(path.read_bytes(), image_path)
+
+    def read(self, url: str) -> bytes | None:
+        """Return the image of an address, None if it is not there."""
+        found = self._files.get(url)
+        return found.read_bytes() if isinstance(found, Path) else found
+
+    def _note(self, told: bytes, image: Path | bytes) -> None:
+        try:
+            value = json.loads(told)
+        except ValueError:
+            return  # of another program
+        if isinstance(value, dict) and isinstance(value.get("url"), str):
+            self._files[value["url"]] = image
+
+
+def _read_mmc4(line: bytes, origin: str, folder: Path) -> Iterable[Filled]:
+    value = parse_json(line, name=origin)
+    try:
+        texts = [str(text) for text in value["text_list"]]
+        places = [(int(image["matched_text_index"]), str(image["image_name"])) for image in value["image_info"]]
+    except (KeyError, TypeError, ValueError):
+        raise MissingError(f"{origin} has no text_list and image_info as MMC4 has them") from None
+    fragments: list[Fragment] = []
+    for number, text in enumerate(texts):
+        names = [name for place, name in places if place == number]
+        fragments += [read_below(folder, name, origin) for name in names if (folder / name).is_file()]
+        fragments.append(text if not fragments else " " + text)
+    return _document(fragments, origin)
+
+
+def _read_obelics(row: Any, origin: str, by_url: UrlImages | None) -> Iterable[Filled]:
+    images, texts = row["images"] or [], row["texts"] or []
+    if len(images) != len(texts):
+        raise MissingError(f"{origin} has {len(images)} images for {len(texts)} texts; one of each place is empty")
+    fragments: list[Fragment] = []
+    for image, text in zip(images, texts, strict=True):
+        if text:
+            fragments.append(str(text))
+        elif isinstance(image, dict) and isinstance(image.get("bytes"), bytes):
+            fragments.append(image["bytes"])
+        elif isinstance(image, str) and by_url is not None and (data := by_url.read(image)) is not None:
+            fragments.append(data)
+    return _document(fragments, origin)
+
+
+def _document(fragments: list[Fragment], origin: str) -> Iterable[Filled]:
+    """Return the record of a document. Raises: Skipped for one without images."""
+    files = [as_member(one, origin) for one in fragments if isinstance(one, bytes)]
+    if not files:
+        raise Skipped("none of its images is there")
+    members, images = number_images(files)
+    following = iter(members)
+    parts = tuple(one if isinstance(one, str) else Shown(image=next(following)) for one in fragments)
+    return [(Interleaved(fragments=parts, origin=origin), images)]
+
+
+def _text_lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file, or of the files of a zip."""
+    if path.suffix != ".zip":
+        with path.open("rb") as file:
+            yield from _split(file)
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                with archive.open(name) as inner:
+                    yield from _split(inner)
+    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
+        raise MissingError(f"{path} is not a zip file that can be read: {str(error)[:200]}") from None
+
+
+def _split(file: Any) -> Iterator[bytes]:
+    while line := file.readline(MAX_LINE):
+        if line.strip():
+            yield line

@@ -1,0 +1,97 @@
+"""Hugging Face data sets: a folder that `save_to_disk` wrote, a folder of files, or a Hub id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from kgcli.data.importers.base import Filled, ImportOptions, Item, pair_of, read_below
+from kgcli.data.shards.records import Text
+from kgcli.errors import MissingError, UsageError
+from kgcli.runtime import is_offline
+
+IMAGES = ("image", "jpg", "png", "webp", "img")  # columns, by precedence
+CAPTIONS = ("caption", "text", "txt", "prompt", "sentence")
+
+
+class HuggingFace:
+    """Captioned images, or texts where there is no image; columns by their usual names or as given."""
+
+    name = "hugging-face"
+    layout = "Hugging Face data set: a folder or Hub id; columns by -c image=NAME -c caption=NAME"
+    uses = frozenset({"columns", "split"})
+
+    def items(self, source: str, options: ImportOptions) -> Iterator[Item]:
+        """Yield the rows of a split."""
+        folder = Path(source).expanduser()
+        data = _load(source, folder, options.split)
+        columns = list(data.features or {})
+        image = _column(options, "image", IMAGES, columns, needed=False)
+        caption = _column(options, "caption", CAPTIONS, columns, needed=True)
+        if image:
+            data = _undecoded(data, image)
+        for number, row in enumerate(data.select_columns([name for name in (image, caption) if name])):
+            origin = f"{folder.name} {options.split} row {number}"
+            yield Item(origin, partial(_read, row, image, caption, origin, folder))
+
+
+def _load(source: str, folder: Path, split: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise UsageError("hugging-face needs the package datasets: pip install 'kgcli[data]'") from None
+    try:
+        if not folder.exists():
+            if is_offline():
+                raise MissingError(f"there is no folder {source}, and nothing is downloaded offline")
+            return datasets.load_dataset(source, split=split, streaming=True)
+        if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():
+            found = datasets.load_from_disk(str(folder))
+        else:
+            found = datasets.load_dataset(str(folder), streaming=True)
+        if isinstance(found, dict):
+            if split not in found:
+                raise UsageError(f"{source} has no split {split}; it has {', '.join(found)}")
+            return found[split]
+        return found
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise MissingError(f"{source} is no data set that can be read: {' '.join(str(error).split())[:200]}") from None
+
+
+def _undecoded(data: Any, column: str) -> Any:
+    """Return the data with an image column as bytes and names, none of them opened by the library."""
+    import datasets
+
+    feature = data.features[column]
+    return data.cast_column(column, datasets.Image(decode=False)) if isinstance(feature, datasets.Image) else data
+
+
+def _column(options: ImportOptions, field: str, names: tuple[str, ...], there: list[str], *, needed: bool) -> str:
+    asked = options.columns.get(field)
+    if asked is not None and asked not in there:
+        raise UsageError(f"there is no column {asked}; there are {', '.join(there)}")
+    found = asked or next((name for name in names if name in there), "")
+    if needed and not found:
+        raise UsageError(f"none of the columns {', '.join(there)} is a {field}; name it with -c {field}=NAME")
+    return found
+
+
+def _read(row: Any, image: str, caption: str, origin: str, folder: Path) -> Iterable[Filled]:
+    words = row[caption]
+    if isinstance(words, list) and words:
+        words = words[0]
+    if not isinstance(words, str):
+        raise MissingError(f"{origin}: {caption} is no text")
+    if not image:
+        return [(Text(text=words, origin=origin), {})]
+    value = row[image]
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if data is None and isinstance(value, dict) and isinstance(value.get("path"), str) and folder.is_dir():
+        path = Path(value["path"])  # as the library found it below the folder; any other is refused
+        inside = path.is_absolute() and path.is_relative_to(folder.absolute())
+        data = read_below(folder, path.relative_to(folder.absolute()).as_posix() if inside else str(path), origin)
+    if not isinstance(data, bytes):
+        raise MissingError(f"{origin}: {image} holds no image")
+    return [pair_of(data, words.strip(), origin)]

@@ -1,0 +1,132 @@
+"""A user's own files: plain text, captioned image folders, tables of images, and prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+from kgcli.data.entries import data_files
+from kgcli.data.images import MAX_BYTES, SUFFIXES
+from kgcli.data.importers.base import Filled, ImportOptions, Item, broken, existing, files_of, pair_of, read_below
+from kgcli.data.prompt import ImageRef, Prompt
+from kgcli.data.shards.records import Text, Written
+from kgcli.data.shards.write import as_member
+from kgcli.data.sources.tables import Line, read_lines
+from kgcli.data.textfiles import read_entries
+from kgcli.errors import KgError, MissingError, PromptError
+from kgcli.reading import read_bytes, read_text
+
+CAPTIONS = (".txt", ".caption")
+MAX_TEXT_BYTES = 4 * 2**30
+
+
+class PlainText:
+    """Texts: one a line of .txt, .csv or .jsonl files."""
+
+    name = "text"
+    layout = "text files: a text a line (.txt), or the column text or caption (.jsonl, .csv, .tsv, .json)"
+    uses = frozenset({"columns"})
+
+    def items(self, source: str, options: ImportOptions) -> Iterator[Item]:
+        """Yield the texts."""
+        suffixes = (".txt", ".jsonl", ".json", ".csv", ".tsv")
+        for path in files_of(existing(source, what="file or folder"), suffixes, what="texts"):
+            for place, value in read_entries(str(path), max_bytes=MAX_TEXT_BYTES):
+                origin = f"{path.name} {place}"
+                if isinstance(value, KgError):
+                    yield broken(origin, MissingError(f"{origin}: {value}"))
+                    continue
+                line = Line(origin, value if isinstance(value, dict) else {"text": value})
+                yield Item(origin, partial(_read_text, line, options.columns.get("text")))
+
+
+class CaptionedFolder:
+    """Images of a folder tree, each with its caption in a file of its name beside it, as kohya's scripts do."""
+
+    name = "folder"
+    layout = "folder of images, each with its caption in a .txt or .caption file beside it"
+    uses: frozenset[str] = frozenset()
+
+    def items(self, source: str, options: ImportOptions) -> Iterator[Item]:
+        """Yield the images by path."""
+        folder = existing(source, what="folder")
+        if not folder.is_dir():
+            raise MissingError(f"{folder} is a file; give the folder it is in")
+        images = list(data_files(folder, suffixes=SUFFIXES, recursive=True))
+        if not images:
+            raise MissingError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
+        for path in images:
+            yield Item(path.relative_to(folder).as_posix(), partial(_read_beside, path, folder))
+
+
+class Table:
+    """Images and captions by line: columns image (file_name, path) and caption (text), paths relative to the file."""
+
+    name = "table"
+    layout = "table of image paths and captions (.csv, .tsv, .jsonl, .json, .parquet)"
+    uses = frozenset({"images", "columns"})
+
+    def items(self, source: str, options: ImportOptions) -> Iterator[Item]:
+        """Yield the lines."""
+        path = existing(source, what="file")
+        named = [[options.columns[one]] if one in options.columns else names for one, names in _COLUMNS.items()]
+        for line in read_lines(path):
+            yield Item(line.origin, partial(_read_line, line, options.images or path.parent, named))
+
+
+class Prompts:
+    """Prompts in the grammar of `kg generate` with the image to be generated: columns prompt and target."""
+
+    name = "prompts"
+    layout = 'lines {"prompt": "a <image:a.png> on <image:b.png>", "target": "c.png"} (.jsonl, .csv, .parquet)'
+    uses = frozenset({"images"})
+
+    def items(self, source: str, options: ImportOptions) -> Iterator[Item]:
+        """Yield the lines."""
+        path = existing(source, what="file")
+        for line in read_lines(path):
+            yield Item(line.origin, partial(_read_prompt, line, options.images or path.parent))
+
+
+_COLUMNS = {"image": ["image", "file_name", "path"], "caption": ["caption", "text"]}
+
+
+def _read_text(line: Line, column: str | None) -> Iterable[Filled]:
+    return [(Text(text=line.text(*([column] if column else ["text", "caption"])), origin=line.origin), {})]
+
+
+def _read_beside(path: Path, folder: Path) -> Iterable[Filled]:
+    name = path.relative_to(folder).as_posix()
+    found = next((p for suffix in CAPTIONS if (p := path.with_suffix(suffix)).is_file()), None)
+    if found is None:
+        raise MissingError(f"{name} has no caption: write it into {path.with_suffix('.txt').name}")
+    caption = " ".join(read_text(found, max_bytes=2**20).split())
+    return [pair_of(read_bytes(path, max_bytes=MAX_BYTES), caption, name)]
+
+
+def _read_line(line: Line, folder: Path, columns: list[list[str]]) -> Iterable[Filled]:
+    image, caption = line.text(*columns[0]), line.text(*columns[1])
+    return [pair_of(read_below(folder, image, line.origin), caption, line.origin)]
+
+
+def _read_prompt(line: Line, folder: Path) -> Iterable[Filled]:
+    try:
+        prompt = Prompt.parse(line.text("prompt"))
+    except PromptError as error:
+        raise PromptError(f"{line.origin}, column {error.column} of the prompt: {error}") from None
+    images: dict[str, bytes] = {}
+    parts: list[str | ImageRef] = []
+    for part in prompt.parts:
+        if isinstance(part, ImageRef):
+            if part.slot is not None or part.weight != 1.0:
+                raise PromptError(f"{line.origin}: training data cannot use <image:-1> or weight=")
+            suffix, data = as_member(read_below(folder, part.path, line.origin), f"{line.origin}, {part.path}")
+            part = ImageRef(path=f"{len(images)}.{suffix}", fit=part.fit)
+            images[part.path] = data
+        parts.append(part)
+    target = None
+    if "target" in line.values:
+        target, data = as_member(read_below(folder, line.text("target"), line.origin), line.origin)
+        images[target] = data
+    return [(Written(prompt=Prompt(tuple(parts)).format(), target=target, origin=line.origin), images)]
