@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from kgcli.app.uploads import MAX_BYTES
+from kgcli.app.limits import MAX_BODY
 
-MAX_BODY = 6 * MAX_BYTES  # bytes of one request: a few images in base64, with room
 PREFIX = "/gradio_api"
 # Parts of gradio that serve, take or fetch files. The page needs none: images travel inside its requests.
 CLOSED = ("/upload", "/file=", "/file/", "/proxy=", "/stream/", "/deep_link", "/monitoring", "/component_server")

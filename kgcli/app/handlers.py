@@ -7,19 +7,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from markupsafe import Markup
-
+from kgcli.app.limits import MAX_IMAGES
 from kgcli.app.prompts import edit_request, read_lines, read_request
 from kgcli.app.replay import Restored, restore
-from kgcli.app.settings import MAX_IMAGES, Offer, check_sampling, make_adapters, read_seeds
+from kgcli.app.settings import Offer, check_sampling, make_adapters, read_seeds
+from kgcli.app.status import error_status, one_line, status
 from kgcli.app.studio import CancelledError, Progress, Studio, noted
 from kgcli.app.uploads import Upload, read_uploads
 from kgcli.config import SamplingConfig
-from kgcli.errors import KgError, UsageError, printable
+from kgcli.errors import KgError, UsageError
 from kgcli.inference.adapters.named import Adapters
 from kgcli.inference.request import Request
 
-MAX_WINDOW = 72  # characters of a prompt that are shown about a fault
 SAMPLING = ("steps", "guidance_scale", "width", "height", "scheduler")
 ADAPTERS = ("lora", "lora_scale", "control", "control_images", "control_scale", "ready")
 Shown = tuple[dict[str, Any] | None, str]  # value of a gallery, status line as HTML
@@ -53,7 +52,7 @@ class Handlers:
                 try:
                     found.append(self._request(line, uploads, fields, all_used=False))
                 except KgError as error:
-                    faults.append(f"line {number}: {_one_line(error)}")
+                    faults.append(f"line {number}: {one_line(error)}")
             if not found:
                 raise UsageError("; ".join(faults))
             return [replace(one, seed=found[0].seed) for one in found]
@@ -155,27 +154,6 @@ class Handlers:
         given = {name: fields[name] for name in ADAPTERS if name in fields}
         given["control_images"] = read_uploads(given.get("control_images"), most=1)
         return make_adapters(self.folder, self.offer, **given)
-
-
-def status(text: str, notes: Sequence[str] = ()) -> str:
-    """Return a status line as HTML."""
-    lines = Markup("").join(Markup("<p>note: {}</p>").format(note) for note in notes)
-    return str(Markup("<p>{}</p>{}").format(text, lines))
-
-
-def error_status(error: KgError) -> str:
-    """Return an error as HTML, with the prompt and a caret if it has a column."""
-    pointed = Markup("")
-    if error.prompt is not None and error.column is not None:
-        start = max(0, error.column - 1 - MAX_WINDOW // 2)
-        window = printable(error.prompt[start : start + MAX_WINDOW])
-        pointed = Markup("<pre>{}\n{}</pre>").format(window, " " * (error.column - 1 - start) + "^")
-    return str(Markup('<p class="kg-error">error: {}</p>').format(_one_line(error)) + pointed)
-
-
-def _one_line(error: KgError) -> str:
-    where = f"column {error.column}: " if error.column is not None else ""
-    return where + " ".join(str(error).split())
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str:

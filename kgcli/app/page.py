@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from markupsafe import Markup
 
-from kgcli.app.handlers import Handlers, error_status, status
-from kgcli.app.replay import example_item
-from kgcli.app.settings import MAX_IMAGES, MAX_SIDE, MAX_STEPS, NONE
-from kgcli.app.studio import Progress
+from kgcli.app.examples import example_item
+from kgcli.app.limits import MAX_IMAGES, MAX_SIDE, MAX_STEPS, NONE
+from kgcli.app.status import error_status, status
 from kgcli.app.widgets import make_examples, make_gallery, make_tray
 from kgcli.config import SCHEDULERS, SIZE_MULTIPLE
 from kgcli.errors import KgError
-from kgcli.inference.adapters.named import MAX_CONTROL_SCALE, MAX_LORA_SCALE
 from kgcli.reading import parse_json
+
+if TYPE_CHECKING:
+    from kgcli.app.handlers import Handlers
+    from kgcli.app.studio import Progress
 
 WORK = {"concurrency_id": "model", "concurrency_limit": 1}  # one request at a time uses the model
 _BAR = gr.Progress()  # gradio's way to ask for one
@@ -155,10 +157,10 @@ class Page:
     def _adapters_tab(self) -> None:
         gr.Markdown("Used by Generate, Edit and Batch. The owner of this page adds more with `kg app --lora FILE`.")
         self.fields["lora"] = self._lora("LoRA", elem_id="kg-lora")
-        self.fields["lora_scale"] = gr.Slider(-2, MAX_LORA_SCALE / 2, 1.0, step=0.05, label="Scale of the LoRA")
+        self.fields["lora_scale"] = gr.Slider(-2, 5, 1.0, step=0.05, label="Scale of the LoRA")
         controls = [NONE, *self.handlers.offer.controls]
         self.fields["control"] = gr.Dropdown(controls, value=NONE, label="ControlNet", elem_id="kg-control")
-        self.fields["control_scale"] = gr.Slider(0, MAX_CONTROL_SCALE, 1.0, step=0.05, label="Scale of the ControlNet")
+        self.fields["control_scale"] = gr.Slider(0, 2, 1.0, step=0.05, label="Scale of the ControlNet")
         self.fields["control_images"] = make_tray(
             "control", most=1, title="Image of the ControlNet", hint="Add the image whose shape to follow", compact=True
         )

@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from kgcli.app.limits import MAX_LINES
 from kgcli.app.uploads import Upload
 from kgcli.config import SamplingConfig
 from kgcli.data.prompt import ImageRef, Prompt
@@ -20,7 +21,6 @@ from kgcli.inference.adapters.named import Adapters
 from kgcli.inference.request import Request, check_request
 from kgcli.weights.folder import ModelFolder
 
-MAX_LINES = 64  # prompts of one batch
 _LINK = re.compile(r"[a-z][a-z0-9+.-]{0,15}:/{2}", re.IGNORECASE)  # file://, https:// ...
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kgcli.app.settings import NONE, Offer
+from kgcli.app.examples import example_item
+from kgcli.app.limits import NONE
+from kgcli.app.settings import Offer
 from kgcli.app.uploads import Upload, read_bytes
 from kgcli.data.images import read_image
 from kgcli.data.prompt import ImageRef, Prompt
@@ -56,13 +57,6 @@ def restore(item: Any, model: ModelFolder, held: Sequence[tuple[Any, Upload]], o
         **_adapters(record, held, offer),
     }
     return Restored(values, notes)
-
-
-def example_item(name: str) -> dict[str, Any]:
-    """Return an example image of the package as an upload."""
-    path = find_shipped(f"nano/{name}")
-    assert path is not None, f"{name} ships with the package"
-    return {"name": name, "data": base64.b64encode(path.read_bytes()).decode(), "weight": 1.0, "crop": None}
 
 
 def _numbered(prompt: Prompt) -> Prompt:

@@ -7,37 +7,25 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 import gradio as gr
 from starlette.middleware import Middleware
 
 from kgcli.app.guard import Guard
-from kgcli.app.handlers import Handlers
-from kgcli.app.page import Page
-from kgcli.app.settings import Offer
-from kgcli.app.studio import Studio
+from kgcli.app.limits import MAX_QUEUE, MAX_SESSIONS
 from kgcli.app.widgets import script
 from kgcli.errors import UsageError
 
-if TYPE_CHECKING:
-    from kgcli.inference.model import Model
-
 HOST = "127.0.0.1"  # this machine only, never a public tunnel
-MAX_QUEUE = 100  # requests that wait; more are told that the queue is full
-MAX_SESSIONS = 200  # open pages whose state is kept
 FONTS = ("system-ui", "sans-serif")  # gradio's own are fetched from the web
 
 
 @contextmanager
-def serving(model: Model, offer: Offer, port: int, quantize: str = "none") -> Iterator[str]:
-    """Serve the page in the background within a context; gives its address.
+def serving(blocks: gr.Blocks, port: int) -> Iterator[str]:
+    """Serve a page in the background within a context; gives its address.
 
     Raises: UsageError if the port is taken.
     """
-    blocks = Page(Handlers(Studio(model, quantize), offer)).build()
     blocks.queue(max_size=MAX_QUEUE, default_concurrency_limit=4)
     folder = tempfile.mkdtemp(prefix="kgcli-app-")  # gradio insists on one; nothing is written to it
     before = os.environ.get("GRADIO_TEMP_DIR")

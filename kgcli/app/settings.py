@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from kgcli.app.limits import MAX_IMAGES, MAX_SIDE, MAX_STEPS, NONE
 from kgcli.app.uploads import Upload
 from kgcli.config import SamplingConfig, read_sampling
 from kgcli.errors import IncompatibleError, UsageError
@@ -24,10 +25,6 @@ from kgcli.inference.adapters.named import (
 from kgcli.inference.request import MAX_SEED, random_seed
 from kgcli.weights.folder import ModelFolder
 
-MAX_IMAGES = 8  # of one click
-MAX_STEPS = 200
-MAX_SIDE = 1024  # pixels
-NONE = "none"
 SHIPPED_LORAS = ("nano/comic",)
 SHIPPED_CONTROLS = ("canny",)
 

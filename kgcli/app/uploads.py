@@ -21,11 +21,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from kgcli.app.limits import MAX_BYTES
 from kgcli.data.images import ImageFile, decode_image
 from kgcli.data.prompt import MAX_WEIGHT
 from kgcli.errors import ImageError, UsageError, printable
 
-MAX_BYTES = 16 * 2**20  # of one image's file
 MAX_NAME = 100  # characters
 LEAST_CROP = 8  # pixels of either side
 

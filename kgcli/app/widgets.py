@@ -10,8 +10,8 @@ from typing import Any
 
 import gradio as gr
 
-from kgcli.app.replay import example_item
-from kgcli.app.uploads import MAX_BYTES
+from kgcli.app.examples import example_item
+from kgcli.app.limits import MAX_BYTES
 from kgcli.world.examples import EXAMPLES
 
 STATIC = Path(__file__).parent / "static"

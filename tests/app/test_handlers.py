@@ -9,8 +9,9 @@ from app_images import item
 from PIL import Image
 
 from kgcli import engine
-from kgcli.app.handlers import Handlers, error_status
+from kgcli.app.handlers import Handlers
 from kgcli.app.settings import Offer
+from kgcli.app.status import error_status
 from kgcli.app.studio import CancelledError, Studio
 from kgcli.errors import MissingError, PromptError
 

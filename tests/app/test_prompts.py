@@ -3,7 +3,8 @@
 import pytest
 from app_images import item
 
-from kgcli.app.prompts import MAX_LINES, edit_request, read_lines, read_request
+from kgcli.app.limits import MAX_LINES
+from kgcli.app.prompts import edit_request, read_lines, read_request
 from kgcli.app.uploads import read_uploads
 from kgcli.errors import PromptError, UsageError
 from kgcli.weights.folder import open_model

@@ -3,7 +3,8 @@
 import pytest
 from app_images import item
 
-from kgcli.app.settings import MAX_IMAGES, Offer, check_sampling, make_adapters, read_offer, read_seeds
+from kgcli.app.limits import MAX_IMAGES
+from kgcli.app.settings import Offer, check_sampling, make_adapters, read_offer, read_seeds
 from kgcli.app.uploads import read_uploads
 from kgcli.errors import UsageError
 from kgcli.weights.folder import open_model

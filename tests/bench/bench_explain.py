@@ -208,7 +208,7 @@ def scores_of(maps_MHW, changes_MHW):
 
 def t_interval(values):
     half = float(stdtrit(len(values) - 1, 0.975)) * np.std(values, ddof=1) / math.sqrt(len(values))
-    return [round(float(np.mean(values)) + sign * half, 3) for sign in (-1, 1)]
+    return [round(float(np.mean(values) + sign * half), 3) for sign in (-1, 1)]
 
 
 def summarise(cases, rng):
@@ -216,13 +216,23 @@ def summarise(cases, rng):
     ours = methods["leave one out"]
     methods["another prompt's map"] = [*ours[1:], ours[0]]
     methods["random map"] = [np.stack([random_map(rng), random_map(rng)]) for _ in cases]
+    scores = {
+        name: np.array([scores_of(one, changes) for one, (_, changes) in zip(maps, cases, strict=True)])
+        for name, maps in methods.items()
+    }
     rows = []
-    for name, maps in methods.items():
-        scores = np.array([scores_of(one, changes) for one, (_, changes) in zip(maps, cases, strict=True)])
-        inside, log_ratio, own, correlation = scores.mean(axis=0)
+    for name, found in scores.items():
+        inside, log_ratio, own, correlation = found.mean(axis=0)
         row = {"inside": inside, "ratio": math.exp(log_ratio), "own": own, "r": correlation}
-        rows.append({"map": name, **{key: round(float(value), 3) for key, value in row.items()},
-                     "r_interval": t_interval(scores[:, 3])})  # fmt: skip
+        gain = found[:, 3] - scores["another prompt's map"][:, 3]
+        rows.append(
+            {
+                "map": name,
+                **{key: round(float(value), 3) for key, value in row.items()},
+                "r_interval": t_interval(found[:, 3]),
+                "r_over_another": t_interval(gain),  # paired, over prompts
+            }
+        )
     return rows
 
 
@@ -238,7 +248,7 @@ def main():
     rows = summarise(cases, np.random.default_rng(0))
     for row in rows:
         print(f"{row['map']:28} inside {row['inside']:.3f}  ratio {row['ratio']:5.2f}  own {row['own']:.3f}  "
-              f"r {row['r']:.3f} {row['r_interval']}")  # fmt: skip
+              f"r {row['r']:.3f} {row['r_interval']}  r over another prompt's map {row['r_over_another']}")  # fmt: skip
     print(json.dumps({"theme": "explain", "torch": torch.__version__, "num": num, "task": TASK, "rows": rows}))
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,9 +22,11 @@ from torch import Tensor
 from kgcli.errors import UsageError
 from kgcli.inference.denoise import MAX_BATCH, StepCallback, denoise, seeded
 from kgcli.inference.explain.parts import Part, parts_of
-from kgcli.inference.model import Model
-from kgcli.inference.request import Request
 from kgcli.runtime import memory_errors
+
+if TYPE_CHECKING:
+    from kgcli.inference.model import Model
+    from kgcli.inference.request import Request
 
 NUM_STEPS = 5  # steps of the generation that are looked at, evenly spread; more hardly change the maps
 

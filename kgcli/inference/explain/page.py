@@ -38,23 +38,29 @@ class Overlay:
 
 
 def overlays(explanation: Explanation) -> list[Overlay]:
-    """Return one overlay per part: the image in grey, coloured where the part had an effect."""
+    """Return one overlay per part: the image in grey, coloured where the part had an effect.
+
+    The full colour is the peak of a reference's own map; of words it is that of the strongest word, so that a word
+    without effect stays pale.
+    """
     found = []
+    words_MYX = explanation.maps_MYX[[part.image is None for part in explanation.parts]]
+    word_peak = max((_peak(map_YX) for map_YX in words_MYX), default=1.0)
     names = overlay_names(explanation.parts)
     for part, name, share, map_YX in zip(
         explanation.parts, names, explanation.shares, explanation.maps_MYX, strict=True
     ):
-        colour = WORD_COLOUR if part.image is None else COLOURS[(part.image - 1) % len(COLOURS)]
-        reference = None
+        colour, peak, reference = WORD_COLOUR, word_peak, None
         if part.image is not None:
+            colour, peak = COLOURS[(part.image - 1) % len(COLOURS)], _peak(map_YX)
             reference = ImageOps.contain(explanation.request.images[part.image - 1].load(), (THUMBNAIL, THUMBNAIL))
-        found.append(Overlay(name, part.label, share, colour, overlay(explanation.image, map_YX, colour), reference))
+        image = overlay(explanation.image, map_YX, colour, peak)
+        found.append(Overlay(name, part.label, share, colour, image, reference))
     return found
 
 
-def overlay(image: Image.Image, map_YX: NDArray[np.float32], colour: tuple[int, int, int]) -> Image.Image:
-    """Return an image in grey, tinted by a map; small images are enlarged."""
-    peak = float(np.percentile(map_YX, PEAK)) or 1.0
+def overlay(image: Image.Image, map_YX: NDArray[np.float32], colour: tuple[int, int, int], peak: float) -> Image.Image:
+    """Return an image in grey, tinted by a map, fully where it reaches `peak`; small images are enlarged."""
     opacity_YX1 = STRENGTH * (map_YX / peak).clip(0, 1)[..., None]
     return _tinted(image, np.asarray(colour, dtype=np.float32), opacity_YX1)
 
@@ -64,7 +70,7 @@ def region_image(explanation: Explanation) -> Image.Image:
     maps_MYX = relative(explanation.maps_MYX[explanation.references])
     regions_YX = explanation.regions()
     strength_YX = maps_MYX.max(axis=0)
-    opacity_YX1 = STRENGTH * (strength_YX / (float(np.percentile(strength_YX, PEAK)) or 1.0)).clip(0, 1)[..., None]
+    opacity_YX1 = STRENGTH * (strength_YX / _peak(strength_YX)).clip(0, 1)[..., None]
     colours_M3 = np.asarray([COLOURS[index % len(COLOURS)] for index in range(len(maps_MYX))], dtype=np.float32)
     return _tinted(explanation.image, colours_M3[regions_YX - 1], opacity_YX1)
 
@@ -104,6 +110,11 @@ def png(image: Image.Image) -> bytes:
 def data_url(image: Image.Image) -> str:
     """Return an image as the text of a data URL."""
     return f"data:image/png;base64,{base64.b64encode(png(image)).decode()}"
+
+
+def _peak(map_YX: NDArray[np.float32]) -> float:
+    """Return the value of a map that gets the full colour, above 0."""
+    return float(np.percentile(map_YX, PEAK)) or 1.0
 
 
 def _tinted(image: Image.Image, colour: NDArray[np.float32], opacity_YX1: NDArray[np.float32]) -> Image.Image:

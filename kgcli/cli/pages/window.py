@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from importlib.util import find_spec
@@ -61,11 +62,16 @@ def window(
 
     offer = read_offer(folder, [str(Path(one).expanduser()) for one in lora or []], controlnet_model or [])
     print("loading the model", file=sys.stderr)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     import kgcli.engine as engine
+    from kgcli.app.handlers import Handlers
+    from kgcli.app.page import Page
     from kgcli.app.serve import serving
+    from kgcli.app.studio import Studio
 
     loaded = engine.load(folder, device=device, dtype=dtype, offload=offload, quantize=quantize, offline=offline)
-    with serving(loaded, offer, port, quantize) as address:
+    page = Page(Handlers(Studio(loaded, quantize), offer))
+    with serving(page.build(), port) as address:
         print(address, flush=True)
         print("press Ctrl+C to stop", file=sys.stderr)
         if open_browser:

@@ -41,7 +41,7 @@ def explain(
     set_up_logs(quiet=flags.quiet, verbose=flags.verbose, offline=flags.offline)
     plan = plan_prompt(prompt, flags)
     for job in plan.jobs:
-        _check_free(job, words=words, overwrite=flags.overwrite)
+        _check(job, words=words, overwrite=flags.overwrite)
     if not plan.jobs:
         return
     if flags.seed is None and flags.from_ is None and not flags.quiet:
@@ -66,9 +66,12 @@ def _paths(job: Job, parts: tuple[Part, ...]) -> list[Path]:
     return [*overlays, job.path.with_suffix(".html")]
 
 
-def _check_free(job: Job, *, words: bool, overwrite: bool) -> None:
-    """Refuse to start if a file beside the image would be replaced. Raises: UsageError."""
-    for path in _paths(job, parts_of(job.request.prompt, words=words)):
+def _check(job: Job, *, words: bool, overwrite: bool) -> None:
+    """Refuse to start without parts, or if a file beside the image would be replaced. Raises: UsageError."""
+    parts = parts_of(job.request.prompt, words=words)
+    if not parts:
+        raise UsageError("the prompt holds nothing to explain; give it an image or words")
+    for path in _paths(job, parts):
         if path.exists() and not overwrite:
             raise UsageError(f"{path} already exists; give --overwrite or another --out")
 
