@@ -51,3 +51,9 @@ def test_files_that_are_there_stay(kg, cat, tmp_path, tiny_model, without_engine
 def test_a_prompt_of_no_parts_is_refused_before_the_model_loads(kg, tiny_model, without_engine):
     done = kg("explain", "...", "--model", tiny_model, "-o", "out.png")
     assert done.code == 2 and "nothing to explain" in done.err
+
+
+def test_names_of_overlays_are_file_names(kg, cat, tmp_path, tiny_model):
+    (tmp_path / "My Cat.v2.png").write_bytes((tmp_path / "cat.png").read_bytes())
+    done = kg("explain", "<image:My Cat.v2.png> zo\u00eb", "--model", tiny_model, "-s", 1, "-o", "out.png")
+    assert done.lines == ["out.png", "out-1-my-cat-v2.png", "out-word-01-zo\u00eb.png", "out.html"]

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kgcli.cli.generate import load, progress
 from kgcli.cli.logs import set_up_logs
 from kgcli.cli.options import GenerateFlags, takes_flags
 from kgcli.cli.plan import Job, plan_prompt
+from kgcli.data.prompt import Prompt
 from kgcli.errors import UsageError
 from kgcli.files import write_whole
-from kgcli.inference.explain.parts import Part, overlay_names, parts_of
+from kgcli.inference.explain.parts import Part, parts_of
 from kgcli.inference.metadata import describe
-from kgcli.inference.output import write_image
+from kgcli.inference.output import slug, write_image
 
 if TYPE_CHECKING:
     from kgcli.inference.explain.maps import Explanation
@@ -47,6 +47,7 @@ def explain(
     if flags.seed is None and flags.from_ is None and not flags.quiet:
         print(f"seed {plan.jobs[0].request.seed}", file=sys.stderr)
     import kgcli.engine as engine  # torch loads here, after all checks
+    from kgcli.cli.generate import load, progress
 
     model = load(plan, flags)
     with progress(plan, flags) as on_step:
@@ -62,8 +63,17 @@ app.command()(takes_flags(GenerateFlags, without=("batch", "skip_existing"))(exp
 
 def _paths(job: Job, parts: tuple[Part, ...]) -> list[Path]:
     """Return the files beside an image: one overlay per part, then the page."""
-    overlays = [job.path.with_name(f"{job.path.stem}-{name}.png") for name in overlay_names(parts)]
-    return [*overlays, job.path.with_suffix(".html")]
+    first_word = sum(part.image is not None for part in parts)
+    names = [
+        f"word-{index - first_word + 1:02d}-{_stem(part)}" if part.image is None else f"{part.image}-{_stem(part)}"
+        for index, part in enumerate(parts)
+    ]
+    return [*(job.path.with_name(f"{job.path.stem}-{name}.png") for name in names), job.path.with_suffix(".html")]
+
+
+def _stem(part: Part) -> str:
+    """Return the label of a part for a file name: a reference without its suffix."""
+    return slug(Prompt(parts=(part.label if part.image is None else Path(part.label).stem,)))
 
 
 def _check(job: Job, *, words: bool, overwrite: bool) -> None:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from kgcli.inference.explain.maps import Explanation, relative
-from kgcli.inference.explain.parts import overlay_names
 
 COLOURS = ((230, 97, 1), (31, 120, 200), (27, 158, 80), (200, 40, 130), (120, 90, 200), (170, 130, 10))
 WORD_COLOUR = (230, 97, 1)
@@ -29,7 +28,6 @@ TEMPLATE = "page.html"
 class Overlay:
     """The map of one part over the image."""
 
-    name: str  # file name without its suffix: `1-cat` or `word-03-snow`
     label: str
     share: float
     colour: tuple[int, int, int]
@@ -46,16 +44,13 @@ def overlays(explanation: Explanation) -> list[Overlay]:
     found = []
     words_MYX = explanation.maps_MYX[[part.image is None for part in explanation.parts]]
     word_peak = max((_peak(map_YX) for map_YX in words_MYX), default=1.0)
-    names = overlay_names(explanation.parts)
-    for part, name, share, map_YX in zip(
-        explanation.parts, names, explanation.shares, explanation.maps_MYX, strict=True
-    ):
+    for part, share, map_YX in zip(explanation.parts, explanation.shares, explanation.maps_MYX, strict=True):
         colour, peak, reference = WORD_COLOUR, word_peak, None
         if part.image is not None:
             colour, peak = COLOURS[(part.image - 1) % len(COLOURS)], _peak(map_YX)
             reference = ImageOps.contain(explanation.request.images[part.image - 1].load(), (THUMBNAIL, THUMBNAIL))
         image = overlay(explanation.image, map_YX, colour, peak)
-        found.append(Overlay(name, part.label, share, colour, image, reference))
+        found.append(Overlay(part.label, share, colour, image, reference))
     return found
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import PurePath
 
 from kgcli.data.prompt import ImageRef, Prompt
-from kgcli.inference.output import slug
 
 MAX_WORDS = 40  # words of a prompt that get maps
 _WORD = re.compile(r"[^\W_](?:[\w'-]*[^\W_])?")
@@ -22,11 +20,6 @@ class Part:
     image: int | None  # number of the image in reading order, from 1; None for a word
     without: Prompt
     images: tuple[int, ...]  # indices of the images that stay
-
-    @property
-    def stem(self) -> str:
-        """The label for a file name: a reference without its suffix."""
-        return slug(Prompt(parts=(self.label if self.image is None else PurePath(self.label).stem,)))
 
 
 def parts_of(prompt: Prompt, *, words: bool = True) -> tuple[Part, ...]:
@@ -45,15 +38,6 @@ def parts_of(prompt: Prompt, *, words: bool = True) -> tuple[Part, ...]:
         rest = text[: match.start()].rstrip() + " " + text[match.end() :].lstrip()
         found.append(Part(match.group(), None, _replaced(prompt, at, rest), everything))
     return tuple(found)
-
-
-def overlay_names(parts: tuple[Part, ...]) -> list[str]:
-    """Return a name for the overlay of each part, without a suffix: `1-cat`, `2-dog`, `word-01-snow` ..."""
-    first_word = sum(part.image is not None for part in parts)
-    return [
-        f"word-{index - first_word + 1:02d}-{part.stem}" if part.image is None else f"{part.image}-{part.stem}"
-        for index, part in enumerate(parts)
-    ]
 
 
 def _words(prompt: Prompt) -> list[tuple[int, re.Match[str]]]:

@@ -89,8 +89,8 @@ def test_nothing_to_explain_is_an_error(model):
 
 def test_overlays_are_coloured_where_the_map_is(pair):
     first, second, *words = page.overlays(pair)
-    assert (first.name, second.name) == ("1-dog", "2-robot") and first.image.size == (256, 256)
-    assert [one.name for one in words] == ["word-01-and", "word-02-on", "word-03-the", "word-04-beach"]
+    assert (first.label, second.label) == ("dog.png", "robot.png") and first.image.size == (256, 256)
+    assert [one.label for one in words] == ["and", "on", "the", "beach"]
     pixels = np.asarray(first.image, np.float32)
     saturation = (pixels.max(axis=-1) - pixels.min(axis=-1))[2::4, 2::4]
     assert np.corrcoef(saturation.ravel(), pair.maps_MYX[0].ravel())[0, 1] > 0.8

@@ -1,7 +1,7 @@
 """Laws of a prompt's parts: references and words, each left out cleanly."""
 
 from kgcli.data.prompt import Prompt
-from kgcli.inference.explain.parts import MAX_WORDS, overlay_names, parts_of
+from kgcli.inference.explain.parts import MAX_WORDS, parts_of
 
 
 def without(text, **options):
@@ -40,8 +40,3 @@ def test_words_are_words():
     ]
     assert without("a cat", words=False) == []
     assert len(without("x " * 99)) == MAX_WORDS
-
-
-def test_names_of_overlays_are_file_names():
-    parts = parts_of(Prompt.parse("<image:/tmp/My Cat.v2.png> and <image:../é.png> zoë"))
-    assert overlay_names(parts) == ["1-my-cat-v2", "2-é", "word-01-and", "word-02-zoë"]
