@@ -30,7 +30,15 @@ PACKAGES = {
     "open_clip": "open_clip_torch",
     "torch_fidelity": "torch-fidelity",
 }
-EXTRAS = {"bitsandbytes", "datasets", "gradio", "pyarrow", "ray", "starlette", "xgrammar"}  # imported where they are asked for
+EXTRAS = {"bitsandbytes", "datasets", "gradio", "pyarrow", "ray", "starlette", "xgrammar"}  # imported where needed
+    "bitsandbytes",
+    "datasets",
+    "gradio",
+    "pyarrow",
+    "ray",
+    "starlette",
+    "xgrammar",
+}  # imported where they are asked for
 USED_BY_OTHERS = {"peft"}  # diffusers loads LoRA through it
 
 

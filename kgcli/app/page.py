@@ -171,7 +171,7 @@ class Page:
 
     def _settings(self) -> None:
         defaults = self.handlers.folder.cfg.generation
-        with gr.Accordion("Settings", open=False), gr.Group():
+        with gr.Accordion("Settings", open=False, elem_id="kg-settings"), gr.Group():
             with gr.Row():
                 self.fields["seed"] = gr.Number(
                     -1, precision=0, label="Seed (-1: random)", min_width=120, elem_id="kg-seed"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,9 +80,7 @@ def _find_image(sha256: str, name: str, held: Sequence[tuple[Any, Upload]]) -> A
     raise MissingError(f"the image {name} it was made from is not on this page; add it, then drop this one again")
 
 
-def _adapters(
-    record: Record, held: Sequence[tuple[Any, Upload]], offer: Offer
-) -> Iterator[tuple[str, Any]] | dict[str, Any]:
+def _adapters(record: Record, held: Sequence[tuple[Any, Upload]], offer: Offer) -> dict[str, Any]:
     values: dict[str, Any] = {"lora": NONE, "lora_scale": 1.0, "control": NONE, "control_scale": 1.0, "ready": False}
     for entry in record.adapters:
         if entry.type == "lora":

@@ -121,8 +121,8 @@ def read_offer(model: ModelFolder, loras: Sequence[str], controlnet_models: Sequ
         (lora,) = read_adapters(model, loras=[location]).loras
         offered[lora.source.name] = location
     networks: dict[str, str | None] = dict(read_kinds(controlnet_models, "--controlnet-model"))
-    for kind, location in networks.items():
-        find_controlnet(kind, location, model)
+    for kind, network in networks.items():
+        find_controlnet(kind, network, model)
     for name in SHIPPED_LORAS:
         if _fits(partial(read_adapters, model, loras=[name])):
             offered.setdefault(name, name)

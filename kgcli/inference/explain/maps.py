@@ -114,7 +114,7 @@ def explain(
 def relative(maps_MYX: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return maps divided by their means; a map of zeros stays."""
     means_M = maps_MYX.mean(axis=(1, 2), keepdims=True)
-    return maps_MYX / np.where(means_M > 0, means_M, 1)
+    return (maps_MYX / np.where(means_M > 0, means_M, 1)).astype(np.float32)
 
 
 def _encode_without(model: Model, request: Request, parts: Sequence[Part]) -> Tensor:

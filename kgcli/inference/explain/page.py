@@ -6,6 +6,7 @@ import base64
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -112,7 +113,7 @@ def _peak(map_YX: NDArray[np.float32]) -> float:
     return float(np.percentile(map_YX, PEAK)) or 1.0
 
 
-def _tinted(image: Image.Image, colour: NDArray[np.float32], opacity_YX1: NDArray[np.float32]) -> Image.Image:
+def _tinted(image: Image.Image, colour: NDArray[np.float32], opacity_YX1: NDArray[np.floating[Any]]) -> Image.Image:
     """Return an image in light grey mixed with a colour (3) or an image of colours (Y, X, 3)."""
     grey_YX3 = DARKEST + (255 - DARKEST) / 255 * np.asarray(image.convert("L").convert("RGB"), dtype=np.float32)
     mixed_YX3 = grey_YX3 * (1 - opacity_YX1) + colour * opacity_YX1
