@@ -30,15 +30,8 @@ PACKAGES = {
     "open_clip": "open_clip_torch",
     "torch_fidelity": "torch-fidelity",
 }
-EXTRAS = {"bitsandbytes", "datasets", "gradio", "pyarrow", "ray", "starlette", "xgrammar"}  # imported where needed
-    "bitsandbytes",
-    "datasets",
-    "gradio",
-    "pyarrow",
-    "ray",
-    "starlette",
-    "xgrammar",
-}  # imported where they are asked for
+# Imported where they are asked for.
+EXTRAS = {"bitsandbytes", "datasets", "gradio", "pyarrow", "ray", "starlette", "xgrammar"}
 USED_BY_OTHERS = {"peft"}  # diffusers loads LoRA through it
 
 

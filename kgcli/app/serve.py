@@ -31,6 +31,19 @@ def serving(blocks: gr.Blocks, port: int) -> Iterator[str]:
     before = os.environ.get("GRADIO_TEMP_DIR")
     os.environ["GRADIO_TEMP_DIR"] = folder
     try:
+        yield _launch(blocks, port)
+    finally:
+        blocks.close(verbose=False)
+        shutil.rmtree(folder, ignore_errors=True)
+        if before is None:
+            os.environ.pop("GRADIO_TEMP_DIR", None)
+        else:
+            os.environ["GRADIO_TEMP_DIR"] = before
+
+
+def _launch(blocks: gr.Blocks, port: int) -> str:
+    """Start the server; return its address. Raises: UsageError if the port is taken."""
+    try:
         _, address, _ = blocks.launch(
             server_name=HOST,
             server_port=port,
@@ -52,13 +65,6 @@ def serving(blocks: gr.Blocks, port: int) -> Iterator[str]:
             css=script("page.css"),
             app_kwargs={"middleware": [Middleware(Guard)]},
         )
-        yield address
-    except OSError:
+    except OSError:  # gradio's own words for a port that it cannot bind
         raise UsageError(f"port {port} is taken; give another with --port") from None
-    finally:
-        blocks.close(verbose=False)
-        shutil.rmtree(folder, ignore_errors=True)
-        if before is None:
-            os.environ.pop("GRADIO_TEMP_DIR", None)
-        else:
-            os.environ["GRADIO_TEMP_DIR"] = before
+    return str(address)

@@ -35,7 +35,6 @@ class Offer:
 
     loras: Mapping[str, str] = field(default_factory=dict)  # name on the page -> file
     controls: Mapping[str, str | None] = field(default_factory=dict)  # kind -> folder or Hub id, None = the default
-    map_models: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_sampling(**values: Any) -> SamplingConfig:
@@ -105,7 +104,7 @@ def make_adapters(
         source=find_controlnet(control, offer.controls[control], model),
         image=control_images[0].file,
         ready=bool(ready),
-        maker=None if ready else find_maker(control, offer.map_models.get(control)),
+        maker=None if ready else find_maker(control, None),
         scale=_number(control_scale, "the ControlNet's scale", 0.0, MAX_CONTROL_SCALE),
     )
     return Adapters(loras=loras, controls=(made,))
