@@ -97,6 +97,7 @@ SIZE_MULTIPLE = 8  # pixels
 MAX_SIDE = 4096  # pixels
 MAX_STEPS = 1000  # the length of the training schedule
 MAX_GUIDANCE = 100.0
+MAX_BATCH = 16  # images denoised at once
 
 
 class SamplingConfig(Strict):

@@ -35,7 +35,10 @@ def load(model: str | ModelFolder | None = None, **options: Any) -> Model:
 
 
 def generate(
-    model: Model, requests: Iterable[Request], on_step: StepCallback | None = None
+    model: Model,
+    requests: Iterable[Request],
+    on_step: StepCallback | None = None,
+    batch_size: int | str = 1,
 ) -> Iterator[tuple[Request, Image.Image]]:
     """Generate one image for each request, in order; see `kgcli.inference.model.generate`.
 
@@ -49,7 +52,7 @@ def generate(
     """
     from kgcli.inference.model import generate as run
 
-    return run(model, requests, on_step)
+    return run(model, requests, on_step, batch_size)
 
 
 def edit(

@@ -15,20 +15,42 @@ from kgcli.files import recipes_folder
 from kgcli.reading import parse_yaml, read_yaml
 
 PAPER_STAGES = ("pretrain", "align", "instruct")
+Column = Literal["image", "caption"]
+OnFault = Literal["stop", "skip"]
+
+
+class FilterConfig(Strict):
+    """Filters of the rows of shards; they act on the index, once."""
+
+    min_side: int = Field(default=0, ge=0)  # pixels of the shorter side of the main image
+    max_aspect: float | None = Field(default=None, ge=1)  # longer side / shorter side
+    max_tokens: int | None = Field(default=None, ge=1)  # of the words, where they were counted
+    kinds: tuple[str, ...] = ()  # of records; none: all
+    without_flags: tuple[str, ...] = ()  # rows with one of these are dropped, as unsafe
 
 
 class SourceConfig(Strict):
     """One source of a run's data, and its weight relative to the others."""
 
-    kind: Literal["captions", "images", "prompts", "world"]
+    kind: Literal["captions", "images", "prompts", "shards", "dataset", "world"]
     path: str = Field(
         default="", max_length=4096
-    )  # file or folder; in a recipe file relative to that file, in an override to the working directory
+    )  # file, folder or URL; in a recipe file relative to that file, in an override to the working directory
     weight: float = Field(default=1.0, gt=0, le=10**6)  # samples of this source per sample of a source of weight 1
     kinds: dict[str, Weight] = {}  # of kind world: kind of sample -> weight
+    shuffle: bool = True  # of shards: rows in a random order in each epoch; False: in the order of the files
+    window: int = Field(default=16, ge=1, le=10**4)  # of shards: how many are shuffled together
+    filters: FilterConfig = FilterConfig()  # of shards
+    split: str = Field(default="train", max_length=200)  # of a Hugging Face dataset
+    columns: dict[Column, str] = {}  # of a Hugging Face dataset: what its columns are
 
     @model_validator(mode="after")
     def _complete(self) -> SourceConfig:
+        own = {"shards": ("shuffle", "window", "filters"), "dataset": ("split", "columns")}
+        for kind, names in own.items():
+            if kind != self.kind and (given := self.model_fields_set & set(names)):
+                if any(getattr(self, name) != type(self).model_fields[name].default for name in given):
+                    raise ValueError(f"{sorted(given)[0]} is of a source of kind {kind}, not of kind {self.kind}")
         if self.kind == "world" and (self.path or not self.kinds):
             raise ValueError("a source of kind world has kinds and no path")
         if self.kind != "world" and (self.kinds or not self.path):
@@ -52,7 +74,15 @@ class DataConfig(Strict):
         default=None, max_length=4096
     )  # folder of the pool's images, shared by recipes with the same data
     keep: bool = False  # keep whole samples of a pool or file in memory, words included: saves making them again
+    moments: str | None = Field(
+        default=None, max_length=4096
+    )  # folder of cached VAE moments that several runs share, kept by shard and VAE; None: the run's own
+    hidden: bool = False  # cache the hidden states of the frozen MLLM; align alone
     bucket: int = Field(default=1, ge=1, le=10**4)  # steps read together and dealt out by length: saves padding
+    mix: Literal["per_sample", "per_batch"] = "per_sample"  # per_batch: all samples of a step are of one source
+    weigh: Literal["samples", "tokens"] = "samples"  # what the sources' weights are fractions of
+    faults: OnFault = "stop"  # at a row that cannot be read: stop, or skip it and show another
+    max_faults: int = Field(default=1000, ge=0)  # rows skipped before the run stops after all
     num_workers: int = Field(default=1, ge=0, le=256)  # processes that read ahead; each keeps its own
 
     @model_validator(mode="after")
@@ -61,6 +91,10 @@ class DataConfig(Strict):
             raise ValueError("give either kinds (of the nano world) or sources, one of both")
         if self.rendered is not None and not (self.kinds and self.pool):
             raise ValueError("rendered is the folder of a world pool's images: give kinds, and pool, their number")
+        if len(self.sources) < 2 and (self.mix != "per_sample" or self.weigh != "samples"):
+            raise ValueError("mix and weigh are of several sources: give them in sources")
+        if self.mix == "per_batch" and self.bucket > 1:
+            raise ValueError("bucket would take the samples of a step apart: leave it out, or mix per_sample")
         return self
 
 
@@ -94,13 +128,18 @@ class Recipe(Strict):
     init_from: dict[str, FolderName] = {}  # part -> the folder it starts from
     steps: int = Field(ge=1, le=10**9)  # optimizer steps
     seed: Seed = 0
-    precision: Literal["fp32", "bf16"] = "fp32"  # of the forward pass; weights stay fp32
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the forward pass; weights stay fp32
+    # Several processes: ddp keeps all weights on each, fsdp2 shards weights, gradients and optimizer state.
+    parallel: Literal["ddp", "fsdp2"] = "ddp"
+    accumulate: int = Field(default=1, ge=1, le=2**20)  # micro-batches per step on each process: less memory, same step
+    pack: int | None = Field(default=None, ge=8, le=2**20)  # tokens of a row of the MLLM that several samples share
     compile: bool = False  # torch.compile: a minute or two to start, then 1.2 to 1.4 times as fast
     ema_decay: Rate | None = None  # of the exported weights' running mean; None exports the last ones
     log_every: int = Field(default=50, ge=1)  # steps
     save_every: int = Field(default=1000, ge=1)  # steps
     sample_every: int = Field(default=1000, ge=1)  # steps
     keep_checkpoints: int = Field(default=2, ge=1)
+    async_save: bool = False  # write checkpoints while training goes on; takes a copy of the weights in memory
     image_size: int = Field(default=64, ge=8, le=2048)  # pixels of targets, and of the images in world samples
     model: ModelConfig = ModelConfig()
     parts: dict[str, dict[str, Any]] = {}  # library configurations of the parts a base stage builds
@@ -168,7 +207,9 @@ def _anchor_sources(values: dict[str, Any], folder: Path) -> None:
     sources = data.get("sources") if isinstance(data, dict) else None
     for source in sources if isinstance(sources, list) else []:
         if isinstance(source, dict) and source.get("path") and isinstance(source["path"], str):
-            source["path"] = str(folder.absolute() / source["path"])
+            path = folder.absolute() / source["path"]
+            is_elsewhere = "://" in source["path"] or (source.get("kind") == "dataset" and not path.exists())
+            source["path"] = source["path"] if is_elsewhere else str(path)
 
 
 def _set(values: dict[str, Any], override: str) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +22,7 @@ from kgcli.version import __version__
 DEVICES = ("cpu", "cuda", "mps")
 DTYPES = ("float32", "float16", "bfloat16")
 LARGE_MODEL = 10**9  # bytes of weights from which `auto` takes half precision on a GPU
+BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}  # features of a CPU
 QUANTIZE_LIBRARY = "bitsandbytes"
 QUANTIZE_DEVICES = ("cpu", "cuda")  # where the library computes without fetching kernels from elsewhere
 
@@ -55,7 +58,8 @@ def choose_device(name: str) -> str:
 
 
 def choose_dtype(name: str, device: str, num_bytes: int) -> str:
-    """Return the precision of a name; `auto` is half for large models on a GPU (bfloat16 if supported), else full.
+    """Return the precision of a name; `auto` is half for large models where that is faster, else full: on a GPU, in
+    bfloat16 if it has that, and on a CPU with bfloat16 arithmetic of its own.
 
     Small models stay in full precision: they are fast in any, and replay alike on any machine.
 
@@ -65,7 +69,11 @@ def choose_dtype(name: str, device: str, num_bytes: int) -> str:
     Raises: UsageError.
     """
     if name == "auto":
-        if not device.startswith("cuda") or num_bytes < LARGE_MODEL:
+        if num_bytes < LARGE_MODEL:
+            return "float32"
+        if device.startswith("cpu"):
+            return "bfloat16" if has_bfloat16_arithmetic() else "float32"
+        if not device.startswith("cuda"):
             return "float32"
         import torch
 
@@ -73,6 +81,19 @@ def choose_dtype(name: str, device: str, num_bytes: int) -> str:
     if name not in DTYPES:
         raise UsageError(f"--dtype is {name}; it must be auto or one of {', '.join(DTYPES)}")
     return name
+
+
+def has_bfloat16_arithmetic(file: Path = Path("/proc/cpuinfo")) -> bool:
+    """Return True if the CPU multiplies in bfloat16 itself; others emulate it, many times slower than float32.
+
+    Args:
+        file: the kernel's list of the CPU's features; without one, as on other systems than Linux, the answer is no
+    """
+    try:
+        flags = re.search(r"^flags\s*:(.*)$", file.read_text("utf-8"), re.MULTILINE)
+    except OSError:
+        return False
+    return flags is not None and not BFLOAT16_FLAGS.isdisjoint(flags[1].split())
 
 
 def choose_offload(name: str, device: str) -> str:
@@ -102,12 +123,52 @@ def memory_errors() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise OutOfMemoryError(
-            "out of GPU memory: try --offload model (or sequential), --dtype float16, or a smaller -W and -H"
+            "out of GPU memory: try --batch-size 1, --offload model (or sequential), --dtype float16, or a smaller -W "
+            "and -H"
         ) from None
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
             raise
-        raise OutOfMemoryError("out of memory: try a smaller -W and -H, or --dtype bfloat16") from None
+        raise OutOfMemoryError("out of memory: try --batch-size 1, a smaller -W and -H, or --dtype bfloat16") from None
+
+
+def free_memory(file: Path = Path("/proc/meminfo")) -> int | None:
+    """Return the main memory that is available in bytes, None if the system does not tell."""
+    try:
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", file.read_text("utf-8"), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) * 2**10 if found else None
+
+
+def choose_threads(num_bytes: int, load: float | None = None, num_cores: int | None = None) -> int:
+    """Return the number of CPU threads that is fastest for a model whose weight files have `num_bytes`.
+
+    The parts of a small model are done before a second thread has started. Those of a large one are shared by the
+    cores that are free: threads wait for each other many times per step, so a single one that has no core of its own
+    holds all others up.
+
+    Args:
+        load: processes that run or wait for a core, by default this machine's mean over the last minute
+        num_cores: by default those that this process may use
+    """
+    if num_bytes < LARGE_MODEL:
+        return 1
+    cores = num_cores or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    if load is None:
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return max(1, cores - int(load))
+
+
+def set_threads(number: int) -> None:
+    """Compute on a number of CPU threads, unless OMP_NUM_THREADS is set; for a process of our own, before torch loads.
+
+    Threads that wait for others sleep: by default they keep their cores busy, which on a loaded machine takes those
+    from the threads that are waited for.
+    """
+    if own_process and "OMP_NUM_THREADS" not in os.environ:
+        os.environ["OMP_NUM_THREADS"] = str(number)
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def check_quantize(name: str, device: str = "auto") -> None:
@@ -133,6 +194,20 @@ def check_quantize(name: str, device: str = "auto") -> None:
             f"--quantize {name} cannot compute on {device}; use --device {' or '.join(QUANTIZE_DEVICES)}, "
             "or --quantize none"
         )
+
+
+def check_compile(wanted: bool, device: str, offload: str = "none") -> None:
+    """Refuse compilation that cannot work; `device` is a chosen one or auto.
+
+    Raises: UsageError; IncompatibleError without a C++ compiler, which torch needs on a CPU.
+    """
+    if not wanted:
+        return
+    if offload != "none":
+        raise UsageError(f"--compile and --offload {offload} exclude each other; leave one out")
+    compilers = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++", "cl"]
+    if device.startswith("cpu") and not any(map(shutil.which, compilers)):
+        raise IncompatibleError("--compile needs a C++ compiler such as g++, and there is none; leave it out")
 
 
 def is_offline(asked: bool = False) -> bool:

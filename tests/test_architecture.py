@@ -19,17 +19,20 @@ LAYERS = [
     ("config", "recipe", "runtime", "world"),
     ("model", "data"),
     ("weights",),
+    ("construction",),
     ("inference",),
     ("training",),
-    ("evaluation",),
+    ("evaluation", "serving", "speed"),
     ("engine",),
     ("app",),
     ("cli",),
 ]
 RANK = {folder: rank for rank, folders in enumerate(LAYERS) for folder in folders}
 STRANGERS = {("model", "data"), ("data", "model"), ("world", "config"), ("config", "runtime")}
-# Strings may name code to import in the registries of commands, of stages and of baselines alone.
-REGISTRIES = {"cli/app.py", "training/stages/__init__.py", "evaluation/baselines/table.py"}
+# Strings may name code to import in the registries of commands, stages, baselines and construction alone.
+REGISTRIES = {
+    *("cli/app.py", "training/stages/__init__.py", "evaluation/baselines/table.py", "construction/table.py"),
+}
 MOST_MODULES = 16  # of a folder
 MOST_IN_ROOT = 8
 LONGEST_CHAIN = 9

@@ -31,7 +31,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 RUN = ("sh", "python")
 SHOWN = ("", "text", "yaml", "json", "jsonl", "toml")  # no commands
 FENCE = re.compile(r"^(?P<indent> *)```(?P<kind>[\w-]*)[^\n]*\n(?P<text>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL)
-REASON = re.compile(r"<!--\s*not run:\s*(?P<reason>.*?)\s*-->\s*\Z", re.DOTALL)
+REASON = re.compile(r"<!--\s*not run:\s*(?P<reason>(?:(?!-->).)*?)\s*-->\s*\Z", re.DOTALL)
 LEAST_REASON = 10  # characters
 SECONDS = 600
 PREAMBLE = """
@@ -140,6 +140,12 @@ false
 ```text
 kg
 ```
+
+<!-- not run: a reason of its own -->
+
+```sh
+true
+```
 """
 
 
@@ -150,6 +156,7 @@ def test_blocks_are_found_with_their_reasons():
         (9, "sh", "needs a GPU\n     and hours"),
         (13, "python", None),
         (16, "text", None),
+        (22, "sh", "a reason of its own"),
     ]
     assert found[2].text == "assert True\n"
 

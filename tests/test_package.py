@@ -31,7 +31,7 @@ PACKAGES = {
     "torch_fidelity": "torch-fidelity",
 }
 # Imported where they are asked for.
-EXTRAS = {"bitsandbytes", "datasets", "gradio", "pyarrow", "ray", "starlette", "xgrammar"}
+EXTRAS = {"bitsandbytes", "datasets", "gradio", "langdetect", "pyarrow", "ray", "starlette", "xgrammar"}
 USED_BY_OTHERS = {"peft"}  # diffusers loads LoRA through it
 
 

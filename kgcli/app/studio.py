@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kgcli import engine
 from kgcli.errors import KgError
-from kgcli.inference.metadata import Metadata, describe, encode_image
+from kgcli.inference.metadata import Metadata, encode_image
 from kgcli.inference.output import slug
 from kgcli.inference.request import Request
 
@@ -55,10 +55,9 @@ class Result:
 class Studio:
     """The model of the page; `generate` runs one request at a time, and `cancel` ends those of a visitor."""
 
-    def __init__(self, model: Model, quantize: str = "none") -> None:
+    def __init__(self, model: Model) -> None:
         self.model = model
         self.folder = model.folder
-        self.quantize = quantize
         self._lock = threading.Lock()  # the model is changed by adapters and cannot be shared within a step
         self._working: dict[str, set[threading.Event]] = {}  # of visitors with requests at work; set = cancelled
 
@@ -78,8 +77,8 @@ class Studio:
             for request in requests:
                 with self._lock:
                     report.check()
-                    ((_, image),) = engine.generate(self.model, [request], report)
-                yield self._result(request, image)
+                    ((made, image),) = engine.generate(self.model, [request], report)
+                yield self._result(made, image)
         finally:
             working.discard(cancelled)
             if not working:
@@ -93,7 +92,7 @@ class Studio:
         return bool(events)
 
     def _result(self, request: Request, image: Image.Image) -> Result:
-        metadata = describe(request, self.folder, self.model.device, self.model.dtype, self.quantize)
+        metadata = self.model.describe(request)
         name = f"{slug(request.prompt)}-{request.seed}.png"
         return Result(image, encode_image(image, ".png", metadata), metadata, name)
 

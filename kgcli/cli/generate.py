@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,15 +15,17 @@ from kgcli import runtime
 from kgcli.cli.failure import show
 from kgcli.cli.logs import set_up_logs
 from kgcli.cli.options import GenerateFlags, takes_flags
-from kgcli.cli.plan import Plan, plan_prompt
+from kgcli.cli.plan import Job, Plan, plan_prompt
 from kgcli.errors import OutputError, PartialBatchError
 from kgcli.inference.adapters.named import Adapters
-from kgcli.inference.metadata import describe
 from kgcli.inference.output import write_image
 from kgcli.inference.request import edit_prompt
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from kgcli.inference.model import Model
+    from kgcli.inference.request import Request
 
 generate_app = typer.Typer(rich_markup_mode=None, add_completion=False)
 edit_app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -49,22 +51,19 @@ def generate(
     if plan.jobs:
         if flags.seed is None and flags.from_ is None and not flags.quiet:
             print(f"seed {plan.jobs[0].request.seed}", file=sys.stderr)
-        import kgcli.engine as engine  # torch loads here, after all checks
+        model = load(plan, flags)  # torch loads here, after all checks
+        import kgcli.engine as engine
 
-        model = load(plan, flags)
-        with progress(plan, flags) as on_step:
-            images = engine.generate(model, [job.request for job in plan.jobs], on_step)
+        with progress(plan.jobs, flags) as on_step:
+            images = engine.generate(model, [job.request for job in plan.jobs], on_step, flags.batch_size)
             for job, (request, image) in zip(plan.jobs, images, strict=True):
-                metadata = describe(request, plan.model, model.device, model.dtype, plan.quantize)
                 try:
-                    write_image(job.path, image, None if flags.no_metadata else metadata, overwrite=job.overwrite)
+                    write_job(job, request, image, model, flags)
                 except OutputError as error:
                     if flags.batch is None:
                         raise
                     plan.failures.append((str(job.path), error))
                     show(error)
-                    continue
-                print(json.dumps({"path": str(job.path), **metadata}) if flags.json else job.path, flush=True)
     if plan.failures:
         raise PartialBatchError(f"{len(plan.failures)} of the batch's lines failed; the others are done")
 
@@ -86,9 +85,22 @@ generate_app.command()(takes_flags(GenerateFlags)(generate))
 edit_app.command()(takes_flags(GenerateFlags, without=("batch", "from_", "allow_download"))(edit))
 
 
+def write_job(job: Job, request: Request, image: Image.Image, model: Model, flags: GenerateFlags) -> None:
+    """Write the image of a job and print its path, or its metadata with --json.
+
+    Raises: OutputError.
+    """
+    metadata = model.describe(request)
+    write_image(job.path, image, None if flags.no_metadata else metadata, overwrite=job.overwrite)
+    print(json.dumps({"path": str(job.path), **metadata}) if flags.json else job.path, flush=True)
+
+
 def load(plan: Plan, flags: GenerateFlags) -> Model:
-    """Load the model of a plan with the flags' device, precision and offload."""
-    plain = plan.adapters == Adapters() and (flags.offload, plan.quantize) == ("none", "none")
+    """Load the model of a plan with the flags' device, precision and offload; says so on a terminal."""
+    if not flags.quiet and sys.stderr.isatty():
+        print("loading the model" + (" (the first image is slow: --compile)" if plan.compile else ""), file=sys.stderr)
+    runtime.set_threads(plan.threads or runtime.choose_threads(plan.model.num_bytes))
+    plain = plan.adapters == Adapters() and (flags.offload, plan.quantize, plan.compile) == ("none", "none", False)
     if runtime.own_process and plain and Path(plan.model.decoder).is_dir():
         from kgcli.inference.light_imports import import_diffusers
 
@@ -101,13 +113,14 @@ def load(plan: Plan, flags: GenerateFlags) -> Model:
         dtype=plan.dtype if flags.dtype == "auto" else flags.dtype,
         offload=flags.offload,
         quantize=plan.quantize,
+        compile=plan.compile,
         offline=flags.offline,
     )
 
 
 @contextmanager
-def progress(plan: Plan, flags: GenerateFlags) -> Iterator[Callable[[int], None] | None]:
-    """Show a progress bar on a terminal; yields the callback of each step."""
+def progress(jobs: Sequence[Job], flags: GenerateFlags) -> Iterator[Callable[[int], None] | None]:
+    """Show a progress bar on a terminal; yields the callback of each step of each image."""
     if flags.quiet or not sys.stderr.isatty():
         yield None
         return
@@ -116,6 +129,6 @@ def progress(plan: Plan, flags: GenerateFlags) -> Iterator[Callable[[int], None]
 
     columns = (TextColumn("generating"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        total = sum(job.request.sampling.num_inference_steps or 0 for job in plan.jobs)
+        total = sum(job.request.sampling.num_inference_steps or 0 for job in jobs)
         task = bar.add_task("", total=total)
         yield lambda step: bar.advance(task)

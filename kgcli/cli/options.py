@@ -121,6 +121,14 @@ class GenerateFlags:
     quantize: Annotated[
         Text, flag("--quantize", help="Quantize the MLLM: none (default), 8bit or 4bit (needs kgcli[quant]).")
     ] = None
+    batch_size: Annotated[
+        str,
+        flag("--batch-size", metavar="N|auto", help="Images denoised together, 1 (default) to 16, or auto: faster."),
+    ] = "1"
+    compile: Annotated[
+        bool | None,
+        flag("--compile/--no-compile", help="Compile the decoder: a slow first image, then faster; default: no."),
+    ] = None
     images: Annotated[
         list[str] | None, flag("--image", help="Image file for <image:-1>, the next for <image:-2>; repeatable.")
     ] = None

@@ -14,11 +14,12 @@ from kgcli.config import OFFLOADS, SamplingConfig
 from kgcli.data.textfiles import TABLES, read_entries
 from kgcli.errors import KgError, OutputError, UsageError, printable
 from kgcli.inference.adapters.named import Adapters, read_adapters
+from kgcli.inference.batching import AUTO, parse_size
 from kgcli.inference.metadata import is_ours, sidecar
 from kgcli.inference.output import OutputPlan, check_writable
 from kgcli.inference.replay import read_replay
 from kgcli.inference.request import Request, check_seed, make_request, random_seed
-from kgcli.runtime import check_quantize
+from kgcli.runtime import check_compile, check_quantize
 from kgcli.weights.folder import ModelFolder, open_model
 
 _log = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ class Plan:
     dtype: str = "auto"
     quantize: str = "none"
     adapters: Adapters = Adapters()
+    threads: int | None = None  # of a CPU; None for the default
+    compile: bool = False
 
 
 class Line(SamplingConfig):
@@ -76,20 +79,59 @@ def plan_prompt(prompt: str | None, flags: GenerateFlags) -> Plan:
         raise UsageError("give one of: a prompt, --batch FILE, --from IMAGE")
     if flags.allow_download and flags.from_ is None:
         raise UsageError("--allow-download needs --from, which is not given; leave it out")
-    if flags.overwrite and flags.skip_existing:
-        raise UsageError("--overwrite and --skip-existing exclude each other")
-    if flags.offload not in OFFLOADS:
-        raise UsageError(f"--offload is {flags.offload}; it must be one of {', '.join(OFFLOADS)}")
-    _check_names(flags)
-    check_quantize(flags.quantize or "none", flags.device)
-    flags.sampling.check()
-    plan = Plan(open_model(flags.model, flags.decoder, flags.offline), quantize=flags.quantize or "none")
+    plan = open_plan(flags)
     if flags.from_ is not None:
         return _plan_replay(plan, flags, Path(flags.from_).expanduser())
     plan.adapters = _adapters(plan.model, flags)
     if flags.batch is not None:
         return _plan_batch(plan, flags, flags.batch)
     return _add_jobs(plan, flags, _requests(plan, flags, Line(prompt=prompt or "", images=flags.images or [])))
+
+
+def open_session(flags: GenerateFlags) -> Plan:
+    """Return a plan without jobs, for prompts that come while the model is loaded: model and adapters.
+
+    Raises: KgError.
+    """
+    plan = open_plan(flags)
+    plan.adapters = _adapters(plan.model, flags)
+    return plan
+
+
+def plan_entry(session: Plan, flags: GenerateFlags, entry: dict[str, Any]) -> Plan:
+    """Return the jobs of one prompt of a session; `entry` holds the fields of `Line`, all values may be text.
+
+    Raises: KgError.
+    """
+    line = _read_line(entry, strict=False)
+    plan = replace(session, jobs=[], failures=[], paths=set())
+    own = flags if line.out is None else replace(flags, out=line.out)
+    return _add_jobs(plan, own, _requests(plan, flags, line))
+
+
+def check_entry(session: Plan, flags: GenerateFlags, entry: dict[str, Any]) -> None:
+    """Refuse what `plan_entry` refuses, apart from its file names."""
+    _requests(session, flags, _read_line(entry, strict=False))
+
+
+def open_plan(flags: GenerateFlags) -> Plan:
+    """Check the flags that do not depend on a prompt, and open the model.
+
+    Raises: KgError.
+    """
+    if flags.overwrite and flags.skip_existing:
+        raise UsageError("--overwrite and --skip-existing exclude each other")
+    if flags.offload not in OFFLOADS:
+        raise UsageError(f"--offload is {flags.offload}; it must be one of {', '.join(OFFLOADS)}")
+    _check_names(flags)
+    check_quantize(flags.quantize or "none", flags.device)
+    check_compile(bool(flags.compile), flags.device, flags.offload)
+    if flags.batch_size != AUTO:
+        parse_size(flags.batch_size)
+    flags.sampling.check()
+    plan = Plan(open_model(flags.model, flags.decoder, flags.offline), quantize=flags.quantize or "none")
+    plan.compile = bool(flags.compile)
+    return plan
 
 
 def _check_names(flags: GenerateFlags) -> None:
@@ -117,14 +159,20 @@ def _plan_replay(plan: Plan, flags: GenerateFlags, source: Path) -> Plan:
         with_adapters=not given,
         allow_download=flags.allow_download,
     )
-    plan.dtype = replay.dtype
+    plan.dtype, plan.threads = replay.dtype, replay.threads
+    if flags.compile is None:
+        check_compile(replay.compile, flags.device, flags.offload)
+        plan.compile = replay.compile
     if flags.quantize is None:
         check_quantize(replay.quantize, flags.device)
         plan.quantize = replay.quantize
     plan.adapters = _adapters(plan.model, flags) if given else replay.adapters
     changed = {name: value for name, value in _given(flags).items() if value is not None}
     line = Line(**{**replay.line, **replay.sampling.given(), **changed, **flags.sampling.given()})
-    return _add_jobs(plan, flags, _requests(plan, flags, line))
+    requests = _requests(plan, flags, line)
+    if flags.batch_size == "1" and (flags.seed, flags.num_images) == (None, None):
+        requests = [replace(request, row=replay.row) for request in requests]
+    return _add_jobs(plan, flags, requests)
 
 
 def _plan_batch(plan: Plan, flags: GenerateFlags, source: str) -> Plan:
@@ -134,7 +182,10 @@ def _plan_batch(plan: Plan, flags: GenerateFlags, source: str) -> Plan:
     found: list[tuple[str, Line, list[Request]]] = []
     for label, entry in read_entries(source):
         try:
-            line = _read_line(entry, from_table=Path(source).suffix.lower() in TABLES)
+            from_table = Path(source).suffix.lower() in TABLES
+            if from_table and isinstance(entry, dict) and "images" in entry:
+                entry = {**entry, "images": [entry["images"]]}
+            line = _read_line(entry, strict=not from_table)  # cells of a table are all text
             # Thousands of opened images would not fit in memory.
             requests = [
                 replace(request, images=tuple(image.without_pixels() for image in request.images))
@@ -240,8 +291,8 @@ def _seeds(given: int | list[int] | None, num_images: int | None) -> list[int]:
     return [first + offset for offset in range(num_images or 1)]
 
 
-def _read_line(entry: Any, from_table: bool) -> Line:
-    """Read a prompt, or a JSON object or table row with the fields of `Line`.
+def _read_line(entry: Any, strict: bool) -> Line:
+    """Read a prompt, or a mapping with the fields of `Line`.
 
     Raises: UsageError.
     """
@@ -251,10 +302,8 @@ def _read_line(entry: Any, from_table: bool) -> Line:
         return Line(prompt=entry)
     if not isinstance(entry, dict):
         raise UsageError('not a JSON object; write {"prompt": "..."}')
-    if from_table and "images" in entry:
-        entry = {**entry, "images": [entry["images"]]}
     try:
-        return Line.model_validate(entry, strict=not from_table)  # cells of a table are all text
+        return Line.model_validate(entry, strict=strict)
     except ValidationError as error:
         first = error.errors()[0]
         raise UsageError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None

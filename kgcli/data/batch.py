@@ -8,12 +8,23 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
-from kgcli.data.images import to_vae_pixels, to_vision_pixels
+from kgcli.data.hidden import HiddenStates
+from kgcli.data.images import (
+    CLIP_MEAN,
+    CLIP_STD,
+    HALF,
+    normalised_values,
+    to_square,
+    to_uint8,
+    to_vision_square,
+)
 from kgcli.data.pool import Pool
 from kgcli.data.prompt import Sequence, encode, pad_sequences
-from kgcli.data.sample import Sample
+from kgcli.data.sample import Fault, Fragments, Sample
 from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import PromptError
 
@@ -31,6 +42,7 @@ class Batch:
     images: Tensor | None = None  # (N, 3, S, S) CLIP-normalised, in reading order
     clip_tokens: Tensor | None = None  # (B, L) ids of the caption for a CLIP text encoder
     targets: Tensor | None = None  # (B, 3, S, S) the images to be generated, in [-1, 1]
+    hidden: Tensor | None = None  # (B, L, D) cached states of a frozen MLLM, L >= T
     moments: Tensor | None = None  # (B, 2C, H, W) their VAE mean and log variance
     subject: Tensor | None = None  # (B, H, W) how much of each latent place a subject covers, in [0, 1]
     views: Tensor | None = None  # (B, V, 3, S, S) uint8: images of a sample, as many as the stage's collator gives
@@ -39,16 +51,55 @@ class Batch:
         None  # (B, heads) class labels of the whole image and its subject, for a recogniser of the nano world
     )
     numbers: tuple[int, ...] = ()  # B sample numbers of the endless stream: what the randomness of a step depends on
+    num_images: tuple[int, ...] = ()  # B numbers of a sample's `images`; empty: one each
+    faults: tuple[Fault, ...] = ()  # rows that could not be read, and that others stand for
 
     def to(self, device: torch.device) -> Batch:
-        """Return the batch on another device."""
+        """Return the batch on another device, where uint8 images and targets are normalised."""
         moved: dict[str, Any] = {name: value.to(device, non_blocking=True) for name, value in self.fields().items()}
+        for name in _NORMALISED:
+            if name in moved and moved[name].dtype == torch.uint8:
+                moved[name] = normalised(name, moved[name])
         return dataclasses.replace(self, **moved)
+
+    def split(self, num: int) -> list[Batch]:
+        """Return `num` equal parts of the batch, in order; each keeps the padding of the whole."""
+        if num == 1:
+            return [self]
+        size = len(self.numbers) // num
+        return [self._rows(slice(first, first + size)) for first in range(0, num * size, size)]
+
+    def padded(self, length: int, pad: int) -> Batch:
+        """Return the batch with sequences of `length` tokens, the added ones `pad`."""
+        assert self.tokens is not None and self.token_mask is not None and self.image_mask is not None
+        more = (0, length - self.tokens.shape[1])
+        return dataclasses.replace(
+            self,
+            tokens=F.pad(self.tokens, more, value=pad),
+            token_mask=F.pad(self.token_mask, more),
+            image_mask=F.pad(self.image_mask, more),
+        )
+
+    def _rows(self, rows: slice) -> Batch:
+        fields: dict[str, Any] = {name: value[rows] for name, value in self.fields().items() if name != "images"}
+        if self.images is not None:
+            ends = np.cumsum([0, *(self.num_images or [1] * len(self.numbers))])
+            fields["images"] = self.images[ends[rows.start] : ends[rows.stop]]
+        return Batch(**fields, numbers=self.numbers[rows], num_images=self.num_images[rows])
 
     def fields(self) -> dict[str, Tensor]:
         """Return the fields that are not None."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+_NORMALISED = {"images": (CLIP_MEAN, CLIP_STD), "targets": (HALF, HALF)}
+
+
+def normalised(name: str, pixels_N3SS: Tensor) -> Tensor:
+    """Return uint8 pixels as a field of a batch holds them, bit for bit what the published arithmetic gives."""
+    table = torch.from_numpy(normalised_values(*_NORMALISED[name]).copy()).to(pixels_N3SS.device)
+    return torch.stack([values[pixels_N3SS[:, channel].int()] for channel, values in enumerate(table)], dim=1)
 
 
 def sample_fields(needs: frozenset[str]) -> frozenset[str]:
@@ -78,39 +129,43 @@ class Collator:
     tokenizer: Tokenizer | None = None
     clip_tokenizer: Any = None
     pool: Pool | None = None
+    hidden: HiddenStates | None = None
     max_tokens: int | None = None  # of a sequence; a longer one is an error
     eos: bool = False  # end sequences in </s>, for language modelling
+    uint8: bool = False  # leave the normalisation of images and targets to the device: a quarter of the bytes
 
     def __call__(self, samples: list[Sample], rows: list[int]) -> Batch:
         """Return the batch of samples; `rows` are their sources' rows, by which cached moments are found."""
         fields: dict[str, Any] = {}
         if "tokens" in self.needs:
             fields |= self._tokens(samples)
+        if self.hidden is not None:
+            fields["hidden"] = self.hidden.rows(rows, fields["tokens"])
         if "images" in self.needs:
             given = [image for sample in samples for image in sample.images]
-            images = [to_vision_pixels(image, self.vision_size, self.vision_fit) for image in given]
-            empty = np.zeros((0, 3, self.vision_size, self.vision_size), np.float32)
-            fields["images"] = torch.from_numpy(np.stack(images) if images else empty)
+            squares = [to_vision_square(image, self.vision_size, self.vision_fit) for image in given]
+            fields["images"] = self._pixels("images", squares, self.vision_size)
+            fields["num_images"] = tuple(len(sample.images) for sample in samples)
         if "clip_tokens" in self.needs:
             captions = [sample.caption for sample in samples]
             fields["clip_tokens"] = self.clip_tokenizer(
                 captions, padding="max_length", truncation=True, return_tensors="pt"
             ).input_ids
         if "targets" in self.needs:
-            targets = [to_vae_pixels(sample.render(self.image_size).image, self.image_size) for sample in samples]
-            fields["targets"] = torch.from_numpy(np.stack(targets))
+            squares = [to_square(sample.render(self.image_size).image, self.image_size) for sample in samples]
+            fields["targets"] = self._pixels("targets", squares, self.image_size)
         if "moments" in self.needs:
             assert self.pool is not None
             fields |= self.pool.rows(rows)
         return Batch(**fields)
 
-    def length(self, sample: Sample) -> int:
+    def length(self, fragments: Fragments) -> int:
         """Return the number of tokens of a sample in the MLLM."""
         if self.tokenizer is None:
             return 0
-        return len(self._encode(sample).token_ids)
+        return len(encode(fragments, self.tokenizer, self.num_slots, eos=self.eos).token_ids)
 
-    def _encode(self, sample: Sample) -> Sequence:
+    def encode(self, sample: Sample) -> Sequence:
         """Return the token ids of a sample.
 
         Raises: PromptError for one longer than the model takes.
@@ -124,8 +179,14 @@ class Collator:
             )
         return sequence
 
+    def _pixels(self, name: str, squares: list[Image.Image], size: int) -> Tensor:
+        """Return images as a field of the batch, (N, 3, size, size), normalised unless the device does it."""
+        empty = np.zeros((0, 3, size, size), np.uint8)
+        pixels = torch.from_numpy(np.stack([to_uint8(image) for image in squares]) if squares else empty)
+        return pixels if self.uint8 else normalised(name, pixels)
+
     def _tokens(self, samples: list[Sample]) -> dict[str, Tensor]:
         assert self.tokenizer is not None
-        rows = [self._encode(sample) for sample in samples]
+        rows = [self.encode(sample) for sample in samples]
         tokens, token_mask, image_mask = pad_sequences(rows, self.tokenizer.special_ids.pad)
         return {"tokens": tokens, "token_mask": token_mask, "image_mask": image_mask}

@@ -7,6 +7,7 @@ An image that is not square is cropped about its centre by the transforms (as th
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import io
 import logging
@@ -34,6 +35,7 @@ MAX_LISTED = 10_000  # names of a folder among which the nearest is looked for
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # Source: CLIP (arXiv:2103.00020)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+HALF = (0.5, 0.5, 0.5)  # mean and deviation of a VAE's pixels: they end in [-1, 1]
 WHITE = (255, 255, 255)
 
 # Exceptions that Pillow's decoders raise on damaged input.
@@ -145,18 +147,32 @@ def pad_to_square(image: Image.Image) -> Image.Image:
     return square
 
 
+def square(image: Image.Image, fit: str) -> Image.Image:
+    """Make an image square by the `fit` of its tag; without one, the model resizes it."""
+    if fit == "pad":
+        return pad_to_square(image)
+    side = min(image.size)
+    if fit == "crop":
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        return image.crop((left, top, left + side, top + side))
+    return image.resize((side, side), Image.Resampling.BICUBIC) if fit == "stretch" else image
+
+
 def to_vision_pixels(image: Image.Image, size: int, fit: str = "crop") -> NDArray[np.float32]:
     """Convert an image for the vision tower: bicubic, made square by `fit` (crop, pad or stretch), CLIP normalisation.
 
     Shapes:
         returns: (3, size, size)
     """
+    return _normalise(to_vision_square(image, size, fit), CLIP_MEAN, CLIP_STD)
+
+
+def to_vision_square(image: Image.Image, size: int, fit: str = "crop") -> Image.Image:
+    """Return the square that `to_vision_pixels` shows the vision tower, as an image."""
     if fit == "stretch":
-        square = image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
-    else:
-        whole = pad_to_square(image) if fit == "pad" else image
-        square = _resize_and_crop(whole, size, Image.Resampling.BICUBIC)
-    return _normalise(square, CLIP_MEAN, CLIP_STD)
+        return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
+    whole = pad_to_square(image) if fit == "pad" else image
+    return _resize_and_crop(whole, size, Image.Resampling.BICUBIC)
 
 
 def to_square(image: Image.Image, size: int) -> Image.Image:
@@ -170,8 +186,7 @@ def to_vae_pixels(image: Image.Image, size: int) -> NDArray[np.float32]:
     Shapes:
         returns: (3, size, size)
     """
-    half = (0.5, 0.5, 0.5)
-    return _normalise(to_square(image, size), half, half)
+    return _normalise(to_square(image, size), HALF, HALF)
 
 
 def _resize_and_crop(image: Image.Image, size: int, resampling: Image.Resampling) -> Image.Image:
@@ -186,10 +201,26 @@ def _resize_and_crop(image: Image.Image, size: int, resampling: Image.Resampling
     return image.crop((left, top, left + size, top + size))
 
 
+def to_uint8(image: Image.Image) -> NDArray[np.uint8]:
+    """Return the pixels of a square, (3, size, size), for a device to normalise by `normalised_values`."""
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+@functools.cache
+def normalised_values(mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
+    """Return what each of the 256 values of each channel becomes, (3, 256).
+
+    Normalised in float64, then cast to float32, as in the published code.
+    """
+    values = np.arange(256, dtype=np.float64)[:, None] / 255.0
+    table = np.ascontiguousarray(((values - mean) / std).T.astype(np.float32))
+    table.setflags(write=False)
+    return table
+
+
 def _normalise(image: Image.Image, mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
-    """Normalise in float64, then cast to float32, as in the published code."""
-    values = np.asarray(image, dtype=np.float64) / 255.0
-    return np.ascontiguousarray(((values - mean) / std).transpose(2, 0, 1).astype(np.float32))
+    pixels, table = to_uint8(image), normalised_values(mean, std)
+    return np.stack([values[channel] for values, channel in zip(table, pixels, strict=True)])
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -49,13 +49,14 @@ class Batches(Dataset[Batch]):
         self.rank = rank
         self.num_ranks = num_ranks
         self._dealt: tuple[int, list[list[int]]] = (-1, [])  # first step of the bucket, and the indices of its steps
-        self._ahead: dict[int, Sample] = {}  # of the bucket: read for their lengths, until their step takes them
+        self._ahead: dict[int, Sample] = {}  # of the bucket, where lengths were not known without them
 
     def __getitem__(self, step: int) -> Batch:
         indices = self.indices(step)
         samples = [self._sample(index) for index in indices]
         batch = self.collator(samples, [self.source.row_of(index) for index in indices])
-        return dataclasses.replace(batch, numbers=tuple(indices))
+        faults = tuple(fault for sample in samples for fault in sample.faults)
+        return dataclasses.replace(batch, numbers=tuple(indices), faults=faults)
 
     def indices(self, step: int) -> list[int]:
         """Return the sample numbers that this process takes in a step."""
@@ -73,13 +74,16 @@ class Batches(Dataset[Batch]):
         """Sort the samples of a bucket by length, cut them into steps, shuffle these; return this process's part."""
         lengths, samples = {}, {}
         for index in self._numbers(first, self.bucket):
-            samples[index] = self.source.sample(index)
-            lengths[index] = self.collator.length(samples[index])
+            fragments = self.source.fragments(index)
+            if fragments is None:
+                samples[index] = self.source.sample(index)
+                fragments = samples[index].fragments
+            lengths[index] = self.collator.length(fragments)
         ordered = sorted(lengths, key=lambda index: lengths[index])
         order = np.random.default_rng([7, self.seed, first]).permutation(self.bucket)
         steps = [ordered[place * self.batch_size : (place + 1) * self.batch_size] for place in order]
         own = [step[self.rank :: self.num_ranks] for step in steps]
-        self._ahead = {index: samples[index] for step in own for index in step}
+        self._ahead = {index: samples[index] for step in own for index in step if index in samples}
         return own
 
     def _sample(self, index: int) -> Sample:

@@ -10,6 +10,8 @@ from PIL import Image
 
 from kgcli.errors import ConfigError
 
+Fragments = tuple[str | None, ...]  # texts and, as None, images in reading order
+
 
 @dataclass(frozen=True)
 class Target:
@@ -17,6 +19,25 @@ class Target:
 
     image: Image.Image
     masks: tuple[Image.Image, ...] = ()
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The target of a sample that has one size, whatever size is asked for."""
+
+    target: Target
+
+    def __call__(self, size: int) -> Target:
+        return self.target
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A row that could not be read, so that a sample shows another in its place."""
+
+    file: str  # path or URL
+    row: str  # key, line or number within the file
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -29,12 +50,18 @@ class Sample:
     the sample, opaque to everything but stages made for that source.
     """
 
-    fragments: tuple[str | None, ...] = ()
+    fragments: Fragments = ()
     images: tuple[Image.Image, ...] = ()
     caption: str = ""
     target: Callable[[int], Target] | None = None
     origin: str = ""
     truth: Any = None
+    faults: tuple[Fault, ...] = ()  # rows that this sample was to show before
+
+    @property
+    def words(self) -> str:
+        """The text of the fragments, or the caption where there are none."""
+        return "".join(part for part in self.fragments if part) or self.caption
 
     def render(self, size: int) -> Target:
         """Return the image to be generated.

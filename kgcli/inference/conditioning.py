@@ -20,15 +20,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from kgcli.errors import IncompatibleError, MissingError
-from kgcli.inference.encoder import PromptEncoder
+from kgcli.inference.encoder import load_encoder
 from kgcli.inference.metadata import portable_prompt
 from kgcli.inference.output import write_bytes
 from kgcli.inference.request import Request
-from kgcli.runtime import choose_device, choose_dtype, memory_errors
+from kgcli.runtime import memory_errors
 from kgcli.version import __version__
 from kgcli.weights.folder import ModelFolder
-from kgcli.weights.load import load_kosmosg
-from kgcli.weights.safetensors import DTYPES
 
 FORMAT = "kgcli.conditioning.1"
 TENSORS = ("prompt_embeds", "negative_prompt_embeds")
@@ -44,11 +42,8 @@ def encode_to_file(
     quantize: str = "none",
 ) -> dict[str, list[int]]:
     """Write the conditioning of a request to a file, without an image decoder; return the tensors' shapes."""
-    device = choose_device(device)
-    dtype = choose_dtype(dtype, device, folder.num_bytes)
     with memory_errors():
-        kosmosg = load_kosmosg(folder.path, device=device, dtype=DTYPES[dtype], quantize=quantize)
-        embeds = PromptEncoder(kosmosg, folder.tokenizer).encode_request(request)
+        embeds = load_encoder(folder, device=device, dtype=dtype, quantize=quantize).encode_request(request)
     write_conditioning(out, embeds, request, folder, quantize)
     return {name: list(tensor.shape) for name, tensor in zip(TENSORS, embeds, strict=True)}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import update_wrapper
 from typing import Any
 
 import torch
@@ -21,12 +22,11 @@ from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from torch import Tensor
 
-from kgcli.config import SamplingConfig
+from kgcli.config import MAX_BATCH, SamplingConfig
 from kgcli.errors import IncompatibleError, UsageError
 from kgcli.model.diffusion import Diffusion, Steer
 from kgcli.model.finite import finite_images
 
-MAX_BATCH = 16  # images denoised at once; a longer batch is split
 TILED_PIXELS = 1024 * 1024  # of one image; the VAE decodes a larger one in tiles
 SLICED_PIXELS = 2048 * 2048  # of all images denoised at once; above this each is decoded alone
 StepCallback = Callable[[int], None]
@@ -118,8 +118,9 @@ def denoise(
 ) -> list[Any]:
     """Return one image for each row of the conditioning and its generator.
 
-    The noise is drawn image by image, so that a row gives the same image in any batch. At a guidance scale of 1 or
-    less `negative_BSd` is not used. `sampling` must be complete; `more` is passed to the diffusers pipeline.
+    The noise is drawn image by image, so that a row gives the same image in any batch, up to rounding. More rows than
+    MAX_BATCH are split. At a guidance scale of 1 or less `negative_BSd` is not used. `sampling` must be complete;
+    `more` is passed to the diffusers pipeline.
 
     Args:
         sd: a pipeline of `make_sd` around `decoder`, on the device of `embeds_BSd`
@@ -135,6 +136,7 @@ def denoise(
         negative = None if not guided or negative_BSd is None else negative_BSd[rows].to(device, dtype)
         noise = [torch.randn(shape, generator=one, device=one.device) for one in generators[rows]]
         sd.scheduler = make_scheduler(sampling.scheduler, decoder.scheduler_config)
+        sd.scheduler.step = _HostTimesteps(sd.scheduler)
         with _memory_spared(decoder.vae, width * height, len(noise)), finite_images(decoder.vae):
             images += sd(
                 prompt_embeds=embeds_BSd[rows].to(dtype=dtype),
@@ -174,6 +176,24 @@ def steered(unet: Any, steer: Steer | None) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+class _HostTimesteps:
+    """The `step` of a scheduler, which finds its timesteps in main memory: to read one from a GPU would wait for all
+    of the GPU's work in every step. The U-Net still gets those on the device."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+        self.taken = 0
+        update_wrapper(self, scheduler.step)  # pipelines look at its parameters
+
+    def __call__(self, model_output: Tensor, timestep: Tensor, sample: Tensor, **options: Any) -> Any:
+        """Take the next of the timesteps, which pipelines pass in their order."""
+        if self.taken == 0:
+            self.scheduler.timesteps = self.scheduler.timesteps.cpu()
+        host = self.scheduler.timesteps[self.taken]
+        self.taken += 1
+        return self.__wrapped__(model_output, host, sample, **options)  # type: ignore[attr-defined]
 
 
 class _StepReport:

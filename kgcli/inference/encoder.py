@@ -23,7 +23,11 @@ from kgcli.errors import UsageError
 from kgcli.inference.image_weights import weighted_terms
 from kgcli.inference.request import Request
 from kgcli.model.kosmosg import KosmosG
+from kgcli.runtime import choose_device, choose_dtype
+from kgcli.weights.folder import ModelFolder
+from kgcli.weights.load import load_kosmosg
 from kgcli.weights.quantize import move
+from kgcli.weights.safetensors import DTYPES
 
 KEPT_IMAGES = 64  # cached features; 512 KiB each at full size in fp32
 KEPT_NEGATIVES = 64  # cached negative prompts; 231 KiB each at full size in fp32
@@ -189,6 +193,19 @@ class PromptEncoder:
         finally:
             for part in parts:
                 move(part, torch.device("cpu"))
+
+
+def load_encoder(
+    folder: ModelFolder, *, device: str = "auto", dtype: str = "auto", quantize: str = "none"
+) -> PromptEncoder:
+    """Load the encoder of a model folder, without an image decoder.
+
+    Raises: MissingError, IncompatibleError, UsageError.
+    """
+    device = choose_device(device)
+    dtype = choose_dtype(dtype, device, folder.num_bytes)
+    model = load_kosmosg(folder.path, device=device, dtype=DTYPES[dtype], quantize=quantize)
+    return PromptEncoder(model, folder.tokenizer)
 
 
 class _Kept(OrderedDict[object, Tensor]):

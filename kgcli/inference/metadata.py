@@ -48,9 +48,23 @@ A1111_SAMPLERS = {
 Metadata = dict[str, Any]
 
 
-def describe(request: Request, model: ModelFolder, device: str, dtype: str, quantize: str = "none") -> Metadata:
-    """Return the metadata needed to regenerate an image, without the user's folders."""
-    sampling = request.sampling
+def describe(
+    request: Request,
+    model: ModelFolder,
+    device: str,
+    dtype: str,
+    quantize: str = "none",
+    *,
+    threads: int | None = None,
+    compiled: bool = False,
+) -> Metadata:
+    """Return the metadata needed to regenerate an image, without the user's folders.
+
+    Args:
+        threads: of a CPU, which the order of sums depends on
+        compiled: by --compile, which rounds differently
+    """
+    sampling, row = request.sampling, request.row
     return {
         "kgcli": __version__,
         "prompt": portable_prompt(request),
@@ -69,6 +83,9 @@ def describe(request: Request, model: ModelFolder, device: str, dtype: str, quan
         "device": device,
         "dtype": dtype,
         "quantize": quantize,
+        **({"threads": threads} if threads is not None else {}),
+        **({"batch": {"size": row.size, "index": row.index}} if row.size > 1 else {}),
+        **({"compile": True} if compiled else {}),
         "versions": {name: number for name, number in versions(PACKAGES).items() if name != "kgcli"},
     }
 

@@ -14,10 +14,14 @@ from PIL import Image
 from kgcli.config import read_sampling
 from kgcli.errors import UsageError
 from kgcli.inference.adapters.named import Adapters, read_adapters
+from kgcli.inference.batching import each_row, halved_on_failure, make_batches
 from kgcli.inference.denoise import StepCallback, denoise, seeded
+from kgcli.inference.encoder import PromptEncoder
+from kgcli.inference.fast_decoder import channels_last, compile_decoder
+from kgcli.inference.metadata import Metadata, describe
 from kgcli.inference.pipeline import KosmosGPipeline
 from kgcli.inference.request import Request, check_seed, edit_prompt, make_request, random_seed
-from kgcli.runtime import check_quantize, choose_device, choose_dtype, choose_offload, memory_errors
+from kgcli.runtime import check_compile, check_quantize, choose_device, choose_dtype, choose_offload, memory_errors
 from kgcli.weights.folder import ModelFolder, open_model
 from kgcli.weights.safetensors import DTYPES
 
@@ -29,13 +33,40 @@ class Model:
     """A loaded KOSMOS-G with its decoder, as returned by `kgcli.load`."""
 
     def __init__(
-        self, folder: ModelFolder, pipeline: KosmosGPipeline, device: str, dtype: str, offline: bool = False
+        self,
+        folder: ModelFolder,
+        pipeline: KosmosGPipeline,
+        device: str,
+        dtype: str,
+        offline: bool = False,
+        *,
+        offload: str = "none",
+        compiled: bool = False,
     ) -> None:
         self.folder = folder
         self.pipeline = pipeline
         self.device = device
         self.dtype = dtype
         self.offline = offline
+        self.offload = offload
+        self.compiled = compiled
+
+    @property
+    def threads(self) -> int | None:
+        """The number of CPU threads that compute, None on another device."""
+        return torch.get_num_threads() if self.device.startswith("cpu") else None
+
+    def describe(self, request: Request) -> Metadata:
+        """Return the metadata of an image that `generate` made, from the request that it gave with it."""
+        return describe(
+            request,
+            self.folder,
+            self.device,
+            self.dtype,
+            self.pipeline.model.quantize,
+            threads=self.threads,
+            compiled=self.compiled,
+        )
 
     @cached_property
     def attachments(self) -> Attachments:
@@ -58,6 +89,7 @@ class Model:
         negative_prompt: str = "",
         seed: int | None = None,
         num_images: int = 1,
+        batch_size: int | str = 1,
         loras: Sequence[str] = (),
         controls: Sequence[str] = (),
         controlnet_models: Sequence[str] = (),
@@ -68,7 +100,8 @@ class Model:
 
         `images` fill numbered slots (`<image:-1>`); `loras` (`style.safetensors:0.7`), `controls` (`canny=a.jpg:0.8`),
         `controlnet_models` and `map_models` (`canny=FOLDER`) are as on the command line; `sampling` are
-        fields of `SamplingConfig`.
+        fields of `SamplingConfig`. `batch_size` images (or auto) are denoised together: faster, and each then differs
+        in its last bits from the same image generated alone.
 
         Example:
             >>> model = load(device="cpu")
@@ -96,7 +129,7 @@ class Model:
         )
         check_seed(first.seed + num_images - 1)
         requests = [replace(first, seed=first.seed + offset) for offset in range(num_images)]
-        return [image for _, image in generate(self, requests)]
+        return [image for _, image in generate(self, requests, batch_size=batch_size)]
 
     def edit(self, image: str, instruction: str, **options: Any) -> list[Image.Image]:
         """Edit an image by an instruction; options as of `generate`.
@@ -117,12 +150,15 @@ def load(
     dtype: str = "auto",
     offload: str = "none",
     quantize: str = "none",
+    compile: bool = False,
     offline: bool = False,
 ) -> Model:
     """Load a model: a folder, a Hub id, or None for the shipped nano model.
 
     `offload` keeps weights in main memory and moves those in use to the GPU: none, model or sequential.
     `quantize` stores the MLLM's linear layers in few bits: none, 8bit or 4bit (needs the extra `quant`).
+    `compile` compiles U-Net and VAE decoder on the first image, which takes a minute or more, and lays their weights
+    out with channels last.
 
     Raises:
         MissingError: it is missing or damaged.
@@ -134,7 +170,11 @@ def load(
     """
     device = choose_device(device)
     check_quantize(quantize, device)
-    folder = model if isinstance(model, ModelFolder) else open_model(model, decoder, offline)
+    check_compile(compile, device, offload)
+    if isinstance(model, ModelFolder):
+        folder = model if decoder is None else model.with_decoder(decoder)
+    else:
+        folder = open_model(model, decoder, offline)
     dtype = choose_dtype(dtype, device, folder.num_bytes)
     offload = choose_offload(offload, device)
     with memory_errors():
@@ -147,32 +187,74 @@ def load(
         )
         if offload != "none":
             pipeline.enable_offload(offload, device)
-        return Model(folder, pipeline, device, dtype, offline)
+        if compile:
+            compile_decoder(pipeline.decoder)
+        return Model(folder, pipeline, device, dtype, offline, offload=offload, compiled=compile)
 
 
 def generate(
-    model: Model, requests: Iterable[Request], on_step: StepCallback | None = None
+    model: Model,
+    requests: Iterable[Request],
+    on_step: StepCallback | None = None,
+    batch_size: int | str = 1,
 ) -> Iterator[tuple[Request, Image.Image]]:
-    """Generate one image for each request, in order.
+    """Generate one image for each request, in order; yields the requests with their rows.
 
-    Each is generated alone, so that its pixels depend only on its own request; a prompt repeated in consecutive
-    requests is encoded once.
+    By default each is generated alone, so that its pixels depend only on its own request. With a larger `batch_size`
+    (up to MAX_BATCH, or auto) consecutive requests of one size and the same settings and adapters are denoised
+    together; a request that comes with a row is generated in that row. `on_step` is called for each step of each
+    image. A prompt repeated in consecutive requests is encoded once.
+
+    Raises: OutOfMemoryError; with auto only if a single image does not fit.
     """
-    pipeline = model.pipeline
-    previous: Request | None = None
-    embeds: tuple[torch.Tensor, torch.Tensor] | None = None
-    for request in requests:
-        sampling = request.sampling.over(model.folder.cfg.generation)
+    pipeline, defaults = model.pipeline, model.folder.cfg.generation
+    conditioning = _Conditioning(pipeline.encoder)
+    batches = make_batches(requests, batch_size, defaults, model.device)
+    for batch in batches:
+        first, rows = batch[0], batch[0].row.size
+        sampling = first.sampling.over(defaults)
         pipeline.decoder.check_size(*sampling.size)
-        with memory_errors():
-            if embeds is None or previous is None or not _same_prompt(previous, request):
-                embeds = pipeline.encoder.encode_request(request)
-            previous = request
-            with model.attached(request.adapters, sampling.size):
-                (image,) = denoise(
-                    pipeline.sd, pipeline.decoder, *embeds, seeded([request.seed]), sampling, on_step=on_step
+        # A batch for a single row repeats its request, so that the batch has its recorded size.
+        filled = batch if len(batch) == rows else batch * rows
+        with halved_on_failure(batches, batch) as failed, memory_errors():
+            embeds = conditioning.of(filled)
+            with (
+                model.attached(first.adapters, sampling.size),
+                channels_last(pipeline.decoder, model.compiled or (rows > 1 and model.offload == "none")),
+            ):
+                images = denoise(
+                    pipeline.sd,
+                    pipeline.decoder,
+                    *embeds,
+                    seeded([request.seed for request in filled]),
+                    sampling,
+                    on_step=each_row(on_step, len(batch)),
                 )
-        yield request, image
+        if not failed:
+            yield from zip(batch, [images[request.row.index] for request in batch], strict=True)
+
+
+class _Conditioning:
+    """Conditionings of requests, each encoded alone; the last prompt's is kept."""
+
+    def __init__(self, encoder: PromptEncoder) -> None:
+        self.encoder = encoder
+        self.previous: Request | None = None
+        self.embeds: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def of(self, requests: Sequence[Request]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return positive and negative conditionings, (B, S, d) each."""
+        found = [self._one(request) for request in requests]
+        if len(found) == 1:
+            return found[0]
+        positive, negative = zip(*found, strict=True)
+        return torch.cat(positive), torch.cat(negative)
+
+    def _one(self, request: Request) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.embeds is None or self.previous is None or not _same_prompt(self.previous, request):
+            self.embeds = self.encoder.encode_request(request)
+        self.previous = request
+        return self.embeds
 
 
 def _same_prompt(one: Request, other: Request) -> bool:

@@ -66,7 +66,9 @@ class KosmosGPipeline:
             torch.float32
         """
         check_quantize(quantize, str(device))
-        if not isinstance(model, ModelFolder):
+        if isinstance(model, ModelFolder):
+            model = model if decoder is None else model.with_decoder(str(decoder))
+        else:
             model = open_model(
                 None if model is None else str(model), None if decoder is None else str(decoder), local_files_only
             )
@@ -193,7 +195,8 @@ class KosmosGPipeline:
         on_step: StepCallback | None = None,
         **sampling: Any,
     ) -> StableDiffusionPipelineOutput:
-        """Generate images from prompts or embeddings, as `.images`; `sampling` are fields of `SamplingConfig`.
+        """Generate `num_images_per_prompt` images from each prompt or row of embeddings, as `.images`; `sampling` are
+        fields of `SamplingConfig`.
 
         `generator` is one per image, or one that draws the noise of all of them in turn.
 
@@ -203,13 +206,22 @@ class KosmosGPipeline:
             (32, 32)
         """
         settings = read_sampling(sampling)
-        if (prompt is None) == (prompt_embeds is None):
-            raise UsageError("give either prompt or prompt_embeds")
+        if num_images_per_prompt < 1:
+            raise UsageError(f"num_images_per_prompt is {num_images_per_prompt}; it must be at least 1")
         if prompt is not None:
+            if prompt_embeds is not None or negative_prompt_embeds is not None:
+                raise UsageError("give either prompt or prompt_embeds; negative_prompt_embeds go with prompt_embeds")
             prompt_embeds, negative_prompt_embeds = self.encode_prompt(
                 prompt, images, negative_prompt, num_images_per_prompt
             )
-        assert prompt_embeds is not None, "checked above"
+        elif prompt_embeds is None:
+            raise UsageError("give either prompt or prompt_embeds")
+        else:
+            if images is not None or negative_prompt is not None:
+                raise UsageError("images and negative_prompt go with prompt; encode_prompt turns them into embeds")
+            prompt_embeds = prompt_embeds.repeat_interleave(num_images_per_prompt, 0)
+            if negative_prompt_embeds is not None:
+                negative_prompt_embeds = negative_prompt_embeds.repeat_interleave(num_images_per_prompt, 0)
         if generator is None:
             generator = torch.Generator()
             generator.seed()

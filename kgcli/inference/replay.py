@@ -9,15 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from kgcli.config import SamplingConfig
+from kgcli.config import MAX_BATCH, SamplingConfig
 from kgcli.data.images import read_image
 from kgcli.data.prompt import ImageRef, Prompt
 from kgcli.errors import ImageError, IncompatibleError, MissingError, PromptError, UsageError
 from kgcli.inference.adapters.named import Adapters, Control, Lora, Source, find_source, open_lora, read_kinds
 from kgcli.inference.metadata import read_metadata
-from kgcli.weights.folder import ModelFolder, hash_files
+from kgcli.inference.request import BatchRow
+from kgcli.weights.folder import ModelFolder
+from kgcli.weights.hashes import hash_files
 from kgcli.weights.hub import is_hub_id
 from kgcli.weights.lora.header import lora_file, lora_files
 from kgcli.weights.shipped import find_adapter, find_image
@@ -45,6 +47,19 @@ class _Adapter(BaseModel):
     map_model: _Input | None = None
 
 
+class _Batch(BaseModel):
+    """The row of an image that was denoised together with others."""
+
+    size: int = Field(ge=1, le=MAX_BATCH)
+    index: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _inside(self) -> _Batch:
+        if self.index >= self.size:
+            raise ValueError(f"row {self.index} of a batch of {self.size}")
+        return self
+
+
 class Record(BaseModel):
     """The part of the metadata used by a replay; other keys are ignored."""
 
@@ -58,18 +73,25 @@ class Record(BaseModel):
     decoder: _Input
     dtype: str
     quantize: str = "none"  # absent in images of earlier versions
+    threads: int | None = Field(default=None, ge=1)
+    batch: _Batch = _Batch(size=1, index=0)
+    compile: bool = False
     adapters: list[_Adapter] = []
 
 
 @dataclass(frozen=True)
 class Replay:
-    """Inputs of a replay: prompt and seed by the names of a batch line, sampling settings, precision and adapters."""
+    """Inputs of a replay: prompt and seed by the names of a batch line, sampling settings, adapters, and all that
+    rounding depends on."""
 
     line: dict[str, Any]
     sampling: SamplingConfig
     dtype: str
     quantize: str
     adapters: Adapters
+    threads: int | None = None  # of a CPU
+    row: BatchRow = BatchRow()
+    compile: bool = False
 
 
 def read_replay(
@@ -96,13 +118,14 @@ def read_replay(
     _check_model(source, record, model, chosen)
     found = iter([_find_input(source, wanted, images) for wanted in record.images])
     parts = tuple(replace(p, path=str(next(found))) if isinstance(p, ImageRef) else p for p in prompt.parts)
-    line = record.model_dump(exclude={"images", "model", "decoder", "dtype", "quantize", "adapters"})
+    line: dict[str, Any] = {"seed": record.seed}
     line["negative_prompt"] = Prompt(parts=(record.negative_prompt,)).format() if record.negative_prompt else None
     adapters = Adapters()
     if with_adapters:
         adapters = _find_adapters(source, record, images, controlnet_models, map_models, allow_download)
     line["prompt"] = Prompt(parts=parts).format()
-    return Replay(line, sampling, record.dtype, record.quantize, adapters)
+    row = BatchRow(size=record.batch.size, index=record.batch.index)
+    return Replay(line, sampling, record.dtype, record.quantize, adapters, record.threads, row, record.compile)
 
 
 def read_record(source: Path) -> tuple[Record, SamplingConfig, Prompt]:

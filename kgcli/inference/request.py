@@ -23,6 +23,14 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
+class BatchRow:
+    """The place of an image among those denoised together, which its last bits depend on."""
+
+    size: int = 1  # images of the batch
+    index: int = 0  # of this image, from 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """The inputs of one image, apart from the model."""
 
@@ -32,6 +40,7 @@ class Request:
     seed: int = 0
     sampling: SamplingConfig = SamplingConfig()
     adapters: Adapters = Adapters()
+    row: BatchRow = BatchRow()  # a size above 1 asks for the image of that row; else it is set when it is generated
 
 
 def make_request(

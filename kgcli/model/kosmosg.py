@@ -85,6 +85,8 @@ class KosmosG(nn.Module):
             words_BTD = self.mllm.embed(tokens_BT)
         if isinstance(images, Tensor):
             self._check_slots(image_mask_BT, len(images))  # before the costly part
+            if self.training and not len(images) and any(p.requires_grad for p in self.resampler.parameters()):
+                return words_BTD + self._see_nothing(images).to(words_BTD.dtype)
             images_NQD = self.see(images, lend) if len(images) else None
         else:
             images_NQD = None if images is None else images()
@@ -97,6 +99,14 @@ class KosmosG(nn.Module):
         """Encode images to their vectors in the MLLM's sequence, (N, Q, D)."""
         with lend(self.vision, self.resampler):
             return self.resampler(self.vision(images_N3SS))
+
+    def _see_nothing(self, images_0: Tensor) -> Tensor:
+        """Return zero as a function of the parts that encode images.
+
+        Every step then gives each trained parameter a gradient, which processes with and without images can add up.
+        """
+        side = self.cfg.vision.image_size
+        return 0.0 * self.see(images_0.new_zeros(1, 3, side, side)).sum()
 
     def encode_null(self, batch_size: int = 1) -> Tensor:
         """Encode the empty prompt, the start token alone, to (B, S, d)."""

@@ -19,7 +19,7 @@ class Attention(nn.Module):
     """Multi-head attention of a sequence to itself or to a memory.
 
     Shapes:
-        x_BTD, memory_BKD -> (B, T, D); key_mask_BK is True where a key takes part
+        x_BTD, memory_BKD -> (B, T, D); key_mask_BK, or (B, T, K) by query, is True where a key takes part
     """
 
     def __init__(self, width: int, num_heads: int, *, inner_norm: bool = False, dropout: float = 0.0) -> None:
@@ -39,7 +39,7 @@ class Attention(nn.Module):
             self._split(self.q_proj(x_BTD)),
             self._split(self.k_proj(memory_BKD)),
             self._split(self.v_proj(memory_BKD)),
-            attn_mask=None if key_mask_BK is None else key_mask_BK[:, None, None, :],
+            attn_mask=None if key_mask_BK is None else _for_heads(key_mask_BK),
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=causal,
         )
@@ -47,6 +47,11 @@ class Attention(nn.Module):
 
     def _split(self, x_BTD: Tensor) -> Tensor:
         return rearrange(x_BTD, "b t (h d) -> b h t d", h=self.num_heads)
+
+
+def _for_heads(mask: Tensor) -> Tensor:
+    """Return a mask of keys, (B, K) or (B, T, K), as (B, 1, 1 or T, K)."""
+    return mask[:, None, None, :] if mask.dim() == 2 else mask[:, None]
 
 
 class FeedForward(nn.Module):

@@ -15,18 +15,20 @@ from torch import Tensor, nn
 
 from kgcli.config import MLLMConfig
 from kgcli.model.layers import TransformerStack
+from kgcli.model.packing import Packing
 
 
 class MLLM(nn.Module):
     """A causal decoder from embeddings to the last layer's hidden states.
 
     Shapes:
-        embeddings_BTD, token_mask_BT (True = a real token, pads to the right only) -> (B, T, D)
+        embeddings_BTD, token_mask_BT (True = a real token, pads to the right only) -> (B, T, D); packed, pads give zero
     """
 
     def __init__(self, cfg: MLLMConfig, pad_id: int) -> None:
         super().__init__()
         self.scale = math.sqrt(cfg.width)
+        self.row_tokens: int | None = None  # of rows that several sequences share; None: a row each
         self.embedding = nn.Embedding(cfg.vocab_size, cfg.width, padding_idx=pad_id)
         self.dropout = nn.Dropout(cfg.dropout)
         self.stack = TransformerStack(
@@ -44,8 +46,12 @@ class MLLM(nn.Module):
         return self.embedding(tokens_BT)
 
     def forward(self, embeddings_BTD: Tensor, token_mask_BT: Tensor) -> Tensor:
+        x_BTD = self.dropout(self.positioned(embeddings_BTD, token_mask_BT))
+        if self.row_tokens is not None:
+            packing = Packing.plan(token_mask_BT, self.row_tokens)
+            return packing.unpack(self.stack(packing.pack(x_BTD), mask_BT=packing.mask_RLL))
         # No key padding mask, as published: with pads on the right, causality hides them from every real token.
-        return self.stack(self.dropout(self.positioned(embeddings_BTD, token_mask_BT)), causal=True)
+        return self.stack(x_BTD, causal=True)
 
     def positioned(self, embeddings_BTD: Tensor, token_mask_BT: Tensor) -> Tensor:
         """Scale embeddings (words and images) to unit size and add positions: the first layer's input."""

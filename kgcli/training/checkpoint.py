@@ -16,6 +16,7 @@ from torch import Tensor
 from kgcli.errors import MissingError, UsageError
 from kgcli.files import output_errors, temporary_name, whole_folder, write_whole
 from kgcli.reading import read_json
+from kgcli.training import sharded
 from kgcli.weights.tensor_files import check_archive, save_state, save_tensors
 
 FOLDER = "checkpoints"
@@ -29,17 +30,33 @@ def save(run: Path, step: int, weights: dict[str, Tensor], state: dict[str, Any]
 
     Later checkpoints are removed: they belong to a run that was abandoned for an older checkpoint or a new start.
     """
-    folder = run / FOLDER / f"step_{step:07d}"
+    folder = folder_of(run, step)
     with whole_folder(folder, overwrite=True) as partial:
-        save_tensors(partial / "model.safetensors", weights)
-        save_state(partial / "state.pt", state)
-        write_whole(partial / "recipe.yaml", recipe)
-        write_whole(partial / "trainer.json", json.dumps({"step": step}) + "\n")
+        fill(partial, step, weights, state, recipe)
+    rotate(run, folder, keep)
+    return folder
+
+
+def folder_of(run: Path, step: int) -> Path:
+    """Return the folder of the checkpoint after `step` steps."""
+    return run / FOLDER / f"step_{step:07d}"
+
+
+def fill(partial: Path, step: int, weights: dict[str, Tensor], state: dict[str, Any], recipe: str) -> None:
+    """Write the files of a checkpoint into a folder, which may hold tensors sharded over processes already."""
+    save_tensors(partial / "model.safetensors", weights)
+    save_state(partial / "state.pt", state)
+    write_whole(partial / "recipe.yaml", recipe)
+    files = {"sharded": sharded.file_sizes(partial)} if is_sharded(partial) else {}
+    write_whole(partial / "trainer.json", json.dumps({"step": step, **files}) + "\n")
+
+
+def rotate(run: Path, folder: Path, keep: int) -> None:
+    """Remove all checkpoints but the newest `keep` up to `folder`; later ones belong to an abandoned run."""
     steps = list_steps(run)
     last = steps.index(folder) + 1
     for other in [*steps[: max(0, last - keep)], *steps[last:]]:
         _remove(other)
-    return folder
 
 
 def prune(run: Path, newest: Path, keep: int) -> None:
@@ -58,16 +75,21 @@ def _remove(folder: Path) -> None:
 
 
 def load(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
-    """Return step, weights and optimizer state of a checkpoint.
+    """Return step, weights and optimizer state of a checkpoint; of a sharded one, `sharded.read` reads the latter.
 
     Raises:
         MissingError: a file is not there or damaged.
     """
     try:
-        step = read_json(folder / "trainer.json")["step"]
+        written = read_json(folder / "trainer.json")
+        step = written["step"]
         if type(step) is not int or step < 0:
             raise ValueError(f"step {step}")
+        if "sharded" in written and sharded.file_sizes(folder) != written["sharded"]:
+            raise ValueError("its sharded files are incomplete")
         weights = load_file(folder / "model.safetensors")
+        if "sharded" in written:
+            sharded.read_shapes(folder)  # sees that the index is torch's
         check_archive(folder / "state.pt")
         state = torch.load(folder / "state.pt", weights_only=True)
         dict(state["optimizer"])
@@ -95,6 +117,11 @@ def retire(run: Path) -> Path | None:
         for name in (*(name for name in names if name != "pool"), FOLDER):
             (run / name).rename(place / name)
     return place
+
+
+def is_sharded(folder: Path) -> bool:
+    """Return True if all processes wrote the tensors of a checkpoint together."""
+    return (folder / sharded.FOLDER).is_dir()
 
 
 def list_steps(run: Path) -> list[Path]:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from kgcli.data.pool import Pool, PoolImages, collate_pool
 from kgcli.data.sources.base import Source
 from kgcli.errors import ConfigError, KgError
-from kgcli.files import write_whole
+from kgcli.files import locked, write_whole
 from kgcli.model.diffusion import Diffusion
 from kgcli.training.logging import say
+from kgcli.training.parallel import OneProcess
+from kgcli.training.precision import autocast
 
 MADE_OF = "made_of.json"
 DECODES = ("decoder.", "post_quant_conv.")  # parts of a VAE that its moments do not depend on
@@ -26,39 +28,52 @@ def make_pool(
     folder: Path,
     source: Source,
     diffusion: Diffusion,
-    accelerator: Accelerator,
+    processes: OneProcess,
+    device: torch.device,
     *,
     image_size: int,
     precision: str,
     num_workers: int,
+    shared: bool = False,
 ) -> Pool:
     """Return the cached moments in a folder, encoded now if they are not there yet or are of other images.
+
+    Those of a source with several parts are kept by part: an interrupted call goes on with the next one, and runs
+    with the same shards and VAE can share a folder (`shared`).
 
     Raises:
         ConfigError: the source is endless.
         KgError: a target cannot be read.
+        BusyError: another run fills the shared folder.
     """
     if source.num_rows is None:
         raise ConfigError(
             "this stage works on cached VAE moments, and the nano world is endless: "
             "set data.pool to the number of its images"
         )
-    if accelerator.is_main_process:
-        # The U-Net's own sample size does not count: it takes latents of any.
-        images = PoolImages(source, image_size, image_size // diffusion.pixels_per_latent)
-        made_of = {
-            **source.fingerprint(),
-            "image_size": image_size,
-            "precision": precision,
-            "first": hashlib.sha256(_target(images, 0).numpy().tobytes()).hexdigest(),
-            "vae": _sha256(diffusion),
-        }
-        if _read(folder) != made_of:
-            with torch.no_grad(), accelerator.autocast():
-                _fill(folder, images, diffusion, accelerator.device, num_workers)
-            write_whole(folder / MADE_OF, json.dumps(made_of, indent=2) + "\n")
-    accelerator.wait_for_everyone()
-    return Pool(folder)
+    settings = {"image_size": image_size, "precision": precision, "vae": _sha256(diffusion)}
+    parts = source.parts()
+    alone = len(parts) == 1 and not shared
+    folders = [folder] if alone else [folder / _name({**part.fingerprint, **settings}) for part in parts]
+    if processes.is_main:
+        with locked(folder) if shared else contextlib.nullcontext():
+            for part, place in zip(parts, folders, strict=True):
+                # The U-Net's own sample size does not count: it takes latents of any.
+                images = PoolImages(source, part, image_size, image_size // diffusion.pixels_per_latent)
+                made_of = {**part.fingerprint, **settings}
+                if alone:  # the names of a user's files say less than the hashes of shards
+                    made_of["first"] = hashlib.sha256(_target(images, 0).numpy().tobytes()).hexdigest()
+                if read_made_of(place) != made_of:
+                    with torch.no_grad(), autocast(device, precision):
+                        _fill(place, images, diffusion, device, num_workers)
+                    write_whole(place / MADE_OF, json.dumps(made_of, indent=2) + "\n")
+    processes.wait()
+    return Pool(*folders)
+
+
+def _name(made_of: dict[str, Any]) -> str:
+    """Return the name of a part's folder."""
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _target(images: PoolImages, row: int) -> torch.Tensor:
@@ -77,8 +92,8 @@ def _sha256(diffusion: Diffusion) -> str:
     return vae.hexdigest()
 
 
-def _read(folder: Path) -> dict[str, Any] | None:
-    """Return the fingerprint of the pool in a folder; None if there is no complete one."""
+def read_made_of(folder: Path) -> dict[str, Any] | None:
+    """Return the fingerprint of the cache in a folder; None if there is no complete one."""
     try:
         return dict(json.loads((folder / MADE_OF).read_text("utf-8")))
     except (OSError, ValueError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from kgcli.data.batch import Batch, sample_fields
+from kgcli.data.batch import Batch, Collator, sample_fields
+from kgcli.data.hidden import HiddenStates
 from kgcli.data.loader import EVALUATION_STEP, Batches, load_batches
 from kgcli.data.pool import Pool
 from kgcli.data.sample import Sample
 from kgcli.data.sources import open_source
+from kgcli.data.sources.mixture import weigh_by_tokens
 from kgcli.data.sources.rendered import make_rendered
 from kgcli.errors import ConfigError, MissingError
 from kgcli.files import locked, remove_leftovers, whole_folder
@@ -29,11 +31,17 @@ from kgcli.model.diffusion import Diffusion
 from kgcli.model.randomness import StepRandom
 from kgcli.recipe import Recipe, dump_recipe
 from kgcli.training import checkpoint
+from kgcli.training.faults import FaultLog
+from kgcli.training.hidden_cache import make_hidden
 from kgcli.training.latent_cache import make_pool
 from kgcli.training.logging import Metrics, say
+from kgcli.training.parallel import find_processes, unsharded
+from kgcli.training.precision import autocast, gradient_scaler
 from kgcli.training.resume import recipe_changes
 from kgcli.training.signals import stop_on_signals
+from kgcli.training.split import SplitLosses, read_together
 from kgcli.training.stages import find_stage, make_stage
+from kgcli.training.stages.base import Stage, Whole
 from kgcli.training.trainer import Trainer
 
 CALIBRATION_SEED = 1 << 20  # seed of the samples that a result is calibrated on
@@ -50,20 +58,28 @@ class Run:
         self.source = open_source(recipe.data, recipe.image_size, use)
         self._check_source()
         # Without `cpu` accelerate takes several CPU processes for as many separate runs.
-        self.accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(), mixed_precision={"fp32": "no", "bf16": "bf16"}[recipe.precision]
-        )
+        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         torch.manual_seed(recipe.seed)
         self.stage = make_stage(recipe, self.source.texts)
         self.stage.freeze()
-        self.module = self.accelerator.prepare(self.stage)
+        if recipe.pack is not None:
+            self.stage.pack(recipe.pack)
+        if recipe.data.weigh == "tokens":
+            weigh_by_tokens(self.source, self.stage.collator(None).length)
+        self.processes = find_processes(self.accelerator, recipe.parallel)
+        self._check_batch_size()
+        self._check_precision()
+        self.module = self.processes.wrap(self.stage.to(self.device))
         self.trainer = Trainer(
             {name: p for name, p in self.stage.named_parameters() if p.requires_grad},
             recipe.optim,
             recipe.steps,
             ema_decay=recipe.ema_decay,
-            accelerator=self.accelerator,
+            processes=self.processes,
+            scaler=gradient_scaler(self.device, recipe.precision),
+            async_save=recipe.async_save,
         )
+        self.losses = SplitLosses(self.stage, self.processes, recipe.accumulate, self.forward)
         self.metrics: Metrics | None = None  # of the main process, once it trains
 
     @property
@@ -76,14 +92,19 @@ class Run:
         """The parameters that train, by name."""
         return self.trainer.trained
 
+    def say(self, line: str) -> None:
+        """Log progress once, not on every process."""
+        if self.processes.is_main:
+            say(line)
+
     def render(self) -> None:
         """Render the images of `data.rendered` that are missing."""
         data = self.recipe.data
         if data.rendered is not None:
-            if self.accelerator.is_main_process:
+            if self.processes.is_main:
                 size, folder = self.recipe.image_size, Path(data.rendered)
                 make_rendered(folder, self.source, size, num_workers=data.num_workers, report=say)
-            self.accelerator.wait_for_everyone()
+            self.processes.wait()
 
     def pool(self) -> Pool | None:
         """Return the cached VAE moments of a stage that uses them, encoded now if they are missing."""
@@ -92,40 +113,56 @@ class Run:
         diffusion = self.stage.diffusion
         assert isinstance(diffusion, Diffusion), "a stage with a pool has a decoder"
         return make_pool(
-            self.folder / "pool",
+            self.folder / "pool" if self.recipe.data.moments is None else Path(self.recipe.data.moments),
             self.source,
             diffusion,
-            self.accelerator,
+            self.processes,
+            self.device,
             image_size=self.recipe.image_size,
             precision=self.recipe.precision,
             num_workers=self.recipe.data.num_workers,
+            shared=self.recipe.data.moments is not None,
         )
 
     def batches(self, pool: Pool | None, first: int) -> Iterator[Batch]:
         """Yield the batches from step `first` on, prefetched by worker processes."""
-        data, accelerator = self.recipe.data, self.accelerator
+        data = self.recipe.data
+        collator = self.stage.collator(pool)
+        collator.uint8 = self.device.type != "cpu"
+        collator.hidden = self._hidden(collator) if data.hidden else None
         batches = Batches(
             self.source,
-            self.stage.collator(pool),
+            collator,
             batch_size=data.batch_size,
             bucket=data.bucket,
             seed=data.seed,
-            rank=accelerator.process_index,
-            num_ranks=accelerator.num_processes,
+            rank=self.processes.rank,
+            num_ranks=self.processes.num,
         )
-        return load_batches(batches, first, self.recipe.steps, data.num_workers)
+        name = "faults.jsonl" if self.processes.is_main else f"faults.{self.processes.rank}.jsonl"
+        faults = FaultLog(self.folder / name, data.max_faults)
+        loaded = faults.watch(load_batches(batches, first, self.recipe.steps, data.num_workers))
+        return read_together(loaded, self.processes)
 
-    def random(self, step: int, numbers: Sequence[int]) -> StepRandom:
-        """Return the randomness of a step's samples; also seed the global generator, which dropout draws from."""
-        random = StepRandom(self.recipe.seed, step, numbers)
-        # Dropout alone is drawn for a process's samples together: its masks follow the first of them.
+    def _hidden(self, collator: Collator) -> HiddenStates:
+        """Return the cached hidden states of the frozen MLLM, computed now if they are missing."""
+        if not self.stage.uses_hidden:
+            raise ConfigError(f"data.hidden: stage {self.recipe.stage} has no frozen MLLM whose states it could cache")
+        where = self.folder / "hidden", self.source, collator, self.stage.model
+        return make_hidden(*where, self.processes, self.device, self.recipe.precision)
+
+    def random(self, numbers: Sequence[int]) -> StepRandom:
+        """Return the randomness of samples at the step reached; also seed the global generator, for dropout."""
+        random = StepRandom(self.recipe.seed, self.trainer.step, numbers)
+        # Dropout alone is drawn for a micro-batch's samples together: its masks follow the first of them.
         torch.manual_seed(random.streams[0].initial_seed())
         return random
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the losses of a batch at the step reached."""
-        losses: dict[str, Tensor] = self.module(batch.to(self.device), self.random(self.trainer.step, batch.numbers))
-        return losses
+    def forward(self, batch: Batch, *whole: Whole) -> dict[str, Tensor]:
+        """Return the losses of a micro-batch at the step reached."""
+        with autocast(self.device, self.recipe.precision):
+            losses: dict[str, Tensor] = self.module(batch.to(self.device), self.random(batch.numbers), *whole)
+        return {name: loss.float() for name, loss in losses.items()}
 
     def preview(self, pool: Pool | None) -> Tensor | None:
         """Return preview images of the running-mean weights for one batch that no step trains on."""
@@ -134,7 +171,8 @@ class Run:
         batch = batches[EVALUATION_STEP // size].to(self.device)
         self.stage.eval()
         # Other shapes than training's: compiling for them would take longer than the preview.
-        with self.trainer.averaged(), self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
+        context = autocast(self.device, self.recipe.precision)
+        with self.trainer.averaged(), unsharded(self.stage), context, torch.compiler.set_stance("force_eager"):
             images = self.stage.preview(batch, torch.Generator().manual_seed(0))
         self.stage.train()
         return images
@@ -149,13 +187,26 @@ class Run:
         return self.trainer.resume(folder)
 
     def export(self) -> Path:
-        """Write the result; return its folder."""
-        self.stage.eval()
+        """Write the result on the main process; return its folder. All processes call this."""
         final = self.folder / "final"
-        with whole_folder(final, overwrite=True) as partial, self.trainer.averaged(), torch.no_grad():
-            self.stage.calibrate(self._calibration_sample)
-            self.stage.export(partial)
+        with self.trainer.averaged(), torch.no_grad():
+            weights = self.processes.full(self.trained) if self.processes.shards else {}
+            if self.processes.is_main:
+                stage = self._whole_stage(weights) if weights else self.stage
+                stage.eval()
+                with whole_folder(final, overwrite=True) as partial:
+                    stage.calibrate(self._calibration_sample)
+                    stage.export(partial)
+        self.processes.wait()  # the next run of any process may start from the result
         return final
+
+    def _whole_stage(self, weights: Mapping[str, Tensor]) -> Stage:
+        """Build the stage again, with trained weights gathered from all processes."""
+        stage = make_stage(self.recipe, self.source.texts)
+        with torch.no_grad():
+            for name, weight in weights.items():
+                stage.get_parameter(name).copy_(weight)
+        return stage
 
     @functools.cached_property
     def _calibration_source(self) -> Any:
@@ -165,6 +216,23 @@ class Run:
     def _calibration_sample(self, index: int) -> Sample:
         sample: Sample = self._calibration_source.sample(index)
         return sample
+
+    def _check_batch_size(self) -> None:
+        size, num, accumulate = self.recipe.data.batch_size, self.processes.num, self.recipe.accumulate
+        if size % (num * accumulate):
+            shares = f"{num} processes x {accumulate} micro-batches" if num > 1 else f"{accumulate} micro-batches"
+            raise ConfigError(
+                f"data.batch_size is {size}, which {shares} cannot split evenly; "
+                f"make it a multiple of {num * accumulate}"
+            )
+
+    def _check_precision(self) -> None:
+        scalars = [name for name, p in self.stage.named_parameters() if p.requires_grad and p.ndim == 0]
+        if self.recipe.precision == "fp16" and self.processes.shards and scalars:
+            raise ConfigError(
+                f"stage {self.recipe.stage} trains a scalar ({scalars[0]}), which precision fp16 cannot combine with "
+                "parallel fsdp2; use precision bf16, or parallel ddp"
+            )
 
     def _check_source(self) -> None:
         missing = sample_fields(find_stage(self.recipe.stage).needs) - self.source.gives
@@ -189,27 +257,29 @@ def train(recipe: Recipe, resume: str = "auto", dry_run: bool = False) -> str:
         return describe(run)
     trainer = run.trainer
     with contextlib.ExitStack() as stack:
-        if run.accelerator.is_main_process:
+        if run.processes.is_main:
             stack.enter_context(locked(run.folder))
             _tidy(run.folder, resume)
-        run.accelerator.wait_for_everyone()
+        run.processes.wait()
         state = _resume(run, resume)
-        say(f"run folder {run.folder}: " + (f"resuming from step {trainer.step}" if state else "starting anew"))
-        if run.accelerator.is_main_process:
+        run.say(f"run folder {run.folder}: " + (f"resuming from step {trainer.step}" if state else "starting anew"))
+        if run.processes.is_main:
             run.metrics = stack.enter_context(Metrics(recipe, trainer.step, state))
         run.render()
         pool = run.pool()
         stopped = stack.enter_context(stop_on_signals())
-        stack.enter_context(_attention(run.device))
-        _start(run)
+        stack.enter_context(plain_attention(run.device))
+        start(run)
         for values in trainer.steps(run.batches(pool, trainer.step), run.losses):
-            _record(run, values, pool, bool(stopped))
-            if stopped:
-                say(f"stopped by signal {stopped[0]}; step {trainer.step} is saved")
+            signal = max(number for numbers in run.processes.exchange(stopped[:1] or [0]) for number in numbers)
+            _record(run, values, pool, signal > 0)
+            if signal:
+                trainer.finish()
+                run.processes.wait()  # the main process writes the checkpoint
+                run.say(f"stopped by signal {signal}; step {trainer.step} is saved")
                 raise KeyboardInterrupt
-        if run.accelerator.is_main_process:
-            run.export()
-        run.accelerator.wait_for_everyone()  # the next run of any process may start from the result
+        trainer.finish()
+        run.export()
     return f"{run.folder / 'final'}"
 
 
@@ -237,17 +307,19 @@ def _resume(run: Run, resume: str) -> dict[str, Any]:
         except MissingError as error:
             if not older:
                 raise
-            say(f"{error}: going on from {older[-1].name}")
+            run.say(f"{error}: going on from {older[-1].name}")
             found = older.pop()
     for change in recipe_changes(found / "recipe.yaml", run.recipe):
-        say(f"the recipe differs from that of {found.name}: {change}")
+        run.say(f"the recipe differs from that of {found.name}: {change}")
     run.trainer.restore(found, *content)
-    if run.accelerator.is_main_process:
+    run.processes.wait()  # all have read it
+    if run.processes.is_main:
         checkpoint.prune(run.folder, found, run.recipe.keep_checkpoints)
     return content[2]
 
 
-def _start(run: Run) -> None:
+def start(run: Run) -> None:
+    """Compile the parts that the recipe asks for, and set the stage to training."""
     if run.recipe.compile:
         for part in run.stage.heavy_parts():
             part.compile(dynamic=False)
@@ -255,18 +327,20 @@ def _start(run: Run) -> None:
 
 
 def _record(run: Run, values: dict[str, Tensor | float], pool: Pool | None, stopping: bool) -> None:
-    """Log a step; save and show a preview where these are due. Only on the main process."""
+    """Log a step; save and show a preview where these are due, on the main process unless all have to take part."""
     recipe, step, metrics = run.recipe, run.trainer.step, run.metrics
-    if metrics is None:
-        return
     last = step == recipe.steps
-    metrics.add(step, values)
-    if step % recipe.save_every == 0 or last or stopping:
-        run.save()  # first: a preview that fails must not cost the steps since the last checkpoint
-    if step % recipe.sample_every == 0 or last:
-        metrics.show(step, run.preview(pool))
+    if metrics is not None:
+        metrics.add(step, values)
+    # First: a preview that fails must not cost the steps since the last checkpoint.
+    if (step % recipe.save_every == 0 or last or stopping) and (metrics or run.trainer.saves_together):
+        run.save()
+    if (step % recipe.sample_every == 0 or last) and (metrics or run.processes.shards):
+        images = run.preview(pool)
+        if metrics is not None:
+            metrics.show(step, images)
 
 
-def _attention(device: torch.device) -> contextlib.AbstractContextManager[object]:
+def plain_attention(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Use plain attention on a CPU, where it is several times faster in bf16 at small head sizes."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()

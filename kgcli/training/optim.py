@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
 from kgcli.recipe import OptimConfig
+from kgcli.training.dtensors import like, whole
 
 MIN_MATRIX = 12  # rows and columns below which a weight is not orthogonalised
 EMBEDDINGS = ("embedding", "positions", "position_table")  # parts of the names of tables, whose rows are vectors
@@ -41,13 +43,14 @@ class Muon(Optimizer):
     def _muon(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
         by_shape: dict[tuple[int, int], list[nn.Parameter]] = {}
         for parameter in parameters:
-            by_shape.setdefault((parameter.shape[0], parameter[0].numel()), []).append(parameter)
+            by_shape.setdefault(_matrix_shape(parameter), []).append(parameter)
         for shape, alike in by_shape.items():
-            directions = torch.stack([self._direction(parameter).reshape(shape) for parameter in alike])
+            # Each process orthogonalises whole matrices, sharded ones too, and keeps its part of the result.
+            directions = torch.stack([whole(self._direction(parameter)).reshape(shape) for parameter in alike])
             updates = orthogonalise(directions) * (0.2 * max(shape) ** 0.5)
             for parameter, update in zip(alike, updates, strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update.reshape(parameter.shape), alpha=-group["lr"])
+                parameter.add_(like(update.reshape(parameter.shape), parameter), alpha=-group["lr"])
 
     def _direction(self, parameter: nn.Parameter) -> Tensor:
         """Return the gradient with Nesterov momentum."""
@@ -104,7 +107,8 @@ def make_optimizer(named: Iterable[tuple[str, nn.Parameter]], cfg: OptimConfig) 
             {"params": [p for _, p in trained if p.ndim >= 2], "weight_decay": cfg.weight_decay},
             {"params": [p for _, p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
-        return AdamW(groups, lr=cfg.lr, betas=cfg.betas, eps=cfg.eps, fused=True)
+        fused = len({isinstance(p, DTensor) for _, p in trained}) == 1  # it takes no mixture
+        return AdamW(groups, lr=cfg.lr, betas=cfg.betas, eps=cfg.eps, fused=fused, foreach=False if not fused else None)
     matrices = [p for name, p in trained if _is_matrix(name, p)]
     known = set(map(id, matrices))
     rest = [p for _, p in trained if id(p) not in known]
@@ -129,4 +133,9 @@ def lr_at(step: int, num_steps: int, cfg: OptimConfig) -> float:
 def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
     if parameter.ndim < 2 or any(word in name for word in EMBEDDINGS):
         return False
-    return min(parameter.shape[0], parameter[0].numel()) >= MIN_MATRIX
+    return min(_matrix_shape(parameter)) >= MIN_MATRIX
+
+
+def _matrix_shape(parameter: Tensor) -> tuple[int, int]:
+    """Return rows and columns of a weight; a convolution's are its output channels and all else."""
+    return parameter.shape[0], parameter.numel() // parameter.shape[0]

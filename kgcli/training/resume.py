@@ -12,7 +12,8 @@ from kgcli.recipe import Recipe, load_recipe
 # They change output or speed, not the training.
 _WITHOUT_EFFECT = (
     *("output_dir", "log_every", "save_every", "sample_every", "keep_checkpoints"),
-    *("data.num_workers", "data.rendered"),
+    *("accumulate", "parallel", "async_save"),
+    *("data.num_workers", "data.rendered", "data.moments", "data.hidden"),
 )
 _FIXED = ("stage", "model", "parts", "image_size")  # the weights of a checkpoint mean nothing to another of these
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import struct
@@ -16,6 +15,7 @@ from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import IncompatibleError, MissingError, UsageError
 from kgcli.reading import MAX_INTEGER, parse_json, read_json
 from kgcli.weights.config import MAX_CONFIG_BYTES, read_model_config
+from kgcli.weights.hashes import hash_files
 from kgcli.weights.hub import HubError, is_hub_id, snapshot
 from kgcli.weights.published.catalogue import is_entry, local_model
 from kgcli.weights.shipped import DEFAULT_MODEL, SD15_SIZES
@@ -67,6 +67,14 @@ class ModelFolder:
             return None
         own = _own_decoder(self.path, self.cfg.decoder) if _is_inside(self.cfg.decoder) else None
         return own or SD15_SIZES
+
+    def with_decoder(self, decoder: str) -> ModelFolder:
+        """Return this folder with another decoder: a diffusers folder, Hub id or .safetensors file.
+
+        Raises: MissingError, IncompatibleError.
+        """
+        found = _find_decoder(self.path, decoder, self.cfg.aligner.width)
+        return ModelFolder(path=self.path, name=self.name, cfg=self.cfg, decoder=found, tokenizer=self.tokenizer)
 
     def unet_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the decoder's U-Net by diffusers' names, empty if unknown before it is loaded.
@@ -306,13 +314,3 @@ def check_target(out: Path, inputs: list[Path], *, overwrite: bool) -> Path:
     if any(path.resolve().is_relative_to(out.resolve()) for path in inputs):
         raise UsageError(f"{out} contains the file to convert; give another name")
     return out
-
-
-def hash_files(paths: list[Path]) -> str:
-    """Return one sha256 over the bytes of files, in the given order."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()

@@ -61,7 +61,7 @@ def exchanged(request, index, image):
 def pixels(model, request, recorder=None):
     pipe = model.pipeline
     embeds = pipe.encoder.encode_request(request)
-    with recorder or _Recorder(pipe.decoder.unet):
+    with recorder or _Recorder(pipe.decoder.unet, request.row):
         (image,) = denoise(pipe.sd, pipe.decoder, *embeds, seeded([request.seed]), request.sampling)
     return np.asarray(image, np.float32) / 255
 
@@ -172,7 +172,7 @@ def measure_case(model, index):
     """The maps of a case by each method, (M, H, W), and the changes of the image, (M, H, W)."""
     request, other = request_of(model, _case(TASK, SEED, index)), _case(TASK, OTHER_SEED, index)
     explanation = explain(model, request, words=False)
-    recorder = _Recorder(model.pipeline.decoder.unet)
+    recorder = _Recorder(model.pipeline.decoder.unet, request.row)
     before = pixels(model, request, recorder)
     changes = [
         cells(np.abs(pixels(model, exchanged(request, at, other.images[at])) - before).mean(-1)) for at in range(2)

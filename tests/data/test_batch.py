@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from kgcli.data.batch import Collator
 from kgcli.data.loader import Batches, load_batches
@@ -83,3 +84,16 @@ def test_a_bucketed_sample_is_made_once(collator, monkeypatch):
     dealt = batches(collator, source, bucket=2)
     assert all(dealt[step].tokens is not None for step in range(2))
     assert sorted(made) == list(range(2 * 56))
+
+
+def test_a_device_normalises_uint8_pixels_to_the_same_bits():
+    source = WorldSource({"edit": 1.0}, seed=0, image_size=24)
+    collator = Collator(frozenset({"images", "targets"}), image_size=16, vision_size=24)
+    samples = [source.sample(number) for number in range(3)]
+    whole = collator(samples, [0, 1, 2])
+    collator.uint8 = True
+    raw = collator(samples, [0, 1, 2])
+    assert raw.images.dtype == raw.targets.dtype == torch.uint8
+    moved = raw.to(torch.device("cpu"))
+    assert torch.equal(moved.images, whole.images) and torch.equal(moved.targets, whole.targets)
+    assert torch.equal(whole.to(torch.device("cpu")).images, whole.images)

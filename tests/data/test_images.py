@@ -162,3 +162,10 @@ def test_an_image_without_pixels_is_read_again_and_must_be_the_same(tmp_path):
     Image.new("RGB", (3, 3), "blue").save(path)
     with pytest.raises(ImageError, match="has changed"):
         image.load()
+
+
+@pytest.mark.parametrize("mean, std", [(images.CLIP_MEAN, images.CLIP_STD), (images.HALF, images.HALF)])
+def test_a_table_of_all_values_is_the_float64_arithmetic_bit_for_bit(mean, std):
+    pixels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+    published = ((np.asarray(pixels, np.float64) / 255.0 - mean) / std).transpose(2, 0, 1).astype(np.float32)
+    assert np.array_equal(images._normalise(Image.fromarray(pixels), mean, std), published)

@@ -38,7 +38,7 @@ def test_a_pool_holds_the_images_and_masks_of_its_draws(folder):
         wanted, found = fresh.read(row).render(SIZE), read.read(row).render(SIZE)
         assert np.array_equal(found.image, wanted.image)
         assert len(found.masks) == 1
-    wanted, found = PoolImages(fresh, SIZE, 16)[3], PoolImages(read, SIZE, 16)[3]
+    wanted, found = (PoolImages(one, *one.parts(), SIZE, 16)[3] for one in (fresh, read))
     assert torch.equal(found[0], wanted[0])
     assert (found[1].float() - wanted[1].float()).abs().mean() < 3
 

@@ -100,6 +100,24 @@ def test_rows_kept_in_memory_are_read_once(tmp_path):
     assert source.sample(0).images[0] is source.sample(5).images[0]
 
 
+def test_a_broken_file_is_replaced_where_faults_are_skipped(tmp_path):
+    for number in range(6):
+        write_image(tmp_path / f"{number}.png", size=(20 + number, 12))
+        (tmp_path / f"{number}.txt").write_text(f"{number} cats")
+    given = {"kind": "images", "path": str(tmp_path)}
+    before = [opened(given).sample(number).caption for number in range(60)]
+    (tmp_path / "3.png").write_bytes(b"not an image")
+    source = opened(given, faults="skip")
+    for number, was in enumerate(before):
+        sample = source.sample(number)
+        if was == "3 cats":
+            assert sample.caption != was and "3.png" in sample.faults[0].file
+            assert sample.caption == source.sample(number).caption
+            assert sample.render(8).image.width == 20 + int(sample.caption[0])
+        else:
+            assert sample.caption == was and not sample.faults
+
+
 # ---------------------------------------------------------------- captions
 
 

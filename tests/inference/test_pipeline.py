@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 
@@ -11,11 +12,12 @@ import torch
 from PIL import Image
 
 from kgcli import engine
-from kgcli.config import SamplingConfig
+from kgcli.config import MAX_BATCH, SamplingConfig
 from kgcli.data.prompt import Prompt, encode
-from kgcli.errors import IncompatibleError, UsageError
-from kgcli.inference.denoise import MAX_BATCH, make_scheduler, seeded
+from kgcli.errors import IncompatibleError, MissingError, UsageError
+from kgcli.inference.denoise import make_scheduler, seeded
 from kgcli.inference.pipeline import KosmosGPipeline
+from kgcli.weights.folder import open_model
 
 SD15_SCHEDULER = {
     "_class_name": "PNDMScheduler",
@@ -122,6 +124,28 @@ def test_every_scheduler_is_deterministic(model, name):
     assert first.tobytes() == second.tobytes()
 
 
+@pytest.mark.parametrize("name", ["ddim", "pndm", "dpm++", "euler", "unipc", "lcm"])
+def test_schedulers_take_their_timesteps_from_main_memory_and_in_order(pipeline, monkeypatch, name):
+    """Without a GPU: what `step` is given, and that an image is as without our wrapper."""
+    kind, seen = type(make_scheduler(name, pipeline.decoder.scheduler_config)), []
+    step = kind.step
+
+    def noted(self, model_output, timestep, sample, **options):
+        seen.append((timestep.device.type, self.timesteps.device.type, float(timestep)))
+        return step(self, model_output, timestep, sample, **options)
+
+    noted.__signature__ = inspect.signature(step)
+    monkeypatch.setattr(kind, "step", noted)
+    embeds, _ = embeds_of(pipeline, "a cat")
+    sampling = SamplingConfig(scheduler=name, num_inference_steps=4)
+    first = pipeline.sample(embeds, generators=seeded([1]), sampling=sampling)[0]
+    passed = [timestep for _, _, timestep in seen]
+    assert {device for *devices, _ in seen for device in devices} == {"cpu"}
+    assert passed == sorted(passed, reverse=True) and len(passed) >= 4
+    monkeypatch.setattr("kgcli.inference.denoise._HostTimesteps", lambda scheduler: scheduler.step)
+    assert first.tobytes() == pipeline.sample(embeds, generators=seeded([1]), sampling=sampling)[0].tobytes()
+
+
 def test_the_published_solver_ends_at_its_own_noise_level():
     scheduler = make_scheduler("dpm++", SD15_SCHEDULER)
     scheduler.set_timesteps(10)
@@ -194,6 +218,45 @@ def test_the_pipeline_has_the_manners_of_diffusers(tiny_model, pipeline):
     assert again.images[0].tobytes() == made.images[0].tobytes()
     with pytest.raises(UsageError, match="either prompt or prompt_embeds"):
         mine()
+
+
+def test_each_row_of_embeds_gives_as_many_images_as_were_asked_for(pipeline):
+    embeds, negative = pipeline.encode_prompt(["a cat", "a car"])
+    made = pipeline(
+        prompt_embeds=embeds,
+        negative_prompt_embeds=negative,
+        num_images_per_prompt=2,
+        generator=seeded([1, 2, 1, 2]),
+        num_inference_steps=1,
+    ).images
+    asked = pipeline(
+        ["a cat", "a car"], num_images_per_prompt=2, generator=seeded([1, 2, 1, 2]), num_inference_steps=1
+    ).images
+    assert [image.tobytes() for image in made] == [image.tobytes() for image in asked] and len(made) == 4
+
+
+@pytest.mark.parametrize("more", [{"images": RED}, {"negative_prompt": "a car"}, {"prompt": "a cat"}])
+def test_what_embeds_already_hold_is_refused_beside_them(pipeline, more):
+    embeds, _ = pipeline.encode_prompt("a cat")
+    with pytest.raises(UsageError, match="prompt"):
+        pipeline(prompt_embeds=embeds, **more)
+    with pytest.raises(UsageError, match="prompt_embeds"):
+        pipeline("a cat", negative_prompt_embeds=embeds)
+    with pytest.raises(UsageError, match="at least 1"):
+        pipeline(prompt_embeds=embeds, num_images_per_prompt=0)
+
+
+def test_an_opened_folder_takes_another_decoder(tiny_model, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model / "decoder", other)
+    path = other / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "prediction_type": "v_prediction"}))
+    folder = open_model(str(tiny_model))
+    assert engine.load(folder, decoder=str(other), device="cpu").folder.decoder == str(other)
+    pipeline = KosmosGPipeline.from_pretrained(folder, decoder=other)
+    assert pipeline.decoder.scheduler_config["prediction_type"] == "v_prediction"
+    with pytest.raises(MissingError, match="no decoder"):
+        engine.load(folder, decoder=str(tmp_path / "missing"), device="cpu")
 
 
 def test_half_precision_encodes_and_generates(tiny_model, cat):

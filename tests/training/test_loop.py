@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
+from smoke_runs import CHAIN, files_of, rows_of, smoke
 
 from kgcli.data.batch import Collator
 from kgcli.data.loader import Batches
@@ -26,38 +27,6 @@ from kgcli.training.logging import Metrics
 from kgcli.training.stages import kosmosg as stages
 from kgcli.weights.load import load_kosmosg
 from kgcli.weights.safetensors import read_weights
-
-CHAIN = ("vae", "clip", "unet", "pretrain", "align", "instruct")
-SMALL = ["data.batch_size=4", "data.pool=8"]
-
-
-def smoke(root, stage, *overrides, out=None):
-    """The smoke recipe of a stage, from and to the folders of `root`."""
-    pool = [value for value in SMALL if stage not in ("vae", "align") or "pool" not in value]
-    recipe = load_recipe(f"smoke/{stage}", [*pool, *overrides], stage=stage)
-    sources = {part: f"{root}/{Path(path).parts[-2]}/final" for part, path in recipe.init_from.items()}
-    return recipe.model_copy(update={"output_dir": str(out or root / stage), "init_from": sources})
-
-
-@pytest.fixture(scope="session")
-def chain(tmp_path_factory):
-    """Run folders of all stages, each made from those before it, as `kg` makes the shipped model."""
-    root = tmp_path_factory.mktemp("chain")
-    for stage in CHAIN:
-        own = ["options.vision_blocks=1"] if stage in ("pretrain", "instruct") else []
-        training.train(smoke(root, stage, *own))
-    return root
-
-
-def rows_of(folder):
-    """The metrics of a run, but for the clock's."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    clocks = ("samples_per_second", "cpu_seconds")
-    return [{name: value for name, value in row.items() if name not in clocks} for row in rows]
-
-
-def files_of(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def changed(before, after):

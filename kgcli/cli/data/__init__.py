@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from kgcli.cli.data import building
 from kgcli.cli.data.importing import import_data, layouts
 from kgcli.cli.data.looking import show, stats, validate
 
@@ -12,6 +13,7 @@ app.command("import")(import_data)
 app.command("layouts")(layouts)
 for command in (validate, stats, show):
     app.command()(command)
+app.add_typer(building.app, name="build")
 
 
 @app.callback()

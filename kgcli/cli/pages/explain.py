@@ -16,7 +16,6 @@ from kgcli.data.prompt import Prompt
 from kgcli.errors import UsageError
 from kgcli.files import write_whole
 from kgcli.inference.explain.parts import Part, parts_of
-from kgcli.inference.metadata import describe
 from kgcli.inference.output import slug, write_image
 
 if TYPE_CHECKING:
@@ -46,19 +45,20 @@ def explain(
         return
     if flags.seed is None and flags.from_ is None and not flags.quiet:
         print(f"seed {plan.jobs[0].request.seed}", file=sys.stderr)
-    import kgcli.engine as engine  # torch loads here, after all checks
     from kgcli.cli.generate import load, progress
 
-    model = load(plan, flags)
-    with progress(plan, flags) as on_step:
+    model = load(plan, flags)  # torch loads here, after all checks
+    import kgcli.engine as engine
+
+    with progress(plan.jobs, flags) as on_step:
         for job in plan.jobs:
             explanation = engine.explain(model, job.request, words=words, on_step=on_step)
-            metadata = describe(job.request, plan.model, model.device, model.dtype, plan.quantize)
+            metadata = model.describe(explanation.request)
             write_image(job.path, explanation.image, None if flags.no_metadata else metadata, overwrite=job.overwrite)
             _report(job, _write(job, explanation, flags.overwrite), flags)
 
 
-app.command()(takes_flags(GenerateFlags, without=("batch", "skip_existing"))(explain))
+app.command()(takes_flags(GenerateFlags, without=("batch", "batch_size", "skip_existing"))(explain))
 
 
 def _paths(job: Job, parts: tuple[Part, ...]) -> list[Path]:

@@ -13,7 +13,7 @@ import typer
 
 from kgcli.cli.logs import set_up_logs
 from kgcli.errors import UsageError
-from kgcli.runtime import check_quantize
+from kgcli.runtime import check_quantize, choose_threads, set_threads
 from kgcli.weights.folder import open_model
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -62,6 +62,7 @@ def window(
 
     offer = read_offer(folder, [str(Path(one).expanduser()) for one in lora or []], controlnet_model or [])
     print("loading the model", file=sys.stderr)
+    set_threads(choose_threads(folder.num_bytes))
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     import kgcli.engine as engine
     from kgcli.app.handlers import Handlers
@@ -70,7 +71,7 @@ def window(
     from kgcli.app.studio import Studio
 
     loaded = engine.load(folder, device=device, dtype=dtype, offload=offload, quantize=quantize, offline=offline)
-    page = Page(Handlers(Studio(loaded, quantize), offer))
+    page = Page(Handlers(Studio(loaded), offer))
     with serving(page.build(), port) as address:
         print(address, flush=True)
         print("press Ctrl+C to stop", file=sys.stderr)

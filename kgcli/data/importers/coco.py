@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from kgcli.data.importers.base import Filled, ImportOptions, Item, existing, pair_of, read_below
 from kgcli.errors import MissingError, UsageError
@@ -31,13 +30,13 @@ class Coco:
             isinstance(value.get(key), list) for key in ("images", "annotations")
         ):
             raise MissingError(f"{path} has no lists images and annotations")
-        captions: dict[Any, list[str]] = {}
+        captions: dict[str, list[str]] = {}
         for annotation in value["annotations"]:
             if isinstance(annotation, dict) and isinstance(annotation.get("caption"), str):
-                captions.setdefault(annotation.get("image_id"), []).append(annotation["caption"].strip())
+                captions.setdefault(str(annotation.get("image_id")), []).append(annotation["caption"].strip())
         for image in value["images"]:
             name = str(image.get("file_name")) if isinstance(image, dict) else str(image)[:100]
-            told = captions.get(image.get("id"), []) if isinstance(image, dict) else []
+            told = captions.get(str(image.get("id")), []) if isinstance(image, dict) else []
             yield Item(name, partial(_read, options.images, name, told if options.all_captions else told[:1]))
 
 

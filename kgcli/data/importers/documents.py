@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -105,8 +104,8 @@ class UrlImages:
 
     def _note(self, told: bytes, image: Path | bytes) -> None:
         try:
-            value = json.loads(told)
-        except ValueError:
+            value = parse_json(told, name="a download's record")
+        except MissingError:
             return  # of another program
         if isinstance(value, dict) and isinstance(value.get("url"), str):
             self._files[value["url"]] = image

@@ -38,14 +38,20 @@ class OpenImages:
         if odd := sorted(set(options.columns) - {"captions"}):
             raise UsageError(f"open-images takes -c captions=FILE alone, not {odd[0]}")
         captions = _captions(Path(options.columns["captions"])) if "captions" in options.columns else {}
+        for row in _rows(path):
+            name, turn = str(row["ImageID"]), row.get("Rotation") or "0"
+            yield Item(name, partial(_read, options.images, name, turn, captions.get(name, "")))
+
+
+def _rows(path: Path) -> Iterator[dict[str, str]]:
+    try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file)
             if "ImageID" not in (rows.fieldnames or ()):
                 raise MissingError(f"{path} has no column ImageID")
-            for row in rows:
-                name = str(row["ImageID"])
-                turn = row.get("Rotation") or "0"
-                yield Item(name, partial(_read, options.images, name, turn, captions.get(name, "")))
+            yield from rows
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise MissingError(f"{path} is no CSV file: {error}") from None
 
 
 def _captions(path: Path) -> dict[str, str]:

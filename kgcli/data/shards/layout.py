@@ -71,9 +71,14 @@ def index_path(shard: Path) -> Path:
     return shard.with_suffix(".parquet")
 
 
+def is_key(key: str) -> bool:
+    """Tell if a key is fit for a member's name."""
+    return _KEY.fullmatch(key) is not None
+
+
 def check_key(key: str) -> str:
     """Return a key that is fit for a member's name. Raises: UsageError."""
-    if not _KEY.fullmatch(key):
+    if not is_key(key):
         raise UsageError(f"{key[:100]!r} cannot be a key: take letters, digits, - and _, at most 80")
     return key
 

@@ -48,13 +48,24 @@ def _open_mixture(data: DataConfig, image_size: int, use: Use) -> Source:
         return opened[0]
     from kgcli.data.sources.mixture import Mixture
 
-    return Mixture(opened, [cfg.weight for cfg in data.sources], seed=data.seed)
+    together = data.batch_size if data.mix == "per_batch" else 1
+    return Mixture(opened, [cfg.weight for cfg in data.sources], seed=data.seed, together=together)
 
 
 def _open(data: DataConfig, number: int, cfg: SourceConfig, image_size: int, use: Use) -> Source:
+    seed = (data.seed, number)  # the number apart, two sources of one length would have the same order
     if cfg.kind == "world":
         return _open_world(data, cfg.kinds, image_size, number)
+    if cfg.kind == "shards":
+        from kgcli.data.shards.read import Words
+        from kgcli.data.sources.sharded import open_shards
+
+        words = Words(use, data.drop_entity_text, data.keep_background)
+        return open_shards(cfg, words, seed=seed, faults=data.faults)
+    if cfg.kind == "dataset":
+        from kgcli.data.sources.dataset import open_dataset
+
+        return open_dataset(cfg, use=use, seed=seed, faults=data.faults)
     from kgcli.data.sources.files import open_file
 
-    # The number apart, two sources of one length would go through their rows in the same order.
-    return open_file(cfg.kind, cfg.path, use=use, seed=(data.seed, number))
+    return open_file(cfg.kind, cfg.path, use=use, seed=seed, faults=data.faults)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from kgcli.data.sample import Sample
+from kgcli.data.sample import Fragments, Sample
 
 # How a stage uses an image with its caption: read the image and then predict the words, match the two, or generate
 # the image from the words.
 Use = Literal["read", "match", "generate"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Neighbouring rows of a source that caches keep together: a shard, or all rows of one that has no parts."""
+
+    fingerprint: dict[str, Any]  # what decides the rows; JSON values
+    first: int  # row
+    num_rows: int
 
 
 class Source(Protocol):
@@ -25,6 +35,13 @@ class Source(Protocol):
         """Return the sample at `index` of the stream."""
         ...
 
+    def fragments(self, index: int) -> Fragments | None:
+        """Return the fragments of the sample at `index` where that is cheaper than the sample; else None.
+
+        Those of a row that turns out to be bad may be returned, so they serve for lengths alone.
+        """
+        ...
+
     def row_of(self, index: int) -> int:
         """Return the row that the sample at `index` shows; the index itself where every sample is new."""
         ...
@@ -39,4 +56,8 @@ class Source(Protocol):
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what decides the rows, for caches to compare; JSON values."""
+        ...
+
+    def parts(self) -> list[Part]:
+        """Return the parts of a finite source, in the order of their rows."""
         ...

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from kgcli.data.entries import data_files
-from kgcli.data.images import open_image, pad_to_square
+from kgcli.data.images import open_image, square
 from kgcli.data.prompt import Prompt
-from kgcli.data.sample import Sample, Target
+from kgcli.data.sample import Fragments, Sample, Target
 from kgcli.data.sources.base import Source, Use
+from kgcli.data.sources.rows import RowOrder, RowSource
 from kgcli.data.sources.tables import Line, read_lines
 from kgcli.errors import ImageError, MissingError, PromptError
+from kgcli.recipe import OnFault
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
@@ -42,50 +43,50 @@ class Row:
         return "".join(part for part in self.prompt.parts if isinstance(part, str))
 
 
-class FileSource:
+class FileSource(RowSource):
     """Rows reshuffled in every epoch, so that each is taken n or n + 1 times, whatever the number of samples."""
 
-    def __init__(self, rows: Sequence[Row], gives: frozenset[str], use: Use, seed: tuple[int, int]) -> None:
+    def __init__(
+        self, rows: Sequence[Row], gives: frozenset[str], use: Use, seed: tuple[int, int], faults: OnFault = "stop"
+    ) -> None:
+        super().__init__(gives, len(rows), seed, faults)
         self.rows = list(rows)
-        self.gives = gives
-        self.num_rows: int | None = len(self.rows)
         self.use = use
-        self.seed = seed
-        self._orders: dict[int, NDArray[Any]] = {}
-
-    def sample(self, index: int) -> Sample:
-        """Return the sample at `index`."""
-        return self.read(self.row_of(index))
+        self._order = RowOrder(len(rows), seed)
 
     def row_of(self, index: int) -> int:
         """Return the row of a sample."""
-        epoch, place = divmod(index, len(self.rows))
-        if epoch not in self._orders:
-            while len(self._orders) > 1:
-                self._orders.pop(next(iter(self._orders)))
-            self._orders[epoch] = np.random.default_rng([21, *self.seed, epoch]).permutation(len(self.rows))
-        return int(self._orders[epoch][place])
+        return self._order.row(index)
 
-    def read(self, row: int) -> Sample:
+    def load(self, row: int, number: int) -> Sample:
         """Return a row as a sample.
 
         Raises: ImageError that names the line and the image.
         """
         found = self.rows[row]
         target = None if found.target is None else partial(_open_target, found)
+        fragments = self.told(row, number)
         if found.prompt is not None:
             shown = tuple(
-                _square(_open(found, path), ref.fit)
-                for ref, path in zip(found.prompt.images, found.images, strict=True)
+                square(_open(found, path), ref.fit) for ref, path in zip(found.prompt.images, found.images, strict=True)
             )
             words = "" if shown else found.text
-            return Sample(tuple(found.prompt.fragments), shown, words, target, found.origin)
+            return Sample(fragments, shown, words, target, found.origin)
+        images = () if found.target is None or self.use == "generate" else (_open(found, found.target),)
+        return Sample(fragments, images, found.caption, target, found.origin)
+
+    def told(self, row: int, number: int) -> Fragments:
+        """Return the fragments of a row."""
+        found = self.rows[row]
+        if found.prompt is not None:
+            return tuple(found.prompt.fragments)
         if found.target is None or self.use == "generate":
-            fragments = (found.caption,) if found.caption else ()
-            return Sample(fragments, (), found.caption, target, found.origin)
-        images = (_open(found, found.target),)
-        told = (None, " " + found.caption) if self.use == "read" else ()
-        return Sample(told, images, found.caption, target, found.origin)
+            return (found.caption,) if found.caption else ()
+        return (None, " " + found.caption) if self.use == "read" else ()
+
+    def place_of(self, row: int) -> tuple[str, str]:
+        """Return the line or image of a row."""
+        return self.rows[row].origin, ""
 
     def texts(self, num: int, seed: int) -> list[str]:
         """Return the words of `num` rows, or of all there are."""
@@ -102,13 +103,14 @@ class FileSource:
         return {"targets": digest.hexdigest(), "num": len(self.rows)}
 
 
-def open_file(kind: str, path: str, *, use: Use, seed: tuple[int, int]) -> Source:
+def open_file(kind: str, path: str, *, use: Use, seed: tuple[int, int], faults: OnFault = "stop") -> Source:
     """Open a source of a kind, every line checked and every image found.
 
     Args:
         kind: captions, images or prompts
         use: of an image that comes with a caption
         seed: of the order of rows
+        faults: what an image that cannot be opened does
 
     Raises: MissingError, PromptError, UsageError: a file is not there or a line is wrong; names file and line.
     """
@@ -117,13 +119,13 @@ def open_file(kind: str, path: str, *, use: Use, seed: tuple[int, int]) -> Sourc
         gives = {"fragments"}
         gives |= {"target"} if all(row.target for row in prompts) else set()
         gives |= set() if any(row.images for row in prompts) else {"caption"}
-        return FileSource(prompts, frozenset(gives), use, seed)
+        return FileSource(prompts, frozenset(gives), use, seed, faults)
     if kind == "captions":
         captions = [Row(line.origin, line.text("caption", "text")) for line in read_lines(Path(path))]
-        return FileSource(captions, frozenset({"fragments", "caption"}), use, seed)
+        return FileSource(captions, frozenset({"fragments", "caption"}), use, seed, faults)
     rows = _folder_rows(Path(path)) if Path(path).is_dir() else _image_rows(Path(path))
     told = {"read": {"fragments", "images"}, "match": {"images"}, "generate": {"fragments"}}[use] | {"caption"}
-    return FileSource(rows, frozenset({"target"} | (told if rows[0].caption else set())), use, seed)
+    return FileSource(rows, frozenset({"target"} | (told if rows[0].caption else set())), use, seed, faults)
 
 
 def _prompt_row(line: Line, folder: Path) -> Row:
@@ -182,17 +184,6 @@ def _find(line: Line, folder: Path, name: str) -> Path:
 def _open_target(row: Row, size: int) -> Target:
     assert row.target is not None
     return Target(_open(row, row.target))
-
-
-def _square(image: Image.Image, fit: str) -> Image.Image:
-    """Make an image square by the `fit` of its tag; without one, the model resizes it."""
-    if fit == "pad":
-        return pad_to_square(image)
-    side = min(image.size)
-    if fit == "crop":
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        return image.crop((left, top, left + side, top + side))
-    return image.resize((side, side), Image.Resampling.BICUBIC) if fit == "stretch" else image
 
 
 def _open(row: Row, path: Path) -> Image.Image:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from kgcli.data.sample import Sample
-from kgcli.data.sources.base import Source
+from kgcli.data.sample import Fragments, Sample
+from kgcli.data.sources.base import Part, Source
 
 
 class KeptSource:
@@ -20,6 +20,10 @@ class KeptSource:
     def sample(self, index: int) -> Sample:
         """Return the row that the sample at `index` shows."""
         return self.read(self.row_of(index))
+
+    def fragments(self, index: int) -> Fragments | None:
+        """Return None: samples are kept whole."""
+        return None
 
     def row_of(self, index: int) -> int:
         """Return the row of a sample."""
@@ -38,3 +42,7 @@ class KeptSource:
     def fingerprint(self) -> dict[str, Any]:
         """Return the source's fingerprint."""
         return self.source.fingerprint()
+
+    def parts(self) -> list[Part]:
+        """Return the source's parts."""
+        return self.source.parts()

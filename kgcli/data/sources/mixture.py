@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from itertools import accumulate
 from typing import Any
@@ -12,10 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kgcli.data.sample import Sample
-from kgcli.data.sources.base import Source
+from kgcli.data.sample import Fragments, Sample
+from kgcli.data.sources.base import Part, Source
+from kgcli.data.sources.kept import KeptSource
 
 SHORTEST_PERIOD = 1000  # samples after which every source has had its exact fraction
+MEASURED = 256  # samples of a source whose mean length stands for all
 LONGEST_PERIOD = 20000  # of weights that divide evenly; others are rounded to this
 
 
@@ -60,10 +63,17 @@ class Schedule:
 
 
 class Mixture:
-    """A source that takes each sample from one of several, by weight."""
+    """A source that takes each sample from one of several, by weight.
 
-    def __init__(self, sources: Sequence[Source], weights: Sequence[float], *, seed: int) -> None:
+    Args:
+        together: neighbours that are of one source: the samples of a step, where the published code mixes so
+    """
+
+    def __init__(self, sources: Sequence[Source], weights: Sequence[float], *, seed: int, together: int = 1) -> None:
         self.sources = list(sources)
+        self.weights = list(weights)
+        self.seed = seed
+        self.together = together
         self.schedule = Schedule(weights, seed)
         self.gives = frozenset.intersection(*(source.gives for source in sources))
         sizes = [source.num_rows for source in sources]
@@ -72,14 +82,19 @@ class Mixture:
 
     def sample(self, index: int) -> Sample:
         """Return the sample at `index`."""
-        source, number = self.schedule(index)
+        source, number = self._source_of(index)
         return self.sources[source].sample(number)
+
+    def fragments(self, index: int) -> Fragments | None:
+        """Return the fragments of the sample at `index`, where its source knows them."""
+        source, number = self._source_of(index)
+        return self.sources[source].fragments(number)
 
     def row_of(self, index: int) -> int:
         """Return the row of a sample, counted over all sources; the index itself where one of them is endless."""
         if self.num_rows is None:
             return index
-        source, number = self.schedule(index)
+        source, number = self._source_of(index)
         return self._starts[source] + self.sources[source].row_of(number)
 
     def read(self, row: int) -> Sample:
@@ -94,6 +109,47 @@ class Mixture:
     def fingerprint(self) -> dict[str, Any]:
         """Return the fingerprints of all sources; weights change no row."""
         return {"sources": [source.fingerprint() for source in self.sources], "num": self.num_rows}
+
+    def parts(self) -> list[Part]:
+        """Return the parts of all sources."""
+        return [
+            replace(part, first=start + part.first)
+            for source, start in zip(self.sources, self._starts, strict=False)
+            for part in source.parts()
+        ]
+
+    def weigh_by(self, length: Callable[[Fragments], int]) -> None:
+        """Make the weights fractions of tokens, where they were fractions of samples.
+
+        The mean length of a source is that of its first samples, so that every process and run finds the same.
+        """
+        measured = [[length(fragments_of(source, number)) for number in range(MEASURED)] for source in self.sources]
+        means = [sum(lengths) / MEASURED for lengths in measured]
+        weights = [weight / max(mean, 1.0) for weight, mean in zip(self.weights, means, strict=True)]
+        self.schedule = Schedule([float(f"{weight:.6g}") for weight in weights], self.seed)
+
+    def _source_of(self, index: int) -> tuple[int, int]:
+        """Return the source of a sample, and its number within that source."""
+        turn, place = divmod(index, self.together)
+        source, number = self.schedule(turn)
+        return source, number * self.together + place
+
+
+def fragments_of(source: Source, index: int) -> Fragments:
+    """Return the fragments of a sample, without its images where the source knows them."""
+    found = source.fragments(index)
+    return source.sample(index).fragments if found is None else found
+
+
+def weigh_by_tokens(source: Source, length: Callable[[Fragments], int]) -> None:
+    """Make the weights of a mixture fractions of tokens.
+
+    Args:
+        length: number of tokens of fragments
+    """
+    mixture = source.source if isinstance(source, KeptSource) else source
+    assert isinstance(mixture, Mixture), "a recipe that weighs tokens has several sources"
+    mixture.weigh_by(length)
 
 
 def _quotas(weights: Sequence[float]) -> list[int]:

@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from kgcli.data.sample import Sample, Target
-from kgcli.data.sources.base import Source
+from kgcli.data.pool import new_array
+from kgcli.data.sample import Fragments, Sample, Target
+from kgcli.data.sources.base import Part, Source
 from kgcli.errors import ConfigError
 from kgcli.files import locked, write_whole
 
@@ -58,6 +59,10 @@ class RenderedSource:
         """Return the sample at `index`."""
         return self._with_target(self.source.sample(index), self.row_of(index))
 
+    def fragments(self, index: int) -> Fragments | None:
+        """Return the source's fragments."""
+        return self.source.fragments(index)
+
     def row_of(self, index: int) -> int:
         """Return the row of a sample."""
         return self.source.row_of(index)
@@ -73,6 +78,10 @@ class RenderedSource:
     def fingerprint(self) -> dict[str, Any]:
         """Return the source's fingerprint."""
         return self.source.fingerprint()
+
+    def parts(self) -> list[Part]:
+        """Return the source's parts."""
+        return self.source.parts()
 
     def _with_target(self, sample: Sample, row: int) -> Sample:
         return sample if sample.target is None else replace(sample, target=_Render(self.folder, row, sample.target))
@@ -133,7 +142,7 @@ def _fill(
     files = {
         name: open_memmap(folder / f"{name}.npy.partial", "r+")
         if place
-        else open_memmap(folder / f"{name}.npy.partial", "w+", np.uint8, shape)
+        else new_array(folder / f"{name}.npy.partial", np.uint8, shape)
         for name, shape in shapes.items()
     }
     for images, masks in DataLoader(renders, batch_size=_CHUNK, num_workers=num_workers):

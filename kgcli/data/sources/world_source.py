@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from kgcli.data.sample import Sample
+from kgcli.data.sample import Fragments, Sample
+from kgcli.data.sources.base import Part
 from kgcli.data.sources.world import GIVES, SAMPLERS, draw
 from kgcli.errors import ConfigError
 
@@ -46,6 +47,10 @@ class WorldSource:
         """Return the sample at `index`."""
         return draw(self.kinds, self.seed, index, self.image_size, self.num_rows, **self.fractions)
 
+    def fragments(self, index: int) -> Fragments | None:
+        """Return None: a sample's words are made with its images."""
+        return None
+
     def row_of(self, index: int) -> int:
         """Return the image of the pool that a sample shows."""
         return index % self.num_rows if self.num_rows else index
@@ -65,6 +70,10 @@ class WorldSource:
     def fingerprint(self) -> dict[str, Any]:
         """Return what decides the images of the pool."""
         return {"kinds": self.kinds, "seed": self.seed, "num": self.num_rows}
+
+    def parts(self) -> list[Part]:
+        """Return the pool as one part; none where the source is endless."""
+        return [Part(self.fingerprint(), 0, self.num_rows)] if self.num_rows else []
 
 
 def check_kinds(kinds: dict[str, float]) -> None:

@@ -17,16 +17,17 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from kgcli.config import SamplingConfig
+from kgcli.config import MAX_BATCH, SamplingConfig
 from kgcli.data.images import open_image, to_vae_pixels
 from kgcli.errors import IncompatibleError, MissingError, UsageError
 from kgcli.evaluation.baselines.base import MethodOptions
 from kgcli.evaluation.baselines.settings import check_sampling, sampling_facts
-from kgcli.inference.denoise import MAX_BATCH, denoise, make_sd, seeded
+from kgcli.inference.denoise import denoise, make_sd, seeded
 from kgcli.model.randomness import StepRandom
 from kgcli.runtime import choose_device
 from kgcli.weights.decoder import load_decoder
-from kgcli.weights.folder import RENAMED_REPOSITORIES, check_diffusers_part, hash_files
+from kgcli.weights.folder import RENAMED_REPOSITORIES, check_diffusers_part
+from kgcli.weights.hashes import hash_files
 from kgcli.weights.hub import is_hub_id, snapshot
 from kgcli.weights.shipped import DEFAULT_MODEL
 

@@ -19,7 +19,8 @@ from kgcli.evaluation.baselines.decoder import TextDecoder, find_decoder, read_d
 from kgcli.evaluation.baselines.settings import check_range, read_settings
 from kgcli.evaluation.plan import Item
 from kgcli.runtime import memory_errors
-from kgcli.weights.folder import check_diffusers_part, check_single_file, hash_files
+from kgcli.weights.folder import check_diffusers_part, check_single_file
+from kgcli.weights.hashes import hash_files
 from kgcli.weights.hub import is_hub_id, snapshot
 
 REPOSITORY = "h94/IP-Adapter"

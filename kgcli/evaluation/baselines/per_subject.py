@@ -199,7 +199,7 @@ def train_parameters(
     randoms = (
         StepRandom(seed, step, range(step * num, (step + 1) * num)) for step in range(trainer.step, settings["steps"])
     )
-    for _ in trainer.steps(randoms, lambda random: {"loss": loss(random)}):
+    for _ in trainer.steps(randoms, lambda random: [{"loss": loss(random)}]):
         if trainer.step % settings["save_every"] == 0 or trainer.step == settings["steps"]:
             trainer.save(work, recipe, KEEP)
 

@@ -20,8 +20,8 @@ from kgcli.weights.folder import (
     check_diffusers_part,
     check_single_file,
     check_width,
-    hash_files,
 )
+from kgcli.weights.hashes import hash_files
 from kgcli.weights.hub import is_hub_id
 from kgcli.weights.lora.hashing import hash_tensors
 from kgcli.weights.lora.header import LoraHeader, lora_file, lora_files, read_lora_header

@@ -19,14 +19,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from kgcli.config import MAX_BATCH
 from kgcli.errors import UsageError
-from kgcli.inference.denoise import MAX_BATCH, StepCallback, denoise, seeded
 from kgcli.inference.explain.parts import Part, parts_of
 from kgcli.runtime import memory_errors
 
 if TYPE_CHECKING:
+    from kgcli.inference.denoise import StepCallback
     from kgcli.inference.model import Model
-    from kgcli.inference.request import Request
+    from kgcli.inference.request import Request, Row
 
 NUM_STEPS = 5  # steps of the generation that are looked at, evenly spread; more hardly change the maps
 
@@ -93,22 +94,18 @@ def explain(
         >>> [part.label for part in explanation.parts], explanation.maps_MYX.shape
         (['cat.png', 'dog.png'], (2, 64, 64))
     """
+    from kgcli.inference.model import generate
+
     parts = parts_of(request.prompt, words=words)
     if not parts:
         raise UsageError("the prompt holds nothing to explain; give it an image or words")
-    pipeline = model.pipeline
-    sampling = request.sampling.over(model.folder.cfg.generation)
-    pipeline.decoder.check_size(*sampling.size)
-    with memory_errors(), torch.no_grad():
-        embeds, negative = pipeline.encoder.encode_request(request)
-        with model.attached(request.adapters, sampling.size):
-            with _Recorder(pipeline.decoder.unet) as inputs:
-                (image,) = denoise(
-                    pipeline.sd, pipeline.decoder, embeds, negative, seeded([request.seed]), sampling, on_step=on_step
-                )
-            without_MSd = _encode_without(model, request, parts)
-            maps_MHW = _effects(model, inputs.spread(num_steps), embeds, without_MSd)
-    return Explanation(request, image, parts, _to_pixels(maps_MHW, sampling.size))
+    pipeline, sampling = model.pipeline, request.sampling.over(model.folder.cfg.generation)
+    with _Recorder(pipeline.decoder.unet, request.row) as inputs:
+        ((made, image),) = generate(model, [request], on_step)
+    with memory_errors(), torch.no_grad(), model.attached(request.adapters, sampling.size):
+        embeds, _ = pipeline.encoder.encode_request(request)
+        maps_MHW = _effects(model, inputs.spread(num_steps), embeds, _encode_without(model, request, parts))
+    return Explanation(made, image, parts, _to_pixels(maps_MHW, sampling.size))
 
 
 def relative(maps_MYX: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -151,10 +148,11 @@ def _to_pixels(maps_MHW: NDArray[np.float32], size: tuple[int, int]) -> NDArray[
 
 
 class _Recorder:
-    """Context in which the conditional inputs of every U-Net call are kept: (1, C, H, W) and timestep."""
+    """Context in which the conditional inputs of every U-Net call are kept, of one row: (1, C, H, W) and timestep."""
 
-    def __init__(self, unet: Any) -> None:
+    def __init__(self, unet: Any, row: Row) -> None:
         self.unet = unet
+        self.from_end = row.size - row.index  # with guidance the conditional rows are the last
         self.inputs: list[tuple[Tensor, Any]] = []
 
     def __enter__(self) -> _Recorder:
@@ -173,5 +171,6 @@ class _Recorder:
         return [self.inputs[int(at + offset)] for at in chosen]
 
     def _keep(self, unet: Any, args: tuple[Any, ...]) -> None:
-        noisy_BCHW, timestep = args[:2]  # with guidance the conditional row is the last
-        self.inputs.append((noisy_BCHW[-1:].clone(), timestep))
+        noisy_BCHW, timestep = args[:2]
+        row = len(noisy_BCHW) - self.from_end
+        self.inputs.append((noisy_BCHW[row : row + 1].clone(), timestep))

@@ -25,6 +25,14 @@ from kgcli.model.randomness import StepRandom
 from kgcli.recipe import explain
 from kgcli.training.stages.start import find_start
 
+# Features of a micro-batch's samples, (rows, ...) each -> those of all samples of the batch.
+Whole = Callable[..., tuple[Tensor, ...]]
+
+
+def alone(*features: Tensor) -> tuple[Tensor, ...]:
+    """Return the features of a batch that is neither shared by processes nor split."""
+    return features
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -70,7 +78,9 @@ class Stage(nn.Module):
     Options: ClassVar[type[Strict]] = Strict  # the stage's own options; the base has none
     options: Any
     uses_pool: ClassVar[bool] = False
+    uses_hidden: ClassVar[bool] = False  # takes cached hidden states of its MLLM, which is frozen
     use: ClassVar[Use] = "generate"  # of images that come with a caption
+    contrasts: ClassVar[bool] = False  # its loss compares the samples of a batch: `forward` takes a third argument
 
     def __init__(self, setup: Setup) -> None:
         super().__init__()
@@ -82,7 +92,20 @@ class Stage(nn.Module):
 
     @abstractmethod
     def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
-        """Return named losses, each a mean over the batch; their sum is minimised."""
+        """Return named losses, each a mean over the batch; their sum is minimised.
+
+        A batch may be one micro-batch of one process. A mean over other items than samples is weighted by `counts`;
+        a stage that `contrasts` samples takes `whole: Whole = alone` too, passes their features through it and returns
+        the mean over all samples.
+        """
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Return the number of items that a loss is a mean over, for each loss that is not a mean over samples."""
+        return {}
+
+    def padding(self) -> int | None:
+        """Return the padding token if a loss depends on the padded length, which all processes then share."""
+        return None
 
     @abstractmethod
     def collator(self, pool: Pool | None) -> Collator:
@@ -100,8 +123,19 @@ class Stage(nn.Module):
         """Return images in [0, 1], (N, 3, X, Y), that show the progress; None if there are none."""
         return None
 
+    def pack(self, row_tokens: int) -> None:
+        """Let several samples share a row of the MLLM, each attending to itself alone.
+
+        Raises: ConfigError for a stage without an MLLM, or whose loss depends on padding.
+        """
+        raise ConfigError(f"pack: stage {self.setup.stage} has no MLLM")
+
     def heavy_parts(self) -> list[nn.Module]:
         """Return the modules worth compiling."""
+        return []
+
+    def idle_parts(self) -> list[nn.Module]:
+        """Return the modules that `forward` does not compute."""
         return []
 
     def freeze(self) -> None:

@@ -25,7 +25,7 @@ from kgcli.model.diffusion import Diffusion, Steer
 from kgcli.model.randomness import StepRandom
 from kgcli.model.timesteps import stratified_timesteps
 from kgcli.training.preview import preview_images
-from kgcli.training.stages.base import Setup, Stage
+from kgcli.training.stages.base import Setup, Stage, Whole, alone
 from kgcli.training.stages.start import copy_folder
 from kgcli.weights.decoder import load_decoder
 from kgcli.weights.safetensors import assign_weights
@@ -145,6 +145,7 @@ class ClipStage(Stage):
     Options = ClipOptions
     options: ClipOptions
     use = "match"
+    contrasts = True
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
@@ -173,13 +174,14 @@ class ClipStage(Stage):
     def heavy_parts(self) -> list[nn.Module]:
         return [self.clip]
 
-    def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, random: StepRandom, whole: Whole = alone) -> dict[str, Tensor]:
         assert batch.images is not None and batch.clip_tokens is not None
         out = self.clip(input_ids=batch.clip_tokens, pixel_values=batch.images)
+        images, texts, tokens = whole(out.image_embeds, out.text_embeds, batch.clip_tokens)
         # Identical captions are not each other's negatives.
-        same = (batch.clip_tokens[:, None] == batch.clip_tokens[None]).all(-1).float()
+        same = (tokens[:, None] == tokens[None]).all(-1).float()
         wanted = same / same.sum(1, keepdim=True)
-        logits = out.logits_per_image.float()
+        logits = (texts @ images.T * self.clip.logit_scale.exp()).T.float()
         return {"contrast": 0.5 * (F.cross_entropy(logits, wanted) + F.cross_entropy(logits.T, wanted))}
 
     def _captions(self) -> list[str]:
@@ -232,6 +234,9 @@ class CaptionedStage(Stage):
 
     def heavy_parts(self) -> list[nn.Module]:
         return [self.diffusion.unet]
+
+    def idle_parts(self) -> list[nn.Module]:
+        return [self.diffusion.vae]
 
     def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
         assert batch.clip_tokens is not None and batch.moments is not None and batch.subject is not None

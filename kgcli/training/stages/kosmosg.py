@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +53,13 @@ class KosmosGStage(Stage):
 
     model: KosmosG
     tokenizer: Tokenizer
+    packs: ClassVar[bool] = True  # its loss does not depend on the hidden states of padding
+
+    def pack(self, row_tokens: int) -> None:
+        """Let several samples share a row of the MLLM. Raises: ConfigError where the loss sees the padding."""
+        if not self.packs:
+            raise ConfigError(f"pack: the loss of stage {self.setup.stage} counts the padding; set data.bucket instead")
+        self.model.mllm.row_tokens = row_tokens
 
     def other_aligner(self, folder: Path) -> AlignerConfig | None:
         """Return the folder's AlignerNet configuration changed by the recipe's `parts.aligner`; None without that.
@@ -137,11 +145,18 @@ class PretrainStage(KosmosGStage):
         assert batch.tokens is not None and batch.token_mask is not None and batch.image_mask is not None
         # The last token is only ever a target.
         hidden_BTD = self.model.hidden(batch.tokens, batch.token_mask, batch.image_mask, batch.images)[:, :-1]
-        targets_BT = batch.tokens[:, 1:]
-        ids = self.model.cfg.special_ids
-        predicted_BT = batch.token_mask[:, 1:] & (targets_BT != ids.boi) & (targets_BT != ids.eoi)
+        predicted_BT = self._predicted(batch)
         logits_MV = self.model.mllm.logits(hidden_BTD[predicted_BT])
-        return {"text": F.cross_entropy(logits_MV.float(), targets_BT[predicted_BT])}
+        return {"text": F.cross_entropy(logits_MV.float(), batch.tokens[:, 1:][predicted_BT])}
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        return {"text": int(self._predicted(batch).sum())}
+
+    def _predicted(self, batch: Batch) -> Tensor:
+        """Return True for the tokens after the first that are predicted, (B, T - 1)."""
+        assert batch.tokens is not None and batch.token_mask is not None
+        targets_BT, ids = batch.tokens[:, 1:], self.model.cfg.special_ids
+        return batch.token_mask[:, 1:] & (targets_BT != ids.boi) & (targets_BT != ids.eoi)
 
     def export(self, folder: Path) -> None:
         save_kosmosg(self.model, folder)
@@ -157,6 +172,8 @@ class AlignStage(KosmosGStage):
 
     needs = frozenset({"tokens", "clip_tokens"})
     trains = ("model.aligner.",)
+    packs = False
+    uses_hidden = True
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
@@ -174,11 +191,17 @@ class AlignStage(KosmosGStage):
         collator.clip_tokenizer = self.clip_tokenizer
         return collator
 
+    def padding(self) -> int:
+        return self.tokenizer.special_ids.pad
+
     def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
         assert batch.tokens is not None and batch.token_mask is not None and batch.image_mask is not None
         with torch.no_grad():
             wanted_BSd = self.text(batch.clip_tokens).last_hidden_state.float()
-            hidden_BTD = self.model.hidden(batch.tokens, batch.token_mask, batch.image_mask)
+            if batch.hidden is None:
+                hidden_BTD = self.model.hidden(batch.tokens, batch.token_mask, batch.image_mask)
+            else:
+                hidden_BTD = batch.hidden[:, : batch.tokens.shape[1]]
         aligned_BSd = self.model.aligner.encode(hidden_BTD, batch.token_mask)
         losses = {"mse": F.mse_loss(aligned_BSd.float(), wanted_BSd)}
         if self.model.aligner.decoder is None:
@@ -217,6 +240,9 @@ class InstructStage(KosmosGStage):
 
     def heavy_parts(self) -> list[nn.Module]:
         return [self.diffusion.unet]
+
+    def idle_parts(self) -> list[nn.Module]:
+        return [self.diffusion.vae]
 
     def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
         assert batch.moments is not None and batch.subject is not None

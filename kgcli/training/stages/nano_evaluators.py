@@ -19,7 +19,7 @@ from kgcli.data.sample import Sample
 from kgcli.data.sources.world import draw
 from kgcli.model.nano_evaluators import EvalClip, EvalVit
 from kgcli.model.randomness import StepRandom
-from kgcli.training.stages.base import Setup, Stage
+from kgcli.training.stages.base import Setup, Stage, Whole, alone
 from kgcli.training.stages.decoder import clip_tokenizer
 from kgcli.training.stages.nano_recognisers import VIEW_SIZE, degrade, stack_views
 
@@ -64,6 +64,7 @@ class EvalClipStage(Stage):
     Options = EvalClipOptions
     options: EvalClipOptions
     trains = ("clip.",)
+    contrasts = True
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
@@ -77,14 +78,16 @@ class EvalClipStage(Stage):
     def collator(self, pool: Pool | None) -> Collator:
         return ViewCollator(self.needs, self.setup.image_size, VIEW_SIZE, clip_tokenizer=self.clip.tokenizer)
 
-    def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, random: StepRandom, whole: Whole = alone) -> dict[str, Tensor]:
         assert batch.views is not None and batch.clip_tokens is not None
         blur, noise = self.options.blur, self.options.noise
         pixels_B3SS = degrade(batch.views[:, 0], random, blur=blur, noise=noise)
-        image_BE, text_BE = self.clip.embed_images(pixels_B3SS), self.clip.embed_tokens(batch.clip_tokens)
+        image_BE, text_BE, tokens_BL = whole(
+            self.clip.embed_images(pixels_B3SS), self.clip.embed_tokens(batch.clip_tokens), batch.clip_tokens
+        )
         logits_BB = image_BE @ text_BE.T * self.clip.log_scale.clamp(max=MAX_LOG_SCALE).exp()
         # Identical captions are not each other's negatives.
-        same = (batch.clip_tokens[:, None] == batch.clip_tokens[None]).all(-1).float()
+        same = (tokens_BL[:, None] == tokens_BL[None]).all(-1).float()
         wanted = same / same.sum(1, keepdim=True)
         return {"contrast": 0.5 * (F.cross_entropy(logits_BB, wanted) + F.cross_entropy(logits_BB.T, wanted))}
 
@@ -103,6 +106,7 @@ class EvalDinoStage(Stage):
     Options = EvalDinoOptions
     options: EvalDinoOptions
     trains = ("dino.",)
+    contrasts = True
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
@@ -114,13 +118,13 @@ class EvalDinoStage(Stage):
     def heavy_parts(self) -> list[torch.nn.Module]:
         return [self.dino]
 
-    def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, random: StepRandom, whole: Whole = alone) -> dict[str, Tensor]:
         assert batch.views is not None
         blur, noise = self.options.blur, self.options.noise
         random = random.repeated(batch.views.shape[1])
         pixels = degrade(batch.views.transpose(0, 1).flatten(0, 1), random, blur=blur, noise=noise)
-        features = self.dino(self._cropped(pixels, random))
-        num = len(batch.views)
+        features = torch.cat(whole(*self.dino(self._cropped(pixels, random)).chunk(2)))
+        num = len(features) // 2
         logits = features @ features.T / self.options.temperature
         logits = logits.masked_fill(torch.eye(2 * num, dtype=torch.bool, device=logits.device), -torch.inf)
         partner = torch.arange(2 * num, device=logits.device).roll(num)

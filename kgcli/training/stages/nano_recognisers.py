@@ -22,7 +22,7 @@ from kgcli.data.sample import Sample
 from kgcli.data.sources.world import Truth
 from kgcli.model.nano_recognisers import HEADS, IGNORED, Recognisers, around, label_row
 from kgcli.model.randomness import StepRandom
-from kgcli.training.stages.base import Setup, Stage
+from kgcli.training.stages.base import Setup, Stage, Whole, alone
 
 VIEW_SIZE = 64  # pixels that the recognisers and extractors of evaluation see, whatever the size of the world's images
 
@@ -59,6 +59,7 @@ class RecogniserStage(Stage):
     Options = RecogniserOptions
     options: RecogniserOptions
     trains = ("judges.", "log_scale")
+    contrasts = True
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
@@ -72,7 +73,7 @@ class RecogniserStage(Stage):
     def collator(self, pool: Pool | None) -> Collator:
         return RecogniserCollator(self.needs, self.setup.image_size, VIEW_SIZE)
 
-    def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, random: StepRandom, whole: Whole = alone) -> dict[str, Tensor]:
         assert batch.views is not None and batch.labels is not None
         whole_B3SS, part_B3SS, reference_B3SS = (self._degraded(view, random) for view in batch.views.unbind(1))
         scene = self.judges.scene(whole_B3SS)
@@ -85,11 +86,15 @@ class RecogniserStage(Stage):
                 if name in scene
                 else _cross_entropy(subject[name], labels_B.repeat(2))
             )
-        part_BE, reference_BE = embeddings_BE.chunk(2)
+        part_BE, reference_BE = whole(*embeddings_BE.chunk(2))
         logits_BB = part_BE @ reference_BE.T * self.log_scale.clamp(max=4.0).exp()
         targets_B = torch.arange(len(logits_BB), device=logits_BB.device)
         match = 0.5 * (F.cross_entropy(logits_BB, targets_B) + F.cross_entropy(logits_BB.T, targets_B))
         return {**losses, "match": match}
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        assert batch.labels is not None
+        return dict(zip(HEADS, (batch.labels != IGNORED).sum(0).tolist(), strict=True))
 
     def export(self, folder: Path) -> None:
         self.judges.save(folder / "judges")

@@ -1,0 +1,1 @@
+"""Commands around a model that stays loaded: a shell, a server and measurements of speed."""

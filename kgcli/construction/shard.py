@@ -1,0 +1,129 @@
+"""One input shard to one output shard: the same function for every engine, and nothing else decides the bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from kgcli.construction.config import BuildConfig
+from kgcli.construction.stage import Draft, Stage
+from kgcli.data.images import decode_image
+from kgcli.data.looking.rows import SeenRow, read_rows
+from kgcli.data.shards.layout import is_key
+from kgcli.data.shards.records import Compositional, Entity
+from kgcli.data.shards.write import Row, encode_image, write_shard
+from kgcli.errors import ImageError, UsageError
+from kgcli.files import sha256
+
+KEPT = "kept"
+FAULTS = "faults"
+NOT_CAPTIONED = "no image with a caption"
+MAX_NAMED = 1000  # faults of a shard that are named; all are counted
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """An input shard, where its output goes, and what the output's index notes of its making."""
+
+    source: Path
+    target: Path
+    fingerprint: str
+    repeated: dict[str, str] = field(default_factory=dict)  # key of a row that repeats an earlier one -> what repeats
+
+
+def build_shard(task: ShardTask, config: BuildConfig, stages: Sequence[tuple[str, Stage]]) -> dict[str, Any]:
+    """Build the shard; return its notes: the yield by reason, whose sum is the input's rows, and the faults.
+
+    Raises: KgError where a model fails or the output cannot be written.
+    """
+    table: dict[str, int] = {}
+    faults: list[dict[str, str]] = []
+    drafts = []
+    for number, row in enumerate(read_rows(task.source)):
+        draft = _draft(number, row, task, config)
+        if isinstance(draft, str):
+            table[draft] = table.get(draft, 0) + 1
+            if draft == FAULTS and len(faults) < MAX_NAMED:
+                faults.append({"origin": row.origin, "reason": row.fault or "its image cannot be decoded"})
+        else:
+            drafts.append(draft)
+    keys = {draft.key for draft in drafts}
+    if len(keys) < len(drafts):
+        raise UsageError(f"{task.source} holds a key twice; import it anew")
+    kept = drafts
+    for name, stage in stages:
+        stage.apply(kept)
+        for draft in kept:
+            if draft.dropped:
+                reason = f"{name}: {draft.dropped}"
+                table[reason] = table.get(reason, 0) + 1
+        kept = [draft for draft in kept if not draft.dropped]
+    rows = [_row(draft, config) for draft in kept]
+    cuts = [cut is not None for draft in kept for cut in draft.cuts]
+    table[KEPT] = len(rows)
+    notes = {
+        "fingerprint": task.fingerprint,
+        "source": {"name": task.source.name, "sha256": sha256(task.source)},
+        "yield": dict(sorted(table.items())),
+        "entities": {"kept": sum(cuts), "not_found": len(cuts) - sum(cuts)},
+        "faults": faults,
+    }
+    entry = write_shard(task.target, rows, notes=notes)
+    return {**notes, "sha256": entry.sha256}
+
+
+def _draft(number: int, row: SeenRow, task: ShardTask, config: BuildConfig) -> Draft | str:
+    """Return a row as a draft, or the reason why it is none."""
+    if row.record is None:
+        return FAULTS
+    main = row.record.main_image
+    if row.record.kind not in ("pair", "compositional") or main is None:
+        return NOT_CAPTIONED
+    try:
+        image = decode_image(row.images[main], row.origin)
+    except ImageError:
+        return FAULTS
+    caption = getattr(row.record, "caption", "")
+    return Draft(
+        row.key if is_key(row.key) else f"row-{number:06d}",  # other programs take any key
+        row.record.origin or row.origin,
+        square(image) if config.square else image,
+        caption,
+        image.size,
+        repeated=task.repeated.get(row.key, ""),
+    )
+
+
+def square(image: Image.Image) -> Image.Image:
+    """Return the middle square of an image."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image if image.width == image.height else image.crop((left, top, left + side, top + side))
+
+
+def _row(draft: Draft, config: BuildConfig) -> Row:
+    suffix = config.format
+    encoded: dict[str, bytes] = {suffix: _encode(_resized(draft.image, config.size), config)}
+    entities: list[Entity] = []
+    for (noun, span), cut in zip(draft.entities, draft.cuts, strict=True):
+        if cut is None:
+            continue
+        names = tuple(f"{2 * len(entities) + side}.{suffix}" for side in (0, 1))
+        encoded |= {names[0]: _encode(cut.crop, config), names[1]: _encode(cut.on_white, config)}
+        entities.append(Entity(noun=noun, span=span, crop=names[0], crop_on_white=names[1]))
+    record = Compositional(image=suffix, caption=draft.caption, entities=tuple(entities), origin=draft.origin)
+    return Row(draft.key, record, encoded)
+
+
+def _resized(image: Image.Image, size: int) -> Image.Image:
+    """Return an image with its shorter side at a size."""
+    scale = size / min(image.size)
+    return image if scale == 1 else image.resize((round(image.width * scale), round(image.height * scale)))
+
+
+def _encode(image: Image.Image, config: BuildConfig) -> bytes:
+    return encode_image(image, config.format, quality=config.quality)

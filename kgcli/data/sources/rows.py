@@ -1,0 +1,126 @@
+"""Finite sources: rows that may be bad, each replaced by the next good one of a chain that the row's number decides."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kgcli.data.sample import Fault, Fragments, Sample
+from kgcli.data.sources.base import Part
+from kgcli.errors import MissingError, PromptError
+from kgcli.recipe import OnFault
+
+MAX_TRIES = 64  # rows of a chain: as many bad ones in a row are no accident
+
+
+class RowSource(ABC):
+    """A source over a finite set of rows, which stops at a bad row or skips it.
+
+    A bad row is replaced by a row that its own number decides, so that no sample but its own changes: numbers do not
+    shift, and every process and every resumed run sees the same replacement.
+
+    Args:
+        num_rows: of the source
+        seed: numbers that decide orders and replacements
+        faults: what a bad row does
+    """
+
+    def __init__(self, gives: frozenset[str], num_rows: int, seed: tuple[int, ...], faults: OnFault = "stop") -> None:
+        self.gives = gives
+        self.num_rows: int | None = num_rows
+        self.seed = seed
+        self.faults = faults
+
+    @abstractmethod
+    def row_of(self, index: int) -> int:
+        """Return the row of a sample, good or bad."""
+
+    @abstractmethod
+    def load(self, row: int, number: int) -> Sample:
+        """Return a row as the sample of a number, which decides its words.
+
+        Raises: MissingError, PromptError: the row cannot be read.
+        """
+
+    @abstractmethod
+    def told(self, row: int, number: int) -> Fragments:
+        """Return the fragments of `load` without opening images. Raises: MissingError, PromptError."""
+
+    @abstractmethod
+    def place_of(self, row: int) -> tuple[str, str]:
+        """Return the file that holds a row, and its name there, for messages."""
+
+    @abstractmethod
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what decides the rows, for caches to compare; JSON values."""
+
+    def parts(self) -> list[Part]:
+        """Return all rows as one part."""
+        assert self.num_rows is not None
+        return [Part(self.fingerprint(), 0, self.num_rows)]
+
+    def sample(self, index: int) -> Sample:
+        """Return the sample at `index`."""
+        return self._good(self.row_of(index), index)
+
+    def fragments(self, index: int) -> Fragments | None:
+        """Return the fragments of the sample at `index`; None where its row turns out to be bad."""
+        try:
+            return self.told(self.row_of(index), index)
+        except (MissingError, PromptError):
+            return None
+
+    def read(self, row: int) -> Sample:
+        """Return a sample that shows `row`."""
+        return self._good(row, row)
+
+    def _good(self, row: int, number: int) -> Sample:
+        """Return a row as a sample, or the first good one of its chain with the faults of those before it."""
+        if self.faults == "stop":
+            return self.load(row, number)
+        faults: list[Fault] = []
+        for one in self._chain(row):
+            try:
+                found = self._checked(self.load(one, number))
+            except (MissingError, PromptError) as error:
+                faults.append(Fault(*self.place_of(one), str(error)))
+                continue
+            return replace(found, faults=tuple(faults)) if faults else found
+        last = faults[-1]
+        raise MissingError(f"{last.file} {last.row} and {len(faults) - 1} rows drawn for it are all bad: {last.reason}")
+
+    def _checked(self, sample: Sample) -> Sample:
+        """Return a sample whose image to be generated has been opened."""
+        if sample.target is not None:
+            sample.target(1)
+        return sample
+
+    def _chain(self, row: int) -> Iterator[int]:
+        yield row
+        assert self.num_rows is not None
+        rng = np.random.default_rng([33, *self.seed, row])
+        for _ in range(min(MAX_TRIES, 4 * self.num_rows) - 1):
+            yield int(rng.integers(self.num_rows))
+
+
+class RowOrder:
+    """Rows reshuffled in every epoch: a mapping from sample number to row."""
+
+    def __init__(self, num_rows: int, seed: tuple[int, ...]) -> None:
+        self.num_rows = num_rows
+        self.seed = seed
+        self._orders: dict[int, NDArray[Any]] = {}
+
+    def row(self, number: int) -> int:
+        """Return the row of a sample."""
+        epoch, place = divmod(number, self.num_rows)
+        if epoch not in self._orders:
+            while len(self._orders) > 1:
+                self._orders.pop(next(iter(self._orders)))
+            self._orders[epoch] = np.random.default_rng([21, *self.seed, epoch]).permutation(self.num_rows)
+        return int(self._orders[epoch][place])

@@ -1,0 +1,130 @@
+"""Shards as a source: any number of them, anywhere, in a window-shuffled order that has no state."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+
+from kgcli.data.sample import Fragments, Sample
+from kgcli.data.shards.index import UNTARGETED, Index, describe_fault, open_index
+from kgcli.data.shards.order import WindowOrder
+from kgcli.data.shards.read import Words, read_fragments, read_sample
+from kgcli.data.shards.storage import list_shards
+from kgcli.data.sources.base import Part
+from kgcli.data.sources.rows import RowSource
+from kgcli.errors import MissingError
+from kgcli.recipe import OnFault, SourceConfig
+
+_log = logging.getLogger(__name__)
+
+
+class ShardSource(RowSource):
+    """The rows of an index, read as byte ranges."""
+
+    def __init__(
+        self,
+        index: Index,
+        words: Words,
+        *,
+        seed: tuple[int, ...],
+        window: int | None = 16,
+        faults: OnFault = "stop",
+    ) -> None:
+        """Args:
+        words: how the words of a sample are chosen
+        seed: of orders, words and replacements
+        window: shards shuffled together; None keeps the order of the files
+        faults: what a bad row does
+        """
+        self.index = index
+        self.words = words
+        self.order = WindowOrder([shard.rows for shard in index.shards], window=window, seed=seed)
+        super().__init__(_gives(index, words), self.order.num_rows, seed, faults)
+
+    def row_of(self, index: int) -> int:
+        """Return the row of a sample."""
+        return self.order.row(index)
+
+    def load(self, row: int, number: int) -> Sample:
+        """Return a row as the sample of a number. Raises: MissingError that names shard and key."""
+        found = self.index.row(*self._place(row))
+        try:
+            return read_sample(found, self.words, np.random.default_rng([34, *self.seed, number]))
+        except MissingError as error:
+            if self.faults == "skip":
+                raise
+            raise MissingError(f"{found.name}: {error}; `data.faults: skip` shows another row in its place") from None
+
+    def told(self, row: int, number: int) -> Fragments:
+        """Return the fragments of a row, of which the texts alone are read."""
+        found = self.index.row(*self._place(row))
+        return read_fragments(found, self.words, np.random.default_rng([34, *self.seed, number]))
+
+    def place_of(self, row: int) -> tuple[str, str]:
+        """Return shard and key of a row."""
+        found = self.index.row(*self._place(row))
+        return found.place, found.key
+
+    def texts(self, num: int, seed: int) -> list[str]:
+        """Return the words of `num` rows, or of all there are."""
+        assert self.num_rows is not None
+        order = np.random.default_rng([22, seed]).permutation(self.num_rows)[:num]
+        return [text for row in order if (text := self.read(int(row)).words)]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the hashes of all shards' rows."""
+        return {"shards": [shard.fingerprint for shard in self.index.shards], "num": self.num_rows}
+
+    def parts(self) -> list[Part]:
+        """Return the shards, for caches that are kept by shard."""
+        starts = self.order.starts
+        # Another seed or number of rows lets other rows stand for bad ones.
+        chain = [*self.seed, self.num_rows] if self.faults == "skip" else None
+        return [
+            Part({"shard": shard.fingerprint, "chain": chain}, int(starts[number]), shard.rows)
+            for number, shard in enumerate(self.index.shards)
+            if shard.rows
+        ]
+
+    def _place(self, row: int) -> tuple[int, int]:
+        shard = self.order.shard_of(row)
+        return shard, row - int(self.order.starts[shard])
+
+
+def open_shards(cfg: SourceConfig, words: Words, *, seed: tuple[int, int], faults: OnFault) -> ShardSource:
+    """Open the shards of a source.
+
+    Raises: MissingError: none is there, one is damaged or missing and faults stop, or the filters leave no row.
+    """
+    index = open_index(list_shards(cfg.path), cfg.filters)
+    for shard in index.shards:
+        if shard.fault and faults == "stop":
+            raise MissingError(f"{describe_fault(shard)}; `data.faults: skip` goes on without the others")
+        if shard.fault:
+            _log.warning(describe_fault(shard))
+    dropped = sum(shard.dropped for shard in index.shards)
+    rows = sum(shard.rows for shard in index.shards)
+    if not rows:
+        raise MissingError(f"data.sources: {cfg.path} holds no row" + (f"; {dropped} were dropped" if dropped else ""))
+    if dropped:
+        _log.info("data.sources: %s: %d rows, %d dropped by filters or as no sample", cfg.path, rows, dropped)
+    return ShardSource(index, words, seed=seed, window=cfg.window if cfg.shuffle else None, faults=faults)
+
+
+def _gives(index: Index, words: Words) -> frozenset[str]:
+    """Return the fields that samples of all kinds in an index have."""
+    kinds = {kind for shard in index.shards for kind in shard.kinds}
+    pair = {"read": {"fragments", "images"}, "match": {"images"}, "generate": {"fragments"}}[words.use]
+    of_kind = {
+        "text": {"fragments", "caption"},
+        "pair": {"caption", "target", *pair},
+        "image": {"target", *({"images"} if words.use == "match" else set())},
+        "interleaved": {"fragments"},
+        "compositional": {"fragments", "target"},
+        "edit": {"fragments", "target"},
+        "prompt": {"fragments", "target"},
+        UNTARGETED: {"fragments"},
+    }
+    return frozenset(set.intersection(*(of_kind[kind] for kind in kinds)))

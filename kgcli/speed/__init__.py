@@ -1,0 +1,1 @@
+"""Speed on this machine: generating, encoding and training against the same work done bare."""

@@ -1,0 +1,75 @@
+"""Rows of the data that could not be read: counted by file, noted once each, and fatal when they are too many."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from kgcli.data.batch import Batch
+from kgcli.data.sample import Fault
+from kgcli.errors import MissingError, printable
+from kgcli.files import output_errors
+from kgcli.reading import parse_json, read_text
+from kgcli.training.logging import say
+
+SHOWN = 5  # faults of a file that are printed
+MAX_BYTES = 256 * 2**20
+
+
+class FaultLog:
+    """The faults of a run, in a file of its folder: a line of JSON each.
+
+    Args:
+        path: of the file; one for each process
+        limit: number of faults that a run goes on with
+    """
+
+    def __init__(self, path: Path, limit: int) -> None:
+        self.path = path
+        self.limit = limit
+        self._seen: set[tuple[str, str]] = set()
+        self._by_file: Counter[str] = Counter()
+        if path.is_file():
+            for line in read_text(path, max_bytes=MAX_BYTES).splitlines():
+                known = parse_json(line, name=str(path), error=MissingError)
+                self._count(Fault(**known))
+
+    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield batches as they come, their faults noted.
+
+        Raises: MissingError when there are more than the limit.
+        """
+        for batch in batches:
+            for fault in batch.faults:
+                self._note(fault)
+            yield batch
+
+    def summary(self) -> str:
+        """Return the number of faults by file, the worst first."""
+        worst = self._by_file.most_common(SHOWN)
+        files = ", ".join(f"{printable(file)}: {number}" for file, number in worst)
+        return files + (f" and {len(self._by_file) - len(worst)} more files" if len(self._by_file) > len(worst) else "")
+
+    def _note(self, fault: Fault) -> None:
+        if not self._count(fault):
+            return
+        with output_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(fault)) + "\n")
+        if self._by_file[fault.file] <= SHOWN:
+            say(f"skipped {printable(fault.file)} {printable(fault.row)}: {printable(fault.reason)}")
+        if len(self._seen) > self.limit:
+            raise MissingError(
+                f"{len(self._seen)} rows of the data cannot be read, data.max_faults allows {self.limit}: "
+                f"{self.summary()}; {self.path} lists them"
+            )
+
+    def _count(self, fault: Fault) -> bool:
+        """Return True for a fault that was not known."""
+        if (fault.file, fault.row) in self._seen:
+            return False
+        self._seen.add((fault.file, fault.row))
+        self._by_file[fault.file] += 1
+        return True

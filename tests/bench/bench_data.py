@@ -1,0 +1,184 @@
+"""Does training wait for its data? Shards against base64-PNG lines, buckets and packing, cached moments.
+
+All ratios come from one run, the two sides of each taking turns. Prints a table, then one JSON line:
+
+    python tests/bench/bench_data.py [--images 48] [--repeats 5] | tail -1
+
+The baseline is the published loader's: a line of base64 PNG, resized and normalised in float64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from kgcli.data.batch import Collator
+from kgcli.data.images import CLIP_MEAN, CLIP_STD, HALF, decode_image, to_square, to_vision_square
+from kgcli.data.loader import Batches
+from kgcli.data.sample import Sample
+from kgcli.data.shards.records import Pair
+from kgcli.data.shards.write import Row, ShardWriter, encode_image
+from kgcli.data.sources import open_source
+from kgcli.model.packing import Packing
+from kgcli.recipe import DataConfig, load_recipe
+from kgcli.training.loop import Run
+
+SIZE, VISION_SIZE = 512, 224  # pixels, of the published model
+TARGETS = {"decode": 7.0, "whole sample": 4.0, "cached moments": 1.3}  # at least
+MOST_PADDED = {"bucket": 1.10, "packed": 1.005}  # positions per token, at most
+
+
+def smooth_image(number: int) -> Image.Image:
+    """Return an image that compresses about as photographs do."""
+    rng = np.random.default_rng(number)
+    coarse = Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8))
+    fine = rng.normal(0, 2, (SIZE, SIZE, 3))
+    pixels = np.asarray(coarse.resize((SIZE, SIZE), Image.Resampling.BICUBIC), float) + fine
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def published_pixels(image: Image.Image, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """Return normalised pixels as the published code computes them."""
+    values = np.asarray(image, dtype=np.float64) / 255.0
+    return np.ascontiguousarray(((values - mean) / std).transpose(2, 0, 1).astype(np.float32))
+
+
+def compare(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Return the median seconds of calls that take turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(repeats + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if number:  # the first warms up
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def reading(folder: Path, num: int, repeats: int) -> dict[str, float]:
+    """Return how many times as fast shards are decoded, and made samples of, as lines of base64 PNG."""
+    images = [smooth_image(number) for number in range(num)]
+    lines = [
+        f"{number}\ta caption\t{base64.b64encode(encode_image(one)).decode()}" for number, one in enumerate(images)
+    ]
+    with ShardWriter(folder / "jpeg", "bench") as writer:
+        for number, one in enumerate(images):
+            data = encode_image(one, "jpg")
+            writer.add(Row(f"{number:06d}", Pair(image="jpg", caption="a caption"), {"jpg": data}))
+    path = str(folder / "jpeg" / "bench-00000.tar")
+    data = DataConfig.model_validate({"sources": [{"kind": "shards", "path": path}], "batch_size": num})
+    source = open_source(data, SIZE, "match")
+    collator = Collator(frozenset({"images", "targets"}), SIZE, VISION_SIZE, uint8=True)
+
+    def lines_decoded() -> list[Image.Image]:
+        return [decode_image(base64.b64decode(line.split("\t")[2])) for line in lines]
+
+    def lines_whole() -> object:
+        found = lines_decoded()
+        shown = [published_pixels(to_vision_square(one, VISION_SIZE), CLIP_MEAN, CLIP_STD) for one in found]
+        return np.stack(shown), np.stack([published_pixels(to_square(one, SIZE), HALF, HALF) for one in found])
+
+    def shards_decoded() -> list[Sample]:
+        return [source.sample(number) for number in range(num)]
+
+    found = compare(
+        {
+            "lines, decoded": lines_decoded,
+            "shards, decoded": shards_decoded,
+            "lines, whole": lines_whole,
+            "shards, whole": lambda: collator(shards_decoded(), []),
+        },
+        repeats,
+    )
+    for name, seconds in found.items():
+        print(f"{name:20} {num / seconds:8.0f} samples/s")
+    return {
+        "decode": found["lines, decoded"] / found["shards, decoded"],
+        "whole sample": found["lines, whole"] / found["shards, whole"],
+    }
+
+
+def padding() -> dict[str, float]:
+    """Return positions per token of nano's align recipe: as it is, in buckets, and packed."""
+    recipe = load_recipe("nano/align", ["init_from={model: nano}", "output_dir=unused"])
+    source = open_source(recipe.data, recipe.image_size, "generate")
+    collator = Collator(frozenset({"tokens"}), 64, 64, num_slots=16, tokenizer=_nano_tokenizer())
+    found = {}
+    for name, bucket in (("plain", 1), ("bucket", 16)):
+        batches = Batches(source, collator, batch_size=recipe.data.batch_size, bucket=bucket)
+        masks = [batches[step].token_mask for step in range(32)]
+        found[name] = sum(mask.numel() for mask in masks) / sum(int(mask.sum()) for mask in masks)
+        if name == "plain":
+            packed = [Packing.plan(mask, 512) for mask in masks]
+            found["packed"] = sum(one.source_RL.numel() for one in packed) / sum(int(one.sum()) for one in masks)
+    return found
+
+
+def moments(folder: Path, repeats: int) -> float:
+    """Return how many times as long an instruct step takes that encodes its targets, at nano size."""
+    overrides = ["init_from={model: nano, decoder: nano/decoder}", f"output_dir={folder / 'run'}", "steps=1"]
+    own = ["precision=fp32", "compile=false", "data.pool=32", "data.batch_size=32", "data.num_workers=0"]
+    run = Run(load_recipe("nano/instruct", overrides + own))
+    batch = next(run.batches(run.pool(), 0))
+    collator = run.stage.collator(None)
+    collator.needs = frozenset({"targets"})
+    targets = collator([run.source.sample(number) for number in batch.numbers], []).targets
+
+    def step() -> None:
+        sum(run.forward(batch).values()).backward()
+
+    def encoded_step() -> None:
+        with torch.no_grad():
+            run.stage.diffusion.moments(targets)
+        step()
+
+    found = compare({"cached": step, "encoded": encoded_step}, repeats)
+    print(f"instruct step: {found['cached']:.2f} s with cached moments, {found['encoded']:.2f} s without")
+    return found["encoded"] / found["cached"]
+
+
+def _nano_tokenizer():
+    from kgcli.data.tokenizer import Tokenizer
+    from kgcli.weights.shipped import DEFAULT_MODEL
+
+    return Tokenizer.load(DEFAULT_MODEL / "tokenizer")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=48)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as place:
+        os.environ["XDG_CACHE_HOME"] = f"{place}/cache"
+        ratios = reading(Path(place), args.images, args.repeats)
+        ratios["cached moments"] = moments(Path(place), args.repeats)
+    padded = padding()
+    for name, value in ratios.items():
+        print(f"{name:16} {value:6.2f} x (at least {TARGETS[name]})")
+    for name, value in padded.items():
+        print(
+            f"{name:16} {value:6.3f} positions per token"
+            + (f" (at most {MOST_PADDED[name]})" if name in MOST_PADDED else "")
+        )
+    met = all(ratios[name] >= least for name, least in TARGETS.items())
+    met &= all(padded[name] <= most for name, most in MOST_PADDED.items())
+    row = {"theme": "data", "machine": platform.processor(), "torch": torch.__version__, "met": met}
+    print(json.dumps(row | {"ratios": ratios, "positions_per_token": padded}))
+
+
+if __name__ == "__main__":
+    main()
