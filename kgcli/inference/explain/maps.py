@@ -27,7 +27,7 @@ from kgcli.runtime import memory_errors
 if TYPE_CHECKING:
     from kgcli.inference.denoise import StepCallback
     from kgcli.inference.model import Model
-    from kgcli.inference.request import Request, Row
+    from kgcli.inference.request import BatchRow, Request
 
 NUM_STEPS = 5  # steps of the generation that are looked at, evenly spread; more hardly change the maps
 
@@ -150,7 +150,7 @@ def _to_pixels(maps_MHW: NDArray[np.float32], size: tuple[int, int]) -> NDArray[
 class _Recorder:
     """Context in which the conditional inputs of every U-Net call are kept, of one row: (1, C, H, W) and timestep."""
 
-    def __init__(self, unet: Any, row: Row) -> None:
+    def __init__(self, unet: Any, row: BatchRow) -> None:
         self.unet = unet
         self.from_end = row.size - row.index  # with guidance the conditional rows are the last
         self.inputs: list[tuple[Tensor, Any]] = []
