@@ -42,8 +42,18 @@ class Window:
             lambda: self.all("#kg-generate") and self.all("#kg-results .kg-hint") and self.all(".kg-strip button")
         )
 
-    def all(self, selector):
-        return [one for one in self.browser.find_elements("css selector", selector) if one.is_displayed()]
+    def all(self, selector, text=None):
+        """The visible elements, found at one moment: the page may replace them at any other."""
+        script = (
+            "return [...document.querySelectorAll(arguments[0])].filter((one) => one.checkVisibility() "
+            "&& (arguments[1] === null || one.innerText.trim() === arguments[1]))"
+        )
+        return self.browser.execute_script(script, selector, text)
+
+    def names(self):
+        """The names of the images of the prompt, in order."""
+        script = "return [...document.querySelectorAll('#kg-tray-main .kg-picture img')].map((one) => one.alt)"
+        return self.browser.execute_script(script)
 
     def wait(self, holds):
         end = time.monotonic() + SECONDS
@@ -52,8 +62,9 @@ class Window:
             time.sleep(0.1)
 
     def click(self, selector, number=0, *, text=None):
-        self.wait(lambda: len([one for one in self.all(selector) if text in (None, one.text.strip())]) > number)
-        found = [one for one in self.all(selector) if text in (None, one.text.strip())][number]
+        self.wait(lambda: len(self.all(selector, text)) > number)
+        time.sleep(0.1)  # what has just been shown may be replaced once more
+        found = self.all(selector, text)[number]
         self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", found)
         found.click()
         self.clicks += 1
@@ -126,11 +137,10 @@ def test_a_hundred_clicks_without_an_error(window, tmp_path):
         window.finish("#kg-generate", 1)
     window.click(".kg-chips button", 1)
     window.wait(lambda: len(window.all("#kg-tray-main .kg-item")) == 2)
-    names = lambda: [one.get_attribute("alt") for one in window.all("#kg-tray-main .kg-picture img")]  # noqa: E731
     for _ in range(8):  # reorder, back and forth
-        before = names()
+        before = window.names()
         window.click("[aria-label='Move image 1 right']")
-        window.wait(lambda before=before: names() == before[::-1])
+        window.wait(lambda before=before: window.names() == before[::-1])
     for _ in range(3):  # a crop, whole again
         window.click("[aria-label='Crop image 1']")
         stage = window.all(".kg-stage")[0]
@@ -142,7 +152,7 @@ def test_a_hundred_clicks_without_an_error(window, tmp_path):
         window.click(".kg-dialog .kg-secondary", text="Cancel")
     window.click("[aria-label='Remove image 2']")
     window.browser.find_element("css selector", "#kg-tray-main input[type=file]").send_keys(str(tmp_path / "mine.png"))
-    window.wait(lambda: names()[1:] == ["mine.png"])
+    window.wait(lambda: window.names()[1:] == ["mine.png"])
     window.write("#kg-prompt", "")
     for number in (0, 1, 0):  # the numbers write themselves into the prompt
         window.click("#kg-tray-main .kg-number", number)
