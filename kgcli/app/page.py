@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +11,14 @@ from markupsafe import Markup
 
 from kgcli.app.examples import example_item
 from kgcli.app.limits import MAX_IMAGES, MAX_SIDE, MAX_STEPS, NONE
-from kgcli.app.status import error_status, status
+from kgcli.app.listeners import answer, on_button, on_cancel, on_compare, on_replay, read_settings
 from kgcli.app.widgets import make_examples, make_gallery, make_tray
 from kgcli.config import SCHEDULERS, SIZE_MULTIPLE
-from kgcli.errors import KgError
-from kgcli.reading import parse_json
 
 if TYPE_CHECKING:
     from kgcli.app.handlers import Handlers
-    from kgcli.app.studio import Progress
 
 WORK = {"concurrency_id": "model", "concurrency_limit": 1}  # one request at a time uses the model
-_BAR = gr.Progress()  # gradio's way to ask for one
 PRIVATE = "private"  # events of the page are not part of its API
 EXAMPLE_PROMPTS = (
     ("cat in Minecraft", "a cat <image:-1> in Minecraft", ("cat.png",)),
@@ -206,19 +202,19 @@ class Page:
         both = {**self.fields, "lines": self.lines}
         edited = {**self.fields, "images": self.edited, "instruction": self.instruction}
         for name, sent in (("generate", self.fields), ("edit", edited), ("batch", both)):
-            action = _action(getattr(self.handlers, name), list(sent))
+            action = on_button(getattr(self.handlers, name), list(sent))
             buttons[name].click(action, list(sent.values()), outputs, api_visibility=PRIVATE, **WORK)
         self.fields["prompt"].submit(
-            _action(self.handlers.generate, list(self.fields)),
+            on_button(self.handlers.generate, list(self.fields)),
             list(self.fields.values()),
             outputs,
             api_visibility=PRIVATE,
             **WORK,
         )
         sides = [component for side in self.sides for component in side.values()]
-        compare = _compare(self.handlers, list(self.fields), list(self.sides[0]))
+        compare = on_compare(self.handlers, list(self.fields), list(self.sides[0]))
         buttons["compare"].click(compare, [*self.fields.values(), *sides], outputs, api_visibility=PRIVATE, **WORK)
-        self.cancel.click(_cancel(self.handlers), None, self.status, queue=False, api_visibility=PRIVATE)
+        self.cancel.click(on_cancel(self.handlers), None, self.status, queue=False, api_visibility=PRIVATE)
         self._wire_fillers()
 
     def _wire_fillers(self) -> None:
@@ -230,7 +226,7 @@ class Page:
         names = [name for name in RESTORED if name in self.fields]
         trays = [self.fields["images"], self.edited, self.fields["control_images"]]
         self.replay.change(
-            _restore(self.handlers, names),
+            on_replay(self.handlers, names),
             [self.replay, *trays],
             [self.status, *(self.fields[name] for name in names)],
             queue=False,
@@ -249,14 +245,16 @@ class Page:
                 settings: JSON object of seed, num_images, steps, guidance_scale, width, height, scheduler,
                     negative_prompt, lora, lora_scale
             """
-            return _answer(self.handlers, {**_json(settings), "prompt": prompt, "images": images or []})
+            return answer(self.handlers, {**read_settings(settings), "prompt": prompt, "images": images or []})
 
         return generate
 
     def _edit_endpoint(self) -> Callable[..., list[dict[str, Any]]]:
         def edit(image: dict[str, Any], instruction: str, settings: str = "{}") -> list[dict[str, Any]]:
             """Edit an image by an instruction; image and settings as of /generate."""
-            return _answer(self.handlers, {**_json(settings), "images": [image], "instruction": instruction or " "})
+            return answer(
+                self.handlers, {**read_settings(settings), "images": [image], "instruction": instruction or " "}
+            )
 
         return edit
 
@@ -273,76 +271,5 @@ def _scheduler(value: str | None, label: str) -> gr.Dropdown:
     return gr.Dropdown(list(SCHEDULERS), value=value, label=label)
 
 
-def _visitor(request: gr.Request) -> str:
-    return str(request.session_hash or "")
-
-
-def _progress(bar: gr.Progress) -> Progress:
-    return lambda done, total: bar((done, total), desc="generating", unit="steps")
-
-
-def _action(handler: Callable[..., Iterator[Any]], names: list[str]) -> Callable[..., Iterator[Any]]:
-    """Return the listener of a button: values of the named fields to what the handler yields."""
-
-    def act(request: gr.Request, bar: gr.Progress = _BAR, *values: Any) -> Iterator[Any]:
-        for shown, line in handler(dict(zip(names, values, strict=True)), _visitor(request), _progress(bar)):
-            yield (gr.skip() if shown is None else shown), line
-
-    return act
-
-
-def _compare(handlers: Handlers, names: list[str], side: list[str]) -> Callable[..., Iterator[Any]]:
-    def act(request: gr.Request, bar: gr.Progress = _BAR, *values: Any) -> Iterator[Any]:
-        count = len(names)
-        fields = dict(zip(names, values[:count], strict=True))
-        sides = [
-            dict(zip(side, part, strict=True))
-            for part in (values[count : count + len(side)], values[count + len(side) :])
-        ]
-        for shown, line in handlers.compare(fields, sides, _visitor(request), _progress(bar)):
-            yield (gr.skip() if shown is None else shown), line
-
-    return act
-
-
-def _cancel(handlers: Handlers) -> Callable[[gr.Request], str]:
-    def act(request: gr.Request) -> str:
-        return handlers.cancel(_visitor(request))
-
-    return act
-
-
-def _restore(handlers: Handlers, names: list[str]) -> Callable[..., Any]:
-    def act(dropped: Any, *trays: Any) -> Any:
-        if not dropped:
-            return [gr.skip()] * (len(names) + 1)
-        try:
-            restored = handlers.restore(dropped[0], trays)
-        except KgError as error:
-            return [error_status(error), *[gr.skip()] * len(names)]
-        line = status("restored; press Generate to make it again", restored.notes)
-        return [line, *(restored.values.get(name, gr.skip()) for name in names)]
-
-    return act
-
-
 def _example(prompt: str, images: tuple[str, ...]) -> tuple[str, list[dict[str, Any]]]:
     return prompt, [example_item(name) for name in images]
-
-
-def _answer(handlers: Handlers, fields: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the images of an API request; raise: gr.Error with the usual line."""
-    try:
-        return handlers.images_of(fields)
-    except KgError as error:
-        raise gr.Error(str(error), print_exception=False) from None
-
-
-def _json(text: str) -> dict[str, Any]:
-    try:
-        values = parse_json(text or "{}", name="settings")
-    except KgError as error:
-        raise gr.Error(str(error), print_exception=False) from None
-    if not isinstance(values, dict):
-        raise gr.Error("settings is not a JSON object", print_exception=False)
-    return {str(name): value for name, value in values.items()}
