@@ -184,7 +184,7 @@ class Page:
             self.fields["negative_prompt"] = gr.Textbox(label="Negative prompt", placeholder="text to guide away from")
 
     def _outputs(self) -> None:
-        with gr.Row(equal_height=True):
+        with gr.Row():
             self.status = gr.HTML("", elem_id="kg-status", elem_classes="kg-status", js_on_load=None)
             self.cancel = gr.Button("Cancel", size="sm", min_width=80, scale=0, elem_id="kg-cancel")
         self.results = make_gallery("Images appear here. Drag one into a tray to use it.")

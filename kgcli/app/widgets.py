@@ -61,7 +61,11 @@ def make_tray(
 
 def make_gallery(hint: str) -> gr.HTML:
     """Return the gallery of generated images; its value is `{run, items}`, with tiles of `kgcli.app.studio.Result`."""
-    actions = [["main", "Use", "Use as an image of the prompt"], ["edit", "Edit", "Edit this image"]]
+    # Tray, its tab, label and title of the buttons below an image.
+    actions = [
+        ["main", "Generate", "Use", "Use as an image of the prompt"],
+        ["edit", "Edit", "Edit", "Edit this image"],
+    ]
     return _widget("gallery.js", None, "kg-results", hint=hint, most=MAX_SHOWN, actions=actions)
 
 

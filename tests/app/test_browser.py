@@ -164,7 +164,7 @@ def test_a_hundred_clicks_without_an_error(window, tmp_path):
         window.click(".kg-large .kg-secondary", text="Close")
     window.look(1280, "generate")
     window.click("#kg-results [aria-label='Edit this image']")
-    window.tab("Edit")
+    window.wait(lambda: len(window.all("#kg-tray-edit .kg-item")) == 1)  # its tab opens
     window.write("#kg-instruction", "add a hat")
     window.finish("#kg-edit", 1)
     window.look(1280, "edit")

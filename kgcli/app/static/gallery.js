@@ -15,7 +15,12 @@ const grid = node('div', { class: 'kg-gallery' });
 element.replaceChildren(grid);
 
 const asUpload = (item) => ({ name: item.name, data: item.src.split(',')[1], weight: 1, crop: null });
-const send = (tray, item) => document.dispatchEvent(new CustomEvent(`kg-add-${tray}`, { detail: asUpload(item) }));
+// A tab that was never opened has no tray yet: its image waits for it.
+const send = (tray, item, tab) => {
+  const event = new CustomEvent(`kg-add-${tray}`, { detail: asUpload(item), cancelable: true });
+  if (document.dispatchEvent(event)) (window.kgWaiting ??= {})[tray] = event.detail;
+  [...document.querySelectorAll('button[role=tab]')].find((one) => one.textContent.trim() === tab)?.click();
+};
 
 const large = (item) => {
   const dialog = node('dialog', { class: 'kg-dialog kg-large', 'aria-label': item.name });
@@ -35,7 +40,7 @@ const tile = (item) => {
   picture.addEventListener('dragstart', (event) => event.dataTransfer.setData('application/x-kg-image', JSON.stringify(asUpload(item))));
   const made = node('figure', { class: 'kg-tile' }, picture, node('figcaption', {}, node('span', { class: 'kg-seed' }, item.label || `seed ${item.seed}`)));
   const tools = node('div', { class: 'kg-tools' });
-  for (const [tray, label, title] of props.actions) tools.append(node('button', { type: 'button', title, 'aria-label': title, onclick: () => send(tray, item) }, label));
+  for (const [tray, tab, label, title] of props.actions) tools.append(node('button', { type: 'button', title, 'aria-label': title, onclick: () => send(tray, item, tab) }, label));
   tools.append(node('a', { href: item.src, download: item.name, title: 'Download with its metadata', 'aria-label': 'Download' }, '\u2193'));
   made.append(tools);
   return made;

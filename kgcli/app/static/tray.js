@@ -43,7 +43,7 @@ const take = async (files) => {
 };
 
 const put = (item) => { items = most === 1 ? [item] : [...items, item].slice(0, most); publish(); };
-document.addEventListener(`kg-add-${props.tray}`, (event) => put(event.detail));
+document.addEventListener(`kg-add-${props.tray}`, (event) => { event.preventDefault(); put(event.detail); });
 
 picker.addEventListener('change', () => { take([...picker.files]); picker.value = ''; });
 box.addEventListener('paste', (event) => { const files = [...event.clipboardData.files]; if (files.length) { event.preventDefault(); take(files); } });
@@ -149,3 +149,8 @@ const receive = () => {
 watch('value', receive);
 receive();
 show();
+const waiting = (window.kgWaiting ??= {})[props.tray];
+if (waiting) {
+  delete window.kgWaiting[props.tray];
+  put(waiting);
+}
