@@ -152,5 +152,5 @@ show();
 const waiting = (window.kgWaiting ??= {})[props.tray];
 if (waiting) {
   delete window.kgWaiting[props.tray];
-  put(waiting);
+  setTimeout(() => put(waiting), 300);  // gradio sets the empty value once more after this
 }
