@@ -16,7 +16,8 @@ from kgcli.data.images import read_image
 from kgcli.data.prompt import ImageRef, Prompt
 from kgcli.errors import KgError, MissingError
 from kgcli.inference.replay import Record, read_record
-from kgcli.weights.folder import ModelFolder, hash_files
+from kgcli.weights.folder import ModelFolder
+from kgcli.weights.hashes import hash_files
 from kgcli.weights.lora.header import lora_file, lora_files
 from kgcli.weights.shipped import find_adapter, find_shipped
 from kgcli.world.examples import EXAMPLES

@@ -13,7 +13,7 @@ MAX_WINDOW = 72  # characters of a prompt that are shown about a fault
 
 def status(text: str, notes: Sequence[str] = ()) -> str:
     """Return a status line as HTML."""
-    lines = Markup("").join(Markup("<p>note: {}</p>").format(note) for note in notes)
+    lines = Markup("").join(Markup("<p>note: {}</p>").format(note) for note in dict.fromkeys(notes))
     return str(Markup("<p>{}</p>{}").format(text, lines))
 
 
