@@ -1,4 +1,4 @@
-"""The entry points behind the commands: load, generate, edit, encode, train, evaluate.
+"""The entry points behind the commands: load, generate, edit, explain, encode, train, evaluate.
 
 Each imports and calls the module that does the work.
 """
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from kgcli.config import SamplingConfig
     from kgcli.inference.denoise import StepCallback
+    from kgcli.inference.explain.maps import Explanation
     from kgcli.inference.model import Model
     from kgcli.inference.request import Request
     from kgcli.recipe import Recipe
@@ -71,6 +72,23 @@ def edit(
     seed = random_seed() if seed is None else seed
     request = make_request(model.folder, edit_prompt(image, instruction), seed=seed, sampling=sampling)
     return next(generate(model, [request]))[1]
+
+
+def explain(model: Model, request: Request, **options: Any) -> Explanation:
+    """Generate an image and map which part of its prompt shaped which region; see
+    `kgcli.inference.explain.maps.explain`.
+
+    Example:
+        >>> from kgcli.config import SamplingConfig
+        >>> from kgcli.inference.request import make_request
+        >>> model = load(device="cpu")
+        >>> request = make_request(model.folder, "<image:nano/cat.png> in the snow", sampling=SamplingConfig(steps=2))
+        >>> [part.label for part in explain(model, request).parts]
+        ['cat.png', 'in', 'the', 'snow']
+    """
+    from kgcli.inference.explain.maps import explain as run
+
+    return run(model, request, **options)
 
 
 def encode(folder: ModelFolder, request: Request, out: Path, **options: Any) -> dict[str, list[int]]:

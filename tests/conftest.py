@@ -6,11 +6,12 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from browsers import start_browser
 from hypothesis import settings
 from PIL import Image, ImageDraw
 
@@ -81,6 +82,14 @@ def kg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFix
         return Ran(code, *capfd.readouterr())
 
     return call
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[object]:
+    """Headless Chromium with a profile of its own; skips the test without one."""
+    driver = start_browser(tmp_path / "profile")
+    yield driver
+    driver.quit()
 
 
 @pytest.fixture

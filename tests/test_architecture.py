@@ -24,6 +24,7 @@ LAYERS = [
     ("training",),
     ("evaluation", "serving", "speed"),
     ("engine",),
+    ("app",),
     ("cli",),
 ]
 RANK = {folder: rank for rank, folders in enumerate(LAYERS) for folder in folders}

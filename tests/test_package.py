@@ -31,7 +31,9 @@ PACKAGES = {
     "torch_fidelity": "torch-fidelity",
 }
 # Imported where they are asked for.
-EXTRAS = {"bitsandbytes", "datasets", "fsspec", "langdetect", "pyarrow", "ray", "xgrammar"}
+EXTRAS = {
+    *("bitsandbytes", "datasets", "fsspec", "gradio", "langdetect", "pyarrow", "ray", "starlette", "xgrammar"),
+}
 USED_BY_OTHERS = {"peft"}  # diffusers loads LoRA through it
 
 

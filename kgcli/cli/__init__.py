@@ -21,9 +21,11 @@ __all__ = ["app", "main"]
 COMMANDS = {
     "generate": ("generate:generate_app", "Generate images from a prompt of text and images."),
     "edit": ("generate:edit_app", "Edit an image by an instruction."),
+    "explain": ("pages.explain:app", "Show which reference and which word shaped which region of an image."),
     "shell": ("live.shell:app", "Generate prompt after prompt with a model that stays loaded."),
     "serve": ("live.serve:app", "Serve a model over HTTP with OpenAI's image routes."),
     "encode": ("encode:app", "Write prompt embeddings for other programs."),
+    "app": ("pages.window:app", "Open a page in the browser, on this machine only (extra: app)."),
     "inspect": ("inspect:app", "Show the metadata of an image, or the configuration of a model folder."),
     "pretrain": ("train:pretrain_app", "Stage 1: train the multimodal language model on text and images."),
     "align": ("train:align_app", "Stage 2: align AlignerNet with the CLIP text encoder, on captions alone."),

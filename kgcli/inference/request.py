@@ -57,17 +57,36 @@ def make_request(
 
     Raises: UsageError, PromptError, ImageError.
     """
+    prompt = Prompt.parse(text).fill_slots(images)
+    return check_request(
+        model, prompt, negative_prompt=negative_prompt, seed=seed, sampling=sampling, adapters=adapters
+    )
+
+
+def check_request(
+    model: ModelFolder,
+    prompt: Prompt,
+    images: tuple[ImageFile, ...] | None = None,
+    *,
+    negative_prompt: str = "",
+    seed: int = 0,
+    sampling: SamplingConfig | None = None,
+    adapters: Adapters | None = None,
+) -> Request:
+    """Check a parsed prompt and its settings against the model; images that are not given are opened by their paths.
+
+    Raises: UsageError, PromptError, ImageError.
+    """
     sampling = (sampling or SamplingConfig()).over(model.cfg.generation)
     sampling.check()
     check_seed(seed)
-    prompt = Prompt.parse(text).fill_slots(images)
     check_fits(prompt, model)
-    images_of_prompt = open_images(prompt)
+    images = open_images(prompt) if images is None else images
     for note in notes_about(prompt, sampling, model):
         _log.warning("%s", note)
     return Request(
         prompt=prompt,
-        images=images_of_prompt,
+        images=images,
         negative_prompt=check_negative(negative_prompt, model),
         seed=seed,
         sampling=sampling,

@@ -7,6 +7,7 @@ import struct
 import zlib
 
 import numpy as np
+import PIL
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -93,7 +94,13 @@ def test_no_damage_to_an_image_crashes_the_opener(data):
         pass
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "YCbCr"])
+# The extra `app` brings an older Pillow, for which its own uncompressed TIFF in YCbCr is cut short.
+UNREAD_YCBCR = pytest.mark.skipif(int(PIL.__version__.split(".")[0]) < 13, reason="read from Pillow 13 on")
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", pytest.param("YCbCr", marks=UNREAD_YCBCR)]
+)
 def test_every_mode_becomes_rgb(mode):
     image = Image.new("I;16", (5, 4), 0x8000) if mode == "I;16" else Image.new("RGB", (5, 4), "gray").convert(mode)
     file = io.BytesIO()

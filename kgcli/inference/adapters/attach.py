@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # imported when a ControlNet is used
     from diffusers.models.controlnets.controlnet import ControlNetModel
     from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 
+KEPT_MAPS = 16  # control maps of the latest images
+
 
 class Attachments:
     """Adapters of a pipeline's decoder; each is loaded once and kept for later images."""
@@ -69,6 +71,8 @@ class Attachments:
             self._maps[key] = (
                 image if control.ready else make_map(control.kind, image, maker, local_files_only=self.local_files_only)
             )
+            while len(self._maps) > KEPT_MAPS:
+                del self._maps[next(iter(self._maps))]
         return self._maps[key]
 
     def _network(self, source: Source) -> ControlNetModel:

@@ -177,6 +177,22 @@ def test_a_ready_map_is_the_map_that_would_be_made(model, files):
     assert np.array_equal(made, generate(model, **posed))
 
 
+def test_maps_of_the_latest_images_alone_are_kept(model, files):
+    """A server that is given ever new images does not grow."""
+    from kgcli.data.images import ImageFile
+    from kgcli.inference.adapters.attach import KEPT_MAPS
+    from kgcli.inference.adapters.named import Control, Source
+
+    def control(number):
+        image = Image.new("RGB", (16, 16), (number, 0, 0))
+        file = ImageFile(Path("x.png"), "x.png", str(number), image)
+        return Control(kind="canny", source=Source(location="", name=""), image=file, ready=True)
+
+    for number in range(2 * KEPT_MAPS):
+        assert model.attachments.control_map(control(number), (16, 16)).getpixel((0, 0)) == (number, 0, 0)
+    assert len(model.attachments._maps) == KEPT_MAPS
+
+
 def test_several_controls_and_a_guided_rescale(model, files):
     networks = {"controlnet_models": [f"canny={files}/canny", f"pose={files}/canny"]}
     one = generate(model, controls=[f"canny={files}/photo.png"], controlnet_models=[f"canny={files}/canny"])

@@ -1,0 +1,1 @@
+"""Commands that make a page: `kg explain` and `kg app`."""

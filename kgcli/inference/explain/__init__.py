@@ -1,0 +1,1 @@
+"""Which reference, and which word, shaped which region of an image: parts of a prompt, their maps, and a page."""

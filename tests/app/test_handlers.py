@@ -1,0 +1,139 @@
+"""Laws of the page's actions, at toy size: what they yield, what they refuse, and that a cancelled request ends."""
+
+import base64
+import io
+import threading
+
+import pytest
+from app_images import item
+from PIL import Image
+
+from kgcli import engine
+from kgcli.app.handlers import Handlers
+from kgcli.app.settings import Offer
+from kgcli.app.status import error_status
+from kgcli.app.studio import CancelledError, Studio
+from kgcli.errors import MissingError, PromptError
+
+
+@pytest.fixture(scope="module")
+def handlers(tiny_model):
+    return Handlers(Studio(engine.load(str(tiny_model), device="cpu")), Offer())
+
+
+def pixels(tile):
+    data = base64.b64decode(tile["src"].split(",")[1])
+    return Image.open(io.BytesIO(data)).tobytes()
+
+
+def test_a_gallery_grows_image_by_image(handlers):
+    shown = list(handlers.generate({"prompt": "a <image:-1>", "images": [item()], "seed": 3, "num_images": 2}, "me"))
+    assert [len(value["items"]) for value, _ in shown] == [1, 2]
+    assert len({value["run"] for value, _ in shown}) == 1
+    assert [tile["seed"] for tile in shown[-1][0]["items"]] == [3, 4]
+    assert shown[-1][1] == "<p>2 of 2 images, seed 3</p>"
+
+
+def test_an_error_is_one_line_and_no_image(handlers):
+    ((value, line),) = handlers.generate({"prompt": "<image:/etc/passwd>"}, "me")
+    assert value is None
+    assert "column 1: a prompt here can only name uploaded images" in line and "&lt;image:/etc/passwd&gt;" in line
+
+
+def test_what_is_typed_is_escaped():
+    line = error_status(PromptError("<b>", column=1, prompt="<script>alert(1)</script>"))
+    assert "<script" not in line and "<b>" not in line
+
+
+def test_an_edit_and_the_api_give_what_generate_gives(handlers):
+    fields = {"images": [item()], "instruction": "add a hat", "seed": 5}
+    ((edited, _),) = handlers.edit(fields, "me")
+    prompt = {"prompt": "<image:-1|fit=crop> add a hat", "images": [item()], "seed": 5}
+    (generated,) = handlers.images_of(prompt)
+    (by_api,) = handlers.images_of(fields)
+    assert pixels(edited["items"][0]) == pixels(generated) == pixels(by_api)
+
+
+def test_a_bad_line_of_a_batch_is_reported_and_the_others_go_on(handlers):
+    *_, (value, line) = handlers.batch({"lines": "a cat\n<image:/etc/passwd>\nadd a hat", "seed": 1}, "me")
+    assert [tile["prompt"] for tile in value["items"]] == ["a cat", "add a hat"]
+    assert "line 2: column 1: a prompt here can only name uploaded images" in line
+
+
+def test_a_comparison_has_one_seed_and_two_settings(handlers):
+    sides = [{"steps": 1, "guidance_scale": 3}, {"steps": 2, "guidance_scale": 1}]
+    *_, (value, _) = handlers.compare({"prompt": "a cat", "seed": -1}, sides, "me")
+    first, second = value["items"]
+    assert first["seed"] == second["seed"] and (first["label"], second["label"]) == ("A", "B")
+    assert (first["steps"], second["steps"]) == (1, 2)
+
+
+def test_a_dropped_image_restores_what_made_it(handlers):
+    fields = {"prompt": "a <image:-1|weight=0.5>", "images": [item()], "seed": 9, "steps": 1, "negative_prompt": "dog"}
+    (tile,) = handlers.images_of(fields)
+    dropped = {"name": tile["name"], "data": tile["src"]}
+    restored = handlers.restore(dropped, [[item("blue"), item()], []])
+    assert restored.notes == []
+    (again,) = handlers.images_of(restored.values)
+    assert pixels(again) == pixels(tile)
+    with pytest.raises(MissingError, match=r"cat\.png it was made from is not on this page"):
+        handlers.restore(dropped, [[item("blue")]])
+    with pytest.raises(MissingError, match=r"cat\.png holds no kgcli metadata"):
+        handlers.restore(item(), [])
+
+
+def test_a_restored_image_does_not_make_the_server_read_its_folders(handlers, tmp_path, monkeypatch):
+    """Its inputs lie beside the server under the very names in the metadata, and are not looked at."""
+    (tile,) = handlers.images_of({"prompt": "a <image:-1>", "images": [item()], "seed": 9})
+    (tmp_path / "cat.png").write_bytes(base64.b64decode(item()["data"]))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MissingError, match="not on this page"):
+        handlers.restore({"name": "x.png", "data": tile["src"]}, [])
+
+
+def test_a_cancelled_request_ends_at_its_next_step(handlers):
+    seen = []
+
+    def progress(done, total):
+        seen.append((done, total))
+        assert "cancelling" in handlers.cancel("me")
+
+    shown = list(handlers.generate({"prompt": "a cat", "num_images": 4, "seed": 1}, "me", progress))
+    assert seen == [(1, 8)] and shown[-1][1] == "<p>cancelled; nothing more is generated</p>"
+    assert "nothing is being generated" in handlers.cancel("me")
+
+
+def test_a_cancel_reaches_the_visitor_alone(handlers):
+    studio = handlers.studio
+
+    def progress(done, total):
+        studio.cancel("another")
+
+    shown = list(handlers.generate({"prompt": "a cat", "seed": 1}, "me", progress))
+    assert len(shown[-1][0]["items"]) == 1
+
+
+def test_requests_of_many_threads_wait_for_each_other(handlers):
+    results, failures = {}, []
+
+    def ask(seed):
+        try:
+            results[seed] = pixels(handlers.images_of({"prompt": "a cat", "seed": seed, "steps": 1})[0])
+        except CancelledError as error:  # pragma: no cover
+            failures.append(error)
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    alone = pixels(handlers.images_of({"prompt": "a cat", "seed": 3, "steps": 1})[0])
+    assert not failures and len(results) == 8 and results[3] == alone
+
+
+def test_an_image_of_the_page_replays_on_the_command_line(handlers, kg, tmp_path, tiny_model):
+    (tile,) = handlers.images_of({"prompt": "a cat", "seed": 2, "steps": 2})
+    (tmp_path / "made.png").write_bytes(base64.b64decode(tile["src"].split(",")[1]))
+    done = kg("generate", "--from", "made.png", "--model", tiny_model, "-o", "again.png")
+    assert done.code == 0, done.err
+    assert Image.open(tmp_path / "again.png").tobytes() == pixels(tile)
