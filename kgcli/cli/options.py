@@ -42,7 +42,8 @@ DEVICE = flag(
 DTYPE = flag(
     "--dtype",
     metavar="DTYPE",
-    help="Precision: auto, float32, float16 or bfloat16; default: auto, float32 on a CPU and for small models.",
+    help="Precision: auto, float32, float16 or bfloat16; default: auto, float32 for small models and on CPUs without "
+    "bfloat16 arithmetic.",
     complete=complete.dtypes,
 )
 QUANTIZE = flag(

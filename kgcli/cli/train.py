@@ -38,7 +38,8 @@ Tflops = Annotated[
     float | None,
     typer.Option(
         min=1e-6,
-        help="For the time estimate of --dry-run: what all processes reach together, in TFLOP/s.",
+        help="For the time estimate of --dry-run: what all processes reach together, in TFLOP/s; "
+        "default: the rate in the run's own log.",
         show_default=False,
     ),
 ]

@@ -20,6 +20,7 @@ from kgcli.training import sharded
 from kgcli.weights.tensor_files import check_archive, save_state, save_tensors
 
 FOLDER = "checkpoints"
+CACHES = ("pool", "hidden", "validation-pool")  # folders that say what they were made of: valid for the next run too
 RETIRED = "retired"  # folder of earlier runs, moved aside by --resume none
 # Errors of reading a truncated file, by where it was cut.
 UNREADABLE = (OSError, ValueError, TypeError, LookupError, EOFError, RuntimeError, SafetensorError, UnpicklingError)
@@ -114,7 +115,7 @@ def retire(run: Path) -> Path | None:
         place.mkdir()
         # The checkpoints last: until they have moved, the run can still be resumed.
         names = [path.name for path in run.iterdir() if path.name not in (RETIRED, FOLDER) and path.name[0] != "."]
-        for name in (*(name for name in names if name != "pool"), FOLDER):
+        for name in (*(name for name in names if name not in CACHES), FOLDER):
             (run / name).rename(place / name)
     return place
 

@@ -35,7 +35,7 @@ from kgcli.recipe import Recipe, dump_recipe
 from kgcli.training import checkpoint
 from kgcli.training.caches.hidden import make_hidden
 from kgcli.training.caches.moments import make_pool
-from kgcli.training.checks.data import check_batch_size, check_source
+from kgcli.training.checks.data import check_batch_size, check_hidden, check_source
 from kgcli.training.logging import Metrics, say
 from kgcli.training.parallel import find_processes, unsharded
 from kgcli.training.precision import autocast, gradient_scaler
@@ -62,7 +62,8 @@ class Run:
         self.recipe = recipe
         self.folder = Path(recipe.output_dir)
         self.source = open_source(recipe.data, recipe.image_size, stage.use)
-        check_source(recipe.stage, stage, self.source)
+        check_source(recipe.stage, stage.needs, self.source)
+        check_hidden(recipe, stage.uses_hidden, self.source)
         # Without `cpu` accelerate takes several CPU processes for as many separate runs.
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         torch.manual_seed(recipe.seed)
@@ -161,8 +162,6 @@ class Run:
 
     def _hidden(self, collator: Collator) -> HiddenStates:
         """Return the cached hidden states of the frozen MLLM, computed now if they are missing."""
-        if not self.stage.uses_hidden:
-            raise ConfigError(f"data.hidden: stage {self.recipe.stage} has no frozen MLLM whose states it could cache")
         model, folder = self.stage.model, self.folder / "hidden"
         assert isinstance(model, KosmosG), "a stage that takes hidden states has an MLLM"
         return make_hidden(folder, self.source, collator, model, self.processes, self.device, self.recipe.precision)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,7 +12,9 @@ from torch import Tensor
 from kgcli.data.batch import Batch
 from kgcli.errors import KgError
 from kgcli.training.parallel import OneProcess
-from kgcli.training.stages.base import Stage
+
+if TYPE_CHECKING:
+    from kgcli.training.stages.base import Stage
 
 
 class SplitLosses:

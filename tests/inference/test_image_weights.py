@@ -92,7 +92,7 @@ def test_more_subjects_than_a_model_combines_get_a_note(tiny_model, cat, caplog)
     assert not caplog.records  # the tiny model has no max_subjects
     shipped = engine.load(device="cpu").folder
     make_request(shipped, prompt)
-    assert "3 images" in caplog.text and "at most 2" in caplog.text
+    assert "3 subjects" in caplog.text and "at most 2" in caplog.text
     caplog.clear()
     make_request(shipped, prompt.replace(f"{cat}>", f"{cat}|weight=0>", 1))
     assert not caplog.records

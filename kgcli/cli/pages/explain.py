@@ -36,7 +36,7 @@ def explain(
     Writes the image, one overlay per reference and per word beside it, and a page with all of them:
     out.png, out-1-cat.png, out-2-dog.png, out-word-03-snow.png ..., out.html.
 
-    Example: kg explain "<image:cat.png> and <image:dog.png> in the snow" -s 1 -o out.png
+    Example: kg explain "<image:cat.png> in the snow" -s 1 -o out.png
     """
     set_up_logs(quiet=flags.quiet, verbose=flags.verbose, offline=flags.offline)
     plan = plan_prompt(prompt, flags)

@@ -7,15 +7,20 @@ import sys
 import threading
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kgcli.cli.logs import set_up_logs
+from kgcli.cli.options import DECODER, DEVICE, DTYPE, MODEL, OFFLINE, QUANTIZE, flag
 from kgcli.cli.parsing.command import App
 from kgcli.errors import UsageError
 from kgcli.runtime import check_quantize, choose_threads, set_threads
 from kgcli.weights.folder import open_model
+
+if TYPE_CHECKING:
+    from kgcli.app.settings import Offer
+    from kgcli.inference.model import Model
 
 app = App()
 PORT = 7860
@@ -24,27 +29,26 @@ PORT = 7860
 @app.command()
 def window(
     port: Annotated[int, typer.Option("--port", help="Port on 127.0.0.1.", min=1, max=65535)] = PORT,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", help="Model folder, Hub id or pulled name; default: the shipped nano model."),
-    ] = None,
-    decoder: Annotated[
-        str | None, typer.Option("--decoder", help="Image decoder: diffusers folder, Hub id or .safetensors.")
-    ] = None,
+    model: Annotated[str | None, MODEL] = None,
+    decoder: Annotated[str | None, DECODER] = None,
     lora: Annotated[
-        list[str] | None, typer.Option("--lora", metavar="FILE", help="LoRA that the page offers; repeatable.")
+        list[str] | None, flag("--lora", metavar="FILE", help="LoRA that the page offers; repeatable, default: none.")
     ] = None,
     controlnet_model: Annotated[
         list[str] | None,
-        typer.Option(
-            "--controlnet-model", metavar="KIND=FOLDER_OR_ID", help="ControlNet that the page offers; repeatable."
+        flag(
+            "--controlnet-model",
+            metavar="KIND=MODEL",
+            help="ControlNet that the page offers, folder or Hub id; repeatable, default: none.",
         ),
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="Device to run on: auto, cpu, cuda, cuda:1 or mps.")] = "auto",
-    dtype: Annotated[str, typer.Option("--dtype", help="Precision: auto, float32, float16 or bfloat16.")] = "auto",
-    offload: Annotated[str, typer.Option("--offload", help="Offload weights: none, model or sequential.")] = "none",
-    quantize: Annotated[str, typer.Option("--quantize", help="Quantize the MLLM: none, 8bit or 4bit.")] = "none",
-    offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
+    device: Annotated[str, DEVICE] = "auto",
+    dtype: Annotated[str, DTYPE] = "auto",
+    offload: Annotated[
+        str, typer.Option("--offload", help="Weights to keep off the GPU: none, model or sequential.")
+    ] = "none",
+    quantize: Annotated[str, QUANTIZE] = "none",
+    offline: Annotated[bool, OFFLINE] = False,
     open_browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
 ) -> None:
     """Open a page in the browser to generate, edit and compare images; stop it with Ctrl+C.
@@ -64,15 +68,21 @@ def window(
     offer = read_offer(folder, [str(Path(one).expanduser()) for one in lora or []], controlnet_model or [])
     print("loading the model", file=sys.stderr)
     set_threads(choose_threads(folder.num_bytes))
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     import kgcli.engine as engine
+
+    loaded = engine.load(folder, device=device, dtype=dtype, offload=offload, quantize=quantize, offline=offline)
+    _serve(loaded, offer, port, open_browser)
+
+
+def _serve(model: Model, offer: Offer, port: int, open_browser: bool) -> None:
+    """Show the page until Ctrl+C."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     from kgcli.app.handlers import Handlers
     from kgcli.app.page import Page
     from kgcli.app.serve import serving
     from kgcli.app.studio import Studio
 
-    loaded = engine.load(folder, device=device, dtype=dtype, offload=offload, quantize=quantize, offline=offline)
-    page = Page(Handlers(Studio(loaded), offer))
+    page = Page(Handlers(Studio(model), offer))
     with serving(page.build(), port) as address:
         print(address, flush=True)
         print("press Ctrl+C to stop", file=sys.stderr)

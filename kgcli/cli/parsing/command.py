@@ -34,7 +34,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Scoring": ("--weights", "--masks", "--segmenter", "--also", "--preset", "--real", "--judges"),
     "Output": (
         *("--out", "--to", "--grid", "--preview", "--json", "--no-metadata", "--overwrite", "--skip-existing"),
-        *("--shard-size", "--dry-run", "--list", "--names", "--quiet", "--verbose"),
+        *("--shard-size", "--dry-run", "--list", "--names", "--quiet", "--verbose", "--words"),
     ),
     "Model": (
         *("--model", "--decoder", "--clip", "--dict", "--spm", "--config", "--revision", "--accept", "--sha256"),
@@ -45,7 +45,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("--device", "--dtype", "--offload", "--quantize", "--threads", "--engine", "--workers"),
         *("--batch-size", "--compile", "--repeats"),
     ),
-    "Server": ("--host", "--port", "--queue", "--max-upload"),
+    "Server": ("--host", "--port", "--queue", "--max-upload", "--open"),
     "Import": (
         *("--column", "--split", "--all-captions", "--as-published", "--rows-per-shard", "--limit", "--stop-on-fault"),
     ),

@@ -38,11 +38,9 @@ def make_hidden(
     """Return the cached hidden states in a folder, computed now unless they are of these words and this MLLM.
 
     Raises:
-        ConfigError: the source is endless, or the MLLM has dropout, which a cache would leave out.
+        ConfigError: the MLLM has dropout, which a cache would leave out.
         KgError: a row cannot be read.
     """
-    if source.num_rows is None:
-        raise ConfigError("data.hidden: the source is endless: set data.pool and data.keep, or use files or shards")
     if model.mllm.dropout.p > 0:
         raise ConfigError("data.hidden: the MLLM has dropout, also while it is frozen; set model.mllm.dropout to 0")
     if processes.is_main:

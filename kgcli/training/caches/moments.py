@@ -13,10 +13,9 @@ from torch.utils.data import DataLoader
 
 from kgcli.data.pool import Pool, PoolImages, collate_pool
 from kgcli.data.sources.base import Source
-from kgcli.errors import KgError
+from kgcli.errors import ConfigError, KgError
 from kgcli.files import locked, write_whole
 from kgcli.model.diffusion import Diffusion
-from kgcli.training.checks.data import check_pool_source
 from kgcli.training.logging import say
 from kgcli.training.parallel import OneProcess
 from kgcli.training.precision import autocast
@@ -66,6 +65,18 @@ def make_pool(
                     write_whole(place / MADE_OF, json.dumps(made_of, indent=2) + "\n")
     processes.wait()
     return Pool(*folders)
+
+
+def check_pool_source(source: Source) -> None:
+    """Check that the VAE moments of a source can be cached.
+
+    Raises: ConfigError for an endless one.
+    """
+    if source.num_rows is None:
+        raise ConfigError(
+            "this stage works on cached VAE moments, and the nano world is endless: "
+            "set data.pool to the number of its images"
+        )
 
 
 def _name(made_of: dict[str, Any]) -> str:

@@ -6,15 +6,14 @@ from kgcli.data.batch import sample_fields
 from kgcli.data.sources.base import Source
 from kgcli.errors import ConfigError
 from kgcli.recipe import Recipe
-from kgcli.training.stages.base import Stage
 
 
-def check_source(name: str, stage: type[Stage], source: Source) -> None:
+def check_source(name: str, needs: frozenset[str], source: Source) -> None:
     """Check that all samples of a source have what a stage needs.
 
     Raises: ConfigError.
     """
-    missing = sample_fields(stage.needs) - source.gives
+    missing = sample_fields(needs) - source.gives
     if missing:
         raise ConfigError(
             f"stage {name} needs samples with {' and '.join(sorted(missing))}, "
@@ -34,13 +33,18 @@ def check_batch_size(recipe: Recipe, num_processes: int) -> None:
         )
 
 
-def check_pool_source(source: Source) -> None:
-    """Check that the VAE moments of a source can be cached.
+def check_hidden(recipe: Recipe, takes_them: bool, source: Source | None) -> None:
+    """Check that `data.hidden`, if it is set, can cache a frozen MLLM's states.
 
-    Raises: ConfigError for an endless one.
+    Args:
+        takes_them: the stage has a frozen MLLM and can read its states from a cache
+        source: the data, if they are on this machine
+
+    Raises: ConfigError.
     """
-    if source.num_rows is None:
-        raise ConfigError(
-            "this stage works on cached VAE moments, and the nano world is endless: "
-            "set data.pool to the number of its images"
-        )
+    if not recipe.data.hidden:
+        return
+    if not takes_them:
+        raise ConfigError(f"data.hidden: stage {recipe.stage} has no frozen MLLM whose states it could cache")
+    if source is not None and source.num_rows is None:
+        raise ConfigError("data.hidden: the source is endless: set data.pool and data.keep, or use files or shards")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ from kgcli.data.sources.base import Source
 from kgcli.errors import MissingError
 from kgcli.recipe import Recipe, command_of
 from kgcli.training import checkpoint
+from kgcli.training.caches.moments import check_pool_source
 from kgcli.training.checks.compute import ASSUMED, SampleSize, count_step, find_trained
-from kgcli.training.checks.data import check_batch_size, check_pool_source, check_source
+from kgcli.training.checks.data import check_batch_size, check_hidden, check_source
 from kgcli.training.checks.memory import GIB, LATENT_BYTES, Sizes, describe_disk, describe_memory, measure
 from kgcli.training.checks.shapes import AbsentTokenizer, ShapeSetup
 from kgcli.training.resume import recipe_changes
@@ -58,6 +60,7 @@ def describe(recipe: Recipe, resume: str = "auto", tflops: float | None = None) 
     check_batch_size(recipe, int(os.environ.get("WORLD_SIZE", "1")))
     missing: list[str] = []
     source = _open(recipe, stage_type, missing)
+    check_hidden(recipe, stage_type.uses_hidden, source)
     _check_watch(recipe, stage_type, missing)
     stage, notes = _build(recipe, stage_type, source, missing)
     stage.freeze()
@@ -88,7 +91,7 @@ def _open(recipe: Recipe, stage_type: type[Stage], missing: list[str]) -> Source
             raise
         missing += _missing_data(recipe, stage_type)
         return None
-    check_source(recipe.stage, stage_type, source)
+    check_source(recipe.stage, stage_type.needs, source)
     if stage_type.uses_pool:
         check_pool_source(source)
     return source
@@ -229,9 +232,11 @@ def _span(seconds: float) -> str:
 
 
 def _describe_launch(recipe: Recipe) -> list[str]:
-    command = command_of(recipe.stage)
+    command, size, accumulate = command_of(recipe.stage), recipe.data.batch_size, recipe.accumulate
+    num = math.gcd(size, 8)  # processes that divide the batch
+    settings = "" if size % (num * accumulate) == 0 else f" accumulate={math.gcd(size // num, accumulate)}"
     return [
         f"start with: kg {command} RECIPE",
-        f"on the 8 GPUs of a machine: torchrun --nproc_per_node=8 -m kgcli {command} RECIPE",
+        f"on {num} GPUs of a machine: torchrun --nproc_per_node={num} -m kgcli {command} RECIPE{settings}",
         f"or by accelerate's settings: accelerate launch -m kgcli {command} RECIPE",
     ]

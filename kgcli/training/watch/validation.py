@@ -16,11 +16,12 @@ from kgcli.errors import ConfigError
 from kgcli.model.randomness import StepRandom
 from kgcli.recipe import DataConfig, Recipe
 from kgcli.training.checks.data import check_source
+from kgcli.training.parallel import unsharded
 from kgcli.training.split import SplitLosses
-from kgcli.training.stages.base import Stage, Whole
 
 if TYPE_CHECKING:
     from kgcli.training.loop import Run
+    from kgcli.training.stages.base import Stage, Whole
 
 SEED = 1 << 21  # of held-out samples of the nano world: no recipe's own, see kgcli.config.Seed
 POOL = "validation-pool"  # folder inside a run folder: cached VAE moments of the held-out images
@@ -46,7 +47,7 @@ def held_out(recipe: Recipe) -> DataConfig:
 def open_held_out(recipe: Recipe, stage: type[Stage]) -> Source:
     """Open the held-out samples, checked as training's are. Raises: ConfigError, MissingError."""
     source = open_source(held_out(recipe), recipe.image_size, stage.use)
-    check_source(recipe.stage, stage, source)
+    check_source(recipe.stage, stage.needs, source)
     return source
 
 
@@ -70,7 +71,7 @@ class Validation:
         state = torch.get_rng_state()
         run.stage.eval()
         # Other shapes than training's may come up: compiling for them would take longer.
-        with run.trainer.averaged(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with run.trainer.averaged(), unsharded(run.stage), torch.no_grad(), torch.compiler.set_stance("force_eager"):
             for step in range(self.num_batches):
                 for named in self.losses(self.batches[step]):
                     names = list(named)
