@@ -157,7 +157,7 @@ def choose_seeds(given: int | Sequence[int] | None, num_images: int | None = Non
     Raises: UsageError.
     """
     if num_images is not None and not 1 <= num_images <= MAX_IMAGES:
-        raise UsageError(f"--num-images is {num_images}; it must be from 1 to {MAX_IMAGES}")
+        raise UsageError(f"num_images (--num-images) is {num_images}; it must be from 1 to {MAX_IMAGES}")
     seeds = [given] if isinstance(given, int) else list(given or [])
     for seed in seeds:
         check_seed(seed)

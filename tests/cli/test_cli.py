@@ -68,7 +68,7 @@ def test_version_and_help(kg):
         (["generate", "--nonsense"], "there is no option --nonsense"),
         (["generate"], "give one of"),
         (["generate", "a", "--from", "b.png"], "give one of"),
-        (["generate", "a", "-n", "0"], "--num-images is 0"),
+        (["generate", "a", "-n", "0"], "num_images (--num-images) is 0"),
         (["generate", "a", "-n", "x"], "-n"),
         (["generate", "a", "-s", "1", "-s", "2", "-n", "3"], "2 seeds give 2 images"),
         (["generate", "a", "-s", "-1"], "--seed is -1"),

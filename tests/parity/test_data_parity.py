@@ -110,6 +110,7 @@ KNOWN = {
     "README.md": "text",
     "tokenization*.json": "here",
     "loaders*.json": "here",
+    "loader_pieces.json": "test_loader_parity.py",
     "image_preprocess*.npz": "here",
     "official_keys_align.json": "here",
     "official_keys_final.json": "here",
