@@ -28,6 +28,7 @@ class Item:
 
     origin: str
     read: Callable[[], Iterable[Filled]]
+    size: int | None = None  # bytes of its image or text where that is cheap to tell; tells sources apart
 
 
 class Skipped(Exception):
@@ -73,6 +74,14 @@ class BrokenItem:
 def broken(origin: str, fault: Exception) -> Item:
     """Return an item that fails with a fault when it is read."""
     return Item(origin, BrokenItem(fault))
+
+
+def size_of(path: Path) -> int | None:
+    """Return the bytes of a file, None where it cannot be told."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
 
 
 def pair_of(data: bytes, caption: str, origin: str) -> Filled:

@@ -8,7 +8,17 @@ from pathlib import Path
 
 from kgcli.data.entries import data_files
 from kgcli.data.images import MAX_BYTES, SUFFIXES
-from kgcli.data.importers.base import Filled, ImportOptions, Item, broken, existing, files_of, pair_of, read_below
+from kgcli.data.importers.base import (
+    Filled,
+    ImportOptions,
+    Item,
+    broken,
+    existing,
+    files_of,
+    pair_of,
+    read_below,
+    size_of,
+)
 from kgcli.data.prompt import ImageRef, Prompt
 from kgcli.data.shards.records import Text, Written
 from kgcli.data.shards.write import as_member
@@ -38,7 +48,8 @@ class PlainText:
                     yield broken(origin, MissingError(f"{origin}: {value}"))
                     continue
                 line = Line(origin, value if isinstance(value, dict) else {"text": value})
-                yield Item(origin, partial(_read_text, line, options.columns.get("text")))
+                read = partial(_read_text, line, options.columns.get("text"))
+                yield Item(origin, read, sum(len(str(one)) for one in line.values.values()))
 
 
 class CaptionedFolder:
@@ -57,7 +68,7 @@ class CaptionedFolder:
         if not images:
             raise MissingError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
         for path in images:
-            yield Item(path.relative_to(folder).as_posix(), partial(_read_beside, path, folder))
+            yield Item(path.relative_to(folder).as_posix(), partial(_read_beside, path, folder), size_of(path))
 
 
 class Table:
