@@ -14,6 +14,7 @@ from kgcli.data.importers.base import (
     Item,
     Skipped,
     broken,
+    check_below,
     existing,
     files_of,
     number_images,
@@ -121,6 +122,8 @@ def _read_mmc4(line: bytes, origin: str, folder: Path) -> Iterable[Filled]:
     fragments: list[Fragment] = []
     for number, text in enumerate(texts):
         names = [name for place, name in places if place == number]
+        for name in names:
+            check_below(folder, name, origin)
         fragments += [read_below(folder, name, origin) for name in names if (folder / name).is_file()]
         fragments.append(text if not fragments else " " + text)
     return _document(fragments, origin)

@@ -120,6 +120,23 @@ def test_mmc4_puts_each_image_before_its_sentence(tmp_path, zipped):
     assert len(found) == 1 and len(faults) == 1 and skipped == ["none of its images is there"]
 
 
+@pytest.mark.parametrize("name", ["a" * 300 + ".jpg", "a/" * 3000 + "b.jpg", "a\0b.jpg", "ring/b.jpg"])
+def test_a_name_that_no_file_can_have_is_a_fault_of_its_line_alone(tmp_path, name):
+    (tmp_path / "a.png").write_bytes(image_bytes(1, suffix="png"))
+    (tmp_path / "ring").symlink_to("ring")
+    lines = [{"image": one, "caption": "a cat"} for one in (name, "a.png")]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    found, faults, _ = read("table", tmp_path / "a.jsonl")
+    assert len(found) == 1 and len(faults) == 1 and "line 1 names the image" in faults[0]
+    documents = [
+        {"text_list": ["A cat."], "image_info": [{"matched_text_index": 0, "image_name": one}]}
+        for one in (name, "a.png")
+    ]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(one) + "\n" for one in documents))
+    found, faults, _ = read("mmc4", tmp_path / "d.jsonl", images=tmp_path)
+    assert len(found) == 1 and len(faults) == 1 and "line 1 names the image" in faults[0]
+
+
 def test_obelics_finds_images_by_their_address_and_fetches_none(tmp_path):
     foreign.write_obelics(tmp_path / "docs")
     foreign.write_img2dataset(tmp_path / "images")
