@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from kgcli.data.importers.base import (
 from kgcli.data.prompt import ImageRef, Prompt
 from kgcli.data.shards.records import Text, Written
 from kgcli.data.shards.write import as_member
-from kgcli.data.sources.tables import Line, read_lines
+from kgcli.data.sources.tables import BadLine, Line, walk_lines
 from kgcli.data.textfiles import read_entries
 from kgcli.errors import KgError, MissingError, PromptError
 from kgcli.reading import read_bytes, read_text
@@ -82,8 +82,7 @@ class Table:
         """Yield the lines."""
         path = existing(source, what="file")
         named = [[options.columns[one]] if one in options.columns else names for one, names in _COLUMNS.items()]
-        for line in read_lines(path):
-            yield Item(line.origin, partial(_read_line, line, options.images or path.parent, named))
+        yield from _items_of(path, partial(_read_line, folder=options.images or path.parent, columns=named))
 
 
 class Prompts:
@@ -96,11 +95,18 @@ class Prompts:
     def items(self, source: str, options: ImportOptions) -> Iterator[Item]:
         """Yield the lines."""
         path = existing(source, what="file")
-        for line in read_lines(path):
-            yield Item(line.origin, partial(_read_prompt, line, options.images or path.parent))
+        yield from _items_of(path, partial(_read_prompt, folder=options.images or path.parent))
 
 
 _COLUMNS = {"image": ["image", "file_name", "path"], "caption": ["caption", "text"]}
+
+
+def _items_of(path: Path, read: Callable[[Line], Iterable[Filled]]) -> Iterator[Item]:
+    for line in walk_lines(path):
+        if isinstance(line, BadLine):
+            yield broken(line.origin, line.fault)
+        else:
+            yield Item(line.origin, partial(read, line))
 
 
 def _read_text(line: Line, column: str | None) -> Iterable[Filled]:

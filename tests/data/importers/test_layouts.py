@@ -181,6 +181,16 @@ def test_tables_prompts_and_texts(tmp_path):
     assert [record.text for record, _ in read("text", tmp_path / "t.txt")[0]] == ["one", "two"]
 
 
+@pytest.mark.parametrize("layout", ["table", "prompts"])
+def test_a_damaged_line_is_a_fault_and_the_next_is_read(tmp_path, layout):
+    (tmp_path / "a.png").write_bytes(image_bytes(1, suffix="png"))
+    line = json.dumps({"image": "a.png", "caption": "a cat", "prompt": "a <image:a.png>"})
+    (tmp_path / "a.jsonl").write_text(f'{line}\n{{"image": \n7\n{line}\n')
+    found, faults, _ = read(layout, tmp_path / "a.jsonl")
+    assert len(found) == 2
+    assert "a.jsonl line 2" in faults[0] and "line 3 is neither a text nor an object" in faults[1]
+
+
 @pytest.mark.parametrize("on_disk", ["arrow", "parquet"])
 def test_hugging_face_data_sets(tmp_path, on_disk):
     datasets = pytest.importorskip("datasets")
