@@ -10,6 +10,7 @@ from PIL import Image
 
 from kgcli.data.images import decode_image
 from kgcli.data.importers.base import ImportOptions, Skipped
+from kgcli.data.importers.documents import UrlImages
 from kgcli.data.importers.table import IMPORTERS, find_importer
 from kgcli.data.shards.records import Shown
 from kgcli.errors import KgError, MissingError, UsageError
@@ -145,6 +146,21 @@ def test_obelics_finds_images_by_their_address_and_fetches_none(tmp_path):
     record, images = found[0]
     assert record.fragments == (Shown(image="0.jpg"), "A cat.", "A dog.") and images["0.jpg"] == image_bytes(0)
     assert read("obelics", tmp_path / "docs")[2] == ["none of its images is there"] * 2
+
+
+def test_obelics_reads_images_when_they_are_needed_and_names_a_cut_tar(tmp_path):
+    foreign.write_obelics(tmp_path / "docs")
+    foreign.write_img2dataset(tmp_path / "images")
+    tar = tmp_path / "images" / "00001.tar"
+    tar.write_bytes(tar.read_bytes()[:700])
+    found, faults, _ = read("obelics", tmp_path / "docs", images=tmp_path / "images")
+    assert len(found) == 1 and len(faults) == 1 and "00001.tar is damaged" in faults[0]
+    images = UrlImages(tmp_path / "images")
+    assert images.read("https://example.org/0.jpg") == image_bytes(0)
+    assert images.read("https://example.org/99.jpg") is None
+    (tmp_path / "images" / "00000.tar").write_bytes(b"")
+    with pytest.raises(MissingError, match="00000.tar has become shorter"):
+        images.read("https://example.org/0.jpg")
 
 
 def test_captioned_folders_as_kohya_has_them(tmp_path):
