@@ -10,7 +10,7 @@ from typing import Protocol
 from kgcli.data.images import MAX_BYTES
 from kgcli.data.shards.records import Pair, Record
 from kgcli.data.shards.write import as_member
-from kgcli.errors import MissingError
+from kgcli.errors import MissingError, reason
 from kgcli.files import check_inside
 from kgcli.reading import read_bytes
 
@@ -28,6 +28,7 @@ class Item:
 
     origin: str
     read: Callable[[], Iterable[Filled]]
+    size: int | None = None  # bytes of its image or text where that is cheap to tell; tells sources apart
 
 
 class Skipped(Exception):
@@ -75,6 +76,14 @@ def broken(origin: str, fault: Exception) -> Item:
     return Item(origin, BrokenItem(fault))
 
 
+def size_of(path: Path) -> int | None:
+    """Return the bytes of a file, None where it cannot be told."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
 def pair_of(data: bytes, caption: str, origin: str) -> Filled:
     """Return an image and its caption as a record. Raises: ImageError."""
     suffix, content = as_member(data, origin)
@@ -86,13 +95,26 @@ def read_below(folder: Path, name: str, origin: str) -> bytes:
 
     Raises: MissingError that names `origin`, also for a name that leads out of the folder.
     """
-    if not name or Path(name).is_absolute() or ".." in Path(name).parts or "\\" in name or "\0" in name:
-        raise MissingError(f"{origin} names the image {name[:200]!r}, which is not a path below {folder}")
-    check_inside(folder, [name])
+    check_below(folder, name, origin)
     try:
         return read_bytes(folder / name, max_bytes=MAX_BYTES)
     except MissingError as error:
         raise MissingError(f"{origin}: {error}") from None
+
+
+def check_below(folder: Path, name: str, origin: str) -> None:
+    """See that a name in a foreign file is one that a file below a folder can have.
+
+    Raises: MissingError that names `origin`, also for a name that is too long.
+    """
+    if not name or Path(name).is_absolute() or ".." in Path(name).parts or "\\" in name or "\0" in name:
+        raise MissingError(f"{origin} names the image {name[:200]!r}, which is not a path below {folder}")
+    try:
+        check_inside(folder, [name])
+        (folder / name).is_file()  # raises for a name that is too long
+    except (OSError, ValueError, RuntimeError) as error:
+        why = "links in a ring" if isinstance(error, RuntimeError) else reason(error)
+        raise MissingError(f"{origin} names the image {name[:200]!r}: {why}") from None
 
 
 def number_images(images: Iterable[tuple[str, bytes]]) -> tuple[list[str], dict[str, bytes]]:

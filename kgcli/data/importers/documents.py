@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kgcli.data.images import MAX_BYTES
 from kgcli.data.importers.base import (
     Filled,
     ImportOptions,
     Item,
     Skipped,
     broken,
+    check_below,
     existing,
     files_of,
     number_images,
     read_below,
 )
-from kgcli.data.importers.img2dataset import IMAGES, parts_of_tar
+from kgcli.data.importers.img2dataset import IMAGES
 from kgcli.data.shards.layout import pyarrow_parts
 from kgcli.data.shards.records import Interleaved, Shown
+from kgcli.data.shards.tars import walk_tar
 from kgcli.data.shards.write import as_member
-from kgcli.errors import MissingError, UsageError
-from kgcli.reading import parse_json
+from kgcli.errors import MissingError, UsageError, reason
+from kgcli.reading import parse_json, read_bytes
 
 MAX_LINE = 64 * 2**20  # bytes of a document
 
@@ -65,6 +69,8 @@ class Obelics:
         """Yield the documents."""
         pyarrow, parquet = pyarrow_parts()
         by_url = None if options.images is None else UrlImages(options.images)
+        for name, fault in by_url.faults.items() if by_url else ():
+            yield broken(name, fault)
         for path in files_of(existing(source, what="file or folder"), (".parquet",), what="documents"):
             try:
                 file = parquet.ParquetFile(path)
@@ -80,29 +86,62 @@ class Obelics:
                 yield broken(path.name, MissingError(f"{path.name} is damaged: {str(error)[:200]}"))
 
 
+@dataclass(frozen=True)
+class TarPlace:
+    """The place of an image in a tar."""
+
+    tar: Path
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """Return the image's bytes. Raises: MissingError."""
+        try:
+            with self.tar.open("rb") as file:
+                file.seek(self.offset)
+                data = file.read(self.size)
+        except OSError as error:
+            raise MissingError(f"{self.tar.name} cannot be read: {reason(error)}") from None
+        if len(data) != self.size:
+            raise MissingError(f"{self.tar.name} has become shorter")
+        return data
+
+
 class UrlImages:
-    """Images by address, of a folder that img2dataset wrote: tars, or folders of files."""
+    """Images by address, of a folder that img2dataset wrote: tars, or folders of files; read when they are needed.
+
+    `faults` holds those of the tars that are damaged, by the name of the tar.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._files: dict[str, Path | bytes] = {}
+        self.faults: dict[str, MissingError] = {}
+        self._files: dict[str, Path | TarPlace] = {}
         for tar in sorted(folder.glob("*.tar")):
-            for _, parts in parts_of_tar(tar):
-                if not isinstance(parts, MissingError) and (
-                    image := next((parts[s] for s in IMAGES if s in parts), None)
-                ):
-                    self._note(parts.get(".json", b"{}"), image)
+            self._note_tar(tar)
         for path in sorted(folder.rglob("*.json")):
             image_path = next((p for suffix in IMAGES if (p := path.with_suffix(suffix)).is_file()), None)
             if image_path is not None:
                 self._note(path.read_bytes(), image_path)
 
     def read(self, url: str) -> bytes | None:
-        """Return the image of an address, None if it is not there."""
+        """Return the image of an address, None if it is not there. Raises: MissingError."""
         found = self._files.get(url)
-        return found.read_bytes() if isinstance(found, Path) else found
+        if isinstance(found, Path):
+            return read_bytes(found, max_bytes=MAX_BYTES)
+        return None if found is None else found.read()
 
-    def _note(self, told: bytes, image: Path | bytes) -> None:
+    def _note_tar(self, tar: Path) -> None:
+        try:
+            for found in walk_tar(tar):
+                names = {f".{suffix.lower()}": suffix for suffix in found.members}
+                if (image := next((names[suffix] for suffix in IMAGES if suffix in names), None)) is not None:
+                    told = found.members[names[".json"]] if ".json" in names else b"{}"
+                    self._note(told, TarPlace(tar, found.places[image], len(found.members[image])))
+        except MissingError as error:
+            self.faults[tar.name] = error
+
+    def _note(self, told: bytes, image: Path | TarPlace) -> None:
         try:
             value = parse_json(told, name="a download's record")
         except MissingError:
@@ -121,6 +160,8 @@ def _read_mmc4(line: bytes, origin: str, folder: Path) -> Iterable[Filled]:
     fragments: list[Fragment] = []
     for number, text in enumerate(texts):
         names = [name for place, name in places if place == number]
+        for name in names:
+            check_below(folder, name, origin)
         fragments += [read_below(folder, name, origin) for name in names if (folder / name).is_file()]
         fragments.append(text if not fragments else " " + text)
     return _document(fragments, origin)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kgcli.data.images import MAX_BYTES
-from kgcli.data.importers.base import Filled, ImportOptions, Item, broken, existing, pair_of
+from kgcli.data.importers.base import Filled, ImportOptions, Item, broken, existing, pair_of, size_of
 from kgcli.data.shards.tars import walk_tar
 from kgcli.errors import MissingError
 from kgcli.reading import parse_json, read_bytes
@@ -35,7 +35,7 @@ class Img2Dataset:
         for place in folders:
             for path in sorted(path for path in place.iterdir() if path.suffix.lower() in IMAGES):
                 num += 1
-                yield Item(f"{place.name}/{path.stem}", partial(_read_files, path))
+                yield Item(f"{place.name}/{path.stem}", partial(_read_files, path), size_of(path))
         if not tars and not num:
             raise MissingError(f"{folder} holds no tars and no images of img2dataset")
 
@@ -54,7 +54,10 @@ def parts_of_tar(path: Path) -> Iterator[tuple[str, Parts | MissingError]]:
 def _of_tar(path: Path) -> Iterator[Item]:
     for key, parts in parts_of_tar(path):
         origin = f"{path.name} {key}"
-        yield broken(origin, parts) if isinstance(parts, MissingError) else Item(origin, partial(_read, parts, origin))
+        if isinstance(parts, MissingError):
+            yield broken(origin, parts)
+        else:
+            yield Item(origin, partial(_read, parts, origin), sum(map(len, parts.values())))
 
 
 def _read_files(path: Path) -> Iterable[Filled]:

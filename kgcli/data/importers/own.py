@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
 from kgcli.data.entries import data_files
 from kgcli.data.images import MAX_BYTES, SUFFIXES
-from kgcli.data.importers.base import Filled, ImportOptions, Item, broken, existing, files_of, pair_of, read_below
+from kgcli.data.importers.base import (
+    Filled,
+    ImportOptions,
+    Item,
+    broken,
+    existing,
+    files_of,
+    pair_of,
+    read_below,
+    size_of,
+)
 from kgcli.data.prompt import ImageRef, Prompt
 from kgcli.data.shards.records import Text, Written
 from kgcli.data.shards.write import as_member
-from kgcli.data.sources.tables import Line, read_lines
+from kgcli.data.sources.tables import BadLine, Line, walk_lines
 from kgcli.data.textfiles import read_entries
 from kgcli.errors import KgError, MissingError, PromptError
 from kgcli.reading import read_bytes, read_text
@@ -38,7 +48,8 @@ class PlainText:
                     yield broken(origin, MissingError(f"{origin}: {value}"))
                     continue
                 line = Line(origin, value if isinstance(value, dict) else {"text": value})
-                yield Item(origin, partial(_read_text, line, options.columns.get("text")))
+                read = partial(_read_text, line, options.columns.get("text"))
+                yield Item(origin, read, sum(len(str(one)) for one in line.values.values()))
 
 
 class CaptionedFolder:
@@ -57,7 +68,7 @@ class CaptionedFolder:
         if not images:
             raise MissingError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
         for path in images:
-            yield Item(path.relative_to(folder).as_posix(), partial(_read_beside, path, folder))
+            yield Item(path.relative_to(folder).as_posix(), partial(_read_beside, path, folder), size_of(path))
 
 
 class Table:
@@ -71,8 +82,7 @@ class Table:
         """Yield the lines."""
         path = existing(source, what="file")
         named = [[options.columns[one]] if one in options.columns else names for one, names in _COLUMNS.items()]
-        for line in read_lines(path):
-            yield Item(line.origin, partial(_read_line, line, options.images or path.parent, named))
+        yield from _items_of(path, partial(_read_line, folder=options.images or path.parent, columns=named))
 
 
 class Prompts:
@@ -85,11 +95,18 @@ class Prompts:
     def items(self, source: str, options: ImportOptions) -> Iterator[Item]:
         """Yield the lines."""
         path = existing(source, what="file")
-        for line in read_lines(path):
-            yield Item(line.origin, partial(_read_prompt, line, options.images or path.parent))
+        yield from _items_of(path, partial(_read_prompt, folder=options.images or path.parent))
 
 
 _COLUMNS = {"image": ["image", "file_name", "path"], "caption": ["caption", "text"]}
+
+
+def _items_of(path: Path, read: Callable[[Line], Iterable[Filled]]) -> Iterator[Item]:
+    for line in walk_lines(path):
+        if isinstance(line, BadLine):
+            yield broken(line.origin, line.fault)
+        else:
+            yield Item(line.origin, partial(read, line))
 
 
 def _read_text(line: Line, column: str | None) -> Iterable[Filled]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -86,7 +87,7 @@ def run_import(plan: ImportPlan, report: Callable[[str], object] = lambda text: 
         remove_leftovers(plan.folder)
         for number, items in enumerate(_chunks(plan)):
             path = plan.folder / shard_name(plan.name, number)
-            notes = _done(path, plan, len(items))
+            notes = _done(path, plan, items)
             if notes is None:
                 notes = _make_shard(path, plan, number, items)
                 report(f"{path.name}: {sum(notes['kinds'].values()):,} rows, {notes['faults']:,} faults")
@@ -122,16 +123,26 @@ def _chunks(plan: ImportPlan) -> Iterator[list[Item]]:
         yield chunk
 
 
-def _done(path: Path, plan: ImportPlan, num_items: int) -> dict[str, Any] | None:
-    """Return the notes of a shard that is there, None if it has to be made."""
+def _done(path: Path, plan: ImportPlan, items: list[Item]) -> dict[str, Any] | None:
+    """Return the notes of a shard that is there, None if it has to be made.
+
+    Raises: UsageError where it holds other items, as another source of the same name gives.
+    """
     if not path.is_file():
         return None
     notes = read_notes(path)
     if not notes:  # killed between the tar and its index
         return None
-    if notes.get("made_by") != plan.facts():
+    num_items = notes.get("items", 0)
+    if notes.get("made_by") != plan.facts() or notes.get("digest") != _digest(items[:num_items]):
         raise UsageError(f"{path} is of another import or source; give another --to or --name")
-    return _with_entry(path, notes) if notes["items"] == num_items else None  # the last of a shorter limit
+    return _with_entry(path, notes) if len(items) == num_items else None  # the last of a shorter limit
+
+
+def _digest(items: list[Item]) -> str:
+    """Return the hash of what tells items from those of another source: their origins and sizes."""
+    told = json.dumps([(item.origin, item.size) for item in items])
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def _make_shard(path: Path, plan: ImportPlan, number: int, items: list[Item]) -> dict[str, Any]:
@@ -159,6 +170,7 @@ def _make_shard(path: Path, plan: ImportPlan, number: int, items: list[Item]) ->
     notes = {
         "made_by": plan.facts(),
         "items": len(items),
+        "digest": _digest(items),
         "kinds": _count(row.record for row in rows),
         "skipped": skipped,
         "faults": faults,

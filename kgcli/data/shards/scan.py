@@ -15,6 +15,7 @@ from kgcli.data.images import DECODER_ERRORS, FORMATS
 from kgcli.data.shards import storage
 from kgcli.data.shards.layout import index_schema, pyarrow_parts
 from kgcli.data.shards.records import KINDS, MAX_RECORD_BYTES
+from kgcli.data.shards.tars import split_name
 from kgcli.errors import MissingError
 
 IMAGES = ("jpg", "jpeg", "png", "webp")  # of foreign shards: the first that a row has is its image
@@ -89,7 +90,7 @@ def _groups(stream: IO[bytes], size: int) -> Iterator[_Group]:
                 continue
             if member.offset_data + member.size > size:
                 raise tarfile.ReadError("unexpected end of data")
-            key, suffix = _split(member.name)
+            key, suffix = split_name(member.name)
             if not suffix:
                 continue
             if key != current.key and current.members:
@@ -102,13 +103,6 @@ def _groups(stream: IO[bytes], size: int) -> Iterator[_Group]:
         stream.seek(tar.offset)  # where tarfile stopped, silently even at half a header
         if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError("no end of the archive")
-
-
-def _split(name: str) -> tuple[str, str]:
-    """Return key and suffix of a member's name: what comes before and after the first dot of its last part."""
-    folder, slash, last = name.removeprefix("./").rpartition("/")
-    base, _, suffix = last.partition(".")
-    return f"{folder}{slash}{base}", suffix if base else ""
 
 
 def _row(group: _Group, stream: IO[bytes]) -> dict[str, Any] | None:

@@ -20,8 +20,18 @@ class KeyFiles:
     places: dict[str, int] = field(default_factory=dict, repr=False)
 
 
+def split_name(name: str) -> tuple[str, str]:
+    """Return key and suffix of a member's name: what comes before and after the first dot of its last part.
+
+    The suffix is empty for a file that belongs to no sample.
+    """
+    folder, slash, last = name.removeprefix("./").rpartition("/")
+    base, _, suffix = last.partition(".")
+    return f"{folder}{slash}{base}", suffix if base else ""
+
+
 def walk_tar(path: Path) -> Iterator[KeyFiles]:
-    """Yield the files of each key: neighbours whose names agree up to the first dot; folders in names are ignored.
+    """Yield the files of each key: neighbours whose folders are the same and whose names agree up to the first dot.
 
     Raises: MissingError at the place where the tar is damaged, after what comes before it; also for one that ends
         without a tar's end mark, as a cut between two files leaves it.
@@ -32,7 +42,9 @@ def walk_tar(path: Path) -> Iterator[KeyFiles]:
             for member in tar:
                 if not member.isfile():
                     continue
-                key, _, suffix = member.name.rpartition("/")[2].partition(".")
+                key, suffix = split_name(member.name)
+                if not suffix:
+                    continue
                 if key != found.key:
                     if found.members:
                         yield found

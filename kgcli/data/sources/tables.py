@@ -36,31 +36,55 @@ class Line:
         raise MissingError(f"{self.origin} has no {' or '.join(names)}; it has {there}")
 
 
+@dataclass(frozen=True)
+class BadLine:
+    """A line that cannot be read."""
+
+    origin: str
+    fault: MissingError
+
+
 def read_lines(path: Path) -> list[Line]:
     """Return the lines of a file by its suffix.
 
     Raises: MissingError that names the file and the line; UsageError for another kind of file.
     """
+    lines = []
+    for one in walk_lines(path):
+        if isinstance(one, BadLine):
+            raise one.fault
+        lines.append(one)
+    return lines
+
+
+def walk_lines(path: Path) -> Iterator[Line | BadLine]:
+    """Yield the lines of a file by its suffix, a damaged one with its fault.
+
+    Raises: MissingError where the file as a whole cannot be read; UsageError for another kind of file.
+    """
     if path.suffix not in SUFFIXES:
         raise UsageError(f"data.sources: {path} is none of {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise MissingError(f"data.sources: there is no file {path}")
-    lines = _read_parquet(path) if path.suffix == ".parquet" else list(_read_texts(path))
-    if not lines:
+    empty = True
+    for line in _read_parquet(path) if path.suffix == ".parquet" else _read_texts(path):
+        empty = False
+        yield line
+    if empty:
         raise MissingError(f"data.sources: {path} is empty")
-    return lines
 
 
-def _read_texts(path: Path) -> Iterator[Line]:
+def _read_texts(path: Path) -> Iterator[Line | BadLine]:
     for place, value in read_entries(str(path), max_bytes=MAX_BYTES):
         origin = f"{path} {place}"
-        if isinstance(value, KgError):
-            raise MissingError(f"{origin}: {value}")
         if isinstance(value, str):
             value = {"caption": value}
-        if not isinstance(value, dict):
-            raise MissingError(f"{origin} is neither a text nor an object with names")
-        yield Line(origin, value)
+        if isinstance(value, KgError):
+            yield BadLine(origin, MissingError(f"{origin}: {value}"))
+        elif not isinstance(value, dict):
+            yield BadLine(origin, MissingError(f"{origin} is neither a text nor an object with names"))
+        else:
+            yield Line(origin, value)
 
 
 def _read_parquet(path: Path) -> list[Line]:

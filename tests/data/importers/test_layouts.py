@@ -10,6 +10,7 @@ from PIL import Image
 
 from kgcli.data.images import decode_image
 from kgcli.data.importers.base import ImportOptions, Skipped
+from kgcli.data.importers.documents import UrlImages
 from kgcli.data.importers.table import IMPORTERS, find_importer
 from kgcli.data.shards.records import Shown
 from kgcli.errors import KgError, MissingError, UsageError
@@ -120,6 +121,23 @@ def test_mmc4_puts_each_image_before_its_sentence(tmp_path, zipped):
     assert len(found) == 1 and len(faults) == 1 and skipped == ["none of its images is there"]
 
 
+@pytest.mark.parametrize("name", ["a" * 300 + ".jpg", "a/" * 3000 + "b.jpg", "a\0b.jpg", "ring/b.jpg"])
+def test_a_name_that_no_file_can_have_is_a_fault_of_its_line_alone(tmp_path, name):
+    (tmp_path / "a.png").write_bytes(image_bytes(1, suffix="png"))
+    (tmp_path / "ring").symlink_to("ring")
+    lines = [{"image": one, "caption": "a cat"} for one in (name, "a.png")]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    found, faults, _ = read("table", tmp_path / "a.jsonl")
+    assert len(found) == 1 and len(faults) == 1 and "line 1 names the image" in faults[0]
+    documents = [
+        {"text_list": ["A cat."], "image_info": [{"matched_text_index": 0, "image_name": one}]}
+        for one in (name, "a.png")
+    ]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(one) + "\n" for one in documents))
+    found, faults, _ = read("mmc4", tmp_path / "d.jsonl", images=tmp_path)
+    assert len(found) == 1 and len(faults) == 1 and "line 1 names the image" in faults[0]
+
+
 def test_obelics_finds_images_by_their_address_and_fetches_none(tmp_path):
     foreign.write_obelics(tmp_path / "docs")
     foreign.write_img2dataset(tmp_path / "images")
@@ -128,6 +146,21 @@ def test_obelics_finds_images_by_their_address_and_fetches_none(tmp_path):
     record, images = found[0]
     assert record.fragments == (Shown(image="0.jpg"), "A cat.", "A dog.") and images["0.jpg"] == image_bytes(0)
     assert read("obelics", tmp_path / "docs")[2] == ["none of its images is there"] * 2
+
+
+def test_obelics_reads_images_when_they_are_needed_and_names_a_cut_tar(tmp_path):
+    foreign.write_obelics(tmp_path / "docs")
+    foreign.write_img2dataset(tmp_path / "images")
+    tar = tmp_path / "images" / "00001.tar"
+    tar.write_bytes(tar.read_bytes()[:700])
+    found, faults, _ = read("obelics", tmp_path / "docs", images=tmp_path / "images")
+    assert len(found) == 1 and len(faults) == 1 and "00001.tar is damaged" in faults[0]
+    images = UrlImages(tmp_path / "images")
+    assert images.read("https://example.org/0.jpg") == image_bytes(0)
+    assert images.read("https://example.org/99.jpg") is None
+    (tmp_path / "images" / "00000.tar").write_bytes(b"")
+    with pytest.raises(MissingError, match="00000.tar has become shorter"):
+        images.read("https://example.org/0.jpg")
 
 
 def test_captioned_folders_as_kohya_has_them(tmp_path):
@@ -162,6 +195,16 @@ def test_tables_prompts_and_texts(tmp_path):
     assert len(found) == 1 and len(faults) == 3
     (tmp_path / "t.txt").write_text("one\n\ntwo\n")
     assert [record.text for record, _ in read("text", tmp_path / "t.txt")[0]] == ["one", "two"]
+
+
+@pytest.mark.parametrize("layout", ["table", "prompts"])
+def test_a_damaged_line_is_a_fault_and_the_next_is_read(tmp_path, layout):
+    (tmp_path / "a.png").write_bytes(image_bytes(1, suffix="png"))
+    line = json.dumps({"image": "a.png", "caption": "a cat", "prompt": "a <image:a.png>"})
+    (tmp_path / "a.jsonl").write_text(f'{line}\n{{"image": \n7\n{line}\n')
+    found, faults, _ = read(layout, tmp_path / "a.jsonl")
+    assert len(found) == 2
+    assert "a.jsonl line 2" in faults[0] and "line 3 is neither a text nor an object" in faults[1]
 
 
 @pytest.mark.parametrize("on_disk", ["arrow", "parquet"])

@@ -59,6 +59,21 @@ def test_a_second_import_makes_only_what_is_missing(photos, tmp_path):
         run_import(plan(photos, out, rows_per_shard=4))
 
 
+def test_another_source_of_the_same_name_is_refused(photos, tmp_path):
+    out = tmp_path / "out"
+    run_import(plan(photos, out))
+    before = hashes(out)
+    for number, names in enumerate((["0", "1", "2"], ["a", "b"])):  # other images of the same names; other names
+        other = tmp_path / str(number) / photos.name
+        other.mkdir(parents=True)
+        for name in names:
+            (other / f"{name}.jpg").write_bytes(image_bytes(1, side=90))
+            (other / f"{name}.txt").write_text("another caption")
+        with pytest.raises(UsageError, match="another import or source"):
+            run_import(plan(other, out))
+    assert hashes(out) == before
+
+
 def test_a_longer_limit_goes_on(photos, tmp_path):
     out = tmp_path / "out"
     run_import(plan(photos, out, limit=2))

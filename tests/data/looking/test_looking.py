@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 import subprocess
+import tarfile
 
 import foreign
 import numpy as np
@@ -13,6 +14,7 @@ from kgcli.data.looking.sheet import write_sheet
 from kgcli.data.looking.stats import stats_of
 from kgcli.data.looking.validate import validate
 from kgcli.data.shards.records import Compositional, Edit, Entity, Interleaved, Pair, Shown, Text, Written
+from kgcli.data.shards.scan import scan_tar
 from kgcli.data.shards.write import Row, ShardWriter, encode_image, write_dataset
 
 HOSTILE = 'a <script>alert(1)</script> & " cat'
@@ -103,6 +105,20 @@ def test_shards_of_other_programs(tmp_path):
     stats = stats_of(tmp_path / "laion").as_dict()
     assert stats["kinds"] == {"pair": 2} and stats["faults"] == 1
     assert "caption 1" in write_sheet(tmp_path / "laion", num=5)
+
+
+def test_samples_in_folders_of_their_own_stay_apart(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for number in range(2):
+            foreign.add_member(tar, f"./000{number}/image.jpg", foreign.image_bytes(number))
+            foreign.add_member(tar, f"./000{number}/image.txt", f"caption {number}".encode())
+        foreign.add_member(tar, "README", b"of no sample")
+    found = list(read_rows(tmp_path / "x.tar"))
+    assert [(row.key, row.record.caption) for row in found] == [
+        ("0000/image", "caption 0"),
+        ("0001/image", "caption 1"),
+    ]
+    assert [row["key"] for row in scan_tar(str(tmp_path / "x.tar")).table.to_pylist()] == [row.key for row in found]
 
 
 def test_statistics(shards):
