@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kgcli.data.folders import read_below
 from kgcli.data.importers.base import (
     Filled,
     ImportOptions,
@@ -17,7 +18,6 @@ from kgcli.data.importers.base import (
     existing,
     files_of,
     number_images,
-    read_below,
 )
 from kgcli.data.importers.img2dataset import IMAGES, parts_of_tar
 from kgcli.data.shards.layout import pyarrow_parts
