@@ -5,8 +5,9 @@ import os
 import shutil
 import threading
 from collections import Counter
+from contextlib import contextmanager
 from functools import partial
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from kgcli.data.shards.index import open_index
 from kgcli.data.shards.layout import index_path
 from kgcli.data.shards.order import WindowOrder
 from kgcli.data.shards.records import Compositional, Edit, Entity, Interleaved, Pair, Shown, Text, Written
-from kgcli.data.shards.storage import list_shards
+from kgcli.data.shards.storage import list_shards, read_range
 from kgcli.data.shards.write import Row, encode_image, write_shard
 from kgcli.data.sources import open_source
 from kgcli.errors import MissingError, UsageError
@@ -546,28 +547,52 @@ def test_shards_of_a_web_server_are_read_and_may_vanish(shards):
         server.server_close()
 
 
-class _Whole(BaseHTTPRequestHandler):
-    """A web server that sends whole files."""
+class _Endless(BaseHTTPRequestHandler):
+    """A web server that announces large files and sends only their beginning, until it is stopped."""
+
+    def __init__(self, status, content_range, stopped, *given):
+        self.status, self.content_range, self.stopped = status, content_range, stopped
+        super().__init__(*given)
 
     def do_GET(self):
-        self.send_response(200)
-        self.send_header("Content-Length", "3")
+        self.send_response(self.status)
+        self.send_header("Content-Length", str(10**12))
+        if self.content_range:
+            self.send_header("Content-Range", self.content_range)
         self.end_headers()
         self.wfile.write(b"abc")
+        self.wfile.flush()
+        self.stopped.wait(60)
 
     def log_message(self, *given):
         pass
 
 
-def test_places_that_cannot_be_read_at_all_say_why():
-    server = HTTPServer(("127.0.0.1", 0), _Whole)
+@contextmanager
+def endless(status, content_range=""):
+    """Serve an endless file; yields its URL."""
+    stopped = threading.Event()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Endless, status, content_range, stopped))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        with pytest.raises(UsageError, match="does not serve ranges of bytes; download the shard"):
-            shard_source(f"http://127.0.0.1:{server.server_port}/a.tar")
+        yield f"http://127.0.0.1:{server.server_port}/a.tar"
     finally:
+        stopped.set()
         server.shutdown()
         server.server_close()
+
+
+def test_no_more_is_read_of_a_server_than_was_asked_for():
+    with endless(206, "bytes 0-1/1000") as url:
+        assert read_range(url, 0, 2) == b"ab"
+    for told in ("", "bytes 5-6/1000", "bytes 0-999/1000", "bytes */1000"):
+        with endless(206, told) as url, pytest.raises(MissingError, match="other bytes than those asked for"):
+            read_range(url, 0, 2)
+
+
+def test_places_that_cannot_be_read_at_all_say_why():
+    with endless(200) as url, pytest.raises(UsageError, match="does not serve ranges of bytes; download the shard"):
+        shard_source(url)
     with pytest.raises(UsageError, match=r"nothing://x/a\.tar is no URL that can be read"):
         shard_source("nothing://x/a.tar")
     with pytest.raises(UsageError, match="a web server lists no files"):
