@@ -217,6 +217,38 @@ def test_img2datasets_own_parquet_is_left_alone(shards):
     assert theirs.read_bytes() == before and len(list(shards.iterdir())) == 5
 
 
+@pytest.mark.parametrize(
+    ("own", "notes"),
+    [
+        ({"members": []}, b"{}"),
+        ({"members": None}, b"{}"),
+        ({"members": [None]}, b"{}"),
+        ({"members": [{"name": None, "offset": 0, "size": 1}]}, b"{}"),
+        ({"members": [{"name": "jpg", "offset": None, "size": 1}]}, b"{}"),
+        ({"members": "jpg"}, b"{}"),
+        ({"kind": "video"}, b"{}"),
+        ({"kind": None}, b"{}"),
+        ({"key": None}, b"{}"),
+        ({"key": b"\xff"}, b"{}"),
+        ({"width": None}, b"{}"),
+        ({"flags": 3}, b"{}"),
+        ({}, b"no JSON"),
+        ({}, b"[" * 10**5),
+        ({}, b"[]"),
+        ({}, b'{"sha256": 3}'),
+    ],
+)
+def test_a_foreign_table_in_an_indexs_place_is_left_alone(shards, own, notes):
+    import pyarrow.parquet
+
+    line = {"key": "a", "kind": "pair", "width": 1, "height": 1, "num_tokens": 0, "sha256": "", "flags": []}
+    line["members"] = [{"name": "jpg", "offset": 0, "size": 1}]
+    table = pyarrow.Table.from_pylist([line | own]).replace_schema_metadata({b"kgcli": notes})
+    pyarrow.parquet.write_table(table, index_path(shards / "00000.tar"))
+    source = shard_source(shards, filters={"min_side": 2, "kinds": ["pair"]})
+    assert sorted(numbers_of(source.sample(number) for number in range(19))) == list(range(19))
+
+
 # ---------------------------------------------------------------- other programs
 
 
