@@ -108,3 +108,70 @@ def test_the_name_of_a_dataset_is_no_path_of_the_recipes_folder(tmp_path):
         assert load_recipe(str(tmp_path / "a.yaml")).data.sources[0].path == expected
     (tmp_path / "a.yaml").write_text(recipe + "  - {kind: shards, path: 's3://bucket/{0..3}.tar'}\n")
     assert load_recipe(str(tmp_path / "a.yaml")).data.sources[0].path == "s3://bucket/{0..3}.tar"
+
+
+def foreign_folder(tmp_path):
+    """Return a folder whose README.md names a file outside it."""
+    (tmp_path / "private").mkdir()
+    rows(2, caption="secret").to_parquet(tmp_path / "private" / "x.parquet")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    files = f"configs:\n- config_name: default\n  data_files: {tmp_path}/private/x.parquet\n"
+    (folder / "README.md").write_text(f"---\n{files}---\n")
+    return folder
+
+
+def test_the_readme_of_a_folder_chooses_no_file(tmp_path):
+    folder = foreign_folder(tmp_path)
+    with pytest.raises(MissingError, match="holds no parquet"):
+        opened(folder, columns={"caption": "secret"})
+    rows(5).to_parquet(folder / "a [1].parquet")
+    assert opened(folder).num_rows == 5
+
+
+def test_a_link_out_of_a_folder_is_no_data_file(tmp_path):
+    folder = foreign_folder(tmp_path)
+    (folder / "x.parquet").symlink_to(tmp_path / "private" / "x.parquet")
+    with pytest.raises(MissingError, match="leads out of"):
+        opened(folder, columns={"caption": "secret"})
+
+
+def test_a_saved_dataset_names_no_file_elsewhere(tmp_path):
+    rows(2).save_to_disk(tmp_path / "private")
+    rows(3).save_to_disk(tmp_path / "set")
+    state = (tmp_path / "set" / "state.json").read_text()
+    name = next((tmp_path / "private").glob("*.arrow")).name
+    (tmp_path / "set" / "state.json").write_text(state.replace(name, f"../private/{name}"))
+    with pytest.raises(MissingError, match="which is not in its folder"):
+        opened(tmp_path / "set")
+
+
+def test_a_cell_names_only_files_below_the_folder(tmp_path):
+    solid(1).save(tmp_path / "x.png")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    solid(2).save(folder / "y.png")
+    places = [tmp_path / "x.png", "../x.png", folder / "y.png"]
+    images = [{"bytes": None, "path": str(place)} for place in places]
+    features = {"image": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}}
+    found = datasets.Dataset.from_dict({"image": images, "caption": ["a", "b", "c"]}, features=datasets.Features(
+        features | {"caption": datasets.Value("string")}))  # fmt: skip
+    found.to_parquet(folder / "train.parquet")
+    source = opened(folder)
+    for row in (0, 1):
+        with pytest.raises(MissingError, match="not a path below"):
+            source.load(row, row)
+    assert source.load(2, 2).caption == "c"
+
+
+def test_splits_are_found_in_names(tmp_path):
+    for name, num in (("data/train-00000-of-00001", 3), ("data/extra-00000-of-00001", 2)):
+        (tmp_path / "a" / name).parent.mkdir(parents=True, exist_ok=True)
+        rows(num).to_parquet(tmp_path / "a" / f"{name}.parquet")
+    assert opened(tmp_path / "a").num_rows == 3 and opened(tmp_path / "a", split="extra").num_rows == 2
+    for name, num in (("val", 3), ("my-test", 2)):
+        (tmp_path / "b" / name).mkdir(parents=True)
+        rows(num).to_parquet(tmp_path / "b" / name / "x.parquet")
+    assert opened(tmp_path / "b", split="validation").num_rows == 3
+    with pytest.raises(MissingError, match="has no split train; it has test, validation"):
+        opened(tmp_path / "b")

@@ -7,12 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from kgcli.data.images import MAX_BYTES
 from kgcli.data.shards.records import Pair, Record
 from kgcli.data.shards.write import as_member
-from kgcli.errors import MissingError, reason
-from kgcli.files import check_inside
-from kgcli.reading import read_bytes
+from kgcli.errors import MissingError
 
 MAX_LINE = 512 * 2**20  # bytes of a line with images in base64
 
@@ -88,33 +85,6 @@ def pair_of(data: bytes, caption: str, origin: str) -> Filled:
     """Return an image and its caption as a record. Raises: ImageError."""
     suffix, content = as_member(data, origin)
     return Pair(image=suffix, caption=caption, origin=origin), {suffix: content}
-
-
-def read_below(folder: Path, name: str, origin: str) -> bytes:
-    """Return the bytes of an image that a foreign file names, which must be in a folder.
-
-    Raises: MissingError that names `origin`, also for a name that leads out of the folder.
-    """
-    check_below(folder, name, origin)
-    try:
-        return read_bytes(folder / name, max_bytes=MAX_BYTES)
-    except MissingError as error:
-        raise MissingError(f"{origin}: {error}") from None
-
-
-def check_below(folder: Path, name: str, origin: str) -> None:
-    """See that a name in a foreign file is one that a file below a folder can have.
-
-    Raises: MissingError that names `origin`, also for a name that is too long.
-    """
-    if not name or Path(name).is_absolute() or ".." in Path(name).parts or "\\" in name or "\0" in name:
-        raise MissingError(f"{origin} names the image {name[:200]!r}, which is not a path below {folder}")
-    try:
-        check_inside(folder, [name])
-        (folder / name).is_file()  # raises for a name that is too long
-    except (OSError, ValueError, RuntimeError) as error:
-        why = "links in a ring" if isinstance(error, RuntimeError) else reason(error)
-        raise MissingError(f"{origin} names the image {name[:200]!r}: {why}") from None
 
 
 def number_images(images: Iterable[tuple[str, bytes]]) -> tuple[list[str], dict[str, bytes]]:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from kgcli.data.importers.base import Filled, ImportOptions, Item, existing, pair_of, read_below
+from kgcli.data.folders import read_below
+from kgcli.data.importers.base import Filled, ImportOptions, Item, existing, pair_of
 from kgcli.errors import MissingError, UsageError
 from kgcli.reading import read_json
 

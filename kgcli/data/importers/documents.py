@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kgcli.data.folders import check_below, read_below
 from kgcli.data.images import MAX_BYTES
 from kgcli.data.importers.base import (
     Filled,
@@ -16,11 +17,9 @@ from kgcli.data.importers.base import (
     Item,
     Skipped,
     broken,
-    check_below,
     existing,
     files_of,
     number_images,
-    read_below,
 )
 from kgcli.data.importers.img2dataset import IMAGES
 from kgcli.data.shards.layout import pyarrow_parts

@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kgcli.data.importers.base import Filled, ImportOptions, Item, pair_of, read_below
+from kgcli.data.folders import load_folder, read_cell
+from kgcli.data.importers.base import Filled, ImportOptions, Item, pair_of
 from kgcli.data.shards.records import Text
 from kgcli.errors import MissingError, UsageError
 from kgcli.runtime import is_offline
@@ -47,10 +48,7 @@ def _load(source: str, folder: Path, split: str) -> Any:
             if is_offline():
                 raise MissingError(f"there is no folder {source}, and nothing is downloaded offline")
             return datasets.load_dataset(source, split=split, streaming=True)
-        if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():
-            found = datasets.load_from_disk(str(folder))
-        else:
-            found = datasets.load_dataset(str(folder), streaming=True)
+        found = load_folder(folder, streaming=True)
         if isinstance(found, dict):
             if split not in found:
                 raise UsageError(f"{source} has no split {split}; it has {', '.join(found)}")
@@ -86,12 +84,7 @@ def _read(row: Any, image: str, caption: str, origin: str, folder: Path) -> Iter
         raise MissingError(f"{origin}: {caption} is no text")
     if not image:
         return [(Text(text=words, origin=origin), {})]
-    value = row[image]
-    data = value.get("bytes") if isinstance(value, dict) else value
-    if data is None and isinstance(value, dict) and isinstance(value.get("path"), str) and folder.is_dir():
-        path = Path(value["path"])  # as the library found it below the folder; any other is refused
-        inside = path.is_absolute() and path.is_relative_to(folder.absolute())
-        data = read_below(folder, path.relative_to(folder.absolute()).as_posix() if inside else str(path), origin)
-    if not isinstance(data, bytes):
+    data = read_cell(row[image], [folder] if folder.is_dir() else [], origin)
+    if data is None:
         raise MissingError(f"{origin}: {image} holds no image")
     return [pair_of(data, words.strip(), origin)]

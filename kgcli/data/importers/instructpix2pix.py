@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kgcli.data.importers.base import Filled, ImportOptions, Item, existing, read_below
+from kgcli.data.folders import read_below
+from kgcli.data.importers.base import Filled, ImportOptions, Item, existing
 from kgcli.data.shards.records import Edit
 from kgcli.data.shards.write import as_member
 from kgcli.errors import MissingError

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from kgcli.data.folders import read_below
 from kgcli.data.images import decode_image
-from kgcli.data.importers.base import Filled, ImportOptions, Item, existing, pair_of, read_below
+from kgcli.data.importers.base import Filled, ImportOptions, Item, existing, pair_of
 from kgcli.data.shards.write import encode_image
 from kgcli.data.sources.tables import read_lines
 from kgcli.errors import MissingError, UsageError

@@ -7,18 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from kgcli.data.entries import data_files
+from kgcli.data.folders import read_below
 from kgcli.data.images import MAX_BYTES, SUFFIXES
-from kgcli.data.importers.base import (
-    Filled,
-    ImportOptions,
-    Item,
-    broken,
-    existing,
-    files_of,
-    pair_of,
-    read_below,
-    size_of,
-)
+from kgcli.data.importers.base import Filled, ImportOptions, Item, broken, existing, files_of, pair_of, size_of
 from kgcli.data.prompt import ImageRef, Prompt
 from kgcli.data.shards.records import Text, Written
 from kgcli.data.shards.write import as_member

@@ -20,9 +20,11 @@ from filelock import FileLock
 from kgcli.data.shards import storage
 from kgcli.data.shards.filters import kept_rows
 from kgcli.data.shards.layout import NOTES, index_schema, pyarrow_parts
-from kgcli.data.shards.scan import scan_tar
+from kgcli.data.shards.records import KINDS
+from kgcli.data.shards.scan import IMAGE, scan_tar
 from kgcli.errors import MissingError, printable
 from kgcli.files import make_folder, whole_file, write_whole
+from kgcli.reading import parse_json
 from kgcli.recipe import FilterConfig
 
 VERSION = 1  # of the cached files; another is made anew
@@ -138,8 +140,8 @@ class _Shard:
         """Return a table of all rows, what identifies the content, the number of groups that are no sample, and a
         fault."""
         own = _read_parquet(_beside(self.place))
-        if own is not None:
-            notes = json.loads((own.schema.metadata or {}).get(NOTES, b"{}"))
+        notes = None if own is None else _notes_of(own)
+        if notes is not None and _has_rows(own):  # of another program or damaged: the tar itself is read
             identity = str(notes.get("sha256", "")) or self._identity()
             return own, identity, 0, self._fault(own)
         scanned = self._scanned()
@@ -218,8 +220,35 @@ def _read_parquet(place: str) -> Any:
         table = parquet.read_table(pyarrow.BufferReader(storage.read_all(place, MAX_INDEX_BYTES)))
         metadata = table.schema.metadata
         return table.select(index_schema().names).cast(index_schema()).replace_schema_metadata(metadata)
-    except (MissingError, KeyError, ValueError, pyarrow.ArrowException):
+    except (MissingError, KeyError, TypeError, ValueError, OSError, pyarrow.ArrowException):
         return None
+
+
+def _notes_of(table: Any) -> dict[str, Any] | None:
+    """Return the metadata of an index, empty without any; None where they are damaged or another's."""
+    try:
+        notes = parse_json((table.schema.metadata or {}).get(NOTES, b"{}"), name="the index")
+    except MissingError:
+        return None
+    return notes if isinstance(notes, dict) and isinstance(notes.get("sha256", ""), str) else None
+
+
+def _has_rows(table: Any) -> bool:
+    """Tell if each row of a table has a key, a known kind, members and numbers, as an index has."""
+    pyarrow, _ = pyarrow_parts()
+    import pyarrow.compute as compute
+
+    try:
+        table.validate(full=True)
+    except pyarrow.ArrowException:
+        return False
+    if any(table.column(name).null_count for name in ("key", "kind", "members", "width", "height", "num_tokens")):
+        return False
+    kinds = compute.unique(table.column("kind")).to_pylist()
+    fewest = compute.min(compute.list_value_length(table.column("members"))).as_py()
+    members = compute.list_flatten(table.column("members"))
+    fields = [compute.struct_field(members, name) for name in ("name", "offset", "size")]
+    return {*kinds} <= {*KINDS, IMAGE} and fewest != 0 and not any(one.null_count for one in (members, *fields))
 
 
 def _sha256(value: Any) -> str:

@@ -22,6 +22,7 @@ TRIES = 3  # of a request that a server may answer the next time
 BLOCK_BYTES = 4 * 2**20  # read at once while a tar is scanned
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)", re.ASCII)
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASCII)
 _BUSY = (429, 500, 502, 503, 504)  # a server's answers that may be another the next time
 
 # path -> what is open, and its descriptor; reads name their place, so forks may share it
@@ -86,7 +87,7 @@ def read_range(place: str, start: int, size: int) -> bytes:
     if is_local(place):
         return _read_local(place, start, size)
     if _is_http(place):
-        return bytes(_request(place, {"Range": f"bytes={start}-{start + size - 1}"}).content)
+        return _request(place, start, size).content
     files, path = _file_system(place)
     try:
         return bytes(files.cat_file(path, start=start, end=start + size))
@@ -212,34 +213,70 @@ def _is_http(place: str) -> bool:
 
 
 def _http_stamp(url: str) -> Stamp:
-    headers = _request(url, {"Range": "bytes=0-0"}).headers
-    size = headers.get("content-range", "").rpartition("/")[2]
-    if not size.isdigit():
+    answer = _request(url, 0, 1)
+    if answer.total is None:
         raise MissingError(f"{url}: the server does not tell its size")
-    return Stamp(int(size), headers.get("etag") or headers.get("last-modified") or "")
+    return Stamp(answer.total, answer.version)
 
 
-def _request(url: str, headers: dict[str, str]) -> Any:
-    """Return a server's answer to a request for a range of bytes. Raises: MissingError."""
+@dataclass(frozen=True)
+class _Answer:
+    """A range of bytes that a server sent."""
+
+    content: bytes
+    total: int | None  # bytes of the whole file, if told
+    version: str
+
+
+def _request(url: str, start: int, size: int) -> _Answer:
+    """Return a range of a file of a server; nothing is read of an answer that is another.
+
+    Raises: MissingError where it cannot be read, UsageError where the server knows no ranges.
+    """
     from httpx2 import HTTPError
 
+    headers = {"Range": f"bytes={start}-{start + size - 1}", "Accept-Encoding": "identity"}
     said = ""
     for number in range(TRIES):
         if number:
             time.sleep(0.5 * number)
         try:
-            answer = _client().get(url, headers=headers)
+            with _client().stream("GET", url, headers=headers) as answer:
+                if answer.status_code == 206:
+                    return _range_of(answer, url, start, size)
+                if answer.status_code == 200:
+                    raise UsageError(f"{url}: the server does not serve ranges of bytes; download the shard")
+                said = f"the server answers {answer.status_code}"
         except HTTPError as error:
             said = str(error) or type(error).__name__
             continue
-        if answer.status_code == 206:
-            return answer
-        if answer.status_code == 200:
-            raise UsageError(f"{url}: the server does not serve ranges of bytes; download the shard")
-        said = f"the server answers {answer.status_code}"
         if answer.status_code not in _BUSY:
             break
     raise MissingError(f"{url} cannot be read: {said}")
+
+
+def _range_of(answer: Any, url: str, start: int, size: int) -> _Answer:
+    """Return the bytes of an answer once its headers tell that they are those asked for. Raises: MissingError."""
+    headers = answer.headers
+    told = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
+    first, last = map(int, told.group(1, 2)) if told else (-1, -1)
+    if told is None or first != start or not start <= last < start + size:
+        raise MissingError(f"{url} cannot be read: the server answers with other bytes than those asked for")
+    if headers.get("content-encoding", "identity") != "identity":
+        raise MissingError(f"{url} cannot be read: the server compresses its bytes")
+    content = _read_body(answer, last - first + 1)
+    total = None if told.group(3) == "*" else int(told.group(3))
+    return _Answer(content, total, headers.get("etag") or headers.get("last-modified") or "")
+
+
+def _read_body(answer: Any, size: int) -> bytes:
+    """Return at most so many bytes of an answer, whatever the server goes on to send."""
+    content = bytearray()
+    for block in answer.iter_raw():
+        content += block
+        if len(content) >= size:
+            break
+    return bytes(content[:size])
 
 
 def _client() -> Any:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from kgcli.data.images import decode_image, open_image
+from kgcli.data.folders import load_folder, read_cell
+from kgcli.data.images import decode_image
 from kgcli.data.sample import Decoded, Fragments, Sample, Target
 from kgcli.data.sources.base import Use
 from kgcli.data.sources.rows import RowOrder, RowSource
@@ -31,11 +32,13 @@ class DatasetSource(RowSource):
         use: Use,
         seed: tuple[int, int],
         faults: OnFault = "stop",
+        folders: Sequence[Path] = (),
     ) -> None:
         """Args:
         rows: a map-style dataset whose images are not decoded
         columns: image, caption -> its column
         name: of the dataset, for messages
+        folders: where the files are that its cells may name
         """
         of_pair = {"read": {"fragments", "images"}, "match": {"images"}, "generate": {"fragments"}}[use]
         gives = {"target"} if "image" in columns else {"fragments"}
@@ -47,6 +50,7 @@ class DatasetSource(RowSource):
         self._texts = rows.select_columns([columns["caption"]]) if "caption" in columns else rows.select_columns([])
         self.name = name
         self.use = use
+        self.folders = tuple(folders)
         self._order = RowOrder(len(rows), seed)
 
     def row_of(self, index: int) -> int:
@@ -59,7 +63,7 @@ class DatasetSource(RowSource):
         caption = self._caption(cells, origin)
         if "image" not in self.columns:
             return Sample(self._told(caption), (), caption, None, origin)
-        image = _image(cells[self.columns["image"]], f"{origin}: its {self.columns['image']}")
+        image = _image(cells[self.columns["image"]], self.folders, f"{origin}: its {self.columns['image']}")
         target = Decoded(Target(image))
         images = () if self.use == "generate" else (image,)
         return Sample(self._told(caption), images, caption, target, origin)
@@ -120,7 +124,7 @@ def open_dataset(cfg: SourceConfig, *, use: Use, seed: tuple[int, int], faults: 
         )
     if not len(rows):
         raise MissingError(f"data.sources: {cfg.path} is empty")
-    return DatasetSource(rows, columns, cfg.path, use=use, seed=seed, faults=faults)
+    return DatasetSource(rows, columns, cfg.path, use=use, seed=seed, faults=faults, folders=_folders(cfg))
 
 
 def _load(cfg: SourceConfig) -> Any:
@@ -130,8 +134,8 @@ def _load(cfg: SourceConfig) -> Any:
     except ImportError:
         raise UsageError(f"data.sources: {cfg.path} needs the package datasets: pip install datasets") from None
     try:
-        if (Path(cfg.path) / "dataset_info.json").is_file() or (Path(cfg.path) / "dataset_dict.json").is_file():
-            found = datasets.load_from_disk(cfg.path)
+        if Path(cfg.path).is_dir():
+            found = load_folder(Path(cfg.path))
             rows = found[cfg.split] if isinstance(found, datasets.DatasetDict) else found
         else:
             rows = datasets.load_dataset(cfg.path, split=cfg.split)
@@ -145,11 +149,19 @@ def _load(cfg: SourceConfig) -> Any:
     return rows
 
 
-def _image(cell: Any, name: str) -> Image.Image:
+def _folders(cfg: SourceConfig) -> list[Path]:
+    """Return the folders below which cells name images: the dataset's own, or where the Hub's files are kept."""
+    if Path(cfg.path).is_dir():
+        return [Path(cfg.path)]
+    from datasets import config
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return [Path(HF_HUB_CACHE), Path(config.HF_DATASETS_CACHE)]
+
+
+def _image(cell: Any, folders: Sequence[Path], name: str) -> Image.Image:
     """Return the image of a cell: bytes, or the path of a file."""
-    given = cell if isinstance(cell, dict) else {"bytes": cell}
-    if isinstance(given.get("bytes"), bytes):
-        return decode_image(given["bytes"], name)
-    if isinstance(given.get("path"), str):  # of a folder of images, as the library found it
-        return open_image(given["path"])
-    raise ImageError(f"{name} holds no image")
+    data = read_cell(cell, folders, name)
+    if data is None:
+        raise ImageError(f"{name} holds no image")
+    return decode_image(data, name)

@@ -5,8 +5,9 @@ import os
 import shutil
 import threading
 from collections import Counter
+from contextlib import contextmanager
 from functools import partial
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from kgcli.data.shards.index import open_index
 from kgcli.data.shards.layout import index_path
 from kgcli.data.shards.order import WindowOrder
 from kgcli.data.shards.records import Compositional, Edit, Entity, Interleaved, Pair, Shown, Text, Written
-from kgcli.data.shards.storage import list_shards
+from kgcli.data.shards.storage import list_shards, read_range
 from kgcli.data.shards.write import Row, encode_image, write_shard
 from kgcli.data.sources import open_source
 from kgcli.errors import MissingError, UsageError
@@ -214,6 +215,38 @@ def test_img2datasets_own_parquet_is_left_alone(shards):
     before = theirs.read_bytes()
     assert shard_source(shards).num_rows == 19
     assert theirs.read_bytes() == before and len(list(shards.iterdir())) == 5
+
+
+@pytest.mark.parametrize(
+    ("own", "notes"),
+    [
+        ({"members": []}, b"{}"),
+        ({"members": None}, b"{}"),
+        ({"members": [None]}, b"{}"),
+        ({"members": [{"name": None, "offset": 0, "size": 1}]}, b"{}"),
+        ({"members": [{"name": "jpg", "offset": None, "size": 1}]}, b"{}"),
+        ({"members": "jpg"}, b"{}"),
+        ({"kind": "video"}, b"{}"),
+        ({"kind": None}, b"{}"),
+        ({"key": None}, b"{}"),
+        ({"key": b"\xff"}, b"{}"),
+        ({"width": None}, b"{}"),
+        ({"flags": 3}, b"{}"),
+        ({}, b"no JSON"),
+        ({}, b"[" * 10**5),
+        ({}, b"[]"),
+        ({}, b'{"sha256": 3}'),
+    ],
+)
+def test_a_foreign_table_in_an_indexs_place_is_left_alone(shards, own, notes):
+    import pyarrow.parquet
+
+    line = {"key": "a", "kind": "pair", "width": 1, "height": 1, "num_tokens": 0, "sha256": "", "flags": []}
+    line["members"] = [{"name": "jpg", "offset": 0, "size": 1}]
+    table = pyarrow.Table.from_pylist([line | own]).replace_schema_metadata({b"kgcli": notes})
+    pyarrow.parquet.write_table(table, index_path(shards / "00000.tar"))
+    source = shard_source(shards, filters={"min_side": 2, "kinds": ["pair"]})
+    assert sorted(numbers_of(source.sample(number) for number in range(19))) == list(range(19))
 
 
 # ---------------------------------------------------------------- other programs
@@ -546,28 +579,52 @@ def test_shards_of_a_web_server_are_read_and_may_vanish(shards):
         server.server_close()
 
 
-class _Whole(BaseHTTPRequestHandler):
-    """A web server that sends whole files."""
+class _Endless(BaseHTTPRequestHandler):
+    """A web server that announces large files and sends only their beginning, until it is stopped."""
+
+    def __init__(self, status, content_range, stopped, *given):
+        self.status, self.content_range, self.stopped = status, content_range, stopped
+        super().__init__(*given)
 
     def do_GET(self):
-        self.send_response(200)
-        self.send_header("Content-Length", "3")
+        self.send_response(self.status)
+        self.send_header("Content-Length", str(10**12))
+        if self.content_range:
+            self.send_header("Content-Range", self.content_range)
         self.end_headers()
         self.wfile.write(b"abc")
+        self.wfile.flush()
+        self.stopped.wait(60)
 
     def log_message(self, *given):
         pass
 
 
-def test_places_that_cannot_be_read_at_all_say_why():
-    server = HTTPServer(("127.0.0.1", 0), _Whole)
+@contextmanager
+def endless(status, content_range=""):
+    """Serve an endless file; yields its URL."""
+    stopped = threading.Event()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Endless, status, content_range, stopped))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        with pytest.raises(UsageError, match="does not serve ranges of bytes; download the shard"):
-            shard_source(f"http://127.0.0.1:{server.server_port}/a.tar")
+        yield f"http://127.0.0.1:{server.server_port}/a.tar"
     finally:
+        stopped.set()
         server.shutdown()
         server.server_close()
+
+
+def test_no_more_is_read_of_a_server_than_was_asked_for():
+    with endless(206, "bytes 0-1/1000") as url:
+        assert read_range(url, 0, 2) == b"ab"
+    for told in ("", "bytes 5-6/1000", "bytes 0-999/1000", "bytes */1000"):
+        with endless(206, told) as url, pytest.raises(MissingError, match="other bytes than those asked for"):
+            read_range(url, 0, 2)
+
+
+def test_places_that_cannot_be_read_at_all_say_why():
+    with endless(200) as url, pytest.raises(UsageError, match="does not serve ranges of bytes; download the shard"):
+        shard_source(url)
     with pytest.raises(UsageError, match=r"nothing://x/a\.tar is no URL that can be read"):
         shard_source("nothing://x/a.tar")
     with pytest.raises(UsageError, match="a web server lists no files"):
