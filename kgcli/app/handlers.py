@@ -86,7 +86,7 @@ class Handlers:
         held: list[tuple[Any, Upload]] = []
         for items in trays:
             held += zip(items or [], read_uploads(items, most=MAX_IMAGES), strict=True)
-        return restore(item, self.folder, held, self.offer)
+        return restore(item, self.studio.model, held, self.offer)
 
     def cancel(self, visitor: str) -> str:
         """Cancel what a visitor has at work; return a status line."""

@@ -264,7 +264,7 @@ def _steps(value: int | None, label: str) -> gr.Slider:
 
 
 def _guidance(value: float | None, label: str) -> gr.Slider:
-    return gr.Slider(1, 20, value, step=0.5, label=label, min_width=120)
+    return gr.Slider(0, 20, value, step=0.5, label=label, min_width=120)
 
 
 def _scheduler(value: str | None, label: str) -> gr.Dropdown:

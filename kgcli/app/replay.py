@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kgcli.app.examples import example_item
 from kgcli.app.limits import NONE
 from kgcli.app.settings import Offer
 from kgcli.app.uploads import Upload, read_bytes
+from kgcli.config import SamplingConfig
 from kgcli.data.images import read_image
 from kgcli.data.prompt import ImageRef, Prompt
 from kgcli.errors import KgError, MissingError
-from kgcli.inference.replay import Record, read_record
-from kgcli.weights.folder import ModelFolder
+from kgcli.inference.replay import Adapter, Record, read_record
 from kgcli.weights.hashes import hash_files
 from kgcli.weights.lora.header import lora_file, lora_files
 from kgcli.weights.shipped import find_adapter, find_shipped
 from kgcli.world.examples import EXAMPLES
+
+if TYPE_CHECKING:
+    from kgcli.inference.model import Model
+
+ROUNDING = "the image will differ slightly"
 
 
 @dataclass(frozen=True)
@@ -31,33 +36,80 @@ class Restored:
     notes: list[str]
 
 
-def restore(item: Any, model: ModelFolder, held: Sequence[tuple[Any, Upload]], offer: Offer) -> Restored:
+def restore(item: Any, model: Model, held: Sequence[tuple[Any, Upload]], offer: Offer) -> Restored:
     """Return the values that made a dropped image; `held` are the page's images as sent and as read.
 
     Raises: MissingError for an image without metadata, ImageError for another file.
     """
-    name, data = read_bytes(item)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"image{Path(name).suffix.lower()}"
-        path.write_bytes(data)
-        try:
-            record, sampling, prompt = read_record(path)
-        except KgError as error:
-            raise type(error)(str(error).replace(str(path), name)) from None
-    notes = []
-    if (record.model.sha256, record.decoder.sha256) != (model.sha256, model.decoder_sha256):
-        notes.append(f"it was made by the model {record.model.name}, not by {model.name}: the image will differ")
+    record, sampling, prompt = _read(item)
     images = [_find_image(one.sha256, one.name, held) for one in record.images]
     values = {
         **{key: getattr(sampling, key) for key in ("width", "height", "guidance_scale", "scheduler")},
         "steps": sampling.num_inference_steps,
         "seed": record.seed,
-        "negative_prompt": record.negative_prompt,
+        "negative_prompt": Prompt(parts=(record.negative_prompt,)).format() if record.negative_prompt else "",
         "prompt": _numbered(prompt).format(),
         "images": images,
         **_adapters(record, held, offer),
     }
+    notes = [
+        *_notes_on_settings(record, sampling, model),
+        *_notes_on_adapters(record),
+        *_notes_on_rounding(record, model),
+    ]
     return Restored(values, notes)
+
+
+def _read(item: Any) -> tuple[Record, SamplingConfig, Prompt]:
+    """Read the metadata of a dropped image. Raises: MissingError, ImageError."""
+    name, data = read_bytes(item)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"image{Path(name).suffix.lower()}"
+        path.write_bytes(data)
+        try:
+            return read_record(path)
+        except KgError as error:
+            raise type(error)(str(error).replace(str(path), name)) from None
+
+
+def _notes_on_settings(record: Record, sampling: SamplingConfig, model: Model) -> Iterator[str]:
+    """Yield a note for another model, and for a setting that the page has no field for."""
+    folder = model.folder
+    if (record.model.sha256, record.decoder.sha256) != (folder.sha256, folder.decoder_sha256):
+        yield f"it was made by the model {record.model.name}, not by {folder.name}: the image will differ"
+    rescale, here = sampling.guidance_rescale, folder.cfg.generation.guidance_rescale
+    if rescale is not None and rescale != here:
+        yield f"it was made with a guidance rescale of {rescale}, this page uses {here}: the image will differ"
+
+
+def _notes_on_adapters(record: Record) -> Iterator[str]:
+    """Yield a note for each adapter that is left out: the page attaches one LoRA and one ControlNet."""
+    loras, controls = _by_type(record)
+    for entry in loras[:-1]:
+        yield f"the LoRA {entry.name} is left out, as this page takes one: the image will differ"
+    for entry in controls[:-1]:
+        yield f"the ControlNet {entry.kind} is left out, as this page takes one: the image will differ"
+
+
+def _notes_on_rounding(record: Record, model: Model) -> Iterator[str]:
+    """Yield a note for each thing that rounding depends on and that is not as it was."""
+    if record.batch.size > 1:
+        yield f"it was made in a batch of {record.batch.size}, this page makes images one by one: {ROUNDING}"
+    for name, then, here in (
+        ("dtype", record.dtype, model.dtype),
+        ("quantize", record.quantize, model.pipeline.model.quantize),
+        ("compile", record.compile, model.compiled),
+        ("threads", record.threads or model.threads, model.threads),  # older images do not hold it
+    ):
+        if then != here:
+            yield f"it was made with {name} {_word(then)}, this page runs with {_word(here)}: {ROUNDING}"
+
+
+def _word(value: str | int | None) -> str:
+    """Return a setting's value in a word."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "none" if value is None else str(value)
 
 
 def _numbered(prompt: Prompt) -> Prompt:
@@ -83,20 +135,26 @@ def _find_image(sha256: str, name: str, held: Sequence[tuple[Any, Upload]]) -> A
 
 def _adapters(record: Record, held: Sequence[tuple[Any, Upload]], offer: Offer) -> dict[str, Any]:
     values: dict[str, Any] = {"lora": NONE, "lora_scale": 1.0, "control": NONE, "control_scale": 1.0, "ready": False}
-    for entry in record.adapters:
-        if entry.type == "lora":
-            values |= {"lora": _offered_lora(entry.sha256, entry.name, offer), "lora_scale": entry.scale}
-        elif entry.kind in offer.controls:
-            image = _find_image(entry.image.sha256, entry.image.name, held)
-            values |= {
-                "control": entry.kind,
-                "control_scale": entry.scale,
-                "ready": entry.ready,
-                "control_images": [image],
-            }
-        else:
+    loras, controls = _by_type(record)
+    for entry in loras[-1:]:
+        values |= {"lora": _offered_lora(entry.sha256, entry.name, offer), "lora_scale": entry.scale}
+    for entry in controls[-1:]:
+        if entry.kind not in offer.controls:
             raise MissingError(f"it was made with a ControlNet {entry.kind}, which this page does not offer")
+        image = _find_image(entry.image.sha256, entry.image.name, held)
+        values |= {
+            "control": entry.kind,
+            "control_scale": entry.scale,
+            "ready": entry.ready,
+            "control_images": [image],
+        }
     return values
+
+
+def _by_type(record: Record) -> tuple[list[Adapter], list[Adapter]]:
+    """Return the LoRAs and the ControlNets of a record."""
+    loras = [entry for entry in record.adapters if entry.type == "lora"]
+    return loras, [entry for entry in record.adapters if entry.type != "lora"]
 
 
 def _offered_lora(sha256: str, name: str, offer: Offer) -> str:

@@ -27,6 +27,7 @@ from kgcli.weights.folder import ModelFolder
 
 SHIPPED_LORAS = ("nano/comic",)
 SHIPPED_CONTROLS = ("canny",)
+WHOLE = ("width", "height", "steps")  # whole numbers; 0 is empty
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,17 @@ class Offer:
 
 
 def check_sampling(**values: Any) -> SamplingConfig:
-    """Return sampling settings within the page's limits; empty ones and 0 take the model's default.
+    """Return sampling settings within the page's limits; empty ones take the model's default.
+
+    A side or number of steps of 0 is empty.
 
     Raises: UsageError.
     """
-    given = {name: value for name, value in values.items() if value not in (None, "", 0)}
-    for name in ("width", "height", "steps"):
-        if name in given:
+    given = {name: value for name, value in values.items() if value not in (None, "")}
+    for name in WHOLE:
+        if given.get(name) == 0:
+            del given[name]
+        elif name in given:
             given[name] = _whole(given[name], name)
     sampling = read_sampling(given)
     sampling.check()
@@ -87,13 +92,13 @@ def make_adapters(
     """
     loras: tuple[Any, ...] = ()
     if lora not in (NONE, "", None):
-        if lora not in offer.loras:
+        if not isinstance(lora, str) or lora not in offer.loras:
             raise UsageError(f"there is no LoRA {lora} here; choose one of {', '.join([NONE, *offer.loras])}")
         scale = _number(lora_scale, "the LoRA's scale", -MAX_LORA_SCALE, MAX_LORA_SCALE)
         loras = read_adapters(model, loras=[f"{offer.loras[lora]}:{scale}"]).loras
     if control in (NONE, "", None):
         return Adapters(loras=loras)
-    if control not in offer.controls:
+    if not isinstance(control, str) or control not in offer.controls:
         raise UsageError(f"there is no ControlNet {control} here; choose one of {', '.join([NONE, *offer.controls])}")
     if len(control_images) != 1:
         raise UsageError(f"the ControlNet {control} needs an image; add it in its tab, or choose {NONE}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from kgcli.files import sha256
 KEPT = "kept"
 FAULTS = "faults"
 NOT_CAPTIONED = "no image with a caption"
+SLICE = 16  # rows whose images are decoded at once
 MAX_NAMED = 1000  # faults of a shard that are named; all are counted
 
 
@@ -35,45 +38,70 @@ class ShardTask:
     repeated: dict[str, str] = field(default_factory=dict)  # key of a row that repeats an earlier one -> what repeats
 
 
+@dataclass
+class _Tally:
+    """What became of the rows of a shard so far."""
+
+    table: Counter[str] = field(default_factory=Counter)
+    faults: list[dict[str, str]] = field(default_factory=list)
+    cuts: Counter[bool] = field(default_factory=Counter)  # of the rows kept: was the entity found?
+
+    def refuse(self, row: SeenRow, reason: str) -> None:
+        """Count a row that is no draft."""
+        self.table[reason] += 1
+        if reason == FAULTS and len(self.faults) < MAX_NAMED:
+            self.faults.append({"origin": row.origin, "reason": row.fault or "its image cannot be decoded"})
+
+
 def build_shard(task: ShardTask, config: BuildConfig, stages: Sequence[tuple[str, Stage]]) -> dict[str, Any]:
     """Build the shard; return its notes: the yield by reason, whose sum is the input's rows, and the faults.
 
     Raises: KgError where a model fails or the output cannot be written.
     """
-    table: dict[str, int] = {}
-    faults: list[dict[str, str]] = []
-    drafts = []
-    for number, row in enumerate(read_rows(task.source)):
-        draft = _draft(number, row, task, config)
-        if isinstance(draft, str):
-            table[draft] = table.get(draft, 0) + 1
-            if draft == FAULTS and len(faults) < MAX_NAMED:
-                faults.append({"origin": row.origin, "reason": row.fault or "its image cannot be decoded"})
-        else:
-            drafts.append(draft)
-    keys = {draft.key for draft in drafts}
-    if len(keys) < len(drafts):
-        raise UsageError(f"{task.source} holds a key twice; import it anew")
-    kept = drafts
-    for name, stage in stages:
-        stage.apply(kept)
-        for draft in kept:
-            if draft.dropped:
-                reason = f"{name}: {draft.dropped}"
-                table[reason] = table.get(reason, 0) + 1
-        kept = [draft for draft in kept if not draft.dropped]
-    rows = [_row(draft, config) for draft in kept]
-    cuts = [cut is not None for draft in kept for cut in draft.cuts]
-    table[KEPT] = len(rows)
+    tally = _Tally()
+    rows: list[Row] = []
+    drafts = _drafts(task, config, tally)
+    while (made := _next_rows(drafts, config, stages, tally)) is not None:
+        rows += made
+    tally.table[KEPT] = len(rows)
     notes = {
         "fingerprint": task.fingerprint,
         "source": {"name": task.source.name, "sha256": sha256(task.source)},
-        "yield": dict(sorted(table.items())),
-        "entities": {"kept": sum(cuts), "not_found": len(cuts) - sum(cuts)},
-        "faults": faults,
+        "yield": dict(sorted(tally.table.items())),
+        "entities": {"kept": tally.cuts[True], "not_found": tally.cuts[False]},
+        "faults": tally.faults,
     }
     entry = write_shard(task.target, rows, notes=notes)
     return {**notes, "sha256": entry.sha256}
+
+
+def _drafts(task: ShardTask, config: BuildConfig, tally: _Tally) -> Iterator[Draft]:
+    """Yield the rows that can be built on, and count the others. Raises: UsageError for a key twice."""
+    keys = set()
+    for number, row in enumerate(read_rows(task.source)):
+        draft = _draft(number, row, task, config)
+        if isinstance(draft, str):
+            tally.refuse(row, draft)
+            continue
+        if draft.key in keys:
+            raise UsageError(f"{task.source} holds a key twice; import it anew")
+        keys.add(draft.key)
+        yield draft
+
+
+def _next_rows(
+    drafts: Iterator[Draft], config: BuildConfig, stages: Sequence[tuple[str, Stage]], tally: _Tally
+) -> list[Row] | None:
+    """Return what the stages keep of the next few drafts, None after the last: all decoded at once take gigabytes."""
+    kept = list(islice(drafts, SLICE))
+    if not kept:
+        return None
+    for name, stage in stages:
+        stage.apply(kept)
+        tally.table.update(f"{name}: {draft.dropped}" for draft in kept if draft.dropped)
+        kept = [draft for draft in kept if not draft.dropped]
+    tally.cuts.update(cut is not None for draft in kept for cut in draft.cuts)
+    return [_row(draft, config) for draft in kept]
 
 
 def _draft(number: int, row: SeenRow, task: ShardTask, config: BuildConfig) -> Draft | str:

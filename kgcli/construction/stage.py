@@ -50,7 +50,8 @@ class Draft:
 
 
 class Stage(Protocol):
-    """A step of the construction. `apply` sees the samples of a shard that are still there, and only changes those.
+    """A step of the construction. `apply` sees a few samples of a shard at a time, those that are still there, and only
+    changes those.
 
     What it gives a sample depends on nothing but the sample and the stage's options and weights, so that a shard
     comes out the same whichever process makes it.

@@ -33,7 +33,7 @@ class _Input(BaseModel):
     sha256: str
 
 
-class _Adapter(BaseModel):
+class Adapter(BaseModel):
     """A LoRA (name, sha256) or a ControlNet (kind, image, model) of the metadata."""
 
     type: str
@@ -76,7 +76,7 @@ class Record(BaseModel):
     threads: int | None = Field(default=None, ge=1)
     batch: _Batch = _Batch(size=1, index=0)
     compile: bool = False
-    adapters: list[_Adapter] = []
+    adapters: list[Adapter] = []
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def _find_adapters(
     )
 
 
-def _find_lora(source: Path, wanted: _Adapter) -> Lora:
+def _find_lora(source: Path, wanted: Adapter) -> Lora:
     """Find a LoRA file by its hash."""
     name = Path(wanted.name).name
     for path in filter(None, (source.parent / name, Path(name), find_adapter(name))):
@@ -215,7 +215,7 @@ def _find_lora(source: Path, wanted: _Adapter) -> Lora:
 
 def _find_control(
     source: Path,
-    wanted: _Adapter,
+    wanted: Adapter,
     images: Sequence[str],
     networks: dict[str, str],
     makers: dict[str, str],

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import threading
 
 import pytest
@@ -13,7 +14,11 @@ from kgcli.app.handlers import Handlers
 from kgcli.app.settings import Offer
 from kgcli.app.status import error_status
 from kgcli.app.studio import CancelledError, Studio
+from kgcli.app.uploads import read_uploads
 from kgcli.errors import MissingError, PromptError
+from kgcli.inference.metadata import encode_image
+from kgcli.weights.hashes import hash_files
+from kgcli.weights.shipped import find_adapter
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +85,56 @@ def test_a_dropped_image_restores_what_made_it(handlers):
         handlers.restore(dropped, [[item("blue")]])
     with pytest.raises(MissingError, match=r"cat\.png holds no kgcli metadata"):
         handlers.restore(item(), [])
+
+
+def dropped(tile, **changes):
+    """Return a tile as dropped on the page, with changes of its metadata."""
+    image = Image.open(io.BytesIO(base64.b64decode(tile["src"].split(",")[1])))
+    data = encode_image(image, ".png", {**json.loads(image.info["kgcli"]), **changes})
+    return {"name": tile["name"], "data": base64.b64encode(data).decode()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "notes"),
+    [
+        ({}, []),
+        ({"guidance_rescale": 0.3}, ["guidance rescale of 0.3, this page uses"]),
+        ({"batch": {"size": 4, "index": 1}}, ["a batch of 4"]),
+        ({"dtype": "bfloat16", "quantize": "nf4"}, ["dtype bfloat16", "quantize nf4, this page runs with none"]),
+        ({"compile": True, "threads": 999}, ["compile on, this page runs with off", "threads 999"]),
+    ],
+)
+def test_what_a_page_cannot_restore_is_noted(handlers, changes, notes):
+    (tile,) = handlers.images_of({"prompt": "a cat", "seed": 9})
+    found = handlers.restore(dropped(tile, **changes), []).notes
+    assert len(found) == len(notes) and all(part in note for part, note in zip(notes, found, strict=True))
+
+
+def test_adapters_beyond_the_last_are_noted(handlers, tmp_path):
+    (tile,) = handlers.images_of({"prompt": "a cat", "seed": 9})
+    image = {"name": "cat.png", "sha256": read_uploads([item()], most=1)[0].file.sha256}
+    lora = {"type": "lora", "scale": 0.5, "autov3": "0" * 64}
+    control = {"type": "controlnet", "scale": 1.0, "image": image, "model": {"name": "x", "sha256": ""}}
+    adapters = [
+        {**lora, "name": "first.safetensors", "sha256": "0" * 64},
+        {**lora, "name": "comic.safetensors", "sha256": hash_files([find_adapter("nano/comic")])},
+        {**control, "kind": "depth"},
+        {**control, "kind": "canny"},
+    ]
+    offer = Offer(loras={"nano/comic": "nano/comic"}, controls={"canny": None})
+    restored = Handlers(handlers.studio, offer).restore(dropped(tile, adapters=adapters), [[item()]])
+    assert (restored.values["lora"], restored.values["control"]) == ("nano/comic", "canny")
+    assert [note.partition(" is left out")[0] for note in restored.notes] == [
+        "the LoRA first.safetensors",
+        "the ControlNet depth",
+    ]
+
+
+def test_a_restored_negative_prompt_keeps_its_escapes(handlers):
+    (tile,) = handlers.images_of({"prompt": "a cat", "negative_prompt": r"3 \< 4 \\ 5", "seed": 9})
+    restored = handlers.restore(dropped(tile), [])
+    assert restored.values["negative_prompt"] == r"3 \< 4 \\ 5"
+    assert pixels(handlers.images_of(restored.values)[0]) == pixels(tile)
 
 
 def test_a_restored_image_does_not_make_the_server_read_its_folders(handlers, tmp_path, monkeypatch):

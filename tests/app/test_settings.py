@@ -23,6 +23,7 @@ def test_the_shipped_adapters_are_offered_to_the_model_they_fit(nano, tiny_model
 def test_empty_settings_are_the_models(nano):
     assert check_sampling(steps=None, width=0, scheduler="").given() == {}
     assert check_sampling(steps=20.0, width=64).given() == {"num_inference_steps": 20, "width": 64}
+    assert check_sampling(steps=0, height=0, guidance_scale=0).given() == {"guidance_scale": 0}
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,9 @@ def test_only_what_is_offered_can_be_chosen(nano):
     for given in (
         {"lora": "/etc/passwd"},
         {"lora": "../x.safetensors"},
+        {"lora": ["x"]},
+        {"lora": {}},
+        {"control": ["canny"], "control_images": image},
         {"control": "depth", "control_images": image},
         {"control": "canny"},
         {"lora": "nano/comic", "lora_scale": 99},

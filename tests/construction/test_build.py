@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from kgcli.construction.config import load_config
 from kgcli.construction.run import BuildPlan, run_build
+from kgcli.construction.shard import SLICE
 from kgcli.construction.world import world_caption
 from kgcli.data.images import decode_image
 from kgcli.data.looking.rows import read_rows
@@ -98,6 +100,25 @@ def test_processes_give_the_same_bytes(world, tmp_path):
     build(world, tmp_path / "one")
     build(world, tmp_path / "two", num_workers=2)
     assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
+
+
+def test_few_images_of_a_shard_are_held_at_once(tmp_path, monkeypatch):
+    write_world(tmp_path / "pairs", num=2 * SLICE + 3, per_shard=100)
+    decoded, held = [], []
+
+    def decode(*args):
+        image = decode_image(*args)
+        decoded.append(weakref.ref(image))
+        held.append(sum(one() is not None for one in decoded))
+        return image
+
+    monkeypatch.setattr("kgcli.construction.shard.decode_image", decode)
+    settings = ["filters=[]", *WORLD[1:]]
+    assert build(tmp_path / "pairs", tmp_path / "out", settings).kept == len(held) == 2 * SLICE + 3
+    assert max(held) <= SLICE + 1
+    monkeypatch.setattr("kgcli.construction.shard.SLICE", 1000)
+    build(tmp_path / "pairs", tmp_path / "at once", settings)
+    assert max(held) >= 2 * SLICE + 3 and hashes(tmp_path / "out") == hashes(tmp_path / "at once")
 
 
 @pytest.mark.slow

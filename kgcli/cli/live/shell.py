@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kgcli.cli.failure import show
+from kgcli.cli.failure import exit_code_of
 from kgcli.cli.logs import set_up_logs
 from kgcli.cli.options import GenerateFlags, takes_flags
 from kgcli.cli.parsing.command import App
@@ -76,6 +76,8 @@ class Session:
             if not instruction.strip():
                 raise UsageError("write :edit IMAGE INSTRUCTION")
             entry = parse_line(instruction)
+            if not isinstance(entry.get("prompt"), str):
+                raise UsageError('the instruction has no text; write :edit IMAGE {"prompt": "...", ...}')
             self._generate({**entry, "prompt": edit_prompt(image, entry["prompt"])})
         elif command.startswith(":"):
             raise UsageError(f"there is no command {command}; :help lists all")
@@ -172,9 +174,11 @@ def shell(*, flags: GenerateFlags) -> None:
         try:
             if not session.answer(line):
                 break
-        except KgError as error:
+        except BrokenPipeError:  # nobody reads the output any more
+            raise
+        except Exception as error:  # whatever one line does wrong, the model stays loaded for the next
             failures += 1
-            show(error)
+            exit_code_of(error)
         except KeyboardInterrupt:
             if not interactive:
                 raise

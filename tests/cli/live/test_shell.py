@@ -55,6 +55,23 @@ def test_errors_point_at_their_column_and_the_next_line_goes_on(shell, tmp_path)
     assert ":help lists all" in done.err and "--steps is 0" in done.err and "3 of the lines failed" in done.err
 
 
+@pytest.mark.parametrize("entry", ['{"seed": 1}', '{"prompt": 3}', '{"prompt": null}'])
+def test_an_edit_without_an_instruction_is_refused_and_the_next_line_goes_on(shell, cat, entry):
+    done = shell(f":edit {cat} {entry}", "a cat -o b.png")
+    assert done.code == 6 and done.lines == ["b.png"]
+    assert "error: the instruction has no text" in done.err and "1 of the lines failed" in done.err
+
+
+def test_a_line_that_fails_unexpectedly_does_not_end_the_session(shell, monkeypatch):
+    def fail(image, instruction):
+        raise ZeroDivisionError("by a hat")
+
+    monkeypatch.setattr("kgcli.cli.live.shell.edit_prompt", fail)
+    done = shell(":edit cat.png add a hat", "a cat -o b.png")
+    assert done.code == 6 and done.lines == ["b.png"]
+    assert "error: unexpected ZeroDivisionError: by a hat" in done.err
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
