@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from kgcli.data.images import DECODER_ERRORS
 from kgcli.data.looking.rows import SeenRow, read_rows, shards_of
 from kgcli.data.shards.records import Compositional
+from kgcli.data.shards.scan import header_size
 
 QUANTILES = (0, 5, 50, 95, 100)  # percent
 MOST_NOUNS = 20
@@ -49,9 +48,10 @@ class Stats:
         main = row.record.main_image
         if main is not None and main in row.images:
             self._hashes[hashlib.sha256(row.images[main]).digest()] += 1
-            if size := _size(row.images[main]):
-                self._note("width of the image, pixels", size[0])
-                self._note("height of the image, pixels", size[1])
+            width, height = header_size(io.BytesIO(row.images[main]))
+            if width and height:
+                self._note("width of the image, pixels", width)
+                self._note("height of the image, pixels", height)
 
     def as_dict(self) -> dict[str, Any]:
         """Return all numbers as JSON values."""
@@ -100,11 +100,3 @@ def stats_of(path: Path) -> Stats:
 def _rows(path: Path) -> Iterator[SeenRow]:
     for shard in shards_of(path):
         yield from read_rows(shard)
-
-
-def _size(data: bytes) -> tuple[int, int] | None:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.size
-    except DECODER_ERRORS:
-        return None

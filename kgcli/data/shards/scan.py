@@ -140,11 +140,15 @@ def _kind(group: _Group, names: list[str], stream: IO[bytes]) -> str | None:
 
 
 def _size_of(group: _Group, name: str, stream: IO[bytes]) -> tuple[int, int]:
-    """Return the size of an image in pixels from its header, zeros where that cannot be read."""
     place = group.place(name)
     assert place is not None
+    return header_size(cast(IO[bytes], _Part(stream, *place)))
+
+
+def header_size(file: IO[bytes]) -> tuple[int, int]:
+    """Return the size of an image in pixels from its header, zeros where that cannot be read."""
     try:
-        with Image.open(cast(IO[bytes], _Part(stream, *place)), formats=FORMATS) as image:
+        with Image.open(file, formats=FORMATS) as image:
             return image.size
     except (*DECODER_ERRORS, Image.DecompressionBombError):
         return 0, 0

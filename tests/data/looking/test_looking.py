@@ -1,8 +1,11 @@
+import io
 import json
 import re
 import shutil
+import struct
 import subprocess
 import tarfile
+import zlib
 
 import foreign
 import numpy as np
@@ -127,6 +130,24 @@ def test_statistics(shards):
     assert numbers["rows"] == 6 and numbers["nouns"] == {"cat": 1} and numbers["repeated_images"] == 0
     assert numbers["quantiles"]["width of the image, pixels"]["50"] == 24
     assert "6 rows (1 compositional" in str(found) and json.dumps(numbers)
+
+
+def test_an_image_whose_header_is_too_large_leaves_the_statistics_of_others(tmp_path):
+    header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    huge = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    huge += struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, data in (
+            ("0.png", huge),
+            ("0.txt", b"huge"),
+            ("1.png", encode_image(picture(1))),
+            ("1.txt", b"a cat"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    numbers = stats_of(tmp_path).as_dict()
+    assert numbers["rows"] == 2 and numbers["quantiles"]["width of the image, pixels"]["0"] == 24
 
 
 def test_a_sheet_escapes_everything_and_asks_nothing_of_the_network(shards):
