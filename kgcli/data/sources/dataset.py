@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -154,9 +155,9 @@ def _folders(cfg: SourceConfig) -> list[Path]:
     if Path(cfg.path).is_dir():
         return [Path(cfg.path)]
     from datasets import config
-    from huggingface_hub.constants import HF_HUB_CACHE
 
-    return [Path(HF_HUB_CACHE), Path(config.HF_DATASETS_CACHE)]
+    hub = os.environ.get("HF_HUB_CACHE") or Path(config.HF_CACHE_HOME) / "hub"
+    return [Path(hub), Path(config.HF_DATASETS_CACHE)]
 
 
 def _image(cell: Any, folders: Sequence[Path], name: str) -> Image.Image:
