@@ -84,13 +84,16 @@ def _timed(run: Run, batches: Iterable[Batch], num_steps: int, device: str) -> l
 
 
 def _shortened(recipe: Recipe, folder: str, num_steps: int) -> Recipe:
-    """Return a recipe with another run folder, steps enough, and no larger a pool than they read."""
+    """Return a recipe with another run folder, steps enough, and no larger a pool of the world than they read.
+
+    Images of files and shards are all encoded first, in that folder.
+    """
     data = recipe.data
     pool = None if data.pool is None else min(data.pool, num_steps * data.batch_size)
     return recipe.model_copy(
         update={
             "output_dir": folder,
             "steps": max(recipe.steps, 2 * num_steps),
-            "data": data.model_copy(update={"pool": pool, "rendered": None}),
+            "data": data.model_copy(update={"pool": pool, "rendered": None, "moments": None}),
         }
     )

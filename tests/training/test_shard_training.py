@@ -180,3 +180,17 @@ def test_weights_may_be_fractions_of_tokens(chain, tmp_path):
     tokens = {name: sum(length(one.fragments) for one in samples if name in one.origin) for name in ("short", "long")}
     assert tokens["short"] / tokens["long"] == pytest.approx(1, rel=0.06)
     assert sum("short" in one.origin for one in samples) > 1200
+
+
+def test_held_out_samples_are_weighed_by_tokens_too(chain, tmp_path):
+    (tmp_path / "short.txt").write_text("a cat\na dog\n")
+    (tmp_path / "long.txt").write_text("a cat and a dog and a fox and a red robot on the beach\na cat and a dog\n")
+    sources = [{"kind": "captions", "path": str(tmp_path / f"{name}.txt")} for name in ("short", "long")]
+    shares = []
+    for weigh in ("samples", "tokens"):
+        data = DataConfig.model_validate({"sources": sources, "batch_size": 64, "weigh": weigh, "keep": True})
+        recipe = smoke(chain, "pretrain", "validation.every=1", out=tmp_path).model_copy(update={"data": data})
+        validation = recipe.validation.model_copy(update={"sources": data.sources})
+        held_out = training.Validation(training.Run(recipe.model_copy(update={"validation": validation}))).source
+        shares.append(sum("short" in held_out.sample(number).origin for number in range(1000)))
+    assert shares[0] == 500 and shares[1] > 600

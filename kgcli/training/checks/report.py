@@ -14,6 +14,7 @@ from torch import nn
 from kgcli.data.loader import Batches
 from kgcli.data.sources import open_source
 from kgcli.data.sources.base import Source
+from kgcli.data.sources.mixture import weigh_by_tokens
 from kgcli.errors import MissingError
 from kgcli.recipe import Recipe, command_of
 from kgcli.training import checkpoint
@@ -175,6 +176,8 @@ def _describe_batch(stage: Stage, recipe: Recipe, source: Source) -> tuple[str, 
     size = min(data.batch_size, MAX_SHOWN)
     bucket = data.bucket if size == data.batch_size else 1
     collator = stage.collator(None)
+    if data.weigh == "tokens":
+        weigh_by_tokens(source, collator.length)
     collator.needs = collator.needs - {"moments"}  # which a run encodes first
     batch = Batches(source, collator, batch_size=size, bucket=bucket, seed=data.seed)[0]
     fields = batch.fields()

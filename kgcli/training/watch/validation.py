@@ -12,6 +12,7 @@ from kgcli.data.batch import Batch
 from kgcli.data.loader import EVALUATION_STEP, Batches
 from kgcli.data.sources import open_source
 from kgcli.data.sources.base import Source
+from kgcli.data.sources.mixture import weigh_by_tokens
 from kgcli.errors import ConfigError
 from kgcli.model.randomness import StepRandom
 from kgcli.recipe import DataConfig, Recipe
@@ -57,6 +58,8 @@ class Validation:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.source = open_held_out(run.recipe, type(run.stage))
+        if run.recipe.data.weigh == "tokens" and len(run.recipe.validation.sources) > 1:
+            weigh_by_tokens(self.source, run.stage.collator(None).length)
         size = run.recipe.data.batch_size
         self.num_batches = math.ceil(run.recipe.validation.samples / size)
         pool = run.make_pool(run.folder / POOL, self.source)
