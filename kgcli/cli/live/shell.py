@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kgcli.cli.failure import exit_code_of
+from kgcli.cli.failure import show
 from kgcli.cli.logs import set_up_logs
 from kgcli.cli.options import GenerateFlags, takes_flags
 from kgcli.cli.parsing.command import App
@@ -174,11 +174,9 @@ def shell(*, flags: GenerateFlags) -> None:
         try:
             if not session.answer(line):
                 break
-        except BrokenPipeError:  # nobody reads the output any more
-            raise
-        except Exception as error:  # whatever one line does wrong, the model stays loaded for the next
+        except KgError as error:
             failures += 1
-            exit_code_of(error)
+            show(error)
         except KeyboardInterrupt:
             if not interactive:
                 raise

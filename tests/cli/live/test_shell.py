@@ -62,16 +62,6 @@ def test_an_edit_without_an_instruction_is_refused_and_the_next_line_goes_on(she
     assert "error: the instruction has no text" in done.err and "1 of the lines failed" in done.err
 
 
-def test_a_line_that_fails_unexpectedly_does_not_end_the_session(shell, monkeypatch):
-    def fail(image, instruction):
-        raise ZeroDivisionError("by a hat")
-
-    monkeypatch.setattr("kgcli.cli.live.shell.edit_prompt", fail)
-    done = shell(":edit cat.png add a hat", "a cat -o b.png")
-    assert done.code == 6 and done.lines == ["b.png"]
-    assert "error: unexpected ZeroDivisionError: by a hat" in done.err
-
-
 @pytest.mark.parametrize(
     ("line", "message"),
     [
