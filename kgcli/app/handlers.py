@@ -1,4 +1,4 @@
-"""What the page's buttons and the API do: values of fields in, images and a status line out. No gradio in here."""
+"""Actions of the page's buttons and the API: values of fields in, images and a status line out. No gradio in here."""
 
 from __future__ import annotations
 

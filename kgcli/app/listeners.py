@@ -1,4 +1,4 @@
-"""What gradio calls: listeners of the page's buttons, and answers of its API, around `kgcli.app.handlers`."""
+"""Functions that gradio calls: listeners of the page's buttons, and answers of its API, around `kgcli.app.handlers`."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class BuildPlan:
 
 @dataclass
 class Built:
-    """What a construction gave: rows by what became of them, whose sum is the number of input rows."""
+    """The yield of a construction: rows by what became of them, whose sum is the number of input rows."""
 
     rows: int = 0  # of the input
     shards: int = 0

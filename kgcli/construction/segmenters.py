@@ -29,7 +29,7 @@ Mask = NDArray[np.bool_]
 
 
 class SegmenterOptions(Options):
-    """What all segmenters have."""
+    """Options of every segmenter."""
 
     size: int = Field(default=512, ge=16)  # pixels of the crops
 

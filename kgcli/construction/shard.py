@@ -40,7 +40,7 @@ class ShardTask:
 
 @dataclass
 class _Tally:
-    """What became of the rows of a shard so far."""
+    """Counts of the rows of a shard so far, its faults and its cuts."""
 
     table: Counter[str] = field(default_factory=Counter)
     faults: list[dict[str, str]] = field(default_factory=list)

@@ -64,7 +64,7 @@ class Stage(Protocol):
 
 @dataclass(frozen=True)
 class Place:
-    """Where and on what a stage computes."""
+    """The device of a stage, and the local folders of its models."""
 
     device: str = "cpu"
     folders: dict[str, str] = field(default_factory=dict)  # model as named in the options -> its local folder

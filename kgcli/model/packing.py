@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Packing:
-    """Where each position of padded sequences lies in rows that hold several of them."""
+    """The place of each position of padded sequences in rows that hold several of them."""
 
     token_mask_BT: Tensor  # True = a real token, pads to the right only
     source_RL: Tensor  # flat position b * T + t that a position of a row shows; any where there is none

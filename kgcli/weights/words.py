@@ -1,4 +1,4 @@
-"""What a model was trained on, as a list in its folder: words, number of subjects and image sizes.
+"""The list in a model's folder of all that it was trained on: words, number of subjects and image sizes.
 
 A folder may hold `words.json`; a model without one gets no notes about its prompts.
 """

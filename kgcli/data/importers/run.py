@@ -25,7 +25,7 @@ MAX_NAMED = 1000  # faults of a shard that are named; all are counted
 
 @dataclass
 class Imported:
-    """What an import gave."""
+    """The result of an import."""
 
     rows: int = 0
     shards: int = 0

@@ -18,7 +18,7 @@ from kgcli.files import sha256
 
 @dataclass
 class Validation:
-    """What a check found: rows by shard, and faults as (shard, text)."""
+    """The findings of a check: rows by shard, and faults as (shard, text)."""
 
     rows: dict[str, int] = field(default_factory=dict)
     faults: list[tuple[str, str]] = field(default_factory=list)

@@ -26,7 +26,7 @@ MAX_NAME = 1024  # characters of a member's name
 
 @dataclass
 class Scan:
-    """What the headers of a tar tell: its rows, how many of its groups are no sample, and a fault."""
+    """The contents of a tar by its headers: its rows, how many of its groups are no sample, and a fault."""
 
     table: Any  # with the columns of `index_schema`
     num_skipped: int = 0  # groups of members that are neither an image nor words, as failed downloads are

@@ -41,7 +41,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Trained:
-    """What trains of a part's weights."""
+    """The share of a part's weights that trains."""
 
     fraction: float
     reach: float  # fraction of the weights in and behind the first layer that trains

@@ -37,7 +37,7 @@ DAY = 86400  # seconds
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do, and what it lacks on this machine."""
+    """Lines about a run that has not begun, and the parts that this machine lacks for it."""
 
     lines: tuple[str, ...]
     missing: tuple[str, ...]

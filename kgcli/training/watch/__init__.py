@@ -1,1 +1,1 @@
-"""What a run shows of itself, and what it stops at: validation, trackers, the bar, broken samples and steps."""
+"""Signs of a run, and faults that end it: validation, trackers, the bar, broken samples and steps."""
