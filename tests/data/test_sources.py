@@ -162,7 +162,7 @@ def test_quotes_and_line_breaks_of_csv_are_its_own(tmp_path):
         ("a.jsonl", b'"a"\n{"words": "b"}\n', r"a\.jsonl line 2 has no caption or text; it has words"),
         ("a.jsonl", b'{"caption": 3}\n', r"a\.jsonl line 1: caption is 3; it must be a text"),
         ("a.jsonl", b'{"caption": " "}\n', r"a\.jsonl line 1: caption is ' '"),
-        ("a.txt", b"fine\n\xff\n", r"a\.txt is not UTF-8 text \(byte 5\)"),
+        ("a.txt", b"fine\n\xff\n", r"a\.txt line 2: it is not UTF-8 text"),
         ("a.txt", b"\n\n", r"a\.txt is empty"),
         ("a.csv", b"id,words\n1,a cat\n", r"a\.csv line 2 has no caption or text; it has id, words"),
         ("a.csv", b"id,caption\n1,a cat\n2,a,dog\n", r"a\.csv line 3: it has more cells"),

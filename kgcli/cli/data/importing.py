@@ -35,6 +35,14 @@ def import_data(
     as_published: Annotated[
         bool, typer.Option("--as-published", help="Leave out what the published loader loses by mistake.")
     ] = False,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--where",
+            metavar="CONDITION",
+            help='Only rows that meet it, as "similarity >= 0.28"; repeatable, and all must hold.',
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the shards; default: the layout's.")] = None,
     rows_per_shard: Annotated[int, typer.Option("--rows-per-shard", min=1, help="Items of the source a shard.")] = 1000,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first items; default: all.")] = None,
@@ -50,9 +58,15 @@ def import_data(
     from kgcli.data.importers.base import ImportOptions
     from kgcli.data.importers.run import ImportPlan, run_import
     from kgcli.data.importers.table import find_importer
+    from kgcli.data.importers.where import parse_condition
 
     options = ImportOptions(
-        images=images, columns=_pairs(column), split=split, all_captions=all_captions, as_published=as_published
+        images=images,
+        columns=_pairs(column),
+        split=split,
+        all_captions=all_captions,
+        as_published=as_published,
+        where=tuple(map(parse_condition, where or [])),
     )
     plan = ImportPlan(
         importer=find_importer(layout),

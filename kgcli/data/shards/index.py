@@ -18,16 +18,17 @@ from typing import Any
 from filelock import FileLock
 
 from kgcli.data.shards import storage
+from kgcli.data.shards.contents import IMAGE
 from kgcli.data.shards.filters import kept_rows
 from kgcli.data.shards.layout import NOTES, index_schema, pyarrow_parts
 from kgcli.data.shards.records import KINDS
-from kgcli.data.shards.scan import IMAGE, scan_tar
+from kgcli.data.shards.scan import FAULT, scan_tar
 from kgcli.errors import MissingError, printable
 from kgcli.files import make_folder, whole_file, write_whole
 from kgcli.reading import parse_json
 from kgcli.recipe import FilterConfig
 
-VERSION = 1  # of the cached files; another is made anew
+VERSION = 2  # of the cached files; another is made anew
 MAX_INDEX_BYTES = 2**30  # of the parquet file of one shard
 UNTARGETED = "untargeted"
 REQUESTS = 16  # servers are asked for the state of so many files at once
@@ -42,7 +43,7 @@ class ShardInfo:
     dropped: int  # by the filters, or because they are no sample
     fingerprint: str  # of its rows
     fault: str = ""  # what was wrong with it when the index was made
-    kinds: tuple[str, ...] = ()  # of its rows; prompts without an image to be generated are UNTARGETED
+    kinds: tuple[str, ...] = ()  # of its rows that can be read; prompts without an image to be generated: UNTARGETED
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,8 @@ def _make(path: Path, shards: Sequence[_Shard], filters: FilterConfig) -> None:
 
 def _kinds(table: Any) -> tuple[str, ...]:
     kinds = zip(table.column("kind").to_pylist(), table.column("width").to_pylist(), strict=True)
-    return tuple(sorted({UNTARGETED if kind == "prompt" and not width else kind for kind, width in kinds}))
+    found = {UNTARGETED if kind == "prompt" and not width else kind for kind, width in kinds}
+    return tuple(sorted(found - {FAULT}))
 
 
 def _beside(place: str) -> str:

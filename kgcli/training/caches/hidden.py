@@ -14,8 +14,9 @@ from kgcli.data.batch import Collator
 from kgcli.data.hidden import HiddenStates
 from kgcli.data.pool import new_array
 from kgcli.data.prompt import pad_sequences
+from kgcli.data.sample import Sample
 from kgcli.data.sources.base import Source
-from kgcli.errors import ConfigError
+from kgcli.errors import ConfigError, PromptError
 from kgcli.files import make_folder, write_whole
 from kgcli.model.kosmosg import KosmosG
 from kgcli.training.caches.moments import MADE_OF, read_made_of
@@ -34,8 +35,13 @@ def make_hidden(
     processes: OneProcess,
     device: torch.device,
     precision: str,
+    *,
+    skips_faults: bool = False,
 ) -> HiddenStates:
     """Return the cached hidden states in a folder, computed now unless they are of these words and this MLLM.
+
+    Args:
+        skips_faults: rows that are too long are never trained on, and get the states of no words
 
     Raises:
         ConfigError: the MLLM has dropout, which a cache would leave out.
@@ -44,7 +50,7 @@ def make_hidden(
     if model.mllm.dropout.p > 0:
         raise ConfigError("data.hidden: the MLLM has dropout, also while it is frozen; set model.mllm.dropout to 0")
     if processes.is_main:
-        tokens, mask = _tokens(source, collator)
+        tokens, mask = _tokens(source, collator, skips_faults=skips_faults)
         made_of = {
             "tokens": _sha256({"tokens": tokens}),
             "mllm": _sha256(model.mllm.state_dict()),
@@ -58,10 +64,17 @@ def make_hidden(
     return HiddenStates(folder)
 
 
-def _tokens(source: Source, collator: Collator) -> tuple[Tensor, Tensor]:
+def _tokens(source: Source, collator: Collator, *, skips_faults: bool) -> tuple[Tensor, Tensor]:
     """Return tokens and token mask of all rows."""
     assert source.num_rows is not None and collator.tokenizer is not None
-    rows = [collator.encode(source.read(row)) for row in range(source.num_rows)]
+    rows = []
+    for row in range(source.num_rows):
+        try:
+            rows.append(collator.encode(source.read(row)))
+        except PromptError:
+            if not skips_faults:
+                raise
+            rows.append(collator.encode(Sample()))
     tokens, mask, _ = pad_sequences(rows, collator.tokenizer.special_ids.pad)
     return tokens, mask
 
