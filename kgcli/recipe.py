@@ -28,6 +28,7 @@ class FilterConfig(Strict):
     max_tokens: int | None = Field(default=None, ge=1)  # of the words, where they were counted
     kinds: tuple[str, ...] = ()  # of records; none: all
     without_flags: tuple[str, ...] = ()  # rows with one of these are dropped, as unsafe
+    where: tuple[str, ...] = ()  # of other programs' shards: conditions on columns, as "similarity >= 0.28"
 
 
 class SourceConfig(Strict):

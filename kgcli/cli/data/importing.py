@@ -58,7 +58,7 @@ def import_data(
     from kgcli.data.importers.base import ImportOptions
     from kgcli.data.importers.run import ImportPlan, run_import
     from kgcli.data.importers.table import find_importer
-    from kgcli.data.importers.where import parse_condition
+    from kgcli.data.where import parse_condition
 
     options = ImportOptions(
         images=images,

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from kgcli.data.importers.where import Condition, unmet
 from kgcli.data.shards.records import Pair, Record
 from kgcli.data.shards.write import as_member
+from kgcli.data.where import Condition, unmet
 from kgcli.errors import MissingError, UsageError, printable
 
 MAX_LINE = 512 * 2**20  # bytes of a line with images in base64

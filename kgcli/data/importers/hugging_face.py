@@ -9,8 +9,8 @@ from typing import Any
 
 from kgcli.data.folders import load_folder, read_cell
 from kgcli.data.importers.base import Filled, ImportOptions, Item, broken, pair_of
-from kgcli.data.importers.where import check_columns
 from kgcli.data.shards.records import Text
+from kgcli.data.where import check_columns
 from kgcli.errors import MissingError, UsageError
 from kgcli.runtime import is_offline
 

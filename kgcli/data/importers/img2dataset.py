@@ -9,10 +9,10 @@ from pathlib import Path
 
 from kgcli.data.images import MAX_BYTES
 from kgcli.data.importers.base import Filled, ImportOptions, Item, broken, existing, pair_of, size_of
-from kgcli.data.importers.where import check_columns
 from kgcli.data.shards.contents import NoSample, is_text, main_image, open_images, read_contents
 from kgcli.data.shards.records import Pair
 from kgcli.data.shards.tars import walk_tar
+from kgcli.data.where import check_columns
 from kgcli.errors import MissingError
 from kgcli.reading import read_bytes
 

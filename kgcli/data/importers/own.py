@@ -11,12 +11,12 @@ from kgcli.data.entries import data_files
 from kgcli.data.folders import read_below
 from kgcli.data.images import MAX_BYTES, SUFFIXES
 from kgcli.data.importers.base import Filled, ImportOptions, Item, broken, existing, files_of, pair_of, size_of
-from kgcli.data.importers.where import check_columns
 from kgcli.data.prompt import ImageRef, Prompt
 from kgcli.data.shards.records import Text, Written
 from kgcli.data.shards.write import as_member
 from kgcli.data.sources.tables import BadLine, Line, walk_lines
 from kgcli.data.textfiles import read_entries
+from kgcli.data.where import check_columns
 from kgcli.errors import KgError, MissingError, PromptError
 from kgcli.reading import read_bytes, read_text
 

@@ -20,7 +20,7 @@ from filelock import FileLock
 from kgcli.data.shards import storage
 from kgcli.data.shards.contents import IMAGE
 from kgcli.data.shards.filters import kept_rows
-from kgcli.data.shards.layout import NOTES, index_schema, pyarrow_parts
+from kgcli.data.shards.layout import NOTES, index_schema, pyarrow_parts, scan_schema
 from kgcli.data.shards.records import KINDS
 from kgcli.data.shards.scan import FAULT, scan_tar
 from kgcli.errors import MissingError, printable
@@ -140,14 +140,14 @@ class _Shard:
     def rows(self) -> tuple[Any, str, int, str]:
         """Return a table of all rows, what identifies the content, the number of groups that are no sample, and a
         fault."""
-        own = _read_parquet(_beside(self.place))
+        own = _read_parquet(_beside(self.place), index_schema())
         notes = None if own is None else _notes_of(own)
         if notes is not None and _has_rows(own):  # of another program or damaged: the tar itself is read
             identity = str(notes.get("sha256", "")) or self._identity()
             return own, identity, 0, self._fault(own)
         scanned = self._scanned()
         if scanned is None:
-            return index_schema().empty_table(), self._identity(), 0, "it is not there"
+            return scan_schema().empty_table(), self._identity(), 0, "it is not there"
         noted = json.loads(scanned.schema.metadata[NOTES])
         return scanned, self._identity(), noted["skipped"], noted["fault"] if self.stamp else "it is not there"
 
@@ -164,7 +164,7 @@ class _Shard:
         """Return the rows of a tar without an index, from the cache if it is as it was, or not there any more."""
         pyarrow, parquet = pyarrow_parts()
         path = self.folder / f"{_sha256([VERSION, self.place])}.parquet"
-        known = _read_parquet(str(path))
+        known = _read_parquet(str(path), scan_schema())
         if known is not None:
             noted = json.loads(known.schema.metadata[NOTES])
             if self.stamp is None or noted["stamp"] == asdict(self.stamp):
@@ -187,7 +187,7 @@ def _make(path: Path, shards: Sequence[_Shard], filters: FilterConfig) -> None:
         with pyarrow.ipc.new_file(str(partial), index_schema()) as writer:
             for shard in shards:
                 table, identity, skipped, fault = shard.rows()
-                kept = kept_rows(table, filters)
+                kept = kept_rows(table, filters, shard.place).select(index_schema().names)
                 (batch,) = kept.combine_chunks().to_batches() or [None]
                 writer.write_batch(batch or pyarrow.RecordBatch.from_pylist([], schema=index_schema()))
                 keys = kept.column("key").to_pylist()
@@ -215,13 +215,13 @@ def _beside(place: str) -> str:
     return place.removesuffix(".tar") + ".parquet"
 
 
-def _read_parquet(place: str) -> Any:
-    """Return the table of an index file with its columns; None if it is not there, damaged or another's."""
+def _read_parquet(place: str, schema: Any) -> Any:
+    """Return the table of a file with the columns of a schema; None if it is not there, damaged or another's."""
     pyarrow, parquet = pyarrow_parts()
     try:
         table = parquet.read_table(pyarrow.BufferReader(storage.read_all(place, MAX_INDEX_BYTES)))
         metadata = table.schema.metadata
-        return table.select(index_schema().names).cast(index_schema()).replace_schema_metadata(metadata)
+        return table.select(schema.names).cast(schema).replace_schema_metadata(metadata)
     except (MissingError, KeyError, TypeError, ValueError, OSError, pyarrow.ArrowException):
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from dataclasses import dataclass
 from typing import IO, Any, cast
@@ -12,11 +13,12 @@ from PIL import Image
 from kgcli.data.images import DECODER_ERRORS, FORMATS
 from kgcli.data.shards import storage
 from kgcli.data.shards.contents import NoSample, is_text, read_contents
-from kgcli.data.shards.layout import index_schema, pyarrow_parts
+from kgcli.data.shards.layout import pyarrow_parts, scan_schema
 from kgcli.data.shards.records import MAX_RECORD_BYTES
 from kgcli.data.shards.tars import KeyPlaces, Place, read_place, size_fault, walk_places
 from kgcli.errors import MissingError
 
+MAX_CELL = 64  # characters of a column's name or text, so that captions and addresses are not kept twice
 FAULT = "fault"  # kind of a row that cannot be read: it keeps its number, and reading it tells why
 
 
@@ -24,7 +26,7 @@ FAULT = "fault"  # kind of a row that cannot be read: it keeps its number, and r
 class Scan:
     """The contents of a tar by its headers: its rows, how many of its groups are no sample, and a fault."""
 
-    table: Any  # with the columns of `index_schema`
+    table: Any  # with the columns of `scan_schema`
     num_skipped: int = 0  # groups of members that are neither an image nor words, as failed downloads are
     fault: str = ""  # how the tar is damaged
 
@@ -47,7 +49,7 @@ def scan_tar(place: str) -> Scan:
                 rows += [row] if row else []
         except (tarfile.TarError, ValueError, EOFError) as error:
             fault = f"cut short or damaged after {len(rows) + skipped} rows ({' '.join(str(error).split())})"
-    return Scan(pyarrow.Table.from_pylist(rows, schema=index_schema()), skipped, fault)
+    return Scan(pyarrow.Table.from_pylist(rows, schema=scan_schema()), skipped, fault)
 
 
 def _row(group: KeyPlaces, stream: IO[bytes]) -> dict[str, Any] | None:
@@ -63,10 +65,11 @@ def _row(group: KeyPlaces, stream: IO[bytes]) -> dict[str, Any] | None:
             raise MissingError(fault)
         found = read_contents({name: place.size for name, place in places.items()}, texts.__getitem__)
         kind, main = found.kind, found.members.get(found.record.main_image or "")
+        told = {name: cell for name, cell in found.told.items() if _is_column(name, cell)}
     except NoSample:
         return None
     except MissingError:
-        kind, main = FAULT, None
+        kind, main, told = FAULT, None, {}
     width, height = header_size(cast(IO[bytes], _Part(stream, places[main]))) if main else (0, 0)
     return {
         "key": group.key,
@@ -77,7 +80,17 @@ def _row(group: KeyPlaces, stream: IO[bytes]) -> dict[str, Any] | None:
         "num_tokens": 0,
         "sha256": "",
         "flags": [],
+        "told": json.dumps(told),
     }
+
+
+def _is_column(name: str, cell: Any) -> bool:
+    """Tell if a value of a foreign JSON is worth a place in the index: a number or a short text, or nothing."""
+    return len(name) <= MAX_CELL and (cell is None or isinstance(cell, int | float) or _is_short(cell))
+
+
+def _is_short(cell: Any) -> bool:
+    return isinstance(cell, str) and len(cell) <= MAX_CELL
 
 
 def header_size(file: IO[bytes]) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Conditions on the columns of a foreign data set, as `similarity >= 0.28`: which of its rows an import takes."""
+"""Conditions on the columns of a foreign data set, as `similarity >= 0.28`: which of its rows are taken."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from kgcli.errors import UsageError, printable
 
+FLAG = "--where"
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
@@ -43,8 +44,10 @@ class Condition:
         return None if given is None else _COMPARE[self.compare](given, self.value)
 
 
-def parse_condition(text: str) -> Condition:
+def parse_condition(text: str, *, name: str = FLAG) -> Condition:
     """Return the condition of a text: COLUMN, one of >= <= > < == !=, and a number or a text, quoted or not.
+
+    `name` is where it was written, for messages.
 
     Example:
         >>> parse_condition("similarity >= 0.28")
@@ -55,8 +58,8 @@ def parse_condition(text: str) -> Condition:
     found = _CONDITION.fullmatch(text)
     if found is None:
         raise UsageError(
-            f"--where is {printable(text)[:100]!r}; write COLUMN, one of {' '.join(_COMPARE)}, and a number or a text: "
-            '--where "similarity >= 0.28"'
+            f"{name} is {printable(text)[:100]!r}; write COLUMN, one of {' '.join(_COMPARE)}, and a number or a text, "
+            'as "similarity >= 0.28"'
         )
     column, compare, written = found.groups()
     number = _number(written)
@@ -64,11 +67,11 @@ def parse_condition(text: str) -> Condition:
         return Condition(column, compare, number)
     value = written[1:-1] if len(written) > 1 and written[0] == written[-1] and written[0] in "\"'" else written
     if compare not in ("==", "!="):
-        raise UsageError(f"--where is {printable(text)[:100]!r}: {compare} compares numbers; a text takes == or !=")
+        raise UsageError(f"{name} is {printable(text)[:100]!r}: {compare} compares numbers; a text takes == or !=")
     return Condition(column, compare, value)
 
 
-def check_columns(conditions: Iterable[Condition], columns: Collection[str], source: str) -> None:
+def check_columns(conditions: Iterable[Condition], columns: Collection[str], source: str, *, name: str = FLAG) -> None:
     """See that a source has the columns of all conditions. Raises: UsageError that names the nearest."""
     for condition in conditions:
         if condition.column in columns:
@@ -76,7 +79,9 @@ def check_columns(conditions: Iterable[Condition], columns: Collection[str], sou
         near = difflib.get_close_matches(condition.column, columns, 1, 0.6)
         listed = ", ".join(sorted(columns)[:_MOST_LISTED]) or "none"
         hint = f"did you mean {near[0]}?" if near else f"it has {listed}"
-        raise UsageError(f"--where: {source} has no column {printable(condition.column)[:100]}; {printable(hint)}")
+        raise UsageError(
+            f"{name}: {printable(source)} has no column {printable(condition.column)[:100]}; {printable(hint)}"
+        )
 
 
 def unmet(conditions: Iterable[Condition], cells: Mapping[str, Any]) -> str:

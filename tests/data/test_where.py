@@ -9,9 +9,11 @@ from foreign_shards import write_tar
 from kgcli.data.importers.base import ImportOptions, Skipped
 from kgcli.data.importers.run import ImportPlan, run_import
 from kgcli.data.importers.table import find_importer
-from kgcli.data.importers.where import Condition, check_columns, parse_condition, unmet
 from kgcli.data.shards.layout import read_dataset
+from kgcli.data.sources import open_source
+from kgcli.data.where import Condition, check_columns, parse_condition, unmet
 from kgcli.errors import UsageError
+from kgcli.recipe import DataConfig
 
 CELLS = [
     {"similarity": 0.35, "punsafe": 0.01, "license": "cc0"},
@@ -177,3 +179,41 @@ def taken(layout, source, options):
         except Skipped:
             continue
     return found
+
+
+def source_of(path, *where):
+    source = {"kind": "shards", "path": str(path), "filters": {"where": list(where)}}
+    return open_source(DataConfig.model_validate({"sources": [source], "batch_size": 4}), 64, "generate")
+
+
+def test_shards_of_other_programs_are_filtered_as_they_are_imported(laion, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for where in (
+        ["similarity >= 0.28"],
+        ["similarity >= 0.28", "punsafe < 0.5"],
+        ["license == cc0"],
+        ["license != by"],
+    ):
+        source = source_of(laion, *where)
+        imported = taken("img2dataset", laion, ImportOptions(where=conditions(*where)))
+        assert sorted(source.read(row).caption for row in range(source.num_rows)) == imported
+        assert source.index.shards[0].dropped == len(CELLS) - len(imported)
+    with pytest.raises(
+        UsageError, match=r"filters\.where: .*00000\.tar has no column similarty; did you mean similarity"
+    ):
+        source_of(laion, "similarty >= 0.28")
+    with pytest.raises(UsageError, match=r"^data\.sources: filters\.where is 'similarity'"):
+        source_of(laion, "similarity")
+
+
+def test_an_index_of_ours_has_no_columns_of_others_and_faults_stay(laion, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    plan = ImportPlan(importer=find_importer("img2dataset"), source=str(laion), folder=tmp_path / "out", name="laion")
+    run_import(plan)
+    with pytest.raises(UsageError, match="has no column similarity; it has none"):
+        source_of(tmp_path / "out", "similarity >= 0.28")
+    damaged = {"jpg": foreign.image_bytes(1), "txt": b"x", "json": b"{"}
+    good = {"jpg": foreign.image_bytes(1), "txt": b"x", "json": b'{"similarity": 0.5}'}
+    write_tar(tmp_path / "more" / "a.tar", {"a": damaged, "b": good})
+    assert source_of(tmp_path / "more", "similarity >= 0.28").num_rows == 2
+    assert source_of(tmp_path / "more", "similarity >= 0.6").num_rows == 1
