@@ -186,6 +186,8 @@ def _read_mmc4(line: bytes, origin: str, folder: Path) -> Iterable[Filled]:
 
 def _read_obelics(row: Any, origin: str, by_url: UrlImages | None) -> Iterable[Filled]:
     images, texts = row["images"] or [], row["texts"] or []
+    if not isinstance(images, list) or not isinstance(texts, list):
+        raise MissingError(f"{origin}: images and texts must be lists")
     if len(images) != len(texts):
         raise MissingError(f"{origin} has {len(images)} images for {len(texts)} texts; one of each place is empty")
     fragments: list[Fragment] = []

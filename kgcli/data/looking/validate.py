@@ -99,7 +99,7 @@ def _index(shard: Path, found: Validation) -> dict[str, Any] | None:
         if not {"key", "members", "sha256", "width", "height"} <= set(table.column_names):
             return None  # img2dataset's own table
         lines = {line["key"]: line for line in table.to_pylist()}
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         found.faults.append((path.name, f"it cannot be read: {' '.join(str(error).split())[:200]}"))
         return None
     found.indexed += 1

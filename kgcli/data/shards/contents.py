@@ -73,11 +73,12 @@ def open_images(record: Record, images: Mapping[str, bytes]) -> dict[str, Image.
     Raises: MissingError, ImageError.
     """
     opened = {name: decode_image(data, f"its {name}") for name, data in images.items()}
-    for entity in record.entities if isinstance(record, Compositional) else ():
-        if entity.crop_on_white is None and entity.mask is not None:  # its image on white is cut out by the mask
-            mask = opened[entity.mask].convert("L")
-            if mask.size != opened[record.main_image or ""].size or mask.getbbox() is None:
-                raise MissingError(f"the mask of {entity.noun!r} is empty or not as large as the image")
+    if isinstance(record, Compositional):
+        for entity in record.entities:
+            if entity.crop_on_white is None and entity.mask is not None:  # which cuts its image on white out
+                mask = opened[entity.mask].convert("L")
+                if mask.size != opened[record.image].size or mask.getbbox() is None:
+                    raise MissingError(f"the mask of {entity.noun!r} is empty or not as large as the image")
     return opened
 
 

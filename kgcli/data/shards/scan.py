@@ -86,11 +86,8 @@ def _row(group: KeyPlaces, stream: IO[bytes]) -> dict[str, Any] | None:
 
 def _is_column(name: str, cell: Any) -> bool:
     """Tell if a value of a foreign JSON is worth a place in the index: a number or a short text, or nothing."""
-    return len(name) <= MAX_CELL and (cell is None or isinstance(cell, int | float) or _is_short(cell))
-
-
-def _is_short(cell: Any) -> bool:
-    return isinstance(cell, str) and len(cell) <= MAX_CELL
+    is_short = isinstance(cell, str) and len(cell) <= MAX_CELL
+    return len(name) <= MAX_CELL and (cell is None or is_short or isinstance(cell, int | float))
 
 
 def header_size(file: IO[bytes]) -> tuple[int, int]:
