@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -124,7 +125,7 @@ class UrlImages:
         self._files: dict[str, Path | TarPlace] = {}
         for tar in sorted(folder.glob("*.tar")):
             self._note_tar(tar)
-        for below in [folder, *sorted(path for path in folder.rglob("*") if path.is_dir())]:
+        for below in sorted(Path(one) for one, _, _ in os.walk(folder)):
             for stem, files in files_of_images(below).items():
                 place = (below.relative_to(folder) / stem).as_posix()
                 self._note(place, sizes_of(files), partial(read_one, files), files.__getitem__)

@@ -34,7 +34,7 @@ class Img2Dataset:
             num += 1
             yield row if isinstance(row, Item) else Item(row.origin, partial(_read, row, options), row.size)
         if not num:
-            raise MissingError(f"{folder} holds no tars and no images of img2dataset")
+            raise MissingError(f"{folder} holds no rows in tars and no images of img2dataset")
 
 
 @dataclass(frozen=True)
