@@ -103,6 +103,13 @@ def test_columns_may_have_any_name(tmp_path):
         opened(tmp_path, columns={"image": "image"})
 
 
+def test_cells_that_are_no_caption_teach_no_tokenizer(tmp_path):
+    (tmp_path / "set").mkdir()
+    lines = ['{"caption": "a cat"}', '{"caption": null}', '{"caption": " "}']
+    (tmp_path / "set" / "train.jsonl").write_text("\n".join(lines))
+    assert opened(tmp_path / "set", faults="skip").texts(9, 0) == ["a cat"]
+
+
 def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(MissingError, match=r"nobody/nothing cannot be opened"):
         opened("nobody/nothing")
