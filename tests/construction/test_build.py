@@ -117,7 +117,7 @@ def test_an_image_that_a_model_cannot_take_is_counted_and_the_others_are_built(t
             image = Image.new("RGB", (1 if number in (3, 17) else 8, 8), (number, 0, 0))
             writer.add(Row(f"{number:03d}", Pair(image="png", caption="a cat"), {"png": encode_image(image)}))
     task = ShardTask(tmp_path / "a-00000.tar", tmp_path / "out-00000.tar", "x")
-    notes = build_shard(task, load_config(None, ["square=false", "size=8"]), [("segmenter/picky", Picky())])
+    notes = build_shard(task, load_config(None, ["square=false", "size=16"]), [("segmenter/picky", Picky())])
     assert notes["yield"] == {"kept": 18, "segmenter/picky: the model cannot take the image": 2}
     assert [fault["origin"] for fault in notes["faults"]] == ["a-00000.tar 003", "a-00000.tar 017"]
     assert "mean must have 1 elements if it is" in notes["faults"][0]["reason"]
@@ -134,7 +134,7 @@ def test_a_key_that_comes_twice_is_a_fault_of_the_second_row(tmp_path):
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
     task = ShardTask(tar, tmp_path / "out-00000.tar", "x")
-    notes = build_shard(task, load_config(None, ["square=false", "size=8"]), [("segmenter/picky", Picky())])
+    notes = build_shard(task, load_config(None, ["square=false", "size=16"]), [("segmenter/picky", Picky())])
     assert notes["yield"] == {"faults": 1, "kept": 2}
     assert notes["faults"] == [{"origin": "a.tar a", "reason": "its key is that of a row before it"}]
 
@@ -150,7 +150,7 @@ def test_images_alone_wait_for_a_captioner(tmp_path):
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     task = ShardTask(tar, tmp_path / "out-00000.tar", "x")
-    config = load_config(None, ["square=false", "size=8"])
+    config = load_config(None, ["square=false", "size=16"])
     notes = build_shard(task, config, [("captioner/given", Given(Options(), Place()))])
     assert notes["yield"] == {"captioner/given: no caption": 1, "kept": 0, "no image with a caption": 1}
 

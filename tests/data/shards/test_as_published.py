@@ -56,9 +56,9 @@ def test_dropped_captions_that_begin_with_an_image_are_lost_and_no_other_sample_
 
 def test_what_takes_its_place_draws_anew(shards):
     plain, published = source_of(shards, as_published=False), source_of(shards)
-    numbers = [number for number in range(2000) if plain.sample(number).fragments[0] is None]
+    numbers = [number for number in range(800) if plain.sample(number).fragments[0] is None]
     kept = sum("cat" in "".join(filter(None, published.sample(number).fragments)) for number in numbers)
-    assert kept / len(numbers) == pytest.approx(2 / 3, abs=0.08)  # of the draws that are not lost again
+    assert kept / len(numbers) == pytest.approx(2 / 3, abs=0.12)  # of the draws that are not lost again
 
 
 def test_cached_moments_are_those_of_the_row_that_is_shown(shards):
