@@ -28,7 +28,7 @@ Conditions = Annotated[
     typer.Option(
         "--where",
         metavar="CONDITION",
-        help='Only rows that meet it, as "similarity >= 0.28"; repeatable, and all must hold.',
+        help='Only rows that meet it, as "similarity >= 0.28"; repeatable, default: all rows.',
     ),
 ]
 
