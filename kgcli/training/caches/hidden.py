@@ -105,10 +105,9 @@ def _fill(
     hidden = new_array(folder / "hidden.npy", kept, (*texts.tokens.shape, model.cfg.mllm.width))
     for first in range(0, len(texts.tokens), BATCH):
         rows = slice(first, first + BATCH)
-        given = (one[rows].to(device) for one in (texts.tokens, texts.mask, texts.image_mask))
-        images = _images(source, collator, range(len(texts.tokens))[rows]) if len(texts.digests) else None
-        seen = None if images is None else images.to(device)
-        hidden[rows] = model.hidden(*given, seen).float().cpu().numpy()
+        tokens, mask, image_mask = (one[rows].to(device) for one in (texts.tokens, texts.mask, texts.image_mask))
+        images = _images(source, collator, range(len(texts.tokens))[rows]).to(device) if len(texts.digests) else None
+        hidden[rows] = model.hidden(tokens, mask, image_mask, images).float().cpu().numpy()
         if first % (100 * BATCH) == 0 and first:
             say(f"encoded {first} of {len(texts.tokens)} texts")
     hidden.flush()
