@@ -24,7 +24,6 @@ from kgcli.evaluation.benchmarks import nano_adapters as suite
 from kgcli.evaluation.benchmarks.skills import case_of, draw_cases, skills_plan, write_inputs
 from kgcli.evaluation.metrics.exact import StyleScale, edge_f1
 from kgcli.evaluation.metrics.intervals import estimate
-from kgcli.evaluation.metrics.recognition import SIZE
 from kgcli.evaluation.report.skills import Row
 from kgcli.files import recipes_folder
 from kgcli.inference.adapters.control_maps import make_map
@@ -38,8 +37,7 @@ from kgcli.weights.decoder import load_decoder
 from kgcli.weights.lora.header import LORA_NAME
 from kgcli.weights.ship import ship
 from kgcli.weights.shipped import ADAPTERS, find_adapter
-from kgcli.world.scenes import stylize
-from kgcli.world.spec import render
+from kgcli.world.spec import render, stylize
 from kgcli.world.tables import ADAPTER_STYLES, STYLES, is_held_out_combination
 
 STAGES = ("controlnet", "lora")

@@ -16,13 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from kgcli.evaluation.baselines.base import Method, MethodOptions
+from kgcli.evaluation.baselines.base import Method
 from kgcli.evaluation.baselines.world import Other, Reconstruction, Truth
-from kgcli.evaluation.benchmarks.skills import TASKS, Case, case_of, skills_plan, write_inputs
-from kgcli.evaluation.metrics.recognition import SHIPPED, Recognition
+from kgcli.evaluation.benchmarks.nano_world import (
+    JUDGES,
+    options_for,
+    size_facts,
+    world_of_model,
+)
+from kgcli.evaluation.benchmarks.skills import SKILLS, TASKS, Case, case_of, skills_plan, write_inputs
+from kgcli.evaluation.metrics.recognition import Recognition
 from kgcli.evaluation.plan import Item, Plan
 from kgcli.evaluation.report.skills import Report, Row, summarise
 from kgcli.evaluation.scores import image_score
+from kgcli.world.sizes import shipped_for
 
 if TYPE_CHECKING:
     from kgcli.inference.model import Model
@@ -51,18 +58,16 @@ def evaluate(
     Args:
         num: cases of a task with `scale` 1
         before: the same model before instruct
-        judges: folder of recognisers, instead of the shipped ones
+        judges: folder of recognisers, instead of those that ship for the model's world
         grid: file for prompts, their images and the outputs
 
-    Raises: MissingError if there are no recognisers.
+    Raises: MissingError if there are no recognisers, IncompatibleError for those of the other world.
     """
-    from kgcli.model.nano_recognisers import Recognisers
-
-    start = time.monotonic()
-    chosen = Recognisers.load(judges or SHIPPED)
+    start, world = time.monotonic(), world_of_model(model.folder)
+    chosen = load_judges(world, judges)
     answers: Answers = {}
     with tempfile.TemporaryDirectory() as work:
-        plan = skills_plan(Path(work), num, seed, {})
+        plan = skills_plan(Path(work), num, seed, {}, size=world)
         write_inputs(plan)
         rows = measure(columns_of(model, before), plan, chosen, keep=answers)
     if grid is not None:
@@ -71,6 +76,7 @@ def evaluate(
         write_cases(_in_turns(answers), grid)
     facts = {
         "protocol": PROTOCOL,
+        **size_facts(world),
         "seed": seed,
         "num": num,
         "model": model_fingerprint(model),
@@ -90,7 +96,7 @@ def columns_of(model: Model, before: Model | None = None) -> Columns:
     from kgcli.evaluation.baselines.kosmosg import KosmosG
     from kgcli.evaluation.baselines.sd import StableDiffusion, has_text_encoder
 
-    options, all_tasks = MethodOptions(), tuple(TASKS)
+    options, all_tasks = options_for(world_of_model(model.folder)), SKILLS
     truth = Truth(options)
     columns: dict[str, tuple[Method, Sequence[str]]] = {"model": (KosmosG.of(model), all_tasks)}
     if before is not None:
@@ -98,9 +104,9 @@ def columns_of(model: Model, before: Model | None = None) -> Columns:
     if has_text_encoder(model.folder):
         columns["base"] = (StableDiffusion.of(model), ("text",))
     columns["true"] = (truth, all_tasks)
-    columns["vae"] = (Reconstruction(truth, model), all_tasks)
+    columns["vae"] = (Reconstruction.of(truth, model), all_tasks)
     columns["other"] = (Other(options), all_tasks)
-    columns["copy"] = (CopyInput(options), tuple(name for name in TASKS if name != "text"))
+    columns["copy"] = (CopyInput(options), tuple(name for name in SKILLS if name != "text"))
     return columns
 
 
@@ -117,7 +123,7 @@ def measure(
     for task in dict.fromkeys(item.category for item in plan.items):
         items = [item for item in plan.items if item.category == task]
         cases = [case_of(item) for item in items]
-        recognise = Recognition(recognisers, [case.spec for case in cases], [case.galleries for case in cases])
+        recognise = recognition_of(recognisers, cases)
         for number, (name, (method, tasks)) in enumerate(columns.items()):
             if task not in tasks:
                 continue
@@ -128,6 +134,22 @@ def measure(
             if keep is not None and number == 0:
                 keep[task] = list(zip(cases, images, strict=True))
     return rows
+
+
+def load_judges(world: int, folder: Path | None = None) -> Recognisers:
+    """Load the recognisers that ship for a world, or those of a folder.
+
+    Raises: MissingError; IncompatibleError for recognisers of the other world.
+    """
+    from kgcli.model.nano_recognisers import Recognisers
+
+    return Recognisers.load(folder or shipped_for(JUDGES, world), world)
+
+
+def recognition_of(recognisers: Recognisers, cases: Sequence[Case]) -> Recognition:
+    """Return the recognition of one image for each case."""
+    specs, galleries = [case.spec for case in cases], [case.galleries for case in cases]
+    return Recognition(recognisers, specs, galleries, cases[0].size)
 
 
 def answer(method: Method, plan: Plan, items: Sequence[Item]) -> list[Image.Image]:
