@@ -1,4 +1,4 @@
-"""How well the evaluators tell individuals apart: python tests/bench/bench_evaluators.py [FOLDER] [--num 60] [--size 64]
+"""How well the evaluators tell individuals apart: python tests/bench/bench_evaluators.py [FOLDER] [--size 64]
 
 One individual is shown in two scenes, each with candidates: the right one in a third scene, and nine others there.
 """

@@ -193,8 +193,8 @@ def measure_case(model, index):
 
 
 def random_map(rng):
-    noise = Image.fromarray(rng.integers(0, 256, (LATENTS, LATENTS), dtype=np.uint8)).filter(ImageFilter.GaussianBlur(2))
-    return np.asarray(noise, np.float32) + 1
+    noise = Image.fromarray(rng.integers(0, 256, (LATENTS, LATENTS), dtype=np.uint8))
+    return np.asarray(noise.filter(ImageFilter.GaussianBlur(2)), np.float32) + 1
 
 
 def scores_of(maps_MHW, changes_MHW):

@@ -28,6 +28,7 @@ from kgcli.evaluation.benchmarks.skills import SKILLS, TASKS, Case, case_of, ski
 from kgcli.evaluation.metrics.recognition import Recognition
 from kgcli.evaluation.plan import Item, Plan
 from kgcli.evaluation.report.skills import Report, Row, summarise
+from kgcli.evaluation.run.generate import Progress
 from kgcli.evaluation.scores import image_score
 from kgcli.world.sizes import shipped_for
 
@@ -73,7 +74,7 @@ def evaluate(
     if grid is not None:
         from kgcli.evaluation.report.grid import write_cases
 
-        write_cases(_in_turns(answers), grid)
+        write_cases(in_turns(answers, [task for task in answers if task != "text"]), grid)
     facts = {
         "protocol": PROTOCOL,
         **size_facts(world),
@@ -155,8 +156,10 @@ def recognition_of(recognisers: Recognisers, cases: Sequence[Case]) -> Recogniti
 def answer(method: Method, plan: Plan, items: Sequence[Item]) -> list[Image.Image]:
     """Return a method's image for each item of a plan, in memory."""
     data, images = Path(plan.data), []
+    progress = Progress(f"of {len(items)} images, {method.name}")
     for unit in dataclasses.replace(plan, items=tuple(items)).units():
         images += method.draw(unit, data, data)
+        progress.add(len(unit))
     return images
 
 
@@ -171,9 +174,9 @@ def note(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _in_turns(answers: Answers) -> list[tuple[Case, Image.Image]]:
-    """Interleave the first images of every task whose prompts have images."""
-    columns = [pairs for task, pairs in answers.items() if task != "text"]
+def in_turns(answers: Answers, tasks: Sequence[str]) -> list[tuple[Case, Image.Image]]:
+    """Interleave the first images of some tasks."""
+    columns = [answers[task] for task in tasks]
     longest = max(len(pairs) for pairs in columns)
     turns = [pairs[index] for index in range(longest) for pairs in columns if index < len(pairs)]
     return turns[:NUM_GRID]

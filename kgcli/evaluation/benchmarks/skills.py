@@ -115,9 +115,7 @@ def skills_plan(
 ) -> Plan:
     """Return the plan of some tasks (default: `SKILLS`) in a world; `data` is the folder of `write_inputs`."""
     names = [name for name in TASKS if name in (tasks or SKILLS)]
-    items = tuple(
-        _item(case, seed, at) for name in names for at, case in enumerate(draw_cases(name, num, seed, size))
-    )
+    items = tuple(_item(case, seed, at) for name in names for at, case in enumerate(draw_cases(name, num, seed, size)))
     protocol = {"seed": seed, "num": num, **size_facts(size)}
     return Plan(suite=SUITE, protocol=protocol, method=dict(method), data=str(data), items=items)
 

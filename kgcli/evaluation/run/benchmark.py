@@ -17,9 +17,9 @@ from kgcli.config import SamplingConfig
 from kgcli.errors import Checks, MissingError, UsageError, raise_all
 from kgcli.evaluation.baselines.base import Method, MethodOptions
 from kgcli.evaluation.baselines.table import make, source_facts
-from kgcli.evaluation.plan import PLAN, DreamBenchOptions, Plan
 from kgcli.evaluation.benchmarks.nano_world import SAMPLING as NANO_SAMPLING
 from kgcli.evaluation.benchmarks.nano_world import size_of_protocol, world_of_method
+from kgcli.evaluation.plan import PLAN, DreamBenchOptions, Plan
 from kgcli.evaluation.run.folder import RunFolder
 from kgcli.evaluation.run.generate import LOCKS, POLL_SECONDS, environment_shard, finish, generate_run, wait_for_images
 from kgcli.evaluation.run.scoring import Resources, Scoring, check_suits, check_texts, find_resources, score_run
@@ -122,7 +122,8 @@ def run_benchmark(bench: Bench) -> RunFolder:
 
 
 def check_inputs(bench: Bench, shard: tuple[int, int] = (0, 1)) -> Inputs:
-    """Check everything that a benchmark starts from before anything is generated: weights for scoring last.
+    """Check everything that a benchmark starts from before anything is generated: weights for scoring last, but those
+    of nano suites, which are no download, before the suite's data are rendered.
 
     Raises: SeveralErrors with all faults, or the only one.
     """
@@ -134,9 +135,12 @@ def check_inputs(bench: Bench, shard: tuple[int, int] = (0, 1)) -> Inputs:
         options = _on_own_device(method_options(bench), shard)
         method = None if bench.images is not None else check(make, bench.method, options)
         facts = None if method is None else check(method_fingerprint, method, bench.method)
+        nano, resources = bench.suite.startswith("nano-"), None
         if bench.only != "generate":
             check(check_suits, bench.suite, bench.scoring)
-        worth_it = not (check.faults and bench.suite.startswith("nano-"))  # its data would be made for nothing
+            if nano and not check.faults:
+                resources = check(find_resources, bench.suite, bench.data, bench.scoring, world_of_method(options))
+        worth_it = not (check.faults and nano)  # its data would be made for nothing
         # Without a method a plan still shows the faults of the data.
         plan = check(SUITES[bench.suite](bench).plan, facts or {}) if worth_it else None
         images: Mapping[str, Path] | None = {}
@@ -148,10 +152,8 @@ def check_inputs(bench: Bench, shard: tuple[int, int] = (0, 1)) -> Inputs:
             check(prompts_fit, plan.items)
         if plan is not None and facts is not None and shard[0] == 0:
             check(RunFolder.check_start, bench.out, plan)
-        resources = None
-        if bench.only != "generate" and not (check.faults and bench.suite.startswith("nano-")):
-            world = size_of_protocol(plan.protocol if plan is not None else {})
-            resources = check(find_resources, bench.suite, bench.data, bench.scoring, world)
+        if bench.only != "generate" and not nano:
+            resources = check(find_resources, bench.suite, bench.data, bench.scoring)
         if plan is not None and resources is not None:
             check(check_texts, plan, resources)
     assert plan is not None and images is not None
