@@ -73,18 +73,12 @@ ADAPTERS = [
     Case("[robot] in the snow", {"lora": ""}),
     Case("[owl] in the forest", {"lora": ""}),
 ]
-# Images that the world can render, so that the model's can be compared with them: (example, scene, style).
-KNOWN = [
-    ("cat", "beach", "photo"),
-    ("cat", "snow", "photo"),
-    ("cat", "forest", "minecraft"),
-    ("cat", "city", "watercolor"),
-]
-SCENE_WORDS = {
-    "beach": "on the beach",
-    "snow": "in the snow",
-    "forest": "in the forest in Minecraft",
-    "city": "in the city as a watercolor",
+# Prompts whose images the world can render, so that the model's can be compared with them -> scene and style.
+KNOWN = {
+    "[cat] on the beach": ("beach", "photo"),
+    "[cat] in the snow": ("snow", "photo"),
+    "[cat] in the forest in Minecraft": ("forest", "minecraft"),
+    "[cat] in the city as a watercolor": ("city", "watercolor"),
 }
 
 Cell = tuple[Image.Image, str]
@@ -146,17 +140,15 @@ def main() -> None:
 
 def compared(studio: Studio) -> dict[str, list[Cell]]:
     """Return outputs, what a perfect model would generate, and what is left of that by the VAE alone."""
-    specs = [
-        replace(example_spec(f"{name}.png", studio.size), scene=scene, style=style) for name, scene, style in KNOWN
-    ]
+    cat = example_spec("cat.png", studio.size)
+    specs = [replace(cat, scene=scene, style=style) for scene, style in KNOWN.values()]
     truth = [render(spec, studio.size).image for spec in specs]
     rebuilt = Reconstruction.of(Given(truth), studio.model).draw([], HERE, HERE)
-    cases = [Case(f"[{name}] {SCENE_WORDS[scene]}") for name, scene, _ in KNOWN]
-    words = [case.caption for case in cases]
+    alone = lambda images: [(beside([], image), prompt) for image, prompt in zip(images, KNOWN, strict=True)]  # noqa: E731
     return {
-        "Generated": [studio.pair(case) for case in cases],
-        "True renders": [(beside([], image), text) for image, text in zip(truth, words, strict=True)],
-        "True renders through the VAE": [(beside([], image), text) for image, text in zip(rebuilt, words, strict=True)],
+        "Generated": [studio.pair(Case(prompt)) for prompt in KNOWN],
+        "True renders": alone(truth),
+        "True renders through the VAE": alone(rebuilt),
     }
 
 
