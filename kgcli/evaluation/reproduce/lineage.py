@@ -136,7 +136,11 @@ def _at_128(name: str, recipe: Recipe) -> Recipe:
     own = load_recipe(f"nano128/{AT_128.get(recipe.stage, recipe.stage)}")
     if name.startswith("nano/"):
         return own
-    sources = {part: _source_at_128(folder) for part, folder in recipe.init_from.items()}
+    # The text encoder to align with is the U-Net's, wherever the other recipes of the world take it from.
+    sources = {
+        part: own.init_from[part] if part == "text" else _source_at_128(folder)
+        for part, folder in recipe.init_from.items()
+    }
     return recipe.model_copy(
         update={
             "output_dir": recipe.output_dir.replace(f"{RUNS}/", f"{RUNS}/nano128/", 1),
