@@ -15,7 +15,6 @@ from kgcli.evaluation.baselines.copy_input import CopyInput
 from kgcli.evaluation.baselines.kosmosg import as_prompt
 from kgcli.evaluation.baselines.world import Other, Truth
 from kgcli.evaluation.benchmarks import nano_skills as nano
-from kgcli.evaluation.benchmarks.nano_world import options_for
 from kgcli.evaluation.benchmarks.skills import (
     BASE_TASKS,
     EDIT_KINDS,
@@ -98,8 +97,8 @@ def plan(tmp_path_factory, size):
 
 @pytest.fixture(scope="module")
 def rows(cases, plan, size):
-    options = options_for(size)
-    columns = {"model": (Truth(options), tuple(TASKS)), "other": (Other(options), tuple(TASKS))}
+    options = MethodOptions()
+    columns = {"model": (Truth(options, size), tuple(TASKS)), "other": (Other(options, size), tuple(TASKS))}
     columns["copy"] = (CopyInput(options), tuple(task for task in TASKS if task not in BASE_TASKS))
     recognisers = OracleRecogniser([case for of_task in cases.values() for case in of_task])
     return nano.measure(columns, plan, recognisers, say=lambda line: None)
@@ -217,7 +216,7 @@ def test_items_say_all_that_a_method_needs(cases, plan):
 
 def test_images_have_the_size_of_their_world_and_cases_survive_their_items(cases, plan, size):
     assert {image.size for of_task in cases.values() for case in of_task for image in case.images} == {(size, size)}
-    assert Truth(options_for(size)).draw(plan.items[:1], Path(), Path())[0].size == (size, size)
+    assert Truth(MethodOptions(), size).draw(plan.items[:1], Path(), Path())[0].size == (size, size)
     assert [case_of(item).spec for item in plan.items] == [case.spec for one in cases.values() for case in one]
 
 

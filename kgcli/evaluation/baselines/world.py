@@ -16,11 +16,10 @@ from kgcli.data.images import to_vae_pixels
 from kgcli.errors import UsageError
 from kgcli.evaluation.baselines.base import Method, MethodOptions
 from kgcli.evaluation.benchmarks.nano import BASE_NOUNS, COCO, DREAMBENCH, VERSION, spec_of, subjects
-from kgcli.evaluation.benchmarks.nano_world import size_facts
+from kgcli.evaluation.benchmarks.nano_world import size_facts, world_of_method
 from kgcli.evaluation.benchmarks.skills import case_of, is_skill
 from kgcli.evaluation.metrics.recognition import distractor_spec
 from kgcli.evaluation.plan import Item
-from kgcli.world.sizes import world_of
 from kgcli.world.spec import Spec, render
 
 if TYPE_CHECKING:
@@ -29,14 +28,15 @@ if TYPE_CHECKING:
 
 
 class Truth:
-    """A true render of the prompt at the size of its world; its layout and background come from the item's seed."""
+    """A true render of the prompt, in a world or that of the options' model; layout and background come from the item's
+    seed."""
 
     name = "truth"
 
-    def __init__(self, options: MethodOptions) -> None:
+    def __init__(self, options: MethodOptions, world: int | None = None) -> None:
         if options.extra:
             raise UsageError(f"--set {options.extra[0][0]}: the method {self.name} has no settings of its own")
-        self.size = world_of(options.sampling.width)
+        self.size = world_of_method(options) if world is None else world
 
     def facts(self) -> dict[str, Any]:
         """Return its name, the version of the suites, and the size unless it is that of the first world."""

@@ -18,7 +18,7 @@ from PIL import Image
 
 from kgcli.data.images import ImageFile
 from kgcli.errors import UsageError
-from kgcli.evaluation.baselines.base import Method
+from kgcli.evaluation.baselines.base import Method, MethodOptions
 from kgcli.evaluation.baselines.kosmosg import KosmosG
 from kgcli.evaluation.baselines.world import Other, Reconstruction, Truth
 from kgcli.evaluation.benchmarks.nano_skills import (
@@ -29,7 +29,7 @@ from kgcli.evaluation.benchmarks.nano_skills import (
     note,
     recognition_of,
 )
-from kgcli.evaluation.benchmarks.nano_world import options_for, shipped_world, size_facts, world_of_model
+from kgcli.evaluation.benchmarks.nano_world import shipped_world, size_facts, world_of_model
 from kgcli.evaluation.benchmarks.skills import TASKS, case_of, draw_cases, skills_plan, write_inputs
 from kgcli.evaluation.metrics.exact import StyleScale, edge_f1
 from kgcli.evaluation.metrics.intervals import estimate
@@ -125,8 +125,8 @@ def evaluate(
 
 def columns_of(model: Model, source: Source, style: Lora) -> dict[str, dict[str, Method]]:
     """Return the methods to measure, by adapter and column."""
-    options = options_for(world_of_model(model.folder))
-    truth, styled, plain = Truth(options), StyledTruth(options), KosmosG.of(model)
+    options, world = MethodOptions(), world_of_model(model.folder)
+    truth, styled, plain = Truth(options, world), StyledTruth(options, world), KosmosG.of(model)
     steered, with_lora = Steered.of(model), Styled.of(model)
     steered.source, with_lora.lora = source, style
     return {
@@ -135,7 +135,7 @@ def columns_of(model: Model, source: Source, style: Lora) -> dict[str, dict[str,
             "with": steered,
             "true": truth,
             "vae": Reconstruction.of(truth, model),
-            "floor": Other(options),
+            "floor": Other(options, world),
         },
         "lora": {
             "without": plain,

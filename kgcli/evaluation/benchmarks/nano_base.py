@@ -18,7 +18,7 @@ from kgcli.evaluation.baselines.base import MethodOptions
 from kgcli.evaluation.baselines.decoder import TextDecoder, find_decoder
 from kgcli.evaluation.baselines.world import Other, Reconstruction, Truth
 from kgcli.evaluation.benchmarks.nano_skills import DEFAULT_NUM, Answers, in_turns, load_judges, measure
-from kgcli.evaluation.benchmarks.nano_world import SAMPLING, options_for, size_facts
+from kgcli.evaluation.benchmarks.nano_world import SAMPLING, size_facts
 from kgcli.evaluation.benchmarks.skills import BASE_TASKS, skills_plan
 from kgcli.evaluation.plan import Item
 from kgcli.evaluation.report.skills import Report
@@ -50,12 +50,12 @@ def evaluate(
     world = world_of(found.size)
     recognisers = load_judges(world, judges)
     options = MethodOptions(decoder=str(folder), device=device, sampling=SAMPLING[world], offline=True)
-    base, truth = TextToImage(TextDecoder(found, options)), Truth(options_for(world))
+    base, truth = TextToImage(TextDecoder(found, options)), Truth(options, world)
     methods = {
         "base": base,
         "true": truth,
         "vae": Reconstruction(truth, base.decoder.diffusion, found.sha256),
-        "other": Other(options_for(world)),
+        "other": Other(options, world),
     }
     answers: Answers = {}
     with tempfile.TemporaryDirectory() as work, memory_errors():

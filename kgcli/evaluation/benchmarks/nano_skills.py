@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from kgcli.evaluation.baselines.base import Method
+from kgcli.evaluation.baselines.base import Method, MethodOptions
 from kgcli.evaluation.baselines.world import Other, Reconstruction, Truth
 from kgcli.evaluation.benchmarks.nano_world import (
     JUDGES,
-    options_for,
     size_facts,
     world_of_model,
 )
@@ -97,8 +96,8 @@ def columns_of(model: Model, before: Model | None = None) -> Columns:
     from kgcli.evaluation.baselines.kosmosg import KosmosG
     from kgcli.evaluation.baselines.sd import StableDiffusion, has_text_encoder
 
-    options, all_tasks = options_for(world_of_model(model.folder)), SKILLS
-    truth = Truth(options)
+    options, all_tasks, world = MethodOptions(), SKILLS, world_of_model(model.folder)
+    truth = Truth(options, world)
     columns: dict[str, tuple[Method, Sequence[str]]] = {"model": (KosmosG.of(model), all_tasks)}
     if before is not None:
         columns["before"] = (KosmosG.of(before), BEFORE_TASKS)
@@ -106,7 +105,7 @@ def columns_of(model: Model, before: Model | None = None) -> Columns:
         columns["base"] = (StableDiffusion.of(model), ("text",))
     columns["true"] = (truth, all_tasks)
     columns["vae"] = (Reconstruction.of(truth, model), all_tasks)
-    columns["other"] = (Other(options), all_tasks)
+    columns["other"] = (Other(options, world), all_tasks)
     columns["copy"] = (CopyInput(options), tuple(name for name in SKILLS if name != "text"))
     return columns
 

@@ -109,8 +109,3 @@ def size_facts(world: int) -> dict[str, int]:
 def size_of_protocol(protocol: Mapping[str, Any]) -> int:
     """Return the size of the world of a run."""
     return world_of(protocol.get(SIZE))
-
-
-def options_for(world: int) -> MethodOptions:
-    """Return the options of methods that need a world's size alone, such as true renders."""
-    return MethodOptions(sampling=SamplingConfig(width=world, height=world))
