@@ -5,13 +5,12 @@ A model belongs to the world of the images it was made for; what judges it was t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from kgcli.errors import IncompatibleError
+from kgcli.errors import IncompatibleError, MissingError
 from kgcli.files import PACKAGE
 from kgcli.world.spec import FLUENT_SIZE
 
@@ -46,11 +45,13 @@ def how_to_train(stage: str, world: int) -> str:
     return f"`kg base {stage} {RECIPES[world]}/{stage}`"
 
 
-def check_world(config: Mapping[str, Any], world: int, folder: Path, stage: str) -> None:
+def check_world(config: Any, world: int, folder: Path, stage: str) -> None:
     """Check that the network of a config.json was trained on the images of a world.
 
-    Raises: IncompatibleError.
+    Raises: IncompatibleError; MissingError for a damaged configuration.
     """
+    if not isinstance(config, dict):
+        raise MissingError(f"the config.json in {folder} is damaged; {how_to_train(stage, world)} makes one")
     trained = config.get(WORLD, FIRST_SIZE)
     if trained != world:
         raise IncompatibleError(
