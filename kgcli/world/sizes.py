@@ -1,6 +1,6 @@
 """The two worlds, told apart by the size of their images, and the view in which classifiers and extractors see either.
 
-A model belongs to the world of the images it was made for; what judges it was trained on images of the same world.
+A model belongs to the world of the images it was made for, and so do the classifiers and extractors that score it.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ from typing import Any
 from kgcli.config import SamplingConfig
 from kgcli.errors import KgError, MissingError
 from kgcli.evaluation.baselines.base import MethodOptions
-from kgcli.evaluation.extractors.nano import CLIP_FOLDER, DINO_FOLDER
 from kgcli.reading import read_json
 from kgcli.weights.folder import ModelFolder, check_diffusers_part, open_model
 from kgcli.weights.shipped import DEFAULT_MODEL
@@ -23,6 +22,7 @@ from kgcli.world.sizes import FIRST_SIZE, check_world, how_to_train, shipped_for
 
 SIZE = "size"  # key of a protocol
 JUDGES = "judges"  # folder of the recognisers, in a folder of weights for scoring
+EXTRACTORS = ("eval_clip", "eval_dino")  # stages that train the extractors, and their folders
 # Sampling settings of nano models, by world.
 SAMPLING = {
     64: SamplingConfig(num_inference_steps=25, guidance_scale=3.0, scheduler="ddim", width=64, height=64),
@@ -50,16 +50,12 @@ def find_weights(world: int, folder: Path | None = None) -> NanoWeights:
         found = NanoWeights(
             judges=own / JUDGES if (own / JUDGES).is_dir() else shipped_for(JUDGES, world), evaluators=own
         )
-    needed = {
-        "judge": found.judges,
-        "eval_clip": found.evaluators / CLIP_FOLDER,
-        "eval_dino": found.evaluators / DINO_FOLDER,
-    }
+    needed = {"judge": found.judges, **{stage: found.evaluators / stage for stage in EXTRACTORS}}
     for stage, place in needed.items():
         if not place.is_dir():
             raise MissingError(
                 f"there is no {place}, which scores the world of {world} px; train it with "
-                f"{how_to_train(stage, world)} and give --weights FOLDER with {JUDGES}, {CLIP_FOLDER} and {DINO_FOLDER}"
+                f"{how_to_train(stage, world)} and give --weights FOLDER with {JUDGES}, {' and '.join(EXTRACTORS)}"
             )
         check_world(read_json(place / "config.json"), world, place, stage)
     return found
