@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from kgcli.errors import MissingError
 from kgcli.evaluation.baselines.base import Method, MethodOptions
 from kgcli.evaluation.baselines.world import Other, Reconstruction, Truth
 from kgcli.evaluation.benchmarks.nano_world import (
@@ -29,7 +30,7 @@ from kgcli.evaluation.plan import Item, Plan
 from kgcli.evaluation.report.skills import Report, Row, summarise
 from kgcli.evaluation.run.generate import Progress
 from kgcli.evaluation.scores import image_score
-from kgcli.world.sizes import shipped_for
+from kgcli.world.sizes import how_to_train, shipped_for
 
 if TYPE_CHECKING:
     from kgcli.inference.model import Model
@@ -143,7 +144,13 @@ def load_judges(world: int, folder: Path | None = None) -> Recognisers:
     """
     from kgcli.model.nano_recognisers import Recognisers
 
-    return Recognisers.load(folder or shipped_for(JUDGES, world), world)
+    shipped = shipped_for(JUDGES, world)
+    if folder is None and not shipped.is_dir():
+        raise MissingError(
+            f"no recognisers of the world of {world} px ship; train them with {how_to_train('judge', world)} and give "
+            "--judges FOLDER"
+        )
+    return Recognisers.load(folder or shipped, world)
 
 
 def recognition_of(recognisers: Recognisers, cases: Sequence[Case]) -> Recognition:

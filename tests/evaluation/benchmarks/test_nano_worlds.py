@@ -31,7 +31,7 @@ from kgcli.evaluation.metrics.recognition import portrait
 from kgcli.evaluation.plan import DreamBenchOptions
 from kgcli.model.nano_evaluators import EvalVit
 from kgcli.model.nano_recognisers import Recognisers
-from kgcli.world.sizes import VIEW_SIZE, view, world_of
+from kgcli.world.sizes import VIEW_SIZE, shipped_for, view, world_of
 from kgcli.world.spec import Subject, stands_out
 
 PLANS_BEFORE = {  # sha256 of what the first world's plans were before there was a second
@@ -155,6 +155,12 @@ def test_judges_of_the_other_world_are_refused(tmp_path):
         load_judges(128, other)
     with pytest.raises(IncompatibleError, match=r"world of 128 px.*kg base judge nano/judge"):
         load_judges(64, mine)
+
+
+@pytest.mark.skipif(shipped_for("judges", 128).is_dir(), reason="they ship")
+def test_judges_that_do_not_ship_have_to_be_given():
+    with pytest.raises(MissingError, match=r"kg base judge nano128/judge.*give --judges FOLDER"):
+        load_judges(128)
 
 
 def test_judges_that_do_not_say_are_of_the_first_world(tmp_path):
