@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from kgcli.evaluation.baselines.base import MethodOptions
+from kgcli.evaluation.baselines.base import Method, MethodOptions
 from kgcli.evaluation.baselines.decoder import TextDecoder, find_decoder
 from kgcli.evaluation.baselines.world import Other, Reconstruction, Truth
 from kgcli.evaluation.benchmarks.nano_skills import DEFAULT_NUM, Answers, in_turns, load_judges, measure
@@ -51,7 +51,7 @@ def evaluate(
     recognisers = load_judges(world, judges)
     options = MethodOptions(decoder=str(folder), device=device, sampling=SAMPLING[world], offline=True)
     base, truth = TextToImage(TextDecoder(found, options)), Truth(options, world)
-    methods = {
+    methods: dict[str, Method] = {
         "base": base,
         "true": truth,
         "vae": Reconstruction(truth, base.decoder.diffusion, found.sha256),

@@ -84,12 +84,11 @@ def decoder_size(folder: Path) -> int | None:
 
     Raises: MissingError.
     """
-    latents, blocks = (
-        check_diffusers_part(folder, part).get(name)
-        for part, name in (("unet", "sample_size"), ("vae", "block_out_channels"))
-    )
-    known = isinstance(latents, int) and isinstance(blocks, list)
-    return latents * 2 ** (len(blocks) - 1) if known else None
+    latents = check_diffusers_part(folder, "unet").get("sample_size")
+    blocks = check_diffusers_part(folder, "vae").get("block_out_channels")
+    if not isinstance(latents, int) or not isinstance(blocks, list):
+        return None
+    return int(latents * 2 ** (len(blocks) - 1))
 
 
 def shipped_world() -> int:
