@@ -120,6 +120,18 @@ def train(recipe: Recipe, resume: str = "auto", dry_run: bool = False) -> str:
     return run(recipe, resume=resume, dry_run=dry_run)
 
 
+def export(checkpoint: Path, out: Path, *, overwrite: bool = False) -> Path:
+    """Write the weights of a checkpoint as its run's result; see `kgcli.training.export.export_checkpoint`.
+
+    Example:
+        >>> export(Path("runs/nano128/unet"), Path("unet_now"))  # doctest: +SKIP
+        PosixPath('unet_now')
+    """
+    from kgcli.training.export import export_checkpoint
+
+    return export_checkpoint(checkpoint, out, overwrite=overwrite)
+
+
 def plan_training(recipe: Recipe, resume: str = "auto", tflops: float | None = None) -> Plan:
     """Check a recipe and count what its run would take; see `kgcli.training.checks.report.describe`.
 
@@ -133,14 +145,16 @@ def plan_training(recipe: Recipe, resume: str = "auto", tflops: float | None = N
     return describe(recipe, resume, tflops)
 
 
-def evaluate(suite: str, model: Model, **options: Any) -> Any:
-    """Evaluate a model on the nano world's `skills` or `adapters` suite; return the report.
+def evaluate(suite: str, model: Model | Path, **options: Any) -> Any:
+    """Evaluate a model on the nano world's `skills` or `adapters` suite, or a diffusers folder on `base`; return the
+    report.
 
     Example:
         >>> report = evaluate("skills", load(device="cpu"), num=4)
         >>> "ceiling" in str(report)
         True
     """
-    from kgcli.evaluation.benchmarks import nano_adapters, nano_skills
+    from kgcli.evaluation.benchmarks import nano_adapters, nano_base, nano_skills
 
-    return {"skills": nano_skills, "adapters": nano_adapters}[suite].evaluate(model, **options)
+    suites: dict[str, Any] = {"skills": nano_skills, "adapters": nano_adapters, "base": nano_base}
+    return suites[suite].evaluate(model, **options)

@@ -32,6 +32,7 @@ COMMANDS = {
     "instruct": ("train:instruct_app", "Stage 3: learn to generate images from interleaved prompts."),
     "base": ("train:base_app", "Train the nano model's base parts, adapters or evaluation models."),
     "train": ("train:chain_app", "Run the recipes of a whole model in order; resumes."),
+    "export": ("export:app", "Export a training checkpoint as the folder that its run would end with."),
     "data": ("data:app", "Import, check, look at and build training data."),
     "convert": ("convert:app", "Convert a published checkpoint to a model folder, or back."),
     "models": ("models:app", "List, download and verify published weights; show a model's sizes."),

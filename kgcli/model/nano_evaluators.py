@@ -22,6 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from kgcli.errors import MissingError
 from kgcli.model.nano_recognisers import Trunk
+from kgcli.world.sizes import FIRST_SIZE, WORLD
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
 
@@ -33,9 +34,16 @@ class EvalClip(nn.Module):
         pixels_B3SS: in [-1, 1] -> (B, E); tokens_NL -> (N, E); both of length 1
     """
 
-    def __init__(self, channels: Sequence[int], width: int, text: dict[str, Any], tokenizer: CLIPTokenizer) -> None:
+    def __init__(
+        self,
+        channels: Sequence[int],
+        width: int,
+        text: dict[str, Any],
+        tokenizer: CLIPTokenizer,
+        world: int = FIRST_SIZE,
+    ) -> None:
         super().__init__()
-        self.config = {"channels": list(channels), "width": width, "text": dict(text)}
+        self.config = {"channels": list(channels), "width": width, "text": dict(text), WORLD: world}
         self.tokenizer = tokenizer
         self.trunk = Trunk(channels)
         self.picture_projection = nn.Linear(2 * channels[-1] + 2 * channels[0], width)
@@ -83,9 +91,9 @@ class EvalVit(nn.Module):
         pixels_B3SS: in [-1, 1] -> (B, E) of length 1
     """
 
-    def __init__(self, vit: dict[str, Any], width: int) -> None:
+    def __init__(self, vit: dict[str, Any], width: int, world: int = FIRST_SIZE) -> None:
         super().__init__()
-        self.config = {"vit": dict(vit), "width": width}
+        self.config = {"vit": dict(vit), "width": width, WORLD: world}
         self.vit = VisionTransformer(**vit, num_classes=0)
         self.projection = nn.Linear(self.vit.num_features, width)
 

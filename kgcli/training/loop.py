@@ -215,9 +215,12 @@ class Run:
         """Resume from a checkpoint; return its state."""
         return self.trainer.resume(folder)
 
-    def export(self) -> Path:
-        """Write the result on the main process; return its folder. All processes call this."""
-        final = self.folder / "final"
+    def export(self, out: Path | None = None) -> Path:
+        """Write the result, into `final` of the run or another folder, on the main process; return its folder.
+
+        All processes call this.
+        """
+        final = out or self.folder / "final"
         with self.trainer.averaged(), torch.no_grad():
             weights = self.processes.full(self.trained) if self.processes.shards else {}
             if self.processes.is_main:

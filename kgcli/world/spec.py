@@ -186,6 +186,15 @@ def render(spec: Spec, size: int = 64) -> Rendered:
     return Rendered(scenes.stylize(image, spec.style), tuple(masks), tuple(boxes))
 
 
+def stylize(image: Image.Image, style: str) -> Image.Image:
+    """Return a finished render in `style`, by the renderer of its size; "photo" changes nothing."""
+    if image.width == FLUENT_SIZE:
+        from kgcli.world.fluent.render import stylize as stylize_fluent
+
+        return stylize_fluent(image, style)
+    return scenes.stylize(image, style)
+
+
 def stands_out(spec: Spec, size: int = 64) -> bool:
     """Return True if each body differs from the scene behind it; always True at other sizes, which add a rim."""
     if size != FLUENT_SIZE:

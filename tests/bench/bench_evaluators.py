@@ -1,4 +1,4 @@
-"""How well the evaluators tell individuals apart: python tests/bench/bench_evaluators.py [FOLDER] [--num 60]
+"""How well the evaluators tell individuals apart: python tests/bench/bench_evaluators.py [FOLDER] [--size 64]
 
 One individual is shown in two scenes, each with candidates: the right one in a third scene, and nine others there.
 """
@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from kgcli.data.sources.world import BASE_NOUNS
-from kgcli.evaluation.extractors.nano import SHIPPED, nano_extractors
-from kgcli.evaluation.metrics.recognition import SHIPPED as SHIPPED_JUDGES
+from kgcli.evaluation.benchmarks.nano_world import find_weights
+from kgcli.evaluation.extractors.nano import nano_extractors
 from kgcli.model.nano_recognisers import Recognisers
+from kgcli.world.sizes import view
 from kgcli.world.spec import Spec, Subject, place, render
 from kgcli.world.tables import FIRST_NEW_IDENTITY, SCENES
 from kgcli.world.text import describe
@@ -27,9 +28,9 @@ def draw(rng, noun=None, colour=None):
             return subject
 
 
-def photo(subject, rng, scene=None):
+def photo(subject, rng, size, scene=None):
     scene = scene or str(rng.choice(list(SCENES)))
-    return render(Spec(place([subject], rng), scene, "photo", int(rng.integers(192))), 64).image
+    return render(Spec(place([subject], rng), scene, "photo", int(rng.integers(192))), size).image
 
 
 def candidates(subject, kind, rng):
@@ -40,20 +41,23 @@ def candidates(subject, kind, rng):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("folder", nargs="?", type=Path, default=SHIPPED)
+    parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--num", type=int, default=60)
+    parser.add_argument("--size", type=int, default=64, help="of the world's images, pixels")
     args = parser.parse_args()
-    extractors = nano_extractors(args.folder)
+    weights = find_weights(args.size, args.folder)
+    extractors = nano_extractors(weights.evaluators, args.size)
+    judges = Recognisers.load(weights.judges, args.size)
     embed = {"dino": extractors.dino.images, "clip": extractors.clip.images}
-    embed["judge"] = Recognisers.load(SHIPPED_JUDGES).embed
+    embed["judge"] = lambda images: judges.embed([view(image) for image in images])
     rng = np.random.default_rng(31)
     for kind in ("any", "same colour", "same noun", "same noun and colour"):
         hits, cosines = {name: [] for name in embed}, {name: [] for name in embed}
         for _ in range(args.num):
             subject = draw(rng)
             scenes = [str(scene) for scene in rng.permutation(list(SCENES))[:2]]
-            asked = photo(subject, rng, scenes[0])
-            shown = [photo(one, rng, scenes[1]) for one in candidates(subject, kind, rng)]
+            asked = photo(subject, rng, args.size, scenes[0])
+            shown = [photo(one, rng, args.size, scenes[1]) for one in candidates(subject, kind, rng)]
             for name, run in embed.items():
                 vectors = run([asked, *shown])
                 like = vectors[1:] @ vectors[0]
@@ -65,7 +69,7 @@ def main():
     words, pictures = [], []
     for _ in range(args.num):
         subject, scene = draw(rng), str(rng.choice(list(SCENES)))
-        pictures.append(photo(subject, rng, scene))
+        pictures.append(photo(subject, rng, args.size, scene))
         words.append(f"{describe(subject, colours=True)} {SCENES[scene]}")
     like = extractors.clip.images(pictures) @ extractors.clip.texts(words).T
     right = (like.argmax(axis=1) == np.arange(len(like))).mean()

@@ -8,7 +8,7 @@ those by attention rollout, by cross-attention to the slots of the conditioning 
 gradient along a reference's features; controls are the map of another prompt (where subjects usually stand) and a
 random map.
 
-Prints a table, then one JSON line: python tests/bench/bench_explain.py [--num 48] | tail -1
+Prints a table, then one JSON line: python tests/bench/bench_explain.py [--num 48] [--model FOLDER] | tail -1
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from scipy.special import stdtrit
 
 from kgcli import engine
 from kgcli.data.prompt import ImageRef, Prompt, encode, pad_sequences
-from kgcli.evaluation.benchmarks.skills import _case
+from kgcli.evaluation.benchmarks.nano_world import world_of_model
+from kgcli.evaluation.benchmarks.skills import draw_case
 from kgcli.inference.denoise import denoise, seeded
 from kgcli.inference.explain.maps import NUM_STEPS, _Recorder, explain, relative
 from kgcli.inference.request import Request
 from kgcli.model.layers import Attention
 
 TASK, SEED, OTHER_SEED = "pair", 7, 8
-CELL = 4  # pixels; changes are averaged over cells as large as a latent
+LATENTS = 16  # across and down, of the models of both worlds; changes are averaged over cells as large as one
 TOP = 0.75
 WHITE = Image.new("RGB", (64, 64), "white")
 
@@ -67,8 +68,8 @@ def pixels(model, request, recorder=None):
 
 
 def cells(values_YX):
-    height, width = values_YX.shape
-    return values_YX.reshape(height // CELL, CELL, width // CELL, CELL).mean((1, 3))
+    cell = len(values_YX) // LATENTS
+    return values_YX.reshape(LATENTS, cell, LATENTS, cell).mean((1, 3))
 
 
 # ---------------------------------------------------------------- other ways to make a map
@@ -85,7 +86,7 @@ def cross_attention(model, inputs, embeds_1Sd):
         weights_PS = (query @ key.transpose(-1, -2) * module.scale).softmax(-1).mean(0)
         side = math.isqrt(len(weights_PS))
         maps_1SHW = weights_PS.T.reshape(1, -1, side, side)
-        found.append(torch.nn.functional.interpolate(maps_1SHW, size=(16, 16), mode="bilinear")[0])
+        found.append(torch.nn.functional.interpolate(maps_1SHW, size=(LATENTS, LATENTS), mode="bilinear")[0])
 
     layers = [module for name, module in unet.named_modules() if name.endswith("attn2")]
     handles = [layer.register_forward_hook(keep, with_kwargs=True) for layer in layers]
@@ -151,7 +152,7 @@ def gradient(model, request, inputs, step=1e-2):
     white = pipe.encoder._features(WHITE, "pad")[0]
     queries = pipe.model.cfg.resampler.num_queries
     tokens, mask, slots = pad_sequences([encode(request.prompt.fragments, pipe.tokenizer, queries)], 1)
-    total = torch.zeros(len(images), 16, 16)
+    total = torch.zeros(len(images), LATENTS, LATENTS)
     for at in range(len(images)):
         along = torch.zeros_like(features)
         along[at] = features[at] - white
@@ -170,7 +171,9 @@ def gradient(model, request, inputs, step=1e-2):
 @torch.no_grad()
 def measure_case(model, index):
     """The maps of a case by each method, (M, H, W), and the changes of the image, (M, H, W)."""
-    request, other = request_of(model, _case(TASK, SEED, index)), _case(TASK, OTHER_SEED, index)
+    size = world_of_model(model.folder)
+    request = request_of(model, draw_case(TASK, SEED, index, size))
+    other = draw_case(TASK, OTHER_SEED, index, size)
     explanation = explain(model, request, words=False)
     recorder = _Recorder(model.pipeline.decoder.unet, request.row)
     before = pixels(model, request, recorder)
@@ -190,8 +193,8 @@ def measure_case(model, index):
 
 
 def random_map(rng):
-    noise = Image.fromarray(rng.integers(0, 256, (16, 16), dtype=np.uint8)).filter(ImageFilter.GaussianBlur(2))
-    return np.asarray(noise, np.float32) + 1
+    noise = Image.fromarray(rng.integers(0, 256, (LATENTS, LATENTS), dtype=np.uint8))
+    return np.asarray(noise.filter(ImageFilter.GaussianBlur(2)), np.float32) + 1
 
 
 def scores_of(maps_MHW, changes_MHW):
@@ -239,8 +242,9 @@ def summarise(cases, rng):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num", type=int, default=48)
-    num = parser.parse_args().num
-    model = engine.load(device="cpu")
+    parser.add_argument("--model", help="model folder; default: the one that ships")
+    args = parser.parse_args()
+    num, model = args.num, engine.load(args.model, device="cpu")
     cases = []
     for index in range(num):
         cases.append(measure_case(model, index))

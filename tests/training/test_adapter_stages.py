@@ -24,7 +24,6 @@ from kgcli.evaluation.benchmarks import nano_adapters as suite
 from kgcli.evaluation.benchmarks.skills import case_of, draw_cases, skills_plan, write_inputs
 from kgcli.evaluation.metrics.exact import StyleScale, edge_f1
 from kgcli.evaluation.metrics.intervals import estimate
-from kgcli.evaluation.metrics.recognition import SIZE
 from kgcli.evaluation.report.skills import Row
 from kgcli.files import recipes_folder
 from kgcli.inference.adapters.control_maps import make_map
@@ -38,8 +37,7 @@ from kgcli.weights.decoder import load_decoder
 from kgcli.weights.lora.header import LORA_NAME
 from kgcli.weights.ship import ship
 from kgcli.weights.shipped import ADAPTERS, find_adapter
-from kgcli.world.scenes import stylize
-from kgcli.world.spec import render
+from kgcli.world.spec import render, stylize
 from kgcli.world.tables import ADAPTER_STYLES, STYLES, is_held_out_combination
 
 STAGES = ("controlnet", "lora")
@@ -228,14 +226,19 @@ def test_the_style_of_the_lora_is_shown_and_named_nowhere_else():
     assert all(is_held_out_combination(*two, "comic") == is_held_out_combination(*two, "photo") for two in combination)
 
 
+@pytest.fixture(scope="module", params=[64, 128])
+def size(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def renders():
-    return [render(case.spec, SIZE).image for case in draw_cases("subject", 24, 5)]
+def renders(size):
+    return [render(case.spec, size).image for case in draw_cases("subject", 24, 5, size)]
 
 
-def test_the_scale_of_a_style_goes_from_the_true_render_to_the_one_in_the_style(renders):
+def test_the_scale_of_a_style_goes_from_the_true_render_to_the_one_in_the_style(renders, size):
     scale = StyleScale(renders, "comic")
-    fresh = [render(case.spec, SIZE).image for case in draw_cases("subject", 6, 6)]
+    fresh = [render(case.spec, size).image for case in draw_cases("subject", 6, 6, size)]
     assert scale(fresh, fresh) == pytest.approx([0.0] * 6)
     assert scale([stylize(image, "comic") for image in fresh], fresh) == pytest.approx([1.0] * 6)
     halfway = [Image.blend(image, stylize(image, "comic"), 0.5) for image in fresh]
@@ -247,11 +250,11 @@ def shifted(image, by):
     return Image.fromarray(np.roll(np.asarray(image), by, axis=1))
 
 
-def test_edges_are_followed_within_a_pixel(renders):
-    image, blank = renders[0], Image.new("RGB", (SIZE, SIZE))
+def test_edges_are_followed_within_a_pixel(renders, size):
+    image, blank = renders[0], Image.new("RGB", (size, size))
     wanted = make_map("canny", image)
     assert edge_f1(image, wanted) == 1.0
-    assert edge_f1(shifted(image, 1), wanted) > 0.95 > edge_f1(shifted(image, 4), wanted)
+    assert edge_f1(shifted(image, size // 64), wanted) > 0.95 > edge_f1(shifted(image, size // 16), wanted)
     assert (edge_f1(blank, wanted), edge_f1(image, blank), edge_f1(blank, blank)) == (0.0, 0.0, 1.0)
 
 
@@ -286,7 +289,7 @@ def answers(model, folder, num, controls):
     write_inputs(plan)
     columns = suite.columns_of(model, find_controlnet("canny", None, model.folder), read_lora("nano/comic"))
     methods = {name: columns[controls][name] for name in ("without", "with", "true")}
-    truth = [render(case_of(item).spec, SIZE).image for item in plan.items]
+    truth = [render(case_of(item).spec, 64).image for item in plan.items]
     return suite.answer_all(plan, {controls: methods})[controls], truth
 
 
@@ -323,7 +326,7 @@ def test_the_command_prints_figures_and_a_grid(kg, tmp_path):
     done = kg("eval", "adapters", "--num", "4", "--grid", "grid.png")
     assert done.code == 0 and suite.PROTOCOL in done.out, done.err
     with Image.open(tmp_path / "grid.png") as grid:
-        assert grid.size == (2 * 4 * SIZE, 2 * 6 * SIZE)
+        assert grid.size == (2 * 4 * 64, 2 * 6 * 64)
 
 
 def test_maps_of_images_of_any_size_are_those_of_the_square_that_the_vae_sees():

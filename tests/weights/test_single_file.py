@@ -168,7 +168,7 @@ def test_methods_and_reconstructions_refuse_them_too(tiny_model, tmp_path):
             return [Image.new("RGB", (16, 16)) for _ in items]
 
     with pytest.raises(NotFiniteError):
-        Reconstruction(Copies(), model).draw([None], tmp_path, tmp_path)
+        Reconstruction.of(Copies(), model).draw([None], tmp_path, tmp_path)
     with pytest.raises(NotFiniteError), finite_images(vae), torch.no_grad():
         vae.decode(torch.zeros(1, 4, 8, 8))
     assert not vae.decoder._forward_hooks

@@ -57,7 +57,10 @@ class BenchFlags:
     weights: Annotated[
         Path | None,
         flag(
-            "--weights", metavar="FOLDER", help="Folder of the weights for scoring; default: $KG_WEIGHTS, or the cache."
+            "--weights",
+            metavar="FOLDER",
+            help="Folder of the weights for scoring, for nano with judges, eval_clip and eval_dino; default: "
+            "$KG_WEIGHTS, or the cache, and for nano those that ship.",
         ),
     ] = None
     model: Annotated[str | None, MODEL] = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -37,6 +37,10 @@ def evaluate() -> None:
 
 @app.command()
 def nano(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(help="Diffusers folder of `kg base unet`, evaluated from text alone.", show_default=False),
+    ] = None,
     model: Model = None,
     before: Annotated[
         str | None,
@@ -51,21 +55,40 @@ def nano(
 ) -> None:
     """Evaluate skills in the nano world (nouns, subjects, scenes, styles, edits), with ceiling and floor.
 
+    FOLDER, a U-Net that has no language model yet, is asked for one and for two subjects by their words.
+
     Example: kg eval nano --num 24 --grid grid.png
     """
     from kgcli.weights.folder import open_model
 
+    options: dict[str, Any] = {"num": num, "seed": seed, "judges": judges, "grid": grid}
     with Checks() as check:
         check(_check_grid, grid)
-        folder = check(open_model, model)
-        earlier = None if before is None else check(open_model, before, folder.decoder if folder else None)
-    assert folder is not None
+        if folder is not None:
+            check(_check_base, folder, model, before)
+        else:
+            whole = check(open_model, model)
+            earlier = None if before is None else check(open_model, before, whole.decoder if whole else None)
     from kgcli import engine  # torch loads here, after all checks
 
-    compared = None if earlier is None else engine.load(earlier, device=device)
-    loaded = engine.load(folder, device=device)
-    report = engine.evaluate("skills", loaded, num=num, seed=seed, before=compared, judges=judges, grid=grid)
+    if folder is not None:
+        report = engine.evaluate("base", folder, device=device, **options)
+    else:
+        assert whole is not None
+        compared = None if earlier is None else engine.load(earlier, device=device)
+        report = engine.evaluate("skills", engine.load(whole, device=device), before=compared, **options)
     typer.echo(report.to_json() if as_json else str(report))
+
+
+def _check_base(folder: Path, model: str | None, before: str | None) -> None:
+    """Check that a diffusers folder is there and is all that is to be evaluated. Raises: UsageError, MissingError."""
+    from kgcli.errors import UsageError
+    from kgcli.evaluation.benchmarks.nano_world import decoder_size
+
+    if model is not None or before is not None:
+        flag = "--model" if model is not None else "--before"
+        raise UsageError(f"{folder} is evaluated by itself, from text alone; leave out {flag}, or the folder")
+    decoder_size(folder)
 
 
 @app.command()

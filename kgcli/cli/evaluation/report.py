@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kgcli.cli.options import flag
+
+if TYPE_CHECKING:
+    from kgcli.evaluation.scores import Scores
 
 Runs = Annotated[list[Path], typer.Argument(help="Run folders with scores.", show_default=False)]
 
@@ -65,14 +68,17 @@ def report(
     check_writable(out)
     if out.exists() and not overwrite:
         raise UsageError(f"{out} already exists; give --overwrite or another --out")
-    page = build_page(opened, images or (), data=data or _cached_inputs(opened[0].scores.suite))
+    page = build_page(opened, images or (), data=data or _cached_inputs(opened[0].scores))
     write_whole(out, page, overwrite=overwrite)
     typer.echo(str(out))
 
 
-def _cached_inputs(suite: str) -> Path | None:
+def _cached_inputs(scores: Scores) -> Path | None:
     """Return the folder of a nano suite's input images, None for other suites."""
     from kgcli.evaluation.benchmarks.nano import COCO, DREAMBENCH
     from kgcli.evaluation.benchmarks.nano_data import cached_folder
+    from kgcli.evaluation.benchmarks.nano_world import size_of_protocol
 
-    return cached_folder(suite) if suite in (COCO, DREAMBENCH) else None
+    if scores.suite not in (COCO, DREAMBENCH):
+        return None
+    return cached_folder(scores.suite, size_of_protocol(scores.protocol))

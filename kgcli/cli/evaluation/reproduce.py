@@ -17,7 +17,11 @@ app = App()
 Table = Annotated[str, typer.Argument(help="Table of the paper: table1, table2 or data.", show_default=False)]
 Scale = Annotated[
     str,
-    flag("--scale", metavar="NAME", help="nano, or smoke (minutes; numbers are meaningless); default: nano."),
+    flag(
+        "--scale",
+        metavar="NAME",
+        help="nano (64 px), nano128 (128 px), or smoke (minutes; numbers are meaningless); default: nano.",
+    ),
 ]
 Out = Annotated[
     Path | None,
@@ -36,7 +40,8 @@ NumImages = Annotated[
 ]
 Subjects = Annotated[str, flag("--subjects", metavar="A,B,...", help="Run only these subjects; default: all.")]
 Weights = Annotated[
-    Path | None, flag("--weights", metavar="FOLDER", help="Folder of the extractor weights; default: shipped.")
+    Path | None,
+    flag("--weights", metavar="FOLDER", help="Folder of eval_clip, eval_dino and judges; default: shipped."),
 ]
 DryRun = Annotated[bool, flag("--dry-run", help="Print what would be trained and generated.")]
 

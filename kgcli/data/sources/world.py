@@ -18,7 +18,6 @@ from kgcli.data.sample import Sample, Target
 from kgcli.world import text
 from kgcli.world.scenes import NUM_VARIANTS
 from kgcli.world.spec import (
-    FLUENT_SIZE,
     Spec,
     Subject,
     crop,
@@ -132,7 +131,7 @@ def _draw_legible(random: Randomness, nouns: list[str], **fractions: Any) -> Spe
 
 def _caption_of(spec: Spec, random: Randomness) -> str:
     """Return the caption of a spec; at 128 px it fits the CLIP text encoder."""
-    return (text.short_caption if random.size == FLUENT_SIZE else text.caption)(spec, random.told)
+    return text.prompt_for(spec, random.told, random.size)
 
 
 def _comic(random: Randomness) -> Sample:

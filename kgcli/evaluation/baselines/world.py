@@ -15,7 +15,8 @@ from PIL import Image
 from kgcli.data.images import to_vae_pixels
 from kgcli.errors import UsageError
 from kgcli.evaluation.baselines.base import Method, MethodOptions
-from kgcli.evaluation.benchmarks.nano import BASE_NOUNS, COCO, DREAMBENCH, SIZE, VERSION, spec_of, subjects
+from kgcli.evaluation.benchmarks.nano import BASE_NOUNS, COCO, DREAMBENCH, VERSION, spec_of, subjects
+from kgcli.evaluation.benchmarks.nano_world import size_facts, world_of_method
 from kgcli.evaluation.benchmarks.skills import case_of, is_skill
 from kgcli.evaluation.metrics.recognition import distractor_spec
 from kgcli.evaluation.plan import Item
@@ -23,20 +24,23 @@ from kgcli.world.spec import Spec, render
 
 if TYPE_CHECKING:
     from kgcli.inference.model import Model
+    from kgcli.model.diffusion import Diffusion
 
 
 class Truth:
-    """A true render of the prompt; its layout and background come from the item's seed."""
+    """A true render of the prompt, in a world or that of the options' model; layout and background come from the item's
+    seed."""
 
     name = "truth"
 
-    def __init__(self, options: MethodOptions) -> None:
+    def __init__(self, options: MethodOptions, world: int | None = None) -> None:
         if options.extra:
             raise UsageError(f"--set {options.extra[0][0]}: the method {self.name} has no settings of its own")
+        self.size = world_of_method(options) if world is None else world
 
     def facts(self) -> dict[str, Any]:
-        """Return its name and the version of the suites."""
-        return {"name": self.name, "version": VERSION}
+        """Return its name, the version of the suites, and the size unless it is that of the first world."""
+        return {"name": self.name, "version": VERSION, **size_facts(self.size)}
 
     def prepare(self, subject: str, items: Sequence[Item], data: Path, folder: Path) -> None:
         """Check that the items are of a nano suite. Raises: UsageError."""
@@ -45,11 +49,11 @@ class Truth:
 
     def draw(self, items: Sequence[Item], data: Path, folder: Path) -> list[Image.Image]:
         """Render the items."""
-        return [render(self.spec(item), SIZE).image for item in items]
+        return [render(self.spec(item), self.size).image for item in items]
 
     def spec(self, item: Item) -> Spec:
         """Return the spec of an item's image."""
-        return case_of(item).spec if is_skill(item) else spec_of(item, DREAMBENCH if item.inputs else COCO)
+        return case_of(item).spec if is_skill(item) else spec_of(item, DREAMBENCH if item.inputs else COCO, self.size)
 
 
 class Other(Truth):
@@ -68,13 +72,19 @@ class Reconstruction:
 
     name = "vae"
 
-    def __init__(self, method: Method, model: Model) -> None:
+    def __init__(self, method: Method, decoder: Diffusion, sha256: str) -> None:
         self.method = method
-        self.model = model
+        self.decoder = decoder
+        self.sha256 = sha256  # of the decoder's weights
+
+    @classmethod
+    def of(cls, method: Method, model: Model) -> Reconstruction:
+        """Reconstruct by the decoder of a model."""
+        return cls(method, model.pipeline.decoder, model.folder.decoder_sha256)
 
     def facts(self) -> dict[str, Any]:
         """Return its name, the method's fingerprint and the decoder's hash."""
-        return {"name": self.name, "of": self.method.facts(), "decoder_sha256": self.model.folder.decoder_sha256}
+        return {"name": self.name, "of": self.method.facts(), "decoder_sha256": self.sha256}
 
     def prepare(self, subject: str, items: Sequence[Item], data: Path, folder: Path) -> None:
         """Prepare the wrapped method."""
@@ -86,10 +96,10 @@ class Reconstruction:
 
         from kgcli.model.finite import finite_images
 
-        pipeline = self.model.pipeline
-        pixels = np.stack([to_vae_pixels(image, SIZE) for image in self.method.draw(items, data, folder)])
-        mean, _ = pipeline.decoder.moments(torch.from_numpy(pixels).to(pipeline.device))
-        with finite_images(pipeline.decoder.vae):
-            decoded = pipeline.decoder.decode(mean * pipeline.decoder.vae.config.scaling_factor)
+        vae: Any = self.decoder.vae
+        pixels = np.stack([to_vae_pixels(image, image.width) for image in self.method.draw(items, data, folder)])
+        mean, _ = self.decoder.moments(torch.from_numpy(pixels).to(vae.device))
+        with finite_images(vae):
+            decoded = self.decoder.decode(mean * vae.config.scaling_factor)
         values = (decoded * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         return [Image.fromarray(value) for value in values]

@@ -17,18 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from kgcli.config import SamplingConfig
 from kgcli.errors import UsageError
+from kgcli.evaluation.benchmarks.nano_world import size_facts
 from kgcli.evaluation.plan import DreamBenchOptions, Item, Plan, derive_seed, fingerprint, requested_prompts
 from kgcli.world import text
 from kgcli.world.scenes import NUM_VARIANTS
-from kgcli.world.spec import Spec, Subject, draw_spec, draw_subject, place
+from kgcli.world.sizes import FIRST_SIZE
+from kgcli.world.spec import Spec, Subject, draw_spec, draw_subject, place, stands_out
 from kgcli.world.tables import BASE_ONLY_NOUNS, SCENES, SEEN_NOUNS, STYLES
 
 BASE_NOUNS = [*SEEN_NOUNS, *BASE_ONLY_NOUNS]
 DREAMBENCH, COCO = "nano-dreambench", "nano-coco"
 VERSION = 1  # of data and prompts: raised whenever a change makes scores incomparable
-SIZE = 64  # pixels
 LIVE_NOUNS = (
     "cat", "dog", "fox", "bear", "panda", "koala", "tiger", "cow", "pig", "frog", "monkey", "rabbit", "mouse", "chick",
     "penguin", "owl", "duck", "turtle", "fish", "whale", "elephant", "ladybug", "lion",
@@ -39,8 +39,6 @@ NUM_REAL = 4000
 HELD_OUT_EVERY = 12  # one caption in 12 has a combination of noun, scene and style that no stage saw
 UNIT = 8  # captions, or prompts of a subject, per batch
 INPUT = "00.png"  # the input photo of each subject
-# Sampling settings of nano models.
-SAMPLING = SamplingConfig(num_inference_steps=25, guidance_scale=3.0, scheduler="ddim", width=SIZE, height=SIZE)
 
 
 @dataclass(frozen=True)
@@ -93,14 +91,19 @@ def category_of(noun: str) -> str:
     return "live" if noun in LIVE_NOUNS else "object"
 
 
-def photo_specs(name: str) -> list[Spec]:
-    """Return the specs of a subject's four to six photos, the input first: the subject alone, in different scenes."""
+def photo_specs(name: str, size: int = FIRST_SIZE) -> list[Spec]:
+    """Return the specs of a subject's four to six photos, the input first: the subject alone, in different scenes from
+    which it stands out."""
     order = list(subjects()).index(name)
     rng = np.random.default_rng([22, VERSION, order])
-    scenes = rng.permutation(list(SCENES))[: 4 + order % 3]
-    return [
-        Spec(place([subjects()[name]], rng), str(scene), "photo", int(rng.integers(NUM_VARIANTS))) for scene in scenes
-    ]
+    specs: list[Spec] = []
+    for scene in rng.permutation(list(SCENES)):
+        spec = Spec(place([subjects()[name]], rng), str(scene), "photo", int(rng.integers(NUM_VARIANTS)))
+        if stands_out(spec, size):
+            specs.append(spec)
+        if len(specs) == 4 + order % 3:
+            break
+    return specs
 
 
 def prompt_spec(subject: Subject, prompt: Prompt, seed: int) -> Spec:
@@ -111,15 +114,19 @@ def prompt_spec(subject: Subject, prompt: Prompt, seed: int) -> Spec:
 
 
 @functools.cache
-def caption_of(index: int) -> tuple[str, Spec]:
+def caption_of(index: int, size: int = FIRST_SIZE) -> tuple[str, Spec]:
     """Return caption `index` of `nano-coco` and the spec of its true image."""
     rng = np.random.default_rng([24, VERSION, index])
     num, held_out = 1 + (rng.random() < 0.3), index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-    spec = draw_spec(rng, BASE_NOUNS, num_subjects=num, new=True, held_out=held_out)
-    return text.caption(spec, rng), spec
+    while True:
+        spec = draw_spec(rng, BASE_NOUNS, num_subjects=num, new=True, held_out=held_out)
+        if stands_out(spec, size):
+            return text.prompt_for(spec, rng, size), spec
 
 
-def dreambench_plan(data_sha256: str, data: Path, options: DreamBenchOptions, method: Mapping[str, Any]) -> Plan:
+def dreambench_plan(
+    data_sha256: str, data: Path, options: DreamBenchOptions, method: Mapping[str, Any], size: int = FIRST_SIZE
+) -> Plan:
     """Return the plan of `nano-dreambench`; `data` is the folder of `nano_data.dreambench_data`, with its hash.
 
     Raises: UsageError for subjects or noise that the suite does not have.
@@ -132,6 +139,7 @@ def dreambench_plan(data_sha256: str, data: Path, options: DreamBenchOptions, me
     protocol = {
         "suite": DREAMBENCH,
         "version": VERSION,
+        **size_facts(size),
         "num_items": len(items),
         "num_subjects": len(names),
         "num_images": options.num_images,
@@ -144,17 +152,24 @@ def dreambench_plan(data_sha256: str, data: Path, options: DreamBenchOptions, me
 
 
 def coco_plan(
-    data_sha256: str, data: Path, num: int, seed: int, method: Mapping[str, Any], num_real: int = NUM_REAL
+    data_sha256: str,
+    data: Path,
+    num: int,
+    seed: int,
+    method: Mapping[str, Any],
+    num_real: int = NUM_REAL,
+    size: int = FIRST_SIZE,
 ) -> Plan:
     """Return the plan of one image for each of the first captions; `data` is the folder of `nano_data.coco_data`.
 
     Raises: UsageError for more captions than there are true images.
     """
     check_captions(num, num_real)
-    items = tuple(_item_of_caption(index, seed) for index in range(num))
+    items = tuple(_item_of_caption(index, seed, size) for index in range(num))
     protocol = {
         "suite": COCO,
         "version": VERSION,
+        **size_facts(size),
         "num_items": num,
         "num_real": num_real,
         "captions_sha256": fingerprint([item.scored_text for item in items]),
@@ -170,10 +185,10 @@ def check_captions(num: int, num_real: int = NUM_REAL) -> None:
         raise UsageError(f"{num} captions are requested, but {COCO} has {num_real}; give --num")
 
 
-def spec_of(item: Item, suite: str) -> Spec:
+def spec_of(item: Item, suite: str, size: int = FIRST_SIZE) -> Spec:
     """Return the spec of a true image for an item."""
     if suite == COCO:
-        return caption_of(item.prompt)[1]
+        return caption_of(item.prompt, size)[1]
     return prompt_spec(subjects()[item.subject], PROMPTS[item.prompt], item.seed)
 
 
@@ -198,8 +213,8 @@ def _items_of_subject(name: str, options: DreamBenchOptions) -> Iterator[Item]:
             )
 
 
-def _item_of_caption(index: int, seed: int) -> Item:
-    words = caption_of(index)[0]
+def _item_of_caption(index: int, seed: int, size: int) -> Item:
+    words = caption_of(index, size)[0]
     return Item(
         path=f"images/{index // 1000:03d}/{index:06d}.png",
         unit=f"{index // UNIT:06d}",

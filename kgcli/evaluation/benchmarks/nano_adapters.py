@@ -17,21 +17,29 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from kgcli.data.images import ImageFile
+from kgcli.errors import UsageError
 from kgcli.evaluation.baselines.base import Method, MethodOptions
 from kgcli.evaluation.baselines.kosmosg import KosmosG
 from kgcli.evaluation.baselines.world import Other, Reconstruction, Truth
-from kgcli.evaluation.benchmarks.nano_skills import DEFAULT_NUM, answer, model_fingerprint, note
+from kgcli.evaluation.benchmarks.nano_skills import (
+    DEFAULT_NUM,
+    answer,
+    load_judges,
+    model_fingerprint,
+    note,
+    recognition_of,
+)
+from kgcli.evaluation.benchmarks.nano_world import shipped_world, size_facts, world_of_model
 from kgcli.evaluation.benchmarks.skills import TASKS, case_of, draw_cases, skills_plan, write_inputs
 from kgcli.evaluation.metrics.exact import StyleScale, edge_f1
 from kgcli.evaluation.metrics.intervals import estimate
-from kgcli.evaluation.metrics.recognition import SHIPPED, SIZE, Recognition
+from kgcli.evaluation.metrics.recognition import Recognition
 from kgcli.evaluation.plan import Item, Plan
 from kgcli.evaluation.report.skills import Layout, Report, Row
 from kgcli.evaluation.scores import ALL
 from kgcli.inference.adapters.control_maps import make_map
 from kgcli.inference.adapters.named import Adapters, Control, Lora, Source, find_controlnet, read_lora
-from kgcli.world.scenes import stylize
-from kgcli.world.spec import render
+from kgcli.world.spec import render, stylize
 from kgcli.world.tables import ADAPTER_STYLES
 
 if TYPE_CHECKING:
@@ -82,25 +90,29 @@ def evaluate(
 
     Raises: MissingError, IncompatibleError, UsageError.
     """
-    from kgcli.model.nano_recognisers import Recognisers
-
-    start = time.monotonic()
+    start, world = time.monotonic(), world_of_model(model.folder)
+    if (controlnet is None or lora is None) and world != shipped_world():
+        raise UsageError(
+            f"the adapters that ship are for the world of {shipped_world()} px, this model belongs to that of {world} "
+            "px; give --controlnet and --lora"
+        )
     source = find_controlnet("canny", controlnet, model.folder)
     style = read_lora(lora or SHIPPED_LORA)
-    recognisers = Recognisers.load(judges or SHIPPED)
+    recognisers = load_judges(world, judges)
     with tempfile.TemporaryDirectory() as work:
-        plan = skills_plan(Path(work), num, seed, {}, (SUBJECT,))
+        plan = skills_plan(Path(work), num, seed, {}, (SUBJECT,), world)
         write_inputs(plan)
         note(f"{len(plan.items)} images without an adapter, then with {source.name}, then with {style.source.name}")
         answers = answer_all(plan, columns_of(model, source, style))
     note("scoring")
     cases = [case_of(item) for item in plan.items]
-    recognise = Recognition(recognisers, [case.spec for case in cases], [case.galleries for case in cases])
+    recognise = recognition_of(recognisers, cases)
     rows = [row for section, found in answers.items() for row in _rows(section, found, plan, recognise)]
     if grid is not None:
         _write_grid(plan, answers, grid)
     facts = {
         "protocol": PROTOCOL,
+        **size_facts(world),
         "seed": seed,
         "num": len(cases),
         "model": model_fingerprint(model),
@@ -113,8 +125,8 @@ def evaluate(
 
 def columns_of(model: Model, source: Source, style: Lora) -> dict[str, dict[str, Method]]:
     """Return the methods to measure, by adapter and column."""
-    options = MethodOptions()
-    truth, styled, plain = Truth(options), StyledTruth(options), KosmosG.of(model)
+    options, world = MethodOptions(), world_of_model(model.folder)
+    truth, styled, plain = Truth(options, world), StyledTruth(options, world), KosmosG.of(model)
     steered, with_lora = Steered.of(model), Styled.of(model)
     steered.source, with_lora.lora = source, style
     return {
@@ -122,14 +134,14 @@ def columns_of(model: Model, source: Source, style: Lora) -> dict[str, dict[str,
             "without": plain,
             "with": steered,
             "true": truth,
-            "vae": Reconstruction(truth, model),
-            "floor": Other(options),
+            "vae": Reconstruction.of(truth, model),
+            "floor": Other(options, world),
         },
         "lora": {
             "without": plain,
             "with": with_lora,
             "true": styled,
-            "vae": Reconstruction(styled, model),
+            "vae": Reconstruction.of(styled, model),
             "floor": truth,
         },
     }
@@ -153,10 +165,11 @@ class Steered(KosmosG):
         """Generate images one by one, each with its own map."""
         images = []
         for item in items:
-            truth = render(case_of(item).spec, SIZE).image
+            case = case_of(item)
+            truth = render(case.spec, case.size).image
             shown = ImageFile(Path("render.png"), "render.png", hashlib.sha256(truth.tobytes()).hexdigest(), truth)
             control = Control(kind="canny", source=self.source, image=shown)
-            with self.loaded().attachments.on(Adapters(controls=(control,)), (SIZE, SIZE)):
+            with self.loaded().attachments.on(Adapters(controls=(control,)), self.sampling.size):
                 images += super().draw([item], data, folder)
         return images
 
@@ -169,9 +182,9 @@ class Styled(KosmosG):
     def draw(self, items: Sequence[Item], data: Path, folder: Path) -> Images:
         """Generate one batch, then remove the LoRA."""
         attachments = self.loaded().attachments
-        with attachments.on(Adapters(loras=(self.lora,)), (SIZE, SIZE)):
+        with attachments.on(Adapters(loras=(self.lora,)), self.sampling.size):
             images = super().draw(items, data, folder)
-        with attachments.on(Adapters(), (SIZE, SIZE)):
+        with attachments.on(Adapters(), self.sampling.size):
             return images
 
 
@@ -191,19 +204,19 @@ def measure_edges(truth: Sequence[Image.Image], images: Sequence[Image.Image]) -
 
 def measure_style(truth: Sequence[Image.Image], images: Sequence[Image.Image]) -> list[dict[str, float]]:
     """Return each image's degree of the style (0 as the plain true render, 1 as the styled one) and if it is > 0.5."""
-    degrees = _style_scale()(images, truth)
+    degrees = _style_scale(truth[0].width)(images, truth)
     return [{"style": float(degree > 0.5), "degree": degree} for degree in degrees]
 
 
 @functools.cache
-def _style_scale() -> StyleScale:
-    plain = [render(case.spec, SIZE).image for case in draw_cases(SUBJECT, NUM_FITTED, FITTED_SEED)]
+def _style_scale(size: int) -> StyleScale:
+    plain = [render(case.spec, size).image for case in draw_cases(SUBJECT, NUM_FITTED, FITTED_SEED, size)]
     return StyleScale(plain, STYLE)
 
 
 def _rows(section: str, found: Mapping[str, Images], plan: Plan, recognise: Recognition) -> list[Row]:
     cases = [case_of(item) for item in plan.items]
-    truth = [render(case.spec, SIZE).image for case in cases]
+    truth = [render(case.spec, case.size).image for case in cases]
     own = {"controlnet": measure_edges, "lora": measure_style}[section]
     rows = []
     for column, images in found.items():

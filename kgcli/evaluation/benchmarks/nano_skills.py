@@ -16,13 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from kgcli.errors import MissingError
 from kgcli.evaluation.baselines.base import Method, MethodOptions
 from kgcli.evaluation.baselines.world import Other, Reconstruction, Truth
-from kgcli.evaluation.benchmarks.skills import TASKS, Case, case_of, skills_plan, write_inputs
-from kgcli.evaluation.metrics.recognition import SHIPPED, Recognition
+from kgcli.evaluation.benchmarks.nano_world import (
+    JUDGES,
+    size_facts,
+    world_of_model,
+)
+from kgcli.evaluation.benchmarks.skills import SKILLS, TASKS, Case, case_of, skills_plan, write_inputs
+from kgcli.evaluation.metrics.recognition import Recognition
 from kgcli.evaluation.plan import Item, Plan
 from kgcli.evaluation.report.skills import Report, Row, summarise
+from kgcli.evaluation.run.generate import Progress
 from kgcli.evaluation.scores import image_score
+from kgcli.world.sizes import how_to_train, shipped_for
 
 if TYPE_CHECKING:
     from kgcli.inference.model import Model
@@ -51,26 +59,25 @@ def evaluate(
     Args:
         num: cases of a task with `scale` 1
         before: the same model before instruct
-        judges: folder of recognisers, instead of the shipped ones
+        judges: folder of recognisers, instead of those that ship for the model's world
         grid: file for prompts, their images and the outputs
 
-    Raises: MissingError if there are no recognisers.
+    Raises: MissingError if there are no recognisers, IncompatibleError for those of the other world.
     """
-    from kgcli.model.nano_recognisers import Recognisers
-
-    start = time.monotonic()
-    chosen = Recognisers.load(judges or SHIPPED)
+    start, world = time.monotonic(), world_of_model(model.folder)
+    chosen = load_judges(world, judges)
     answers: Answers = {}
     with tempfile.TemporaryDirectory() as work:
-        plan = skills_plan(Path(work), num, seed, {})
+        plan = skills_plan(Path(work), num, seed, {}, size=world)
         write_inputs(plan)
         rows = measure(columns_of(model, before), plan, chosen, keep=answers)
     if grid is not None:
         from kgcli.evaluation.report.grid import write_cases
 
-        write_cases(_in_turns(answers), grid)
+        write_cases(in_turns(answers, [task for task in answers if task != "text"]), grid)
     facts = {
         "protocol": PROTOCOL,
+        **size_facts(world),
         "seed": seed,
         "num": num,
         "model": model_fingerprint(model),
@@ -90,17 +97,17 @@ def columns_of(model: Model, before: Model | None = None) -> Columns:
     from kgcli.evaluation.baselines.kosmosg import KosmosG
     from kgcli.evaluation.baselines.sd import StableDiffusion, has_text_encoder
 
-    options, all_tasks = MethodOptions(), tuple(TASKS)
-    truth = Truth(options)
+    options, all_tasks, world = MethodOptions(), SKILLS, world_of_model(model.folder)
+    truth = Truth(options, world)
     columns: dict[str, tuple[Method, Sequence[str]]] = {"model": (KosmosG.of(model), all_tasks)}
     if before is not None:
         columns["before"] = (KosmosG.of(before), BEFORE_TASKS)
     if has_text_encoder(model.folder):
         columns["base"] = (StableDiffusion.of(model), ("text",))
     columns["true"] = (truth, all_tasks)
-    columns["vae"] = (Reconstruction(truth, model), all_tasks)
-    columns["other"] = (Other(options), all_tasks)
-    columns["copy"] = (CopyInput(options), tuple(name for name in TASKS if name != "text"))
+    columns["vae"] = (Reconstruction.of(truth, model), all_tasks)
+    columns["other"] = (Other(options, world), all_tasks)
+    columns["copy"] = (CopyInput(options), tuple(name for name in SKILLS if name != "text"))
     return columns
 
 
@@ -117,7 +124,7 @@ def measure(
     for task in dict.fromkeys(item.category for item in plan.items):
         items = [item for item in plan.items if item.category == task]
         cases = [case_of(item) for item in items]
-        recognise = Recognition(recognisers, [case.spec for case in cases], [case.galleries for case in cases])
+        recognise = recognition_of(recognisers, cases)
         for number, (name, (method, tasks)) in enumerate(columns.items()):
             if task not in tasks:
                 continue
@@ -130,11 +137,35 @@ def measure(
     return rows
 
 
+def load_judges(world: int, folder: Path | None = None) -> Recognisers:
+    """Load the recognisers that ship for a world, or those of a folder.
+
+    Raises: MissingError; IncompatibleError for recognisers of the other world.
+    """
+    from kgcli.model.nano_recognisers import Recognisers
+
+    shipped = shipped_for(JUDGES, world)
+    if folder is None and not shipped.is_dir():
+        raise MissingError(
+            f"no recognisers of the world of {world} px ship; train them with {how_to_train('judge', world)} and give "
+            "--judges FOLDER"
+        )
+    return Recognisers.load(folder or shipped, world)
+
+
+def recognition_of(recognisers: Recognisers, cases: Sequence[Case]) -> Recognition:
+    """Return the recognition of one image for each case."""
+    specs, galleries = [case.spec for case in cases], [case.galleries for case in cases]
+    return Recognition(recognisers, specs, galleries, cases[0].size)
+
+
 def answer(method: Method, plan: Plan, items: Sequence[Item]) -> list[Image.Image]:
     """Return a method's image for each item of a plan, in memory."""
     data, images = Path(plan.data), []
+    progress = Progress(f"of {len(items)} images, {method.name}")
     for unit in dataclasses.replace(plan, items=tuple(items)).units():
         images += method.draw(unit, data, data)
+        progress.add(len(unit))
     return images
 
 
@@ -149,9 +180,9 @@ def note(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _in_turns(answers: Answers) -> list[tuple[Case, Image.Image]]:
-    """Interleave the first images of every task whose prompts have images."""
-    columns = [pairs for task, pairs in answers.items() if task != "text"]
+def in_turns(answers: Answers, tasks: Sequence[str]) -> list[tuple[Case, Image.Image]]:
+    """Interleave the first images of some tasks."""
+    columns = [answers[task] for task in tasks]
     longest = max(len(pairs) for pairs in columns)
     turns = [pairs[index] for index in range(longest) for pairs in columns if index < len(pairs)]
     return turns[:NUM_GRID]

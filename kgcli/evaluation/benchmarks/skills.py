@@ -18,10 +18,12 @@ import numpy as np
 from PIL import Image
 
 from kgcli.data.sources.world import BASE_NOUNS, reference
-from kgcli.evaluation.metrics.recognition import SIZE, Gallery, Prediction, Rng, draw_distractor, gallery_of
+from kgcli.evaluation.benchmarks.nano_world import size_facts
+from kgcli.evaluation.metrics.recognition import Gallery, Prediction, Rng, draw_distractor, gallery_of
 from kgcli.evaluation.plan import Item, Plan
 from kgcli.world import text
-from kgcli.world.spec import Spec, draw_spec, is_held_out, render
+from kgcli.world.sizes import FIRST_SIZE
+from kgcli.world.spec import Spec, draw_spec, is_held_out, render, stands_out
 from kgcli.world.tables import BASE_ONLY_NOUNS, UNSEEN_NOUNS
 
 SUITE = "nano-skills"
@@ -55,6 +57,7 @@ class Case:
     parts: tuple[Part, ...]  # of the prompt, in order
     spec: Spec  # of the true image
     seed: int  # of the noise
+    size: int = FIRST_SIZE  # of the world's images, pixels
     kind: str = ""  # of an edit
     before: Spec | None = None  # of an edit: the image in the prompt
     galleries: dict[str, Gallery] = field(default_factory=dict)  # measure -> candidates
@@ -71,25 +74,50 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Draw:
+    """What a case is a function of."""
+
+    task: str
+    index: int
+    size: int  # of the world's images, pixels
+    rng: Rng
+
+    def spec(self, nouns: Sequence[str] = BASE_NOUNS, **options: Any) -> Spec:
+        """Return a random spec of new instances that stand out from their scene; `options` as of `draw_spec`."""
+        while True:
+            spec = draw_spec(self.rng, list(nouns), new=True, **{"accessory": 0.0, **options})
+            if stands_out(spec, self.size):
+                return spec
+
+
+@dataclass(frozen=True)
 class Task:
     """A set of cases: how a case is drawn and scored, and their number relative to `--num`."""
 
     title: str
-    draw: Callable[[str, Rng, int], Case]
+    draw: Callable[[Draw], Case]
     scale: float
     score: Callable[[Case, Prediction], dict[str, float]]
 
 
-def draw_cases(name: str, num: int, seed: int) -> list[Case]:
-    """Return the cases of a task; `num` scales all tasks alike."""
-    return [_case(name, seed, index) for index in range(max(round(TASKS[name].scale * num), 4))]
+def draw_cases(name: str, num: int, seed: int, size: int = FIRST_SIZE) -> list[Case]:
+    """Return the cases of a task for a world's size; `num` scales all tasks alike."""
+    return [draw_case(name, seed, index, size) for index in range(max(round(TASKS[name].scale * num), 4))]
 
 
-def skills_plan(data: Path, num: int, seed: int, method: Mapping[str, Any], tasks: Sequence[str] = ()) -> Plan:
-    """Return the plan of some tasks (default: all); `data` is the folder of `write_inputs`."""
-    names = [name for name in TASKS if not tasks or name in tasks]
-    items = tuple(_item(case, seed, at) for name in names for at, case in enumerate(draw_cases(name, num, seed)))
-    return Plan(suite=SUITE, protocol={"seed": seed, "num": num}, method=dict(method), data=str(data), items=items)
+def skills_plan(
+    data: Path,
+    num: int,
+    seed: int,
+    method: Mapping[str, Any],
+    tasks: Sequence[str] = (),
+    size: int = FIRST_SIZE,
+) -> Plan:
+    """Return the plan of some tasks (default: `SKILLS`) in a world; `data` is the folder of `write_inputs`."""
+    names = [name for name in TASKS if name in (tasks or SKILLS)]
+    items = tuple(_item(case, seed, at) for name in names for at, case in enumerate(draw_cases(name, num, seed, size)))
+    protocol = {"seed": seed, "num": num, **size_facts(size)}
+    return Plan(suite=SUITE, protocol=protocol, method=dict(method), data=str(data), items=items)
 
 
 def write_inputs(plan: Plan) -> None:
@@ -103,19 +131,20 @@ def write_inputs(plan: Plan) -> None:
 
 def case_of(item: Item) -> Case:
     """Return the case of an item of this suite."""
-    _, seed, task, index = item.subject.split("/")
-    return _case(task, int(seed), int(index))
+    suite, seed, task, index = item.subject.split("/")
+    return draw_case(task, int(seed), int(index), int(suite.removeprefix(SUITE) or FIRST_SIZE))
 
 
 def is_skill(item: Item) -> bool:
     """Tell whether an item is of this suite."""
-    return item.subject.startswith(f"{SUITE}/")
+    return item.subject.startswith(SUITE)
 
 
 @functools.lru_cache(maxsize=4096)
-def _case(task: str, seed: int, index: int) -> Case:
+def draw_case(task: str, seed: int, index: int, size: int = FIRST_SIZE) -> Case:
+    """Return one case of a task in the world of a size."""
     rng = np.random.default_rng([5, seed, list(TASKS).index(task), index])
-    return TASKS[task].draw(task, rng, index)
+    return TASKS[task].draw(Draw(task, index, size, rng))
 
 
 def _item(case: Case, seed: int, index: int) -> Item:
@@ -123,7 +152,7 @@ def _item(case: Case, seed: int, index: int) -> Item:
     return Item(
         path=f"images/{name}.png",
         unit=f"{case.task}/{index // UNIT}",
-        subject=f"{SUITE}/{seed}/{name}",
+        subject=f"{SUITE}{'' if case.size == FIRST_SIZE else case.size}/{seed}/{name}",
         prompt=index,
         image=0,
         input_text="".join(part if isinstance(part, str) else MARK for part in case.parts),
@@ -135,39 +164,42 @@ def _item(case: Case, seed: int, index: int) -> Item:
     )
 
 
-def _text(task: str, rng: Rng, index: int) -> Case:
-    spec = draw_spec(rng, BASE_NOUNS, new=True, accessory=0.0, styled=0.3)
-    return Case(task, (text.caption(spec, rng),), spec, _noise_seed(rng))
+def _text(draw: Draw) -> Case:
+    return _told(draw, draw.spec(styled=0.3))
 
 
-def _subject(task: str, rng: Rng, index: int) -> Case:
+def _text_pair(draw: Draw) -> Case:
+    return _told(draw, draw.spec(num_subjects=2, styled=0.3))
+
+
+def _subject(draw: Draw) -> Case:
     """Leave the noun out of the prompt: the subject is known only from the image."""
-    return _make(task, draw_spec(rng, BASE_NOUNS, new=True, accessory=0.0, styled=0.0), rng, index, one_noun=True)
+    return _make(draw, draw.spec(styled=0.0), one_noun=True)
 
 
-def _named(task: str, rng: Rng, index: int) -> Case:
-    return _make(task, draw_spec(rng, BASE_NOUNS, new=True, accessory=0.0, styled=0.0), rng, index, drop=False)
+def _named(draw: Draw) -> Case:
+    return _make(draw, draw.spec(styled=0.0), drop=False)
 
 
-def _base_only(task: str, rng: Rng, index: int) -> Case:
-    return _make(task, draw_spec(rng, list(BASE_ONLY_NOUNS), new=True, accessory=0.0, styled=0.0), rng, index)
+def _base_only(draw: Draw) -> Case:
+    return _make(draw, draw.spec(list(BASE_ONLY_NOUNS), styled=0.0))
 
 
-def _unseen(task: str, rng: Rng, index: int) -> Case:
+def _unseen(draw: Draw) -> Case:
     """Use a noun that only the recognisers have seen."""
-    return _make(task, draw_spec(rng, list(UNSEEN_NOUNS), new=True, accessory=0.0, styled=0.0), rng, index)
+    return _make(draw, draw.spec(list(UNSEEN_NOUNS), styled=0.0))
 
 
-def _held_out(task: str, rng: Rng, index: int) -> Case:
-    return _make(task, draw_spec(rng, BASE_NOUNS, new=True, accessory=0.0, styled=0.5, held_out=True), rng, index)
+def _held_out(draw: Draw) -> Case:
+    return _make(draw, draw.spec(styled=0.5, held_out=True))
 
 
-def _styled(task: str, rng: Rng, index: int) -> Case:
-    return _make(task, draw_spec(rng, BASE_NOUNS, new=True, accessory=0.0, styled=1.0), rng, index)
+def _styled(draw: Draw) -> Case:
+    return _make(draw, draw.spec(styled=1.0))
 
 
-def _pair(task: str, rng: Rng, index: int) -> Case:
-    spec = draw_spec(rng, BASE_NOUNS, num_subjects=2, new=True, accessory=0.0, styled=0.0)
+def _pair(draw: Draw) -> Case:
+    spec, rng = draw.spec(num_subjects=2, styled=0.0), draw.rng
     left, right = (placed.subject for placed in spec.subjects)
     colours = [subject.look.colour_name for subject in (left, right)]
     swapped = (
@@ -175,39 +207,48 @@ def _pair(task: str, rng: Rng, index: int) -> Case:
         dataclasses.replace(right, recoloured=colours[0]),
     )
     others = tuple(draw_distractor(rng, BASE_NOUNS, colour) for colour in colours for _ in range(3))
-    parts = _filled(text.compositional(spec, rng, drop=index % 2 == 0), spec, rng, index // 2)
-    return Case(task, parts, spec, _noise_seed(rng), galleries={"pair": (left, right, *swapped, *others)})
+    fragments = text.compositional(spec, rng, drop=draw.index % 2 == 0)
+    parts = _filled(fragments, spec, draw, keep=draw.index // 2 % 2 == 1)
+    return _case(draw, parts, spec, galleries={"pair": (left, right, *swapped, *others)})
 
 
-def _edit(task: str, rng: Rng, index: int) -> Case:
-    kind = EDIT_KINDS[index % len(EDIT_KINDS)]
+def _edit(draw: Draw) -> Case:
+    kind, rng = EDIT_KINDS[draw.index % len(EDIT_KINDS)], draw.rng
     while True:
-        before = draw_spec(rng, BASE_NOUNS, new=True, accessory=0.1, styled=0.1)
+        before = draw.spec(accessory=0.1, styled=0.1)
         after, instruction = text.edit(before, rng)
-        if _kind_of_edit(before, after) == kind and not is_held_out(after):
+        if _kind_of_edit(before, after) == kind and not is_held_out(after) and stands_out(after, draw.size):
             break
-    image = render(before, SIZE).image
+    image = render(before, draw.size).image
     gallery = gallery_of(after.subjects[0].subject, rng, BASE_NOUNS)
-    return Case(task, (image, " " + instruction), after, _noise_seed(rng), kind, before, {"picked": gallery})
+    return _case(draw, (image, " " + instruction), after, kind=kind, before=before, galleries={"picked": gallery})
 
 
-def _make(task: str, spec: Spec, rng: Rng, index: int, *, drop: bool = True, one_noun: bool = False) -> Case:
-    subject = spec.subjects[0].subject
-    parts = _filled(text.compositional(spec, rng, drop=drop), spec, rng, index)
+def _told(draw: Draw, spec: Spec) -> Case:
+    return _case(draw, (text.prompt_for(spec, draw.rng, draw.size),), spec)
+
+
+def _make(draw: Draw, spec: Spec, *, drop: bool = True, one_noun: bool = False) -> Case:
+    subject, rng = spec.subjects[0].subject, draw.rng
+    parts = _filled(text.compositional(spec, rng, drop=drop), spec, draw, keep=draw.index % 2 == 1)
     galleries = {"picked": gallery_of(subject, rng, BASE_NOUNS)}
     if one_noun:
         galleries["picked_of_noun"] = gallery_of(subject, rng, [subject.noun])
-    return Case(task, parts, spec, _noise_seed(rng), galleries=galleries)
+    return _case(draw, parts, spec, galleries=galleries)
 
 
-def _filled(fragments: text.Fragments, spec: Spec, rng: Rng, index: int) -> tuple[Part, ...]:
-    """Fill a prompt with an image of each subject; every other case keeps its background."""
+def _filled(fragments: text.Fragments, spec: Spec, draw: Draw, *, keep: bool) -> tuple[Part, ...]:
+    """Fill a prompt with an image of each subject; `keep` keeps its background, which every other case does."""
     subjects = iter([placed.subject for placed in spec.subjects])
-    keep = index % 2 == 1
     return tuple(
-        reference(next(subjects), rng, SIZE, keep_background=keep) if fragment is None else fragment
+        reference(next(subjects), draw.rng, draw.size, keep_background=keep) if fragment is None else fragment
         for fragment in fragments
     )
+
+
+def _case(draw: Draw, parts: tuple[Part, ...], spec: Spec, **more: Any) -> Case:
+    """Return a case; the seed of its noise is the last that is drawn."""
+    return Case(draw.task, parts, spec, int(draw.rng.integers(1 << 31)), draw.size, **more)
 
 
 def _kind_of_edit(before: Spec, after: Spec) -> str:
@@ -219,10 +260,6 @@ def _kind_of_edit(before: Spec, after: Spec) -> str:
     return "colour" if recoloured else "accessory"
 
 
-def _noise_seed(rng: Rng) -> int:
-    return int(rng.integers(1 << 31))
-
-
 def _score_text(case: Case, prediction: Prediction) -> dict[str, float]:
     return {"noun": prediction.correct("noun"), "noun_probability": prediction.noun_probability, **_place(prediction)}
 
@@ -230,6 +267,10 @@ def _score_text(case: Case, prediction: Prediction) -> dict[str, float]:
 def _score_subject(case: Case, prediction: Prediction) -> dict[str, float]:
     picked = {name: float(chosen[0] == 0) for name, chosen in prediction.picked.items()}
     return {**picked, "noun": prediction.correct("noun"), **_place(prediction)}
+
+
+def _score_text_pair(case: Case, prediction: Prediction) -> dict[str, float]:
+    return {"nouns": prediction.has_nouns, **_place(prediction)}
 
 
 def _score_pair(case: Case, prediction: Prediction) -> dict[str, float]:
@@ -261,4 +302,7 @@ TASKS: dict[str, Task] = {
     "pair": Task("two subjects", _pair, 1.0, _score_pair),
     "edit": Task("edit", _edit, 4 / 3, _score_edit),
     "unseen": Task("subject, noun unknown to all", _unseen, 1 / 3, _score_subject),
+    "text_pair": Task("two subjects from text", _text_pair, 1.0, _score_text_pair),
 }
+BASE_TASKS = ("text", "text_pair")  # of a base, which reads text alone
+SKILLS = tuple(name for name in TASKS if name != "text_pair")  # of a whole model

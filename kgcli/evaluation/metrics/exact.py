@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from kgcli.inference.adapters.control_maps import make_map
-from kgcli.world.scenes import stylize
+from kgcli.world.sizes import FIRST_SIZE
+from kgcli.world.spec import stylize
 
-TOLERANCE = 1  # pixels, in all eight directions
+TOLERANCE = 1  # pixels of an image of FIRST_SIZE, in all eight directions; in proportion in larger ones
 NUM_LEVELS = 8  # of the histograms of brightness and colourfulness
 RIDGE = 1e-3  # on the covariance of features that lie between 0 and 1
 
@@ -25,8 +26,9 @@ def edge_f1(image: Image.Image, wanted: Image.Image) -> float:
     edges, target = (np.asarray(one.convert("L")) > 127 for one in (make_map("canny", image), wanted))
     if not edges.any() or not target.any():
         return float(edges.any() == target.any())
-    precision = (edges & _widened(target)).sum() / edges.sum()
-    recall = (target & _widened(edges)).sum() / target.sum()
+    reach = max(round(TOLERANCE * image.width / FIRST_SIZE), 1)
+    precision = (edges & _widened(target, reach)).sum() / edges.sum()
+    recall = (target & _widened(edges, reach)).sum() / target.sum()
     return float(2 * precision * recall / max(precision + recall, 1e-9))
 
 
@@ -82,7 +84,7 @@ def _darkest(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return sliding_window_view(padded, (3, 3), axis=(1, 2)).min((-2, -1))
 
 
-def _widened(edges: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return all pixels within `TOLERANCE` of an edge."""
-    side = 2 * TOLERANCE + 1
-    return sliding_window_view(np.pad(edges, TOLERANCE), (side, side)).max((-2, -1))
+def _widened(edges: NDArray[np.bool_], reach: int) -> NDArray[np.bool_]:
+    """Return all pixels within `reach` of an edge."""
+    side = 2 * reach + 1
+    return sliding_window_view(np.pad(edges, reach), (side, side)).max((-2, -1))

@@ -18,15 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kgcli.files import PACKAGE
+from kgcli.world.sizes import view
 from kgcli.world.spec import Spec, Subject, crop, place, render
 from kgcli.world.tables import FIRST_NEW_IDENTITY
 
 if TYPE_CHECKING:
     from kgcli.model.nano_recognisers import Recognisers
 
-SIZE = 64  # pixels
-SHIPPED = PACKAGE / "nano" / "judges"
 NUM_SAME_COLOUR = 10  # of the 19 wrong candidates
 NUM_ANY_COLOUR = 9
 
@@ -61,29 +59,35 @@ class Prediction:
 
 
 class Recognition:
-    """Recognition of images of one list of specs; portraits of candidates are embedded once."""
+    """Recognition of images of one list of specs; portraits of candidates are embedded once.
+
+    `size` is that of the world's images: portraits are rendered at it, and images that have another are resized to it
+    before their subjects are cut out. The recognisers see `view` of all.
+    """
 
     def __init__(
-        self, recognisers: Recognisers, specs: Sequence[Spec], galleries: Sequence[Mapping[str, Gallery]]
+        self, recognisers: Recognisers, specs: Sequence[Spec], galleries: Sequence[Mapping[str, Gallery]], size: int
     ) -> None:
         self.recognisers = recognisers
         self.specs = specs
+        self.size = size
         known: dict[Gallery, NDArray[np.float32]] = {}
         for gallery in (one for of in galleries for one in of.values()):
             if gallery not in known:
-                known[gallery] = recognisers.embed([portrait(subject) for subject in gallery])
+                known[gallery] = recognisers.embed([view(portrait(subject, size)) for subject in gallery])
         self.galleries = [{name: known[gallery] for name, gallery in of.items()} for of in galleries]
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Prediction]:
         """Recognise one image per spec."""
         from kgcli.model.nano_recognisers import HEADS, around, labels
 
-        fitted = [image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC) for image in images]
-        predicted = self.recognisers.classify(fitted)
+        side = (self.size, self.size)
+        fitted = [image.convert("RGB").resize(side, Image.Resampling.BICUBIC) for image in images]
+        predicted = self.recognisers.classify([view(image) for image in fitted])
         rows = []
         for row, (spec, image) in enumerate(zip(self.specs, fitted, strict=True)):
             num, heads = len(spec.subjects), {name: values[row] for name, values in predicted.items()}
-            parts = [around(image, index, num) for index in range(num)]
+            parts = [view(around(image, index, num)) for index in range(num)]
             nouns = self.recognisers.classify(parts)["noun"] if num > 1 else heads["noun"][None]
             shown = tuple(HEADS["noun"][int(place)] for place in nouns.argmax(axis=-1))
             rows.append(Prediction(spec, labels(spec), heads, HEADS, shown, self._pick(row, parts)))
@@ -97,11 +101,11 @@ class Recognition:
         return {name: (embedded @ known.T).argmax(axis=1).tolist() for name, known in self.galleries[row].items()}
 
 
-def portrait(subject: Subject) -> Image.Image:
+def portrait(subject: Subject, size: int) -> Image.Image:
     """Render a candidate's reference image: alone on white, without accessory; a function of the instance."""
     rng = np.random.default_rng([6, subject.identity])
     bare = dataclasses.replace(subject, accessory=None)
-    return crop(render(Spec(place([bare], rng), "studio"), SIZE), 0, SIZE, keep_background=False)
+    return crop(render(Spec(place([bare], rng), "studio"), size), 0, size, keep_background=False)
 
 
 def gallery_of(subject: Subject, rng: Rng, nouns: list[str]) -> Gallery:

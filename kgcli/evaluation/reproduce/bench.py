@@ -10,10 +10,11 @@ from pathlib import Path
 
 from kgcli.evaluation.baselines.base import Method
 from kgcli.evaluation.baselines.table import make
-from kgcli.evaluation.benchmarks.nano import COCO, NUM_REAL, SAMPLING, coco_plan, dreambench_plan
+from kgcli.evaluation.benchmarks.nano import COCO, NUM_REAL, coco_plan, dreambench_plan
 from kgcli.evaluation.benchmarks.nano_data import NanoData, coco_data, dreambench_data
+from kgcli.evaluation.benchmarks.nano_world import SAMPLING, NanoWeights, find_weights
 from kgcli.evaluation.extractors.base import Extractors
-from kgcli.evaluation.extractors.nano import SHIPPED, nano_extractors
+from kgcli.evaluation.extractors.nano import nano_extractors
 from kgcli.evaluation.plan import Plan
 from kgcli.evaluation.reproduce.reproduction import Job, Reproduction, minutes_file, reproduce
 from kgcli.evaluation.reproduce.table import write_table
@@ -24,41 +25,54 @@ from kgcli.evaluation.run.nano_score import score_nano
 from kgcli.evaluation.scores import Scores
 from kgcli.files import write_whole
 from kgcli.runtime import choose_device
+from kgcli.world.sizes import FIRST_SIZE
 
 
 class NanoBench:
     """Generate and score rows; existing images and features are reused."""
 
-    def __init__(self, data: Path, extractors: Extractors, num_real: int = NUM_REAL) -> None:
+    def __init__(
+        self,
+        data: Path,
+        extractors: Extractors,
+        num_real: int = NUM_REAL,
+        *,
+        world: int = FIRST_SIZE,
+        weights: NanoWeights | None = None,
+    ) -> None:
         self.folder = data
         self.extractors = extractors
         self.num_real = num_real  # real images that captions are compared with
+        self.world = world  # size of its images
+        self.weights = weights  # with the recognisers; None: those that ship for the world
 
     @classmethod
-    def open(cls, data: Path, weights: Path | None = None) -> NanoBench:
-        """Open with the shipped extractors or those of a folder. Raises: MissingError."""
-        return cls(data, nano_extractors(weights or SHIPPED))
+    def open(cls, data: Path, world: int, folder: Path | None = None) -> NanoBench:
+        """Open with what ships for a world or the weights of a folder. Raises: MissingError, IncompatibleError."""
+        weights = find_weights(world, folder)
+        return cls(data, nano_extractors(weights.evaluators, world), world=world, weights=weights)
 
     def __call__(self, job: Job) -> Scores:
         """Return the scores of a row and seed. Raises: UsageError if its folder holds a run of other options."""
-        sampling = job.options.sampling.over(SAMPLING)
+        sampling = job.options.sampling.over(SAMPLING[self.world])
         method = make(job.row.method, dataclasses.replace(job.options, sampling=sampling))
         folder = self.folder / job.suite
-        data = coco_data(folder, self.num_real) if job.suite == COCO else dreambench_data(folder)
+        world = self.world
+        data = coco_data(folder, self.num_real, world) if job.suite == COCO else dreambench_data(folder, world)
         run = RunFolder.start(job.out, self.plan(job, data, method))
         print(f"{job.row.title}, seed {job.seed}: {len(run.missing())} images to generate", file=sys.stderr, flush=True)
         start = time.monotonic()
         generate_run(run, method)
         _add_minutes(minutes_file(job.out), (time.monotonic() - start) / 60)
         finish(run)
-        return score_nano(run, self.folder / "statistics", extractors=self.extractors)
+        return score_nano(run, self.folder / "statistics", weights=self.weights, extractors=self.extractors)
 
     def plan(self, job: Job, data: NanoData, method: Method) -> Plan:
         """Return the plan of a row."""
         facts = method_fingerprint(method, job.row.method)
         if job.suite == COCO:
-            return coco_plan(data.sha256, data.folder, job.num, job.seed, facts, self.num_real)
-        return dreambench_plan(data.sha256, data.folder, job.suite_options, facts)
+            return coco_plan(data.sha256, data.folder, job.num, job.seed, facts, self.num_real, self.world)
+        return dreambench_plan(data.sha256, data.folder, job.suite_options, facts, self.world)
 
 
 def run(options: Reproduction, weights: Path | None = None) -> str:
@@ -66,7 +80,7 @@ def run(options: Reproduction, weights: Path | None = None) -> str:
     from kgcli.training.loop import train
 
     choose_device(options.device)  # checked before training, as are the extractors
-    bench = NanoBench.open(options.out / "data", weights)
+    bench = NanoBench.open(options.out / "data", options.world, weights)
     return write_table(options, reproduce(options, train, bench))
 
 

@@ -33,6 +33,7 @@ from kgcli.evaluation.reproduce.lineage import (
 from kgcli.evaluation.reproduce.paper import Row, Table
 from kgcli.evaluation.scores import Scores
 from kgcli.recipe import Recipe
+from kgcli.world.sizes import world_of
 
 CAPTIONS = "nano-coco"  # the suite of captions; the other has subjects
 LEARNING = ("textual-inversion", "dreambooth")  # methods with a setting `seed` of their own
@@ -71,6 +72,11 @@ class Reproduction:
         if self.num is not None:
             check_captions(self.num)
         self.subject_options(seed=0).check_subjects(known_subjects())
+
+    @property
+    def world(self) -> int:
+        """Size of the images of the world that the models of the scale are trained on."""
+        return world_of(recipe_at("nano/base/unet", self.scale, self.runs).image_size)
 
     @property
     def chosen(self) -> tuple[Row, ...]:

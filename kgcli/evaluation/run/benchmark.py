@@ -17,6 +17,8 @@ from kgcli.config import SamplingConfig
 from kgcli.errors import Checks, MissingError, UsageError, raise_all
 from kgcli.evaluation.baselines.base import Method, MethodOptions
 from kgcli.evaluation.baselines.table import make, source_facts
+from kgcli.evaluation.benchmarks.nano_world import SAMPLING as NANO_SAMPLING
+from kgcli.evaluation.benchmarks.nano_world import size_of_protocol, world_of_method
 from kgcli.evaluation.plan import PLAN, DreamBenchOptions, Plan
 from kgcli.evaluation.run.folder import RunFolder
 from kgcli.evaluation.run.generate import LOCKS, POLL_SECONDS, environment_shard, finish, generate_run, wait_for_images
@@ -79,7 +81,7 @@ class Bench:
 class Suite:
     """The plan of one benchmark and the sampling settings of its paper."""
 
-    plan: Callable[[Bench, Mapping[str, Any]], Plan]
+    plan: Callable[[Mapping[str, Any]], Plan]  # of the fingerprint of the method
     sampling: SamplingConfig  # defaults
 
 
@@ -103,7 +105,7 @@ def run_benchmark(bench: Bench) -> RunFolder:
     resources: Resources | None
     if bench.only == "score" and bench.images is None:
         run = _open_to_score(bench)
-        resources = find_resources(run.plan.suite, bench.data, bench.scoring)
+        resources = find_resources(run.plan.suite, bench.data, bench.scoring, size_of_protocol(run.plan.protocol))
     else:
         inputs = check_inputs(bench, shard)
         resources = inputs.resources
@@ -120,7 +122,8 @@ def run_benchmark(bench: Bench) -> RunFolder:
 
 
 def check_inputs(bench: Bench, shard: tuple[int, int] = (0, 1)) -> Inputs:
-    """Check everything that a benchmark starts from before anything is generated: weights for scoring last.
+    """Check everything that a benchmark starts from before anything is generated: weights for scoring last, but those
+    of nano suites, which are no download, before the suite's data are rendered.
 
     Raises: SeveralErrors with all faults, or the only one.
     """
@@ -132,11 +135,14 @@ def check_inputs(bench: Bench, shard: tuple[int, int] = (0, 1)) -> Inputs:
         options = _on_own_device(method_options(bench), shard)
         method = None if bench.images is not None else check(make, bench.method, options)
         facts = None if method is None else check(method_fingerprint, method, bench.method)
+        nano, resources = bench.suite.startswith("nano-"), None
         if bench.only != "generate":
             check(check_suits, bench.suite, bench.scoring)
-        worth_it = not (check.faults and bench.suite.startswith("nano-"))  # its data would be made for nothing
+            if nano and not check.faults:
+                resources = check(find_resources, bench.suite, bench.data, bench.scoring, world_of_method(options))
+        worth_it = not (check.faults and nano)  # its data would be made for nothing
         # Without a method a plan still shows the faults of the data.
-        plan = check(SUITES[bench.suite]().plan, bench, facts or {}) if worth_it else None
+        plan = check(SUITES[bench.suite](bench).plan, facts or {}) if worth_it else None
         images: Mapping[str, Path] | None = {}
         if plan is not None and bench.images is not None:
             from kgcli.evaluation.run.foreign import find_images
@@ -146,8 +152,7 @@ def check_inputs(bench: Bench, shard: tuple[int, int] = (0, 1)) -> Inputs:
             check(prompts_fit, plan.items)
         if plan is not None and facts is not None and shard[0] == 0:
             check(RunFolder.check_start, bench.out, plan)
-        resources = None
-        if bench.only != "generate" and not (check.faults and bench.suite.startswith("nano-")):
+        if bench.only != "generate" and not nano:
             resources = check(find_resources, bench.suite, bench.data, bench.scoring)
         if plan is not None and resources is not None:
             check(check_texts, plan, resources)
@@ -157,7 +162,7 @@ def check_inputs(bench: Bench, shard: tuple[int, int] = (0, 1)) -> Inputs:
 
 def method_options(bench: Bench) -> MethodOptions:
     """Return the method's options with the suite's sampling settings as defaults."""
-    defaults = SUITES[bench.suite]().sampling
+    defaults = SUITES[bench.suite](bench).sampling
     return dataclasses.replace(bench.options, sampling=bench.options.sampling.over(defaults))
 
 
@@ -200,7 +205,7 @@ def _open_to_score(bench: Bench) -> RunFolder:
         raise MissingError(f"{bench.out / PLAN} has the suite {run.plan.suite!r}, which this version does not know")
     data: Path | None
     if run.plan.suite.startswith("nano-"):
-        data = _nano_folder(bench, run.plan.suite)
+        data = _nano_folder(bench, run.plan.suite, size_of_protocol(run.plan.protocol))
     else:
         data = _given_data(bench) if run.plan.suite != "coco" else bench.data
     where = "" if data is None else str(data.expanduser().resolve())
@@ -226,16 +231,16 @@ def _on_own_device(options: MethodOptions, shard: tuple[int, int]) -> MethodOpti
     return dataclasses.replace(options, device=f"cuda:{local % torch.cuda.device_count()}")
 
 
-def _dreambench() -> Suite:
+def _dreambench(bench: Bench) -> Suite:
     from kgcli.evaluation.benchmarks.dreambench import SAMPLING, single_plan
 
-    return Suite(lambda bench, method: single_plan(_photos(bench), bench.suite_options, method), SAMPLING)
+    return Suite(lambda method: single_plan(_photos(bench), bench.suite_options, method), SAMPLING)
 
 
-def _dreambench_multi() -> Suite:
+def _dreambench_multi(bench: Bench) -> Suite:
     from kgcli.evaluation.benchmarks.dreambench import SAMPLING, multi_plan
 
-    return Suite(lambda bench, method: multi_plan(_photos(bench), bench.suite_options, method), SAMPLING)
+    return Suite(lambda method: multi_plan(_photos(bench), bench.suite_options, method), SAMPLING)
 
 
 def _photos(bench: Bench) -> DreamBenchData:
@@ -252,49 +257,53 @@ def _given_data(bench: Bench) -> Path:
     return bench.data
 
 
-def _coco() -> Suite:
+def _coco(bench: Bench) -> Suite:
     from kgcli.evaluation.benchmarks.coco import SAMPLING, choose_captions, coco_plan
 
-    def plan(bench: Bench, method: Mapping[str, Any]) -> Plan:
+    def plan(method: Mapping[str, Any]) -> Plan:
         captions = choose_captions(bench.captions, bench.data, bench.num)
         return coco_plan(captions, bench.suite_options.seed, method, bench.data)
 
     return Suite(plan, SAMPLING)
 
 
-def _nano_dreambench() -> Suite:
-    from kgcli.evaluation.benchmarks.nano import DREAMBENCH, SAMPLING, dreambench_plan
+def _nano_dreambench(bench: Bench) -> Suite:
+    from kgcli.evaluation.benchmarks.nano import DREAMBENCH, dreambench_plan
     from kgcli.evaluation.benchmarks.nano_data import dreambench_data
 
-    def plan(bench: Bench, method: Mapping[str, Any]) -> Plan:
-        data = dreambench_data(_nano_folder(bench, DREAMBENCH))
-        return dreambench_plan(data.sha256, data.folder, bench.suite_options, method)
+    size = world_of_method(bench.options)
 
-    return Suite(plan, SAMPLING)
+    def plan(method: Mapping[str, Any]) -> Plan:
+        data = dreambench_data(_nano_folder(bench, DREAMBENCH, size), size)
+        return dreambench_plan(data.sha256, data.folder, bench.suite_options, method, size)
+
+    return Suite(plan, NANO_SAMPLING[size])
 
 
-def _nano_coco() -> Suite:
-    from kgcli.evaluation.benchmarks.nano import COCO, NUM_CAPTIONS, SAMPLING, check_captions, coco_plan
+def _nano_coco(bench: Bench) -> Suite:
+    from kgcli.evaluation.benchmarks.nano import COCO, NUM_CAPTIONS, check_captions, coco_plan
     from kgcli.evaluation.benchmarks.nano_data import coco_data
 
-    def plan(bench: Bench, method: Mapping[str, Any]) -> Plan:
+    size = world_of_method(bench.options)
+
+    def plan(method: Mapping[str, Any]) -> Plan:
         num = NUM_CAPTIONS if bench.num is None else bench.num
         check_captions(num)
-        data = coco_data(_nano_folder(bench, COCO))
-        return coco_plan(data.sha256, data.folder, num, bench.suite_options.seed, method)
+        data = coco_data(_nano_folder(bench, COCO, size), size=size)
+        return coco_plan(data.sha256, data.folder, num, bench.suite_options.seed, method, size=size)
 
-    return Suite(plan, SAMPLING)
+    return Suite(plan, NANO_SAMPLING[size])
 
 
-def _nano_folder(bench: Bench, suite: str) -> Path:
-    """Return the image folder of a nano suite: the given one, or one in the user's cache."""
+def _nano_folder(bench: Bench, suite: str, size: int) -> Path:
+    """Return the image folder of a nano suite: the given one, or that of its world in the user's cache."""
     from kgcli.evaluation.benchmarks.nano_data import cached_folder
 
-    return (bench.data or cached_folder(suite)).expanduser().resolve()
+    return (bench.data or cached_folder(suite, size)).expanduser().resolve()
 
 
 # Keyed by the suite name in plans and scores; a suite's module is imported on use.
-SUITES: dict[str, Callable[[], Suite]] = {
+SUITES: dict[str, Callable[[Bench], Suite]] = {
     "dreambench": _dreambench,
     "dreambench-multi": _dreambench_multi,
     "coco": _coco,

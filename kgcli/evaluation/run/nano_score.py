@@ -19,17 +19,19 @@ from kgcli.data.images import open_image
 from kgcli.errors import MissingError
 from kgcli.evaluation.benchmarks.nano import BASE_NOUNS, COCO, NUM_CAPTIONS, NUM_REAL, VERSION, spec_of, subjects
 from kgcli.evaluation.benchmarks.nano_data import NanoData, coco_data, dreambench_data
+from kgcli.evaluation.benchmarks.nano_world import NanoWeights, find_weights, size_of_protocol
 from kgcli.evaluation.extractors.base import Extractors, ImageExtractor
 from kgcli.evaluation.extractors.cache import FOLDER, FeatureCache, hashes
 from kgcli.evaluation.extractors.nano import UnitVariance, nano_extractors
 from kgcli.evaluation.extractors.processes import Processes, compute_exactly
-from kgcli.evaluation.metrics.recognition import SHIPPED, Prediction, Recognition, gallery_of
+from kgcli.evaluation.metrics.recognition import Prediction, Recognition, gallery_of
 from kgcli.evaluation.metrics.subjects import COPY_INPUT, SubjectPhotos
 from kgcli.evaluation.plan import Item, fingerprint
 from kgcli.evaluation.run.folder import RunFolder
 from kgcli.evaluation.run.score import RealImages, score_distribution, score_subjects, write_tables
 from kgcli.evaluation.scores import Figure, Measure, Scores, figures_of, image_score
 from kgcli.files import make_folder, sha256, write_whole
+from kgcli.world.sizes import FIRST_SIZE
 
 Progress = Callable[[int], None]
 Values = list[dict[str, float]]  # by measure, for each item; measures that do not apply are absent
@@ -48,6 +50,7 @@ def score_nano(
     run: RunFolder,
     cache: Path,
     *,
+    weights: NanoWeights | None = None,
     extractors: Extractors | None = None,
     progress: Progress | None = None,
     processes: Processes | None = None,
@@ -56,30 +59,38 @@ def score_nano(
 
     Args:
         cache: folder for statistics of real images, shared between runs
-        extractors: instead of the shipped ones
+        weights: instead of those that ship for the run's world
+        extractors: instead of those of the weights
 
-    Raises: MissingError for missing images, photos or weights.
+    Raises: MissingError for missing images, photos or weights, IncompatibleError for weights of the other world.
     """
-    score = _coco if run.plan.suite == COCO else _dreambench
-    found = score(run, cache, extractors or nano_extractors(), progress, processes)
+    score, size = _coco if run.plan.suite == COCO else _dreambench, size_of_protocol(run.plan.protocol)
+    used = weights or find_weights(size)
+    found = score(run, cache, extractors or nano_extractors(used.evaluators, size), progress, processes)
     measures = tuple(dataclasses.replace(one, title=one.title.replace("DINO", BACKBONE)) for one in found.measures)
-    scores = add_recognition(dataclasses.replace(found, measures=measures), run.plan.items, run.path, NOTE)
+    scores = dataclasses.replace(found, measures=measures)
+    scores = add_recognition(scores, run.plan.items, run.path, NOTE, used.judges)
     write_tables(scores, run.path)
     return scores
 
 
-def add_recognition(scores: Scores, items: Sequence[Item], folder: Path, note: str) -> Scores:
+def add_recognition(
+    scores: Scores, items: Sequence[Item], folder: Path, note: str, judges: Path | None = None
+) -> Scores:
     """Add the recognisers' scores of the images, and of the inputs as a baseline, to the scores of a nano run.
 
     Args:
         folder: of the run
         note: first note of the scores
+        judges: folder of the recognisers, instead of those that ship for the run's world
     """
     by_subject = scores.suite != COCO
     files = {"method": [folder / item.path for item in items]}
     if by_subject:
         files[COPY_INPUT] = [Path(scores.data) / item.inputs[0] for item in items]
-    found = _recognised(items, scores.suite, files, folder / FOLDER)
+    size = size_of_protocol(scores.protocol)
+    of_world = judges or find_weights(size).judges
+    found = _recognised(items, scores.suite, files, folder / FOLDER, size, of_world)
     figures: tuple[Figure, ...] = ()
     for row, values in found["values"].items():
         scored = [image_score(item, one) for item, one in zip(items, values, strict=True)]
@@ -99,7 +110,11 @@ def add_recognition(scores: Scores, items: Sequence[Item], folder: Path, note: s
 
 
 def recognise(
-    items: Sequence[Item], suite: str, rows: Sequence[Sequence[Image.Image]], recognisers: Any
+    items: Sequence[Item],
+    suite: str,
+    rows: Sequence[Sequence[Image.Image]],
+    recognisers: Any,
+    size: int = FIRST_SIZE,
 ) -> list[Values]:
     """Return the recognisers' scores of each row of images, one image per item."""
     galleries: dict[str, Any] = {}
@@ -110,16 +125,19 @@ def recognise(
                 galleries[name] = {
                     "picked": gallery_of(subject, np.random.default_rng([26, VERSION, order]), BASE_NOUNS)
                 }
-    specs = [spec_of(item, suite) for item in items]
-    recognition = Recognition(recognisers, specs, [galleries.get(item.subject, {}) for item in items])
+    specs = [spec_of(item, suite, size) for item in items]
+    recognition = Recognition(recognisers, specs, [galleries.get(item.subject, {}) for item in items], size)
     return [[_values(one) for one in recognition(images)] for images in rows]
 
 
-def _recognised(items: Sequence[Item], suite: str, files: Mapping[str, Sequence[Path]], folder: Path) -> dict[str, Any]:
+def _recognised(
+    items: Sequence[Item], suite: str, files: Mapping[str, Sequence[Path]], folder: Path, size: int, judges: Path
+) -> dict[str, Any]:
     """Return the scores of `recognise` by row and the recognisers' hash, cached in the folder."""
-    weights = sha256(SHIPPED / "model.safetensors") if (SHIPPED / "model.safetensors").is_file() else ""
+    weights = sha256(judges / "model.safetensors") if (judges / "model.safetensors").is_file() else ""
     fields = [dataclasses.asdict(item) for item in items]
-    key = fingerprint([weights, suite, VERSION, fields, {row: hashes(of) for row, of in files.items()}])
+    known: list[Any] = [weights, suite, VERSION, fields, {row: hashes(of) for row, of in files.items()}]
+    key = fingerprint(known if size == FIRST_SIZE else [*known, size])
     kept = folder / f"recognition-{key[:32]}.json"
     if kept.is_file():
         try:
@@ -131,9 +149,9 @@ def _recognised(items: Sequence[Item], suite: str, files: Mapping[str, Sequence[
     from kgcli.model.nano_recognisers import Recognisers
 
     compute_exactly("cpu")
-    recognisers = Recognisers.load(SHIPPED)
+    recognisers = Recognisers.load(judges, size)
     rows = [[open_image(file, srgb=False) for file in of] for of in files.values()]
-    values = recognise(items, suite, rows, recognisers)
+    values = recognise(items, suite, rows, recognisers, size)
     found = {"key": key, "judges_sha256": recognisers.sha256(), "values": dict(zip(files, values, strict=True))}
     make_folder(folder)
     write_whole(kept, json.dumps(found) + "\n")
@@ -153,7 +171,7 @@ def _values(prediction: Prediction) -> dict[str, float]:
 def _dreambench(
     run: RunFolder, cache: Path, both: Extractors, progress: Progress | None, processes: Processes | None
 ) -> Scores:
-    data = dreambench_data(Path(run.plan.data))
+    data = dreambench_data(Path(run.plan.data), size_of_protocol(run.plan.protocol))
     _check(data, run)
     names = {item.subject for item in run.plan.items}
     references = {name: SubjectPhotos(data.photos[name], data.input_of(name)) for name in data.photos if name in names}
@@ -174,7 +192,7 @@ def _coco(
 ) -> Scores:
     from kgcli.evaluation.metrics.distribution import DistributionExtractor
 
-    data = coco_data(Path(run.plan.data), _num_real(run))
+    data = coco_data(Path(run.plan.data), _num_real(run), size_of_protocol(run.plan.protocol))
     _check(data, run)
     photos = [data.folder / photo for photo in data.photos[""]]
     real = RealImages(files=photos, cache=cache, num_reference=NUM_CAPTIONS)

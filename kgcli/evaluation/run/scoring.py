@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kgcli.errors import MissingError, UsageError, raise_all
+from kgcli.errors import UsageError, raise_all
+from kgcli.evaluation.benchmarks.nano_world import NanoWeights, find_weights
 from kgcli.evaluation.extractors.processes import Processes, compute_exactly
 from kgcli.evaluation.plan import Plan
 from kgcli.evaluation.run.folder import RunFolder
 from kgcli.evaluation.run.generate import Progress
-from kgcli.files import PACKAGE
 from kgcli.runtime import choose_device, user_cache
+from kgcli.world.sizes import FIRST_SIZE
 
 if TYPE_CHECKING:
     from kgcli.evaluation.extractors.weight_files import Weights
@@ -34,7 +35,6 @@ ALSO: dict[str, dict[str, str]] = {
     "dreambench": {"dinov2": "dinov2"},
     "coco": {"clip-score": "clip", "cmmd": "clip", "fd-dinov2": "dinov2-large"},
 }
-NANO_EVALUATORS = PACKAGE / "nano" / "evaluators"
 STATISTICS = "statistics"  # of real sets, in the user's cache
 
 
@@ -42,7 +42,7 @@ STATISTICS = "statistics"  # of real sets, in the user's cache
 class Scoring:
     """Options of scoring."""
 
-    weights: Path | None = None  # folder of weight files
+    weights: Path | None = None  # folder of weight files; of a nano suite: judges, eval_clip, eval_dino
     offline: bool = False
     device: str = "auto"
     also: tuple[str, ...] = ()  # keys of `ALSO`
@@ -76,19 +76,18 @@ class Resources:
     weights: dict[str, Weights]
     real: tuple[Path, ...] = ()
     segmenter: Weights | None = None
+    nano: NanoWeights | None = None  # of a nano suite
 
 
-def find_resources(suite: str, data: Path | None, scoring: Scoring) -> Resources:
-    """Find the weights and real images that scoring a suite needs.
+def find_resources(suite: str, data: Path | None, scoring: Scoring, world: int = FIRST_SIZE) -> Resources:
+    """Find the weights and real images that scoring a suite needs; `world` is the size of a nano suite's images.
 
     Raises: UsageError, MissingError, IncompatibleError.
     """
     check_suits(suite, scoring)
     also = [ALSO[suite.removesuffix("-multi")][name] for name in scoring.also]
     if suite.startswith("nano-"):
-        if not NANO_EVALUATORS.is_dir():
-            raise MissingError(f"the evaluators of the nano suites are missing: {NANO_EVALUATORS}; reinstall kgcli")
-        return Resources(scoring, {})
+        return Resources(scoring, {}, nano=find_weights(world, scoring.weights))
     from kgcli.evaluation.run.suites import coco_resources, subject_resources
 
     if suite == "coco":
@@ -106,7 +105,7 @@ def score_run(run: RunFolder, resources: Resources) -> None:
         if resources.scoring.device not in ("auto", "cpu"):
             choose_device(resources.scoring.device)  # imports torch, which cached scores do not need
         with Processes(num) as processes:
-            score_nano(run, cache, progress=progress.add, processes=processes)
+            score_nano(run, cache, weights=resources.nano, progress=progress.add, processes=processes)
         return
     from kgcli.evaluation.run.suites import score_coco, score_published_subjects
 
@@ -132,7 +131,6 @@ def check_suits(suite: str, scoring: Scoring) -> None:
         ]
     if suite.startswith("nano-"):
         given = {
-            "--weights": scoring.weights,
             "--real": scoring.real,
             "--preset": set(scoring.presets) - {DEFAULT_PRESET},
         }

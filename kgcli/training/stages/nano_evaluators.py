@@ -21,7 +21,8 @@ from kgcli.model.nano_evaluators import EvalClip, EvalVit
 from kgcli.model.randomness import StepRandom
 from kgcli.training.stages.base import Setup, Stage, Whole, alone
 from kgcli.training.stages.decoder import clip_tokenizer
-from kgcli.training.stages.nano_recognisers import VIEW_SIZE, degrade, stack_views
+from kgcli.training.stages.nano_recognisers import degrade, stack_views
+from kgcli.world.sizes import VIEW_SIZE, world_of
 
 MAX_LOG_SCALE = 4.6  # of similarities: a hundred, as in CLIP
 
@@ -30,7 +31,7 @@ class ViewCollator(Collator):
     """All images of each sample as uint8, and its caption's tokens where they are needed."""
 
     def __call__(self, samples: list[Sample], rows: list[int]) -> Batch:
-        views = np.stack([stack_views(sample.images, self.vision_size) for sample in samples])
+        views = np.stack([stack_views(sample.images) for sample in samples])
         words = super().__call__(samples, rows)
         return Batch(views=torch.from_numpy(views).permute(0, 1, 4, 2, 3), clip_tokens=words.clip_tokens)
 
@@ -72,7 +73,8 @@ class EvalClipStage(Stage):
         captions = [draw({"captioned": 1.0}, setup.seed, index, setup.image_size).caption for index in range(num)]
         length = int(text["max_position_embeddings"])
         tokenizer = clip_tokenizer(captions, self.options.clip_vocab, length)
-        self.clip = EvalClip(**setup.part("pictures"), width=self.options.projection, text=text, tokenizer=tokenizer)
+        sizes = {**setup.part("pictures"), "width": self.options.projection, "text": text}
+        self.clip = EvalClip(**sizes, tokenizer=tokenizer, world=world_of(setup.image_size))
         self.clip.to(memory_format=torch.channels_last)
 
     def collator(self, pool: Pool | None) -> Collator:
@@ -111,7 +113,7 @@ class EvalDinoStage(Stage):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self.dino = EvalVit(setup.part("vit"), self.options.width)
+        self.dino = EvalVit(setup.part("vit"), self.options.width, world_of(setup.image_size))
 
     def collator(self, pool: Pool | None) -> Collator:
         return ViewCollator(self.needs, self.setup.image_size, VIEW_SIZE)

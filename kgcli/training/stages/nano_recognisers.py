@@ -23,8 +23,7 @@ from kgcli.data.sources.world import Truth
 from kgcli.model.nano_recognisers import HEADS, IGNORED, Recognisers, around, label_row
 from kgcli.model.randomness import StepRandom
 from kgcli.training.stages.base import Setup, Stage, Whole, alone
-
-VIEW_SIZE = 64  # pixels that the recognisers and extractors of evaluation see, whatever the size of the world's images
+from kgcli.world.sizes import VIEW_SIZE, WORLD, view, world_of
 
 
 class RecogniserCollator(Collator):
@@ -36,7 +35,7 @@ class RecogniserCollator(Collator):
             truth: Truth = sample.truth
             whole, reference = sample.images
             part = around(whole, truth.subject, len(truth.spec.subjects))
-            views.append(stack_views([whole, part, reference], self.vision_size))
+            views.append(stack_views([whole, part, reference]))
             labels.append(label_row(truth.spec, truth.subject))
         pixels = torch.from_numpy(np.stack(views)).permute(0, 1, 4, 2, 3)
         return Batch(views=pixels, labels=torch.tensor(labels))
@@ -67,6 +66,7 @@ class RecogniserStage(Stage):
             self.judges = Recognisers.load(self.setup.source("judges"))
         else:
             self.judges = Recognisers(**setup.parts.get("judges", {}))
+        self.judges.config[WORLD] = world_of(setup.image_size)
         self.judges.to(memory_format=torch.channels_last)
         self.log_scale = nn.Parameter(torch.tensor(2.3))  # of the similarities, starts at 10
 
@@ -103,10 +103,9 @@ class RecogniserStage(Stage):
         return degrade(view_B3SS, random, blur=self.options.blur, noise=self.options.noise)
 
 
-def stack_views(images: Sequence[Image.Image], size: int) -> NDArray[np.uint8]:
-    """Return images resized as evaluation resizes outputs: (V, size, size, 3)."""
-    views = [image if image.width == size else image.resize((size, size), Image.Resampling.BICUBIC) for image in images]
-    return np.stack([np.asarray(view) for view in views])
+def stack_views(images: Sequence[Image.Image]) -> NDArray[np.uint8]:
+    """Return images as evaluation sees outputs: (V, VIEW_SIZE, VIEW_SIZE, 3)."""
+    return np.stack([np.asarray(view(image)) for image in images])
 
 
 def degrade(view_B3SS: Tensor, random: StepRandom, *, blur: float, noise: float) -> Tensor:

@@ -34,9 +34,14 @@ def render(spec: Spec) -> tuple[Image.Image, tuple[Image.Image, ...], tuple[Box,
         image = image * _shade(layer, alpha)[..., None]
     for layer, alpha in zip(layers, alphas, strict=True):
         image = image + alpha[..., None] * (np.asarray(layer, np.float32)[..., :3] / 255 - image)
-    finished = Image.fromarray((styles.stylize(image, spec.style) * 255 + 0.5).astype(np.uint8))
+    finished = _finished(image, spec.style)
     masks = tuple(layer.getchannel("A") for layer in layers)
     return finished, masks, tuple(_box(mask) for mask in masks)
+
+
+def stylize(image: Image.Image, style: str) -> Image.Image:
+    """Return a finished render in `style`; "photo" changes nothing."""
+    return _finished(np.asarray(image.convert("RGB"), np.float32) / 255, style)
 
 
 def stands_out(spec: Spec) -> bool:
@@ -55,6 +60,10 @@ def stands_out(spec: Spec) -> bool:
                 if distance < MIN_CONTRAST:
                     return False
     return True
+
+
+def _finished(image: Array, style: str) -> Image.Image:
+    return Image.fromarray((styles.stylize(image, style) * 255 + 0.5).astype(np.uint8))
 
 
 @functools.lru_cache(maxsize=2048)

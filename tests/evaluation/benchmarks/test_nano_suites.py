@@ -11,11 +11,11 @@ from kgcli.evaluation.baselines.base import MethodOptions
 from kgcli.evaluation.baselines.world import Other
 from kgcli.evaluation.benchmarks import nano as nano_suites
 from kgcli.evaluation.benchmarks import nano_data
-from kgcli.evaluation.metrics.recognition import SHIPPED as SHIPPED_RECOGNISERS
 from kgcli.evaluation.plan import DreamBenchOptions, Plan
 from kgcli.evaluation.run import nano_score
 from kgcli.evaluation.scores import Scores, figures_of, image_score
 from kgcli.model.nano_recognisers import Recognisers
+from kgcli.world.sizes import shipped_for
 from kgcli.world.spec import is_held_out, render
 from kgcli.world.tables import FIRST_NEW_IDENTITY, FIRST_RECOGNISER_IDENTITY
 
@@ -133,7 +133,7 @@ def test_a_folder_of_other_or_damaged_data_is_refused(tmp_path):
 
 
 def test_the_recognisers_know_true_images_from_those_of_others(data, tmp_path):
-    recognisers, suite = Recognisers.load(SHIPPED_RECOGNISERS), nano_suites.DREAMBENCH
+    recognisers, suite = Recognisers.load(shipped_for("judges", 64)), nano_suites.DREAMBENCH
     names = list(nano_suites.subjects())[16:26]
     items = [item for item in dreambench(num_images=1, subjects=tuple(names)).items if item.prompt in (1, 12)]
     true = [render(nano_suites.spec_of(item, suite), 64).image for item in items]
@@ -151,7 +151,7 @@ def test_the_recognisers_know_true_images_from_those_of_others(data, tmp_path):
 
 
 def test_the_recognisers_score_captions_of_one_and_two_subjects():
-    recognisers, items = Recognisers.load(SHIPPED_RECOGNISERS), coco(num=24).items
+    recognisers, items = Recognisers.load(shipped_for("judges", 64)), coco(num=24).items
     true = [render(nano_suites.spec_of(item, nano_suites.COCO), 64).image for item in items]
     (values,) = nano_score.recognise(items, nano_suites.COCO, [true], recognisers)
     assert np.mean([one["judge_noun"] for one in values]) > 0.7
@@ -160,7 +160,7 @@ def test_the_recognisers_score_captions_of_one_and_two_subjects():
 
 
 def test_the_recognisers_are_added_to_scores(data, tmp_path):
-    recognisers = Recognisers.load(SHIPPED_RECOGNISERS)
+    recognisers = Recognisers.load(shipped_for("judges", 64))
     name = next(iter(nano_suites.subjects()))
     options = DreamBenchOptions(num_images=1, subjects=(name,))
     plan = nano_suites.dreambench_plan(data.sha256, data.folder, options, METHOD)

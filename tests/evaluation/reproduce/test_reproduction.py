@@ -48,11 +48,13 @@ def scored(job, value, measure="fid_nano-clip"):
     )
 
 
-@pytest.mark.parametrize("scale", ["nano", "smoke"])
+@pytest.mark.parametrize("scale", ["nano", "nano128", "smoke"])
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
 def test_a_bare_machine_trains_all_that_a_table_stands_on_in_order(table, scale, tmp_path):
-    waiting = trainings(Reproduction(table=table, out=tmp_path / "out", scale=scale, runs=tmp_path))
-    made = set()
+    options = Reproduction(table=table, out=tmp_path / "out", scale=scale, runs=tmp_path)
+    waiting, made = trainings(options), set()
+    assert options.world == (128 if scale == "nano128" else 64)
+    assert {recipe.image_size for recipe in waiting} == {128} or scale != "nano128"
     for recipe in waiting:
         assert all(source in made for source in recipe.init_from.values()), recipe.output_dir
         made.add(str(result_of(recipe)))
@@ -93,6 +95,14 @@ def test_an_ablation_at_smoke_scale_keeps_what_it_changes(tmp_path):
     assert recipe_at("ablations/drop-all", "smoke", tmp_path).data.drop_entity_text == 1.0
     with pytest.raises(ConfigError, match="--scale"):
         recipe_at("nano/align", "full", tmp_path)
+
+
+def test_an_ablation_of_the_second_world_is_the_same_on_its_models(tmp_path):
+    first, second = (recipe_at("ablations/aligner-12", scale, tmp_path) for scale in ("nano", "nano128"))
+    assert (first.parts, first.steps, first.optim) == (second.parts, second.steps, second.optim)
+    # The U-Net may stand on another CLIP than the vision tower: its own text encoder is what the aligner must meet.
+    assert second.init_from["text"] == str(tmp_path / "nano128/unet_many/final")
+    assert second.init_from["model"] == str(tmp_path / "nano128/pretrain/final")
 
 
 def test_a_source_that_no_recipe_makes_is_named(tmp_path):

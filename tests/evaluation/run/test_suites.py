@@ -146,16 +146,21 @@ def test_masks_are_a_folder():
         ("coco", ("--preset", "clean"), "--preset does not apply to nano-coco"),
         ("coco", ("--real", "nowhere"), "--real does not apply"),
         ("coco", ("--captions", "one"), "--captions does not apply to nano-coco"),
-        ("coco", ("--weights", "nowhere"), "--weights does not apply"),
         ("coco", ("--num", 1), "a distribution needs two"),
         ("coco", ("--also", "cmmd"), "--also is cmmd"),
-        ("dreambench", ("--weights", "nowhere"), "--weights does not apply"),
         ("dreambench", ("--name", "mine"), "--name names the system behind --images"),
     ],
 )
 def test_what_a_suite_has_no_use_for_is_refused(kg, tmp_path, suite, flags, words):
     ran = kg("eval", suite, "--suite", "nano", "--data", "data", "-o", "run", *flags)
     assert ran.code == 2 and words in ran.err and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("suite", ["coco", "dreambench"])
+def test_weights_that_are_missing_are_said_before_any_image_is_rendered(kg, tmp_path, suite):
+    ran = kg("eval", suite, "--suite", "nano", "--data", "data", "-o", "run", "--weights", "nowhere")
+    assert ran.code == 3 and "nowhere/eval_clip" in ran.err and "kg base eval_clip nano/eval_clip" in ran.err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_preset_is_named_once():
