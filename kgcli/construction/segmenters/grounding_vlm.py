@@ -12,6 +12,10 @@ from kgcli.construction.segmenters.base import Box, BoxOptions, BoxSegmenter, bo
 from kgcli.construction.stage import Place
 from kgcli.construction.vlm import VisionLanguageModel
 
+PROMPT = (
+    'Locate the {noun} in the image. Answer as JSON: {"bbox_2d": [x1, y1, x2, y2]}, or {"bbox_2d": null} if the image '
+    "does not show it."
+)
 _NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
 _BOX = re.compile(rf'"bbox_2d"\s*:\s*\[{",".join([_NUMBER] * 4)}\]')
 
@@ -20,10 +24,7 @@ class GroundingVlmOptions(BoxOptions):
     """A model that grounds nouns, and SAM 2's mask in its box."""
 
     detector: str = "Qwen/Qwen3-VL-4B-Instruct"  # folder or Hub id of an image-text-to-text model
-    prompt: str = (
-        'Locate the {noun} in the image. Answer as JSON: {{"bbox_2d": [x1, y1, x2, y2]}}, or {{"bbox_2d": null}} if '
-        "the image does not show it."
-    )
+    prompt: str = Field(default=PROMPT, pattern=r"\{noun\}")  # {noun} stands for the noun
     full_scale: int = Field(default=1000, ge=1)  # the model's coordinate of the right and bottom edge of the image
     max_new_tokens: int = Field(default=64, ge=1)
     constrained: bool = True  # bind the answer to this JSON, where xgrammar is installed
@@ -48,7 +49,7 @@ class GroundingVlm(BoxSegmenter):
         """Return the box of the answer; None where it has none."""
         options = self.options
         bound = [] if self.grammar is None else [self.grammar.processor(schema_of(options.full_scale))]
-        prompt = options.prompt.format(noun=noun)
+        prompt = options.prompt.replace("{noun}", noun)
         answer = self.vlm.answer(image, prompt, max_new_tokens=options.max_new_tokens, logits_processor=bound)
         corners = parse_box(answer)
         if corners is None:
