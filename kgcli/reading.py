@@ -111,11 +111,22 @@ def parse_record(text: str, kind: type[Record], *, name: str, error: type[KgErro
         raise error(f"{name} is damaged or of another version: {where or 'the whole'}: {_one_line(message)}") from None
 
 
-def parse_json(text: str | bytes, *, name: str, max_depth: int = MAX_DEPTH, error: type[KgError] = MissingError) -> Any:
-    """Return the value of a JSON text; `name` is for messages. Raises: `error`."""
+def parse_json(
+    text: str | bytes,
+    *,
+    name: str,
+    max_depth: int = MAX_DEPTH,
+    error: type[KgError] = MissingError,
+    allow_nan: bool = False,
+) -> Any:
+    """Return the value of a JSON text; `name` is for messages. Raises: `error`.
+
+    Args:
+        allow_nan: take NaN and infinity, as Python writes them into JSON
+    """
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
-        _check_values(value, max_depth, MAX_VALUES)
+        value = json.loads(text, parse_constant=float if allow_nan else _refuse_constant)
+        _check_values(value, max_depth, MAX_VALUES, finite=not allow_nan)
     except RecursionError:
         raise error(f"{name} is nested too deeply: the limit is {max_depth} levels") from None
     except ValueError as fault:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
@@ -184,7 +195,7 @@ def _check_extent(depth: int, max_depth: int, count: int, max_values: int) -> No
         raise ValueError(f"it is nested more than {max_depth} levels deep")
 
 
-def _check_values(root: Any, max_depth: int, max_values: int) -> None:
+def _check_values(root: Any, max_depth: int, max_values: int, *, finite: bool = True) -> None:
     """Refuse a value that is deep, large, or holds numbers or text that nothing can take.
 
     Raises: ValueError.
@@ -202,7 +213,7 @@ def _check_values(root: Any, max_depth: int, max_values: int) -> None:
             _check_text(value)
         elif isinstance(value, int) and abs(value) > MAX_INTEGER:
             raise ValueError("it holds an integer of more than 64 bits")
-        elif isinstance(value, float) and not math.isfinite(value):
+        elif finite and isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"it holds the number {value}")
 
 

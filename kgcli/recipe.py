@@ -28,6 +28,7 @@ class FilterConfig(Strict):
     max_tokens: int | None = Field(default=None, ge=1)  # of the words, where they were counted
     kinds: tuple[str, ...] = ()  # of records; none: all
     without_flags: tuple[str, ...] = ()  # rows with one of these are dropped, as unsafe
+    where: tuple[str, ...] = ()  # of other programs' shards: conditions on columns, as "similarity >= 0.28"
 
 
 class SourceConfig(Strict):
@@ -42,12 +43,13 @@ class SourceConfig(Strict):
     shuffle: bool = True  # of shards: rows in a random order in each epoch; False: in the order of the files
     window: int = Field(default=16, ge=1, le=10**4)  # of shards: how many are shuffled together
     filters: FilterConfig = FilterConfig()  # of shards
+    as_published: bool = False  # of shards: lose the compositional samples that the published loader loses by mistake
     split: str = Field(default="train", max_length=200)  # of a Hugging Face dataset
     columns: dict[Column, str] = {}  # of a Hugging Face dataset: what its columns are
 
     @model_validator(mode="after")
     def _complete(self) -> SourceConfig:
-        own = {"shards": ("shuffle", "window", "filters"), "dataset": ("split", "columns")}
+        own = {"shards": ("shuffle", "window", "filters", "as_published"), "dataset": ("split", "columns")}
         for kind, names in own.items():
             if kind != self.kind and (given := self.model_fields_set & set(names)):
                 if any(getattr(self, name) != type(self).model_fields[name].default for name in given):
@@ -94,6 +96,8 @@ class DataConfig(Strict):
             raise ValueError("rendered is the folder of a world pool's images: give kinds, and pool, their number")
         if len(self.sources) < 2 and (self.mix != "per_sample" or self.weigh != "samples"):
             raise ValueError("mix and weigh are of several sources: give them in sources")
+        if self.keep and any(source.as_published for source in self.sources):
+            raise ValueError("keep would show what as_published loses: leave one of them out")
         return self
 
 

@@ -20,18 +20,24 @@ FORM = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Input:\n{caption}\n\n### Response:\n"
 )
+# Source: KOSMOS-G (arXiv:2310.02992), the released data script (microsoft/unilm kosmos-g/scripts/convert_openimage.py).
+PUBLISHED_INSTRUCTION = (
+    "Extract all objects mentioned in the caption and separate them using commas. Exclude background elements (site, "
+    "location, environment) and only include foreground objects. Ensure that only nouns are included and exclude "
+    "adjectives entirely."
+)
 INSTRUCTION = (
-    "List the objects in the foreground of this caption, separated by commas. Give nouns alone, without adjectives, "
-    "and leave out the background, the place and the surroundings."
+    "List the objects in the foreground of this caption. Give nouns alone, without adjectives, and leave out the "
+    "background, the place and the surroundings."
 )
 MOST_WORDS = 3  # of an entity that JSON may name
 
 
 class ListExtractorOptions(Options):
-    """A model that answers with a list; the sampling is the published script's."""
+    """A model that answers with a list; the instruction and the sampling are the published script's."""
 
     model: str = "mosaicml/mpt-7b-instruct"  # folder or Hub id
-    instruction: str = INSTRUCTION
+    instruction: str = PUBLISHED_INSTRUCTION
     max_new_tokens: int = Field(default=10, ge=1)
     temperature: float = Field(default=1.0, ge=0)  # 0: the likeliest words
     top_k: int = Field(default=50, ge=0)

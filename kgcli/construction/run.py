@@ -194,10 +194,12 @@ def _hashes(plan: BuildPlan, shard: Path) -> Hashes:
     if kept.is_file():
         return Hashes(**json.loads(kept.read_text("utf-8")))
     found = Hashes([], [], [])
+    seen: set[str] = set()
     for row in read_rows(shard):
         main = row.record.main_image if row.record else None
-        if main is None:
+        if main is None or row.key in seen:
             continue
+        seen.add(row.key)
         try:
             image = decode_image(row.images[main], row.origin)
         except ImageError:

@@ -18,12 +18,13 @@ from kgcli.data.looking.rows import SeenRow, read_rows
 from kgcli.data.shards.layout import is_key
 from kgcli.data.shards.records import Compositional, Entity
 from kgcli.data.shards.write import Row, encode_image, write_shard
-from kgcli.errors import ImageError, UsageError
+from kgcli.errors import ImageError
 from kgcli.files import sha256
 
 KEPT = "kept"
 FAULTS = "faults"
 NOT_CAPTIONED = "no image with a caption"
+NOT_TAKEN = "the model cannot take the image"
 SLICE = 16  # rows whose images are decoded at once
 MAX_NAMED = 1000  # faults of a shard that are named; all are counted
 
@@ -38,6 +39,14 @@ class ShardTask:
     repeated: dict[str, str] = field(default_factory=dict)  # key of a row that repeats an earlier one -> what repeats
 
 
+@dataclass(frozen=True)
+class Refused:
+    """Why a row is no draft: a line of the yield table, and for a fault what is wrong."""
+
+    reason: str
+    fault: str = ""
+
+
 @dataclass
 class _Tally:
     """Counts of the rows of a shard so far, its faults and its cuts."""
@@ -46,11 +55,16 @@ class _Tally:
     faults: list[dict[str, str]] = field(default_factory=list)
     cuts: Counter[bool] = field(default_factory=Counter)  # of the rows kept: was the entity found?
 
-    def refuse(self, row: SeenRow, reason: str) -> None:
+    def refuse(self, row: SeenRow, refused: Refused) -> None:
         """Count a row that is no draft."""
-        self.table[reason] += 1
-        if reason == FAULTS and len(self.faults) < MAX_NAMED:
-            self.faults.append({"origin": row.origin, "reason": row.fault or "its image cannot be decoded"})
+        self.table[refused.reason] += 1
+        if refused.fault:
+            self.name(row.origin, refused.fault)
+
+    def name(self, origin: str, fault: str) -> None:
+        """Note a fault."""
+        if len(self.faults) < MAX_NAMED:
+            self.faults.append({"origin": origin, "reason": fault})
 
 
 def build_shard(task: ShardTask, config: BuildConfig, stages: Sequence[tuple[str, Stage]]) -> dict[str, Any]:
@@ -76,15 +90,15 @@ def build_shard(task: ShardTask, config: BuildConfig, stages: Sequence[tuple[str
 
 
 def _drafts(task: ShardTask, config: BuildConfig, tally: _Tally) -> Iterator[Draft]:
-    """Yield the rows that can be built on, and count the others. Raises: UsageError for a key twice."""
+    """Yield the rows that can be built on, and count the others."""
     keys = set()
     for number, row in enumerate(read_rows(task.source)):
         draft = _draft(number, row, task, config)
-        if isinstance(draft, str):
+        if isinstance(draft, Draft) and draft.key in keys:
+            draft = Refused(FAULTS, "its key is that of a row before it")
+        if isinstance(draft, Refused):
             tally.refuse(row, draft)
             continue
-        if draft.key in keys:
-            raise UsageError(f"{task.source} holds a key twice; import it anew")
         keys.add(draft.key)
         yield draft
 
@@ -97,24 +111,43 @@ def _next_rows(
     if not kept:
         return None
     for name, stage in stages:
-        stage.apply(kept)
+        _apply(stage, kept, tally)
         tally.table.update(f"{name}: {draft.dropped}" for draft in kept if draft.dropped)
         kept = [draft for draft in kept if not draft.dropped]
     tally.cuts.update(cut is not None for draft in kept for cut in draft.cuts)
     return [_row(draft, config) for draft in kept]
 
 
-def _draft(number: int, row: SeenRow, task: ShardTask, config: BuildConfig) -> Draft | str:
-    """Return a row as a draft, or the reason why it is none."""
+def _apply(stage: Stage, drafts: Sequence[Draft], tally: _Tally) -> None:
+    """Apply a stage to some samples; one that its model cannot take is dropped and named.
+
+    Image processors refuse odd sizes with a ValueError; what a stage does to a sample depends on that sample alone, so
+    it may see them again one by one.
+    """
+    try:
+        stage.apply(drafts)
+        return
+    except ValueError:
+        pass
+    for draft in drafts:
+        try:
+            stage.apply([draft])
+        except ValueError as error:
+            draft.drop(NOT_TAKEN)
+            tally.name(draft.origin, f"{NOT_TAKEN}: {' '.join(str(error).split())[:200]}")
+
+
+def _draft(number: int, row: SeenRow, task: ShardTask, config: BuildConfig) -> Draft | Refused:
+    """Return a row as a draft, or why it is none."""
     if row.record is None:
-        return FAULTS
+        return Refused(NOT_CAPTIONED) if row.left_out else Refused(FAULTS, row.fault)
     main = row.record.main_image
     if row.record.kind not in ("pair", "compositional") or main is None:
-        return NOT_CAPTIONED
+        return Refused(NOT_CAPTIONED)
     try:
-        image = decode_image(row.images[main], row.origin)
-    except ImageError:
-        return FAULTS
+        image = decode_image(row.images[main], f"its {main}")
+    except ImageError as error:
+        return Refused(FAULTS, str(error))
     caption = getattr(row.record, "caption", "")
     return Draft(
         row.key if is_key(row.key) else f"row-{number:06d}",  # other programs take any key

@@ -171,6 +171,11 @@ class Collator:
             return 0
         return len(encode(fragments, self.tokenizer, self.num_slots, eos=self.eos).token_ids)
 
+    def check(self, sample: Sample) -> None:
+        """See that the model can take a sample. Raises: PromptError for one that is too long."""
+        if "tokens" in self.needs:
+            self.encode(sample)
+
     def encode(self, sample: Sample) -> Sequence:
         """Return the token ids of a sample.
 

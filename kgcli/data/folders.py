@@ -18,12 +18,16 @@ from kgcli.errors import MissingError, printable, reason
 from kgcli.files import check_inside
 from kgcli.reading import read_bytes, read_json
 
-BUILDERS = {  # of `datasets` -> suffixes of its files; in this order where two have as many
+FORMATS = {  # of a data set's files -> suffixes; in this order where two have as many
     "parquet": (".parquet",),
     "imagefolder": SUFFIXES,
+    "arrow": (".arrow",),
     "json": (".json", ".jsonl", ".ndjson"),
     "csv": (".csv",),
+    "tsv": (".tsv",),
+    "text": (".txt",),
 }
+BUILDERS: dict[str, tuple[str, dict[str, str]]] = {"tsv": ("csv", {"sep": "\t"})}  # of `datasets`, with its options
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # of a folder of images
 NO_ROWS = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")
 SPLITS = {  # words in the names of files and folders, as `datasets` has them
@@ -45,18 +49,19 @@ def load_folder(folder: Path, *, streaming: bool = False) -> Any:
     if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
         _check_saved(folder)
         return datasets.load_from_disk(str(folder))
-    builder, files = list_splits(folder)
-    return datasets.load_dataset(builder, data_files=files, streaming=streaming)
+    kind, files = list_splits(folder)
+    builder, options = BUILDERS.get(kind, (kind, {}))
+    return datasets.load_dataset(builder, data_files=files, streaming=streaming, **options)
 
 
 def list_splits(folder: Path) -> tuple[str, dict[str, list[str]]]:
-    """Return the builder of a folder's data files and the files of each split. Raises: MissingError."""
+    """Return the format of a folder's data files and the files of each split. Raises: MissingError."""
     names = sorted(_names(folder))
-    builder = _builder(names)
-    check_inside(folder, (found := [name for name in names if _is_of(name, builder)]))
+    kind = _format(names)
+    check_inside(folder, (found := [name for name in names if _is_of(name, kind)]))
     root = folder.absolute()
-    splits = _by_split(found, of_images=builder == "imagefolder")
-    return builder, {split: [_pattern(root / name) for name in names] for split, names in splits.items()}
+    splits = _by_split(found, of_images=kind == "imagefolder")
+    return kind, {split: [_pattern(root / name) for name in names] for split, names in splits.items()}
 
 
 def read_below(folder: Path, name: str, origin: str) -> bytes:
@@ -113,12 +118,14 @@ def _names(folder: Path) -> Iterator[str]:
                 yield (Path(place) / name).relative_to(folder).as_posix()
 
 
-def _builder(names: list[str]) -> str:
-    counts = {one: sum(_is_of(name, one) and not _is_metadata(name) for name in names) for one in BUILDERS}
+def _format(names: list[str]) -> str:
+    counts = {one: sum(_is_of(name, one) and not _is_metadata(name) for name in names) for one in FORMATS}
     if counts["parquet"]:  # pictures beside it are those of a page
         return "parquet"
     if not any(counts.values()):
-        raise MissingError("the folder holds no parquet, JSON or CSV files and no images")
+        raise MissingError("the folder holds no parquet, Arrow, JSON, CSV, TSV or text files and no images")
+    if any(number for one, number in counts.items() if one != "text"):
+        counts["text"] = 0  # texts beside other files are captions, licences and notes
     return max(counts, key=lambda one: counts[one])
 
 
@@ -126,8 +133,8 @@ def _is_metadata(name: str) -> bool:
     return PurePosixPath(name).name in METADATA
 
 
-def _is_of(name: str, builder: str) -> bool:
-    return name.lower().endswith(BUILDERS[builder]) or builder == "imagefolder" and _is_metadata(name)
+def _is_of(name: str, kind: str) -> bool:
+    return name.lower().endswith(FORMATS[kind]) or kind == "imagefolder" and _is_metadata(name)
 
 
 def _by_split(names: list[str], *, of_images: bool) -> dict[str, list[str]]:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from kgcli.data.batch import Batch, Collator
 from kgcli.data.sample import Sample
 from kgcli.data.sources.base import Source
-from kgcli.errors import ConfigError, KgError
+from kgcli.errors import ConfigError, KgError, PromptError
 
 EVALUATION_STEP = 1 << 40  # samples from here on are never trained on, but for those of files: their rows come again
 
@@ -59,9 +59,13 @@ class Batches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         indices = self.indices(step)
-        samples = [self._sample(index) for index in indices]
-        batch = self.collator(samples, [self.source.row_of(index) for index in indices])
-        faults = tuple(fault for sample in samples for fault in sample.faults)
+        shown = [(self._sample(index), self.source.row_of(index)) for index in indices]
+        try:
+            batch = self._collate(shown)
+        except PromptError:
+            shown = [self._fitting(index, *one) for index, one in zip(indices, shown, strict=True)]
+            batch = self._collate(shown)
+        faults = tuple(fault for sample, _ in shown for fault in sample.faults)
         return dataclasses.replace(batch, numbers=tuple(indices), faults=faults)
 
     def indices(self, step: int) -> list[int]:
@@ -93,6 +97,27 @@ class Batches(Dataset[Batch]):
         own = [step[self.rank :: self.num_ranks] for step in steps]
         self._ahead = {index: samples[index] for step in own for index in step if index in samples}
         return own
+
+    def _collate(self, shown: list[tuple[Sample, int]]) -> Batch:
+        return self.collator([sample for sample, _ in shown], [row for _, row in shown])
+
+    def _fitting(self, index: int, sample: Sample, row: int) -> tuple[Sample, int]:
+        """Return a sample with its row, or where the model cannot take it one that stands for it.
+
+        The batch keeps the sample's own number. Raises: PromptError where nothing stands for it.
+        """
+        try:
+            self.collator.check(sample)
+            return sample, row
+        except PromptError as error:
+            fault = error
+        for other, other_row in self.source.substitutes(index, str(fault)):
+            try:
+                self.collator.check(other)
+            except PromptError:
+                continue
+            return dataclasses.replace(other, faults=sample.faults + other.faults), other_row
+        raise fault
 
     def _kind(self, index: int) -> int:
         """Return the kind of a sample's step; every kind fills whole steps."""

@@ -165,7 +165,16 @@ class Run:
         """Return the cached hidden states of the frozen MLLM, computed now if they are missing."""
         model, folder = self.stage.model, self.folder / "hidden"
         assert isinstance(model, KosmosG), "a stage that takes hidden states has an MLLM"
-        return make_hidden(folder, self.source, collator, model, self.processes, self.device, self.recipe.precision)
+        return make_hidden(
+            folder,
+            self.source,
+            collator,
+            model,
+            self.processes,
+            self.device,
+            self.recipe.precision,
+            skips_faults=self.recipe.data.faults == "skip",
+        )
 
     def random(self, numbers: Sequence[int]) -> StepRandom:
         """Return the randomness of samples at the step reached; also seed the global generator, for dropout."""

@@ -1,8 +1,10 @@
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import weakref
 from pathlib import Path
@@ -12,8 +14,10 @@ import pytest
 from PIL import Image
 
 from kgcli.construction.config import load_config
+from kgcli.construction.given import Given
 from kgcli.construction.run import BuildPlan, run_build
-from kgcli.construction.shard import SLICE
+from kgcli.construction.shard import SLICE, ShardTask, build_shard
+from kgcli.construction.stage import Cut, Options, Place
 from kgcli.construction.world import world_caption
 from kgcli.data.images import decode_image
 from kgcli.data.looking.rows import read_rows
@@ -94,6 +98,61 @@ def test_its_captions_have_images_where_the_generators_have_them():
         assert world_caption(spec, index) == " ".join(words)
         for placed, before in zip(spec.subjects, words, strict=False):
             assert before.endswith(placed.subject.noun)
+
+
+class Picky:
+    """A stage whose model cannot take images of one size, as image processors refuse a side of 1 pixel."""
+
+    def apply(self, drafts):
+        for draft in drafts:
+            if draft.image.width == 1:
+                raise ValueError("mean must have 1 elements\nif it is an iterable, got 3")
+            draft.entities = [("cat", (2, 5))]
+            draft.cuts = [Cut(draft.image, draft.image)]
+
+
+def test_an_image_that_a_model_cannot_take_is_counted_and_the_others_are_built(tmp_path):
+    with ShardWriter(tmp_path, "a") as writer:
+        for number in range(20):
+            image = Image.new("RGB", (1 if number in (3, 17) else 8, 8), (number, 0, 0))
+            writer.add(Row(f"{number:03d}", Pair(image="png", caption="a cat"), {"png": encode_image(image)}))
+    task = ShardTask(tmp_path / "a-00000.tar", tmp_path / "out-00000.tar", "x")
+    notes = build_shard(task, load_config(None, ["square=false", "size=16"]), [("segmenter/picky", Picky())])
+    assert notes["yield"] == {"kept": 18, "segmenter/picky: the model cannot take the image": 2}
+    assert [fault["origin"] for fault in notes["faults"]] == ["a-00000.tar 003", "a-00000.tar 017"]
+    assert "mean must have 1 elements if it is" in notes["faults"][0]["reason"]
+
+
+def test_a_key_that_comes_twice_is_a_fault_of_the_second_row(tmp_path):
+    tar = tmp_path / "a" / "a.tar"
+    tar.parent.mkdir()
+    with tarfile.open(tar, "w") as archive:
+        for number, key in enumerate(("a", "b", "a")):
+            data = {"png": encode_image(Image.new("RGB", (8, 8), (number, 0, 0))), "txt": b"a cat"}
+            for suffix, content in data.items():
+                member = tarfile.TarInfo(f"{key}.{suffix}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    task = ShardTask(tar, tmp_path / "out-00000.tar", "x")
+    notes = build_shard(task, load_config(None, ["square=false", "size=16"]), [("segmenter/picky", Picky())])
+    assert notes["yield"] == {"faults": 1, "kept": 2}
+    assert notes["faults"] == [{"origin": "a.tar a", "reason": "its key is that of a row before it"}]
+
+
+def test_images_alone_wait_for_a_captioner(tmp_path):
+    tar = tmp_path / "a.tar"
+    with tarfile.open(tar, "w") as archive:
+        for name, content in (
+            ("a.JPG", encode_image(Image.new("RGB", (8, 8)), "jpg")),
+            ("b.json", b'{"status": "404"}'),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    task = ShardTask(tar, tmp_path / "out-00000.tar", "x")
+    config = load_config(None, ["square=false", "size=16"])
+    notes = build_shard(task, config, [("captioner/given", Given(Options(), Place()))])
+    assert notes["yield"] == {"captioner/given: no caption": 1, "kept": 0, "no image with a caption": 1}
 
 
 def test_processes_give_the_same_bytes(world, tmp_path):

@@ -32,6 +32,18 @@ def test_the_published_parser_takes_what_the_caption_holds():
     assert parse_list(" cat,\ndog , Hat,, mouse", "a cat, a dog and a hat") == ["cat", "dog"]
 
 
+def test_the_model_is_asked_as_the_published_script_asks():
+    from kgcli.construction.extractors import FORM, ListExtractorOptions
+
+    asked = FORM.format(instruction=ListExtractorOptions().instruction, caption="a cat")
+    assert asked == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nExtract all objects mentioned in the caption and separate them using commas. Exclude "
+        "background elements (site, location, environment) and only include foreground objects. Ensure that only nouns "
+        "are included and exclude adjectives entirely.\n\n### Input:\na cat\n\n### Response:\n"
+    )
+
+
 def test_json_answers():
     assert parse_json_list('Sure! {"entities": ["cat", " dog "]} bye') == ["cat", "dog"]
     for answer in ("", "[]", '{"entities": [1]}', '{"entities": ["cat"', '{"things": []}'):

@@ -62,6 +62,34 @@ def test_a_folder_of_any_of_its_formats_is_read(folder):
     assert opened(folder, "match").gives == {"caption", "images", "target"}
 
 
+@pytest.mark.parametrize("name", ["a.tsv", "train.txt", "data/train-00000-of-00001.arrow", "a.CSV", "a.ndjson"])
+def test_texts_of_any_format_are_read(name, tmp_path):
+    path = tmp_path / "set" / name
+    path.parent.mkdir(parents=True)
+    words = [f"{number} things, all red" for number in range(5)]
+    data = datasets.Dataset.from_dict({"caption": words})
+    if path.suffix == ".arrow":
+        data.save_to_disk(tmp_path / "saved")
+        (next((tmp_path / "saved").glob("*.arrow"))).rename(path)
+    elif path.suffix in (".tsv", ".CSV"):
+        data.to_csv(path, sep="\t" if path.suffix == ".tsv" else ",")
+    elif path.suffix == ".ndjson":
+        data.to_json(path)
+    else:
+        path.write_text("\n".join(words))
+        (tmp_path / "set" / "README.md").write_text("# of no row")
+    source = opened(tmp_path / "set")
+    assert [source.read(row).caption for row in range(source.num_rows)] == words
+
+
+def test_texts_beside_images_are_no_rows(tmp_path):
+    (tmp_path / "set").mkdir()
+    solid(1).save(tmp_path / "set" / "a.png")
+    for name in ("a.txt", "LICENSE.txt", "notes.txt"):
+        (tmp_path / "set" / name).write_text("words")
+    assert opened(tmp_path / "set").gives == {"target"}
+
+
 def test_columns_may_have_any_name(tmp_path):
     tmp_path = tmp_path / "set"  # pytest's own folder begins with a split's name
     tmp_path.mkdir()
@@ -73,6 +101,13 @@ def test_columns_may_have_any_name(tmp_path):
         opened(tmp_path)
     with pytest.raises(UsageError, match="has no column image; it has photo, title"):
         opened(tmp_path, columns={"image": "image"})
+
+
+def test_cells_that_are_no_caption_teach_no_tokenizer(tmp_path):
+    (tmp_path / "set").mkdir()
+    lines = ['{"caption": "a cat"}', '{"caption": null}', '{"caption": " "}']
+    (tmp_path / "set" / "train.jsonl").write_text("\n".join(lines))
+    assert opened(tmp_path / "set", faults="skip").texts(9, 0) == ["a cat"]
 
 
 def test_what_is_not_there_is_named(tmp_path):

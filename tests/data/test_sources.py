@@ -118,6 +118,65 @@ def test_a_broken_file_is_replaced_where_faults_are_skipped(tmp_path):
             assert sample.caption == was and not sample.faults
 
 
+BAD_LINES = {
+    "captions": ('{"caption": "%d things"}', ['{"caption": ', '{"words": "x"}', '{"caption": ""}', "[1]"]),
+    "images": (
+        '{"image": "a.png", "caption": "%d things"}',
+        ['{"image": "gone.png", "caption": "x"}', "{", '{"a": 1}'],
+    ),
+    "prompts": (
+        '{"prompt": "%d things"}',
+        ['{"prompt": "<image:a.png"}', '{"prompt": "<image:gone.png>"}', '"x"', "{}"],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_LINES)
+def test_bad_lines_are_replaced_where_faults_are_skipped(kind, tmp_path):
+    write_image(tmp_path / "a.png")
+    good, bad = BAD_LINES[kind]
+    lines = [good % number for number in range(9)]
+    given = {"kind": kind, "path": str(tmp_path / "a.jsonl")}
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    before = [opened(given).sample(number).words for number in range(90)]
+    for place, line in enumerate(bad, start=2):
+        lines[place] = line
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    with pytest.raises(KgError, match=r"a\.jsonl line 3"):
+        opened(given)
+    source = opened(given, faults="skip")
+    assert source.gives == opened({**given, "path": given["path"]}, faults="skip").gives and source.num_rows == 9
+    gone = {f"{number} things" for number in range(2, 2 + len(bad))}
+    found = {}
+    for number, was in enumerate(before):
+        sample = source.sample(number)
+        assert (sample.words == was and not sample.faults) if was.strip() not in gone else sample.faults
+        found |= {fault.row: fault.reason for fault in sample.faults}
+    assert found.keys() == {f"line {place + 1}" for place in range(2, 2 + len(bad))}
+    assert len(source.texts(99, 0)) == 9 - len(bad)
+    (tmp_path / "a.jsonl").write_text("\n".join(bad))
+    with pytest.raises(MissingError, match="no line that can be read; the first fault"):
+        opened(given, faults="skip")
+
+
+def test_images_without_a_caption_are_replaced_where_faults_are_skipped(tmp_path):
+    for number in range(5):
+        write_image(tmp_path / f"{number}.png", size=(20 + number, 12))
+        (tmp_path / f"{number}.txt").write_text(f"{number} cats")
+    given = {"kind": "images", "path": str(tmp_path)}
+    before = [opened(given).sample(number).caption for number in range(50)]
+    (tmp_path / "1.txt").unlink()
+    (tmp_path / "3.txt").write_bytes(b"\xff")
+    source = opened(given, faults="skip")
+    for number, was in enumerate(before):
+        sample = source.sample(number)
+        assert sample.faults if was[0] in "13" else sample.caption == was and not sample.faults
+    faults = {fault.row: fault.reason for number in range(50) for fault in source.sample(number).faults}
+    assert "has no caption" in faults["1.png"] and "not UTF-8" in faults["3.png"] and len(faults) == 2
+    with pytest.raises(MissingError, match=r"1\.png has no caption"):
+        opened(given)
+
+
 # ---------------------------------------------------------------- captions
 
 
@@ -162,7 +221,7 @@ def test_quotes_and_line_breaks_of_csv_are_its_own(tmp_path):
         ("a.jsonl", b'"a"\n{"words": "b"}\n', r"a\.jsonl line 2 has no caption or text; it has words"),
         ("a.jsonl", b'{"caption": 3}\n', r"a\.jsonl line 1: caption is 3; it must be a text"),
         ("a.jsonl", b'{"caption": " "}\n', r"a\.jsonl line 1: caption is ' '"),
-        ("a.txt", b"fine\n\xff\n", r"a\.txt is not UTF-8 text \(byte 5\)"),
+        ("a.txt", b"fine\n\xff\n", r"a\.txt line 2: it is not UTF-8 text"),
         ("a.txt", b"\n\n", r"a\.txt is empty"),
         ("a.csv", b"id,words\n1,a cat\n", r"a\.csv line 2 has no caption or text; it has id, words"),
         ("a.csv", b"id,caption\n1,a cat\n2,a,dog\n", r"a\.csv line 3: it has more cells"),

@@ -11,7 +11,7 @@ from smoke_runs import rows_of, smoke
 from world_shards import write_world
 
 from kgcli.data.sources import open_source
-from kgcli.errors import ConfigError, MissingError
+from kgcli.errors import ConfigError, MissingError, PromptError
 from kgcli.recipe import DataConfig, Recipe
 from kgcli.training import loop as training
 from kgcli.training.stages import find_stage
@@ -227,3 +227,29 @@ def test_held_out_samples_are_weighed_by_tokens_too(chain, tmp_path):
         held_out = training.Validation(training.Run(recipe.model_copy(update={"validation": validation}))).source
         shares.append(sum("short" in held_out.sample(number).origin for number in range(1000)))
     assert shares[0] == 500 and shares[1] > 600
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_captions_that_are_too_long_are_counted_and_passed_over(chain, tmp_path, hidden):
+    recipe = smoke(chain, "align", out=tmp_path / "generator")
+    words = [f"{number} red mats" + " on a red mat" * (500 if number == 2 else 1) for number in range(6)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"caption": one}) + "\n" for one in words))
+    source = {"kind": "captions", "path": str(tmp_path / "a.jsonl")}
+
+    def trained(out, faults):
+        data = {
+            "sources": [source],
+            "batch_size": 4,
+            "num_workers": 0,
+            "faults": faults,
+            "keep": hidden,
+            "hidden": hidden,
+        }
+        values = recipe.model_dump(mode="json") | {"data": data, "output_dir": str(out)}
+        training.train(Recipe.model_validate(values))
+
+    trained(tmp_path / "run", "skip")
+    (fault,) = [json.loads(line) for line in (tmp_path / "run/faults.jsonl").read_text().splitlines()]
+    assert fault["row"] == "line 3" and "the model takes at most" in fault["reason"]
+    with pytest.raises(PromptError, match=r"a\.jsonl line 3 is \d+ tokens long"):
+        trained(tmp_path / "other", "stop")

@@ -8,26 +8,37 @@ from typing import Annotated
 
 import typer
 
+Images = Annotated[
+    Path | None,
+    typer.Option(
+        "--images", help="Folder of the images that the source names; default: the source's.", show_default=False
+    ),
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-c",
+        "--column",
+        metavar="FIELD=NAME",
+        help="Column of a field, as caption=text; repeatable, default: the layout's.",
+    ),
+]
+Conditions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--where",
+        metavar="CONDITION",
+        help='Only rows that meet it, as "similarity >= 0.28"; repeatable, default: all rows.',
+    ),
+]
+
 
 def import_data(
     layout: Annotated[str, typer.Argument(help="Layout of the source; `kg data layouts` lists them.")],
     source: Annotated[str, typer.Argument(help="File, folder, or for hugging-face a Hub id.")],
     to: Annotated[Path, typer.Option("--to", help="Folder to write the shards to; an interrupted import resumes.")],
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            "--images", help="Folder of the images that the source names; default: the source's.", show_default=False
-        ),
-    ] = None,
-    column: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-c",
-            "--column",
-            metavar="FIELD=NAME",
-            help="Column of a field, as caption=text; repeatable, default: the layout's.",
-        ),
-    ] = None,
+    images: Images = None,
+    column: Columns = None,
     split: Annotated[str, typer.Option("--split", help="Split of a Hugging Face data set.")] = "train",
     all_captions: Annotated[
         bool, typer.Option("--all-captions", help="Write a row for each caption of an image; default: its first.")
@@ -35,6 +46,7 @@ def import_data(
     as_published: Annotated[
         bool, typer.Option("--as-published", help="Leave out what the published loader loses by mistake.")
     ] = False,
+    where: Conditions = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the shards; default: the layout's.")] = None,
     rows_per_shard: Annotated[int, typer.Option("--rows-per-shard", min=1, help="Items of the source a shard.")] = 1000,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first items; default: all.")] = None,
@@ -50,9 +62,15 @@ def import_data(
     from kgcli.data.importers.base import ImportOptions
     from kgcli.data.importers.run import ImportPlan, run_import
     from kgcli.data.importers.table import find_importer
+    from kgcli.data.where import parse_condition
 
     options = ImportOptions(
-        images=images, columns=_pairs(column), split=split, all_captions=all_captions, as_published=as_published
+        images=images,
+        columns=_pairs(column),
+        split=split,
+        all_captions=all_captions,
+        as_published=as_published,
+        where=tuple(map(parse_condition, where or [])),
     )
     plan = ImportPlan(
         importer=find_importer(layout),

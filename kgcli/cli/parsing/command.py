@@ -47,7 +47,16 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Server": ("--host", "--port", "--queue", "--max-upload", "--open"),
     "Import": (
-        *("--column", "--split", "--all-captions", "--as-published", "--rows-per-shard", "--limit", "--stop-on-fault"),
+        *(
+            "--column",
+            "--split",
+            "--all-captions",
+            "--as-published",
+            "--where",
+            "--rows-per-shard",
+            "--limit",
+            "--stop-on-fault",
+        ),
     ),
     "Adapters": ("--lora", "--controlnet", "--controlnet-model", "--map-model"),
 }

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from kgcli.data.shards.records import Pair, Record
 from kgcli.data.shards.write import as_member
-from kgcli.errors import MissingError
+from kgcli.data.where import Condition, unmet
+from kgcli.errors import MissingError, UsageError, printable
 
 MAX_LINE = 512 * 2**20  # bytes of a line with images in base64
 
@@ -41,6 +42,23 @@ class ImportOptions:
     split: str = "train"
     all_captions: bool = False  # a row for each caption of an image, in place of its first
     as_published: bool = False  # leave out what the published loader loses
+    where: tuple[Condition, ...] = ()  # conditions that an item's columns meet
+
+    def images_of(self, layout: str, hint: str) -> Path:
+        """Return the folder of images that a layout cannot do without.
+
+        Raises: UsageError where none is given; MissingError where it is not there.
+        """
+        if self.images is None:
+            raise UsageError(f"{layout} needs --images FOLDER, {hint}")
+        if not self.images.is_dir():
+            raise MissingError(f"there is no folder {printable(self.images)}")
+        return self.images
+
+    def check(self, cells: Mapping[str, Any]) -> None:
+        """Take an item by its columns. Raises: Skipped for one that a condition leaves out."""
+        if reason := unmet(self.where, cells):
+            raise Skipped(reason)
 
 
 class Importer(Protocol):

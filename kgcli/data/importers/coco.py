@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kgcli.data.folders import read_below
 from kgcli.data.importers.base import Filled, ImportOptions, Item, existing, pair_of
-from kgcli.errors import MissingError, UsageError
+from kgcli.errors import MissingError
 from kgcli.reading import read_json
 
 MAX_ANNOTATION_BYTES = 2**30  # captions_train2017.json has 92 MB
@@ -24,8 +24,7 @@ class Coco:
     def items(self, source: str, options: ImportOptions) -> Iterator[Item]:
         """Yield the images that have a caption."""
         path = existing(source, what="file of captions")
-        if options.images is None:
-            raise UsageError("coco needs --images FOLDER, as train2017/")
+        images = options.images_of(self.name, "as train2017/")
         value = read_json(path, max_bytes=MAX_ANNOTATION_BYTES)
         if not isinstance(value, dict) or not all(
             isinstance(value.get(key), list) for key in ("images", "annotations")
@@ -38,7 +37,7 @@ class Coco:
         for image in value["images"]:
             name = str(image.get("file_name")) if isinstance(image, dict) else str(image)[:100]
             told = captions.get(str(image.get("id")), []) if isinstance(image, dict) else []
-            yield Item(name, partial(_read, options.images, name, told if options.all_captions else told[:1]))
+            yield Item(name, partial(_read, images, name, told if options.all_captions else told[:1]))
 
 
 def _read(folder: Path, name: str, captions: list[str]) -> Iterable[Filled]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,12 +23,13 @@ from kgcli.data.importers.base import (
     files_of,
     number_images,
 )
-from kgcli.data.importers.img2dataset import IMAGES
+from kgcli.data.importers.img2dataset import files_of_images, read_one, sizes_of
+from kgcli.data.shards.contents import NoSample, read_contents
 from kgcli.data.shards.layout import pyarrow_parts
-from kgcli.data.shards.records import Interleaved, Shown
-from kgcli.data.shards.tars import walk_tar
+from kgcli.data.shards.records import Interleaved, Pair, Shown
+from kgcli.data.shards.tars import Place, read_place, walk_tar
 from kgcli.data.shards.write import as_member
-from kgcli.errors import MissingError, UsageError, reason
+from kgcli.errors import MissingError, printable, reason
 from kgcli.reading import parse_json, read_bytes
 
 MAX_LINE = 64 * 2**20  # bytes of a document
@@ -46,12 +49,14 @@ class Mmc4:
 
     def items(self, source: str, options: ImportOptions) -> Iterator[Item]:
         """Yield the documents."""
-        if options.images is None:
-            raise UsageError("mmc4 needs --images FOLDER, in which the images have their image_name")
+        images = options.images_of(self.name, "in which the images have their image_name")
         for path in files_of(existing(source, what="file or folder"), (".jsonl", ".zip"), what="documents"):
-            for number, line in enumerate(_text_lines(path), start=1):
-                origin = f"{path.name} line {number}"
-                yield Item(origin, partial(_read_mmc4, line, origin, options.images))
+            try:
+                for number, line in enumerate(_text_lines(path), start=1):
+                    origin = f"{path.name} line {number}"
+                    yield Item(origin, partial(_read_mmc4, line, origin, images))
+            except MissingError as error:
+                yield broken(path.name, error)
 
 
 class Obelics:
@@ -81,7 +86,7 @@ class Obelics:
                         number += 1
                         origin = f"{path.name} row {number}"
                         yield Item(origin, partial(_read_obelics, row, origin, by_url))
-            except (pyarrow.ArrowException, OSError) as error:
+            except (pyarrow.ArrowException, MissingError, OSError, ValueError) as error:
                 yield broken(path.name, MissingError(f"{path.name} is damaged: {str(error)[:200]}"))
 
 
@@ -90,26 +95,28 @@ class TarPlace:
     """The place of an image in a tar."""
 
     tar: Path
-    offset: int
-    size: int
+    place: Place
+
+    @classmethod
+    def of(cls, tar: Path, places: Mapping[str, Place], name: str) -> TarPlace:
+        """Return the place of a member."""
+        return cls(tar, places[name])
 
     def read(self) -> bytes:
         """Return the image's bytes. Raises: MissingError."""
         try:
             with self.tar.open("rb") as file:
-                file.seek(self.offset)
-                data = file.read(self.size)
+                return read_place(file, self.place)
+        except EOFError:
+            raise MissingError(f"{self.tar.name} has become shorter") from None
         except OSError as error:
             raise MissingError(f"{self.tar.name} cannot be read: {reason(error)}") from None
-        if len(data) != self.size:
-            raise MissingError(f"{self.tar.name} has become shorter")
-        return data
 
 
 class UrlImages:
     """Images by address, of a folder that img2dataset wrote: tars, or folders of files; read when they are needed.
 
-    `faults` holds those of the tars that are damaged, by the name of the tar.
+    `faults` holds those of tars that are damaged and of images whose record cannot be read, by place.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -118,10 +125,10 @@ class UrlImages:
         self._files: dict[str, Path | TarPlace] = {}
         for tar in sorted(folder.glob("*.tar")):
             self._note_tar(tar)
-        for path in sorted(folder.rglob("*.json")):
-            image_path = next((p for suffix in IMAGES if (p := path.with_suffix(suffix)).is_file()), None)
-            if image_path is not None:
-                self._note(path.read_bytes(), image_path)
+        for below in sorted(Path(one) for one, _, _ in os.walk(folder)):
+            for stem, files in files_of_images(below).items():
+                place = (below.relative_to(folder) / stem).as_posix()
+                self._note(place, sizes_of(files), partial(read_one, files), files.__getitem__)
 
     def read(self, url: str) -> bytes | None:
         """Return the image of an address, None if it is not there. Raises: MissingError."""
@@ -133,20 +140,32 @@ class UrlImages:
     def _note_tar(self, tar: Path) -> None:
         try:
             for found in walk_tar(tar):
-                names = {f".{suffix.lower()}": suffix for suffix in found.members}
-                if (image := next((names[suffix] for suffix in IMAGES if suffix in names), None)) is not None:
-                    told = found.members[names[".json"]] if ".json" in names else b"{}"
-                    self._note(told, TarPlace(tar, found.places[image], len(found.members[image])))
+                place = f"{tar.name} {printable(found.key)}"
+                if found.fault:
+                    self.faults[place] = MissingError(f"{place}: {found.fault}")
+                    continue
+                sizes = {name: len(data) for name, data in found.members.items()}
+                self._note(place, sizes, found.members.__getitem__, partial(TarPlace.of, tar, found.places))
         except MissingError as error:
             self.faults[tar.name] = error
 
-    def _note(self, told: bytes, image: Path | TarPlace) -> None:
+    def _note(
+        self,
+        place: str,
+        sizes: Mapping[str, int],
+        read: Callable[[str], bytes],
+        file_of: Callable[[str], Path | TarPlace],
+    ) -> None:
+        """Note the image of a row by its address; files that are no download of img2dataset have none."""
         try:
-            value = parse_json(told, name="a download's record")
-        except MissingError:
-            return  # of another program
-        if isinstance(value, dict) and isinstance(value.get("url"), str):
-            self._files[value["url"]] = image
+            found = read_contents(sizes, read)
+        except NoSample:
+            return
+        except MissingError as error:
+            self.faults[place] = MissingError(f"{place}: {error}")
+            return
+        if found.is_foreign and isinstance(found.record, Pair) and found.record.origin:
+            self._files[found.record.origin] = file_of(found.members[found.record.image])
 
 
 def _read_mmc4(line: bytes, origin: str, folder: Path) -> Iterable[Filled]:
@@ -168,6 +187,8 @@ def _read_mmc4(line: bytes, origin: str, folder: Path) -> Iterable[Filled]:
 
 def _read_obelics(row: Any, origin: str, by_url: UrlImages | None) -> Iterable[Filled]:
     images, texts = row["images"] or [], row["texts"] or []
+    if not isinstance(images, list) or not isinstance(texts, list):
+        raise MissingError(f"{origin}: images and texts must be lists")
     if len(images) != len(texts):
         raise MissingError(f"{origin} has {len(images)} images for {len(texts)} texts; one of each place is empty")
     fragments: list[Fragment] = []
@@ -193,18 +214,18 @@ def _document(fragments: list[Fragment], origin: str) -> Iterable[Filled]:
 
 
 def _text_lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a file, or of the files of a zip."""
-    if path.suffix != ".zip":
-        with path.open("rb") as file:
-            yield from _split(file)
-        return
+    """Yield the lines of a file, or of the files of a zip. Raises: MissingError where it cannot be read."""
     try:
+        if path.suffix != ".zip":
+            with path.open("rb") as file:
+                yield from _split(file)
+            return
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
                 with archive.open(name) as inner:
                     yield from _split(inner)
-    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
-        raise MissingError(f"{path} is not a zip file that can be read: {str(error)[:200]}") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        raise MissingError(f"{path.name} cannot be read: {str(error)[:200]}") from None
 
 
 def _split(file: Any) -> Iterator[bytes]:

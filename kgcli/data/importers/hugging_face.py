@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from kgcli.data.folders import load_folder, read_cell
-from kgcli.data.importers.base import Filled, ImportOptions, Item, pair_of
+from kgcli.data.importers.base import Filled, ImportOptions, Item, broken, pair_of
 from kgcli.data.shards.records import Text
+from kgcli.data.where import check_columns
 from kgcli.errors import MissingError, UsageError
 from kgcli.runtime import is_offline
 
@@ -22,7 +23,7 @@ class HuggingFace:
 
     name = "hugging-face"
     layout = "Hugging Face data set: a folder or Hub id; columns by -c image=NAME -c caption=NAME"
-    uses = frozenset({"columns", "split"})
+    uses = frozenset({"columns", "split", "where"})
 
     def items(self, source: str, options: ImportOptions) -> Iterator[Item]:
         """Yield the rows of a split."""
@@ -31,11 +32,17 @@ class HuggingFace:
         columns = list(data.features or {})
         image = _column(options, "image", IMAGES, columns, needed=False)
         caption = _column(options, "caption", CAPTIONS, columns, needed=True)
+        check_columns(options.where, columns, source)
         if image:
             data = _undecoded(data, image)
-        for number, row in enumerate(data.select_columns([name for name in (image, caption) if name])):
-            origin = f"{folder.name} {options.split} row {number}"
-            yield Item(origin, partial(_read, row, image, caption, origin, folder))
+        needed = dict.fromkeys([name for name in (image, caption) if name] + [one.column for one in options.where])
+        name = f"{folder.name} {options.split}"
+        for number, row in _rows(data.select_columns(list(needed)), name):
+            origin = f"{name} row {number}"
+            if isinstance(row, MissingError):
+                yield broken(origin, row)
+            else:
+                yield Item(origin, partial(_read, row, image, caption, origin, folder, options))
 
 
 def _load(source: str, folder: Path, split: str) -> Any:
@@ -58,6 +65,20 @@ def _load(source: str, folder: Path, split: str) -> Any:
         raise MissingError(f"{source} is no data set that can be read: {' '.join(str(error).split())[:200]}") from None
 
 
+def _rows(data: Any, name: str) -> Iterator[tuple[int, Any]]:
+    """Yield the numbered rows of a data set; where its files are damaged, an error and no more."""
+    import datasets
+
+    number = 0
+    try:
+        for row in data:
+            yield number, row
+            number += 1
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        message = " ".join(str(error).split())[:200]
+        yield number, MissingError(f"{name} is damaged from row {number} on: {message}")
+
+
 def _undecoded(data: Any, column: str) -> Any:
     """Return the data with an image column as bytes and names, none of them opened by the library."""
     import datasets
@@ -76,7 +97,8 @@ def _column(options: ImportOptions, field: str, names: tuple[str, ...], there: l
     return found
 
 
-def _read(row: Any, image: str, caption: str, origin: str, folder: Path) -> Iterable[Filled]:
+def _read(row: Any, image: str, caption: str, origin: str, folder: Path, options: ImportOptions) -> Iterable[Filled]:
+    options.check(row)
     words = row[caption]
     if isinstance(words, list) and words:
         words = words[0]

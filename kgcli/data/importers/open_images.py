@@ -5,20 +5,21 @@ Images without a caption get an empty one, for the captioner of `kg data build`.
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from kgcli.data.folders import read_below
 from kgcli.data.images import decode_image
-from kgcli.data.importers.base import Filled, ImportOptions, Item, existing, pair_of
+from kgcli.data.importers.base import Filled, ImportOptions, Item, broken, existing, pair_of
 from kgcli.data.shards.write import encode_image
-from kgcli.data.sources.tables import read_lines
-from kgcli.errors import MissingError, UsageError
+from kgcli.data.sources.tables import BadLine, walk_lines
+from kgcli.data.textfiles import walk_table
+from kgcli.errors import KgError, MissingError, UsageError
 
 _IMAGE_ID = re.compile(r"[0-9a-f]{16}")
 _TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
@@ -34,33 +35,42 @@ class OpenImages:
     def items(self, source: str, options: ImportOptions) -> Iterator[Item]:
         """Yield the images of the list."""
         path = existing(source, what="CSV file")
-        if options.images is None:
-            raise UsageError("open-images needs --images FOLDER")
+        images = options.images_of(self.name, "in which the images are {ImageID}.jpg")
         if odd := sorted(set(options.columns) - {"captions"}):
             raise UsageError(f"open-images takes -c captions=FILE alone, not {odd[0]}")
-        captions = _captions(Path(options.columns["captions"])) if "captions" in options.columns else {}
-        for row in _rows(path):
-            name, turn = str(row["ImageID"]), row.get("Rotation") or "0"
-            yield Item(name, partial(_read, options.images, name, turn, captions.get(name, "")))
+        captions: dict[str, str] = {}
+        if "captions" in options.columns:
+            yield from _note_captions(Path(options.columns["captions"]), captions)
+        for place, row in _rows(path):
+            if isinstance(row, KgError):
+                yield broken(place, MissingError(f"{place}: {row}"))
+                continue
+            name = row.get("ImageID", "")
+            yield Item(name, partial(_read, images, name, row.get("Rotation", "0"), captions.get(name, "")))
 
 
-def _rows(path: Path) -> Iterator[dict[str, str]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
-            if "ImageID" not in (rows.fieldnames or ()):
-                raise MissingError(f"{path} has no column ImageID")
-            yield from rows
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise MissingError(f"{path} is no CSV file: {error}") from None
+def _rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the rows of the list with their places, a bad one as an error. Raises: MissingError."""
+    if not path.is_file():
+        raise MissingError(f"{path} is no CSV file")
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        if "ImageID" not in file.readline().strip().split(","):
+            raise MissingError(f"{path} has no column ImageID")
+        file.seek(0)
+        for place, row in walk_table(file, ",", str(path), strict=False):
+            yield f"{path.name} {place}", row
 
 
-def _captions(path: Path) -> dict[str, str]:
-    """Return the first narrative of each image."""
-    found: dict[str, str] = {}
-    for line in read_lines(path):
-        found.setdefault(line.text("image_id"), line.text("caption"))
-    return found
+def _note_captions(path: Path, captions: dict[str, str]) -> Iterator[Item]:
+    """Note the first narrative of each image; yield the lines that cannot be read."""
+    for line in walk_lines(path):
+        if isinstance(line, BadLine):
+            yield broken(line.origin, line.fault)
+            continue
+        try:
+            captions.setdefault(line.text("image_id"), line.text("caption"))
+        except MissingError as error:
+            yield broken(line.origin, error)
 
 
 def _read(folder: Path, name: str, turn: str, caption: str) -> Iterable[Filled]:

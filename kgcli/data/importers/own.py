@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 
 from kgcli.data.entries import data_files
@@ -15,11 +16,13 @@ from kgcli.data.shards.records import Text, Written
 from kgcli.data.shards.write import as_member
 from kgcli.data.sources.tables import BadLine, Line, walk_lines
 from kgcli.data.textfiles import read_entries
+from kgcli.data.where import check_columns
 from kgcli.errors import KgError, MissingError, PromptError
 from kgcli.reading import read_bytes, read_text
 
 CAPTIONS = (".txt", ".caption")
 MAX_TEXT_BYTES = 4 * 2**30
+FIRST_LINES = 1000  # of a file: all its columns come up in these
 
 
 class PlainText:
@@ -27,20 +30,32 @@ class PlainText:
 
     name = "text"
     layout = "text files: a text a line (.txt), or the column text or caption (.jsonl, .csv, .tsv, .json)"
-    uses = frozenset({"columns"})
+    uses = frozenset({"columns", "where"})
 
     def items(self, source: str, options: ImportOptions) -> Iterator[Item]:
         """Yield the texts."""
         suffixes = (".txt", ".jsonl", ".json", ".csv", ".tsv")
+        read = partial(_read_text, column=options.columns.get("text"))
         for path in files_of(existing(source, what="file or folder"), suffixes, what="texts"):
-            for place, value in read_entries(str(path), max_bytes=MAX_TEXT_BYTES):
-                origin = f"{path.name} {place}"
-                if isinstance(value, KgError):
-                    yield broken(origin, MissingError(f"{origin}: {value}"))
+            for line in _with_columns(_texts(path), path, options):
+                if isinstance(line, BadLine):
+                    yield broken(line.origin, line.fault)
                     continue
-                line = Line(origin, value if isinstance(value, dict) else {"text": value})
-                read = partial(_read_text, line, options.columns.get("text"))
-                yield Item(origin, read, sum(len(str(one)) for one in line.values.values()))
+                size = sum(len(str(one)) for one in line.values.values())
+                yield Item(line.origin, partial(_read_checked, line, read, options), size)
+
+
+def _texts(path: Path) -> Iterator[Line | BadLine]:
+    """Yield the texts of a file; one that cannot be read at all is a single bad line."""
+    try:
+        for place, value in read_entries(str(path), max_bytes=MAX_TEXT_BYTES):
+            origin = f"{path.name} {place}"
+            if isinstance(value, KgError):
+                yield BadLine(origin, MissingError(f"{origin}: {value}"))
+            else:
+                yield Line(origin, value if isinstance(value, dict) else {"text": value})
+    except MissingError as error:
+        yield BadLine(path.name, error)
 
 
 class CaptionedFolder:
@@ -67,13 +82,13 @@ class Table:
 
     name = "table"
     layout = "table of image paths and captions (.csv, .tsv, .jsonl, .json, .parquet)"
-    uses = frozenset({"images", "columns"})
+    uses = frozenset({"images", "columns", "where"})
 
     def items(self, source: str, options: ImportOptions) -> Iterator[Item]:
         """Yield the lines."""
         path = existing(source, what="file")
         named = [[options.columns[one]] if one in options.columns else names for one, names in _COLUMNS.items()]
-        yield from _items_of(path, partial(_read_line, folder=options.images or path.parent, columns=named))
+        yield from _items_of(path, partial(_read_line, folder=options.images or path.parent, columns=named), options)
 
 
 class Prompts:
@@ -81,23 +96,37 @@ class Prompts:
 
     name = "prompts"
     layout = 'lines {"prompt": "a <image:a.png> on <image:b.png>", "target": "c.png"} (.jsonl, .csv, .parquet)'
-    uses = frozenset({"images"})
+    uses = frozenset({"images", "where"})
 
     def items(self, source: str, options: ImportOptions) -> Iterator[Item]:
         """Yield the lines."""
         path = existing(source, what="file")
-        yield from _items_of(path, partial(_read_prompt, folder=options.images or path.parent))
+        yield from _items_of(path, partial(_read_prompt, folder=options.images or path.parent), options)
 
 
 _COLUMNS = {"image": ["image", "file_name", "path"], "caption": ["caption", "text"]}
 
 
-def _items_of(path: Path, read: Callable[[Line], Iterable[Filled]]) -> Iterator[Item]:
-    for line in walk_lines(path):
+def _items_of(path: Path, read: Callable[[Line], Iterable[Filled]], options: ImportOptions) -> Iterator[Item]:
+    for line in _with_columns(walk_lines(path), path, options):
         if isinstance(line, BadLine):
             yield broken(line.origin, line.fault)
         else:
-            yield Item(line.origin, partial(read, line))
+            yield Item(line.origin, partial(_read_checked, line, read, options))
+
+
+def _with_columns(lines: Iterator[Line | BadLine], path: Path, options: ImportOptions) -> Iterator[Line | BadLine]:
+    """Yield the lines of a file that has the columns of all conditions. Raises: UsageError."""
+    if options.where:
+        first = list(islice(lines, FIRST_LINES))
+        check_columns(options.where, {name for one in first if isinstance(one, Line) for name in one.values}, path.name)
+        lines = chain(first, lines)
+    yield from lines
+
+
+def _read_checked(line: Line, read: Callable[[Line], Iterable[Filled]], options: ImportOptions) -> Iterable[Filled]:
+    options.check(line.values)
+    return read(line)
 
 
 def _read_text(line: Line, column: str | None) -> Iterable[Filled]:

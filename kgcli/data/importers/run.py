@@ -72,6 +72,7 @@ class ImportPlan:
             "all_captions": self.options.all_captions,
             "as_published": self.options.as_published,
             "rows_per_shard": self.rows_per_shard,
+            **({"where": list(map(str, self.options.where))} if self.options.where else {}),
         }
 
 
@@ -111,7 +112,7 @@ def run_import(plan: ImportPlan, report: Callable[[str], object] = lambda text: 
 
 
 def _check_options(plan: ImportPlan) -> None:
-    for name in ("images", "columns", "all_captions", "as_published"):
+    for name in ("images", "columns", "all_captions", "as_published", "where"):
         if getattr(plan.options, name) and name not in plan.importer.uses:
             flag = {"columns": "-c"}.get(name, "--" + name.replace("_", "-"))
             raise UsageError(f"{plan.importer.name} has no use for {flag}")

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from kgcli.data.shards.records import Pair, Record, Text, parse_record
-from kgcli.data.shards.tars import KeyFiles, walk_tar
-from kgcli.errors import KgError, MissingError, printable
-from kgcli.reading import parse_json
-
-FOREIGN_IMAGES = {"jpg": "jpg", "jpeg": "jpg", "png": "png", "webp": "webp"}  # suffix of others -> ours
+from kgcli.data.shards.contents import NoSample, read_contents
+from kgcli.data.shards.records import Record
+from kgcli.data.shards.tars import KeyFiles, Place, walk_tar
+from kgcli.errors import MissingError, printable
 
 
 @dataclass(frozen=True)
 class SeenRow:
-    """A row of a tar: its record and the images it names, or what is wrong with it."""
+    """A row of a tar: its record and the images it names, or what is wrong with it, or why it is no sample."""
 
     shard: Path
     key: str
     record: Record | None = None
     images: dict[str, bytes] = field(default_factory=dict, repr=False)
     members: dict[str, bytes] = field(default_factory=dict, repr=False)  # all its files by suffix, in order
-    places: dict[str, int] = field(default_factory=dict, repr=False)  # offset in the tar of each file's bytes
+    places: dict[str, Place] = field(default_factory=dict, repr=False)  # of each file; none where the tar itself ends
     fault: str = ""
+    left_out: str = ""  # why these files are no sample, which is no fault
 
     @property
     def origin(self) -> str:
@@ -56,36 +55,13 @@ def read_rows(shard: Path) -> Iterator[SeenRow]:
 
 
 def _row(shard: Path, files: KeyFiles) -> SeenRow:
-    key, members, places = files.key, files.members, files.places
-    name = f"{shard.name} {printable(key)}"
+    seen = SeenRow(shard, files.key, members=files.members, places=files.places, fault=files.fault)
+    if files.fault:
+        return seen
     try:
-        record = _record(members, name)
-        if record is None:
-            return SeenRow(shard, key, None, {}, members, places, "it holds no record, and no image with a caption")
-        # The files of other programs have their own suffixes; those of ours are named by the record.
-        found = {FOREIGN_IMAGES.get(suffix.lower(), suffix): data for suffix, data in members.items()}
-        absent = next((image for image in record.images if image not in found), None)
-        if absent is not None:
-            return SeenRow(shard, key, None, {}, members, places, f"its image {absent} is not there")
-        return SeenRow(shard, key, record, {image: found[image] for image in record.images}, members, places)
-    except KgError as error:
-        return SeenRow(shard, key, None, {}, members, places, str(error).removeprefix(name).lstrip(": "))
-
-
-def _record(members: dict[str, bytes], name: str) -> Record | None:
-    """Return the record of a row: ours, or of another program an image with its caption, or a text."""
-    told = {}
-    if "json" in members:
-        value = parse_json(members["json"], name=name)
-        if isinstance(value, dict) and "kind" in value:
-            return parse_record(members["json"], name)
-        told = value if isinstance(value, dict) else {}
-    caption = members["txt"].decode("utf-8", "replace") if "txt" in members else told.get("caption")
-    if not isinstance(caption, str):
-        return None
-    image = next((ours for suffix, ours in FOREIGN_IMAGES.items() if suffix in members), None)
-    url = told.get("url")
-    origin = url if isinstance(url, str) else ""
-    if image:
-        return Pair(image=image, caption=caption.strip(), origin=origin)
-    return Text(text=caption, origin=origin) if "txt" in members else None
+        found = read_contents({name: len(data) for name, data in files.members.items()}, files.members.__getitem__)
+    except NoSample as error:
+        return replace(seen, left_out=str(error))
+    except MissingError as error:
+        return replace(seen, fault=str(error))
+    return replace(seen, record=found.record, images=found.images(files.members))

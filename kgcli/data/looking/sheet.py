@@ -84,7 +84,8 @@ def _sampled(shards: list[Path], num: int, seed: int) -> tuple[list[SeenRow], in
 
 def _card(row: SeenRow) -> Card:
     if row.record is None:
-        return Card(row.origin, "fault", Markup("{}").format(row.fault), [])
+        kind = "no sample" if row.left_out else "fault"
+        return Card(row.origin, kind, Markup("{}").format(row.left_out or row.fault), [])
     pictures = [_picture(row.images[name], title) for name, title in _titles(row.record) if name in row.images]
     return Card(row.origin, row.record.kind, _text(row.record), pictures, row.record.origin)
 

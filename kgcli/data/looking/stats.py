@@ -29,12 +29,14 @@ class Stats:
         self.num_bytes = 0
         self.empty_texts = 0
         self.faults = 0
+        self.left_out = 0  # groups of files that are no sample
         self._hashes: Counter[bytes] = Counter()
 
     def add(self, row: SeenRow) -> None:
         """Count a row."""
         if row.record is None:
-            self.faults += 1
+            self.faults += not row.left_out
+            self.left_out += bool(row.left_out)
             return
         self.kinds[row.record.kind] += 1
         self.num_bytes += sum(map(len, row.members.values()))
@@ -58,6 +60,7 @@ class Stats:
         return {
             "rows": sum(self.kinds.values()),
             "faults": self.faults,
+            "no_samples": self.left_out,
             "bytes": self.num_bytes,
             "kinds": dict(sorted(self.kinds.items())),
             "empty_texts": self.empty_texts,
@@ -75,8 +78,8 @@ class Stats:
         kinds = ", ".join(f"{number:,} {kind}" for kind, number in found["kinds"].items())
         lines = [
             f"{found['rows']:,} rows ({kinds}), {found['bytes'] / 2**20:,.1f} MiB",
-            f"{found['faults']:,} faults, {found['empty_texts']:,} without a text, "
-            f"{found['repeated_images']:,} images that are there before",
+            f"{found['faults']:,} faults, {found['no_samples']:,} groups of files that are no sample, "
+            f"{found['empty_texts']:,} without a text, {found['repeated_images']:,} images that are there before",
             f"{'':28}{'lowest':>9}{'5 %':>9}{'median':>9}{'95 %':>9}{'highest':>9}",
         ]
         for name, values in found["quantiles"].items():

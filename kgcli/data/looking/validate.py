@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kgcli.data.images import decode_image
 from kgcli.data.looking.rows import SeenRow, read_rows, shards_of
+from kgcli.data.shards.contents import open_images
 from kgcli.data.shards.layout import DATASET, Dataset, index_path, pyarrow_parts, read_dataset
-from kgcli.data.shards.records import Compositional
 from kgcli.data.shards.write import row_hash
-from kgcli.errors import ImageError, KgError
+from kgcli.errors import KgError, MissingError
 from kgcli.files import sha256
 
 
@@ -23,18 +22,21 @@ class Validation:
     rows: dict[str, int] = field(default_factory=dict)
     faults: list[tuple[str, str]] = field(default_factory=list)
     indexed: int = 0  # shards with an index
+    left_out: int = 0  # groups of files that are no sample, as images that were not downloaded
 
     def __str__(self) -> str:
         """One line a fault, then the sum."""
         lines = [f"{shard}: {text}" for shard, text in self.faults]
         total = f"{sum(self.rows.values()):,} rows in {len(self.rows):,} shards, {self.indexed:,} of them with an index"
+        if self.left_out:
+            total += f", and {self.left_out:,} groups of files that are no sample"
         shards = len({shard for shard, _ in self.faults})
         lines.append(f"{total}: " + (f"{len(self.faults):,} faults in {shards:,} files" if self.faults else "all well"))
         return "\n".join(lines)
 
 
 def validate(path: Path, *, images: bool = True) -> Validation:
-    """Check a folder of shards or one tar.
+    """Check a folder of shards or one tar: its rows are faults exactly where training would refuse them.
 
     Args:
         images: decode every image
@@ -53,10 +55,11 @@ def validate(path: Path, *, images: bool = True) -> Validation:
             found.faults.append((shard.name, f"its sha256 is {digest}, not the {entry.sha256} of {DATASET}"))
         num = 0
         for row in read_rows(shard):
-            num += not row.fault or bool(row.members)
+            num += bool(row.places) and not row.left_out
+            found.left_out += bool(row.left_out)
             for fault in _row_faults(row, index, images=images):
                 found.faults.append((shard.name, f"{row.key}: {fault}" if row.key else fault))
-            if row.members and keys.setdefault(row.key, shard.name) != shard.name and entry:
+            if row.places and keys.setdefault(row.key, shard.name) != shard.name and entry:
                 found.faults.append((shard.name, f"{row.key} is a key of {keys[row.key]} too"))
         found.rows[shard.name] = num
         if entry and entry.rows != num:
@@ -96,7 +99,7 @@ def _index(shard: Path, found: Validation) -> dict[str, Any] | None:
         if not {"key", "members", "sha256", "width", "height"} <= set(table.column_names):
             return None  # img2dataset's own table
         lines = {line["key"]: line for line in table.to_pylist()}
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         found.faults.append((path.name, f"it cannot be read: {' '.join(str(error).split())[:200]}"))
         return None
     found.indexed += 1
@@ -106,7 +109,7 @@ def _index(shard: Path, found: Validation) -> dict[str, Any] | None:
 def _row_faults(row: SeenRow, index: dict[str, Any] | None, *, images: bool) -> Iterator[str]:
     """Yield what is wrong with a row; takes its line out of the index."""
     line = index.pop(row.key, None) if index is not None else None
-    if index is not None and row.members:
+    if index is not None and row.places:
         if line is None:
             yield "it is not in the index"
         else:
@@ -115,23 +118,16 @@ def _row_faults(row: SeenRow, index: dict[str, Any] | None, *, images: bool) -> 
         yield row.fault
     if row.record is None or not images:
         return
-    sizes = {}
-    for name, data in row.images.items():
-        try:
-            sizes[name] = decode_image(data, name).size
-        except ImageError as error:
-            yield str(error)
-    if isinstance(row.record, Compositional):
-        whole = sizes.get(row.record.image)
-        for entity in row.record.entities:
-            if entity.mask and whole and sizes.get(entity.mask, whole) != whole:
-                yield f"the mask of {entity.noun!r} has another size than the image"
+    try:
+        open_images(row.record, row.images)
+    except MissingError as error:
+        yield str(error)
 
 
 def _index_faults(row: SeenRow, line: dict[str, Any]) -> Iterator[str]:
     told = {one["name"]: (one["offset"], one["size"]) for one in line["members"]}
-    there = {name: (row.places[name], len(data)) for name, data in row.members.items()}
+    there = {name: (place.offset, place.size) for name, place in row.places.items()}
     if told != there:
         yield "the index has its files in other places"
-    elif line["sha256"] != row_hash(row.members):
+    elif row.members and line["sha256"] != row_hash(row.members):
         yield "its content has changed since the index was made"

@@ -18,16 +18,17 @@ from typing import Any
 from filelock import FileLock
 
 from kgcli.data.shards import storage
+from kgcli.data.shards.contents import IMAGE
 from kgcli.data.shards.filters import kept_rows
-from kgcli.data.shards.layout import NOTES, index_schema, pyarrow_parts
+from kgcli.data.shards.layout import NOTES, index_schema, pyarrow_parts, scan_schema
 from kgcli.data.shards.records import KINDS
-from kgcli.data.shards.scan import IMAGE, scan_tar
+from kgcli.data.shards.scan import FAULT, scan_tar
 from kgcli.errors import MissingError, printable
 from kgcli.files import make_folder, whole_file, write_whole
 from kgcli.reading import parse_json
 from kgcli.recipe import FilterConfig
 
-VERSION = 1  # of the cached files; another is made anew
+VERSION = 2  # of the cached files; another is made anew
 MAX_INDEX_BYTES = 2**30  # of the parquet file of one shard
 UNTARGETED = "untargeted"
 REQUESTS = 16  # servers are asked for the state of so many files at once
@@ -42,7 +43,7 @@ class ShardInfo:
     dropped: int  # by the filters, or because they are no sample
     fingerprint: str  # of its rows
     fault: str = ""  # what was wrong with it when the index was made
-    kinds: tuple[str, ...] = ()  # of its rows; prompts without an image to be generated are UNTARGETED
+    kinds: tuple[str, ...] = ()  # of its rows that can be read; prompts without an image to be generated: UNTARGETED
 
 
 @dataclass(frozen=True)
@@ -139,14 +140,14 @@ class _Shard:
     def rows(self) -> tuple[Any, str, int, str]:
         """Return a table of all rows, what identifies the content, the number of groups that are no sample, and a
         fault."""
-        own = _read_parquet(_beside(self.place))
+        own = _read_parquet(_beside(self.place), index_schema())
         notes = None if own is None else _notes_of(own)
         if notes is not None and _has_rows(own):  # of another program or damaged: the tar itself is read
             identity = str(notes.get("sha256", "")) or self._identity()
             return own, identity, 0, self._fault(own)
         scanned = self._scanned()
         if scanned is None:
-            return index_schema().empty_table(), self._identity(), 0, "it is not there"
+            return scan_schema().empty_table(), self._identity(), 0, "it is not there"
         noted = json.loads(scanned.schema.metadata[NOTES])
         return scanned, self._identity(), noted["skipped"], noted["fault"] if self.stamp else "it is not there"
 
@@ -163,7 +164,7 @@ class _Shard:
         """Return the rows of a tar without an index, from the cache if it is as it was, or not there any more."""
         pyarrow, parquet = pyarrow_parts()
         path = self.folder / f"{_sha256([VERSION, self.place])}.parquet"
-        known = _read_parquet(str(path))
+        known = _read_parquet(str(path), scan_schema())
         if known is not None:
             noted = json.loads(known.schema.metadata[NOTES])
             if self.stamp is None or noted["stamp"] == asdict(self.stamp):
@@ -186,7 +187,7 @@ def _make(path: Path, shards: Sequence[_Shard], filters: FilterConfig) -> None:
         with pyarrow.ipc.new_file(str(partial), index_schema()) as writer:
             for shard in shards:
                 table, identity, skipped, fault = shard.rows()
-                kept = kept_rows(table, filters)
+                kept = kept_rows(table, filters, shard.place).select(index_schema().names)
                 (batch,) = kept.combine_chunks().to_batches() or [None]
                 writer.write_batch(batch or pyarrow.RecordBatch.from_pylist([], schema=index_schema()))
                 keys = kept.column("key").to_pylist()
@@ -205,7 +206,8 @@ def _make(path: Path, shards: Sequence[_Shard], filters: FilterConfig) -> None:
 
 def _kinds(table: Any) -> tuple[str, ...]:
     kinds = zip(table.column("kind").to_pylist(), table.column("width").to_pylist(), strict=True)
-    return tuple(sorted({UNTARGETED if kind == "prompt" and not width else kind for kind, width in kinds}))
+    found = {UNTARGETED if kind == "prompt" and not width else kind for kind, width in kinds}
+    return tuple(sorted(found - {FAULT}))
 
 
 def _beside(place: str) -> str:
@@ -213,13 +215,13 @@ def _beside(place: str) -> str:
     return place.removesuffix(".tar") + ".parquet"
 
 
-def _read_parquet(place: str) -> Any:
-    """Return the table of an index file with its columns; None if it is not there, damaged or another's."""
+def _read_parquet(place: str, schema: Any) -> Any:
+    """Return the table of a file with the columns of a schema; None if it is not there, damaged or another's."""
     pyarrow, parquet = pyarrow_parts()
     try:
         table = parquet.read_table(pyarrow.BufferReader(storage.read_all(place, MAX_INDEX_BYTES)))
         metadata = table.schema.metadata
-        return table.select(index_schema().names).cast(index_schema()).replace_schema_metadata(metadata)
+        return table.select(schema.names).cast(schema).replace_schema_metadata(metadata)
     except (MissingError, KeyError, TypeError, ValueError, OSError, pyarrow.ArrowException):
         return None
 

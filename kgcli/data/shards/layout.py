@@ -83,6 +83,12 @@ def check_key(key: str) -> str:
     return key
 
 
+def scan_schema() -> Any:
+    """Return the columns of a scanned tar: those of an index, and what the JSON of a foreign row tells beside them."""
+    pyarrow, _ = pyarrow_parts()
+    return index_schema().append(pyarrow.field("told", pyarrow.string()))  # JSON object of numbers and short texts
+
+
 def pyarrow_parts() -> tuple[Any, Any]:
     """Return pyarrow and pyarrow.parquet. Raises: UsageError where they are not installed."""
     try:

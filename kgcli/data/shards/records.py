@@ -22,7 +22,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 
 from kgcli.data.prompt import Prompt
 from kgcli.errors import MissingError, PromptError
-from kgcli.reading import parse_json
 
 IMAGE_SUFFIXES = ("jpg", "png", "webp")
 MAX_RECORD_BYTES = 16 * 2**20  # of one JSON text
@@ -248,20 +247,6 @@ class Written(_Record):
 Record = Text | Pair | Interleaved | Compositional | Edit | Written
 KINDS = ("text", "pair", "interleaved", "compositional", "edit", "prompt")
 _ANY: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
-
-
-def parse_record(data: bytes, name: str) -> Record:
-    """Return the record in the bytes of a `.json` member; `name` is for messages.
-
-    Raises: MissingError that names the first fault.
-    """
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as fault:
-        raise MissingError(f"{name} is not UTF-8 text (byte {fault.start})") from None
-    if len(data) > MAX_RECORD_BYTES:
-        raise MissingError(f"{name} is too large: the limit for a record is {MAX_RECORD_BYTES:,} bytes")
-    return record_of(parse_json(text, name=name, error=MissingError), name)
 
 
 def record_of(value: Any, name: str) -> Record:

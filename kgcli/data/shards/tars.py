@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from kgcli.data.images import MAX_BYTES
 from kgcli.errors import MissingError, printable
 
+MAX_NAME = 1024  # characters of a member's name
+MAX_ROW_BYTES = 2**30  # from the first byte of a row's files to the last
+
+
+@dataclass(frozen=True)
+class Place:
+    """Bytes of a tar."""
+
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class KeyPlaces:
+    """The files of one key of a tar by suffix, in order, as places; of two with one name the last counts."""
+
+    key: str
+    places: dict[str, Place] = field(default_factory=dict)
+
 
 @dataclass(frozen=True)
 class KeyFiles:
-    """The files of one key of a tar by suffix, in order, and the offset of each one's bytes."""
+    """The files of one key of a tar by suffix, in order, or why they are not read."""
 
     key: str
     members: dict[str, bytes] = field(default_factory=dict, repr=False)
-    places: dict[str, int] = field(default_factory=dict, repr=False)
+    places: dict[str, Place] = field(default_factory=dict, repr=False)
+    fault: str = ""
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -27,51 +48,75 @@ def split_name(name: str) -> tuple[str, str]:
     """
     folder, slash, last = name.removeprefix("./").rpartition("/")
     base, _, suffix = last.partition(".")
-    return f"{folder}{slash}{base}", suffix if base else ""
+    return f"{folder}{slash}{base}", suffix if base and len(name) <= MAX_NAME else ""
+
+
+def walk_places(stream: IO[bytes], size: int) -> Iterator[KeyPlaces]:
+    """Yield the files of each key of a tar: neighbours whose folders are the same and whose names agree up to a dot.
+
+    Only headers are read. The stream may be read elsewhere between two keys.
+
+    Args:
+        size: bytes of the tar
+
+    Raises: TarError, ValueError, EOFError at the place where the tar is damaged, after the last whole key before it;
+        also for one that ends without a tar's end mark, as a cut between two files leaves it.
+    """
+    found = KeyPlaces("")
+    with tarfile.open(fileobj=stream, mode="r:") as tar:
+        for member in tar:
+            tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
+            key, suffix = split_name(member.name)
+            if not member.isfile() or not suffix:
+                continue
+            if member.offset_data + member.size > size:
+                raise tarfile.ReadError("unexpected end of data")
+            if key != found.key:
+                if found.places:
+                    yield found
+                found = KeyPlaces(key)
+            found.places[suffix] = Place(member.offset_data, member.size)
+        stream.seek(tar.offset)  # where tarfile stopped, silently even at half a header
+        if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError("its end is missing")
+    if found.places:
+        yield found
+
+
+def size_fault(places: Mapping[str, Place]) -> str:
+    """Return why the files of a row are too large to be read, an empty text for those that are not."""
+    name, largest = max(((name, place.size) for name, place in places.items()), key=lambda one: one[1])
+    if largest > MAX_BYTES:
+        return f"its {printable(name)[:100]} has {largest:,} bytes; the limit is {MAX_BYTES:,}"
+    length = max(one.offset + one.size for one in places.values()) - min(one.offset for one in places.values())
+    return f"its files take {length:,} bytes; the limit is {MAX_ROW_BYTES:,}" if length > MAX_ROW_BYTES else ""
 
 
 def walk_tar(path: Path) -> Iterator[KeyFiles]:
-    """Yield the files of each key: neighbours whose folders are the same and whose names agree up to the first dot.
+    """Yield the files of each key, read; those that are too large with a fault in their place.
 
-    Raises: MissingError at the place where the tar is damaged, after what comes before it; also for one that ends
-        without a tar's end mark, as a cut between two files leaves it.
+    Raises: MissingError at the place where the tar is damaged, after what comes before it, as `walk_places`.
     """
-    found = KeyFiles("")
+    key = ""
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                if not member.isfile():
+        with path.open("rb") as file:
+            for found in walk_places(file, path.stat().st_size):
+                key = found.key
+                if fault := size_fault(found.places):
+                    yield KeyFiles(key, {}, found.places, fault)
                     continue
-                key, suffix = split_name(member.name)
-                if not suffix:
-                    continue
-                if key != found.key:
-                    if found.members:
-                        yield found
-                    found = KeyFiles(key)
-                found.members[suffix] = _content(tar, member)
-                found.places[suffix] = member.offset_data
-            _check_end(path, tar.offset)
-        if found.members:
-            yield found
+                members = {name: read_place(file, place) for name, place in found.places.items()}
+                yield KeyFiles(key, members, found.places)
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        after = f"after {printable(found.key)}" if found.key else "from its start"
+        after = f"after {printable(key)}" if key else "from its start"
         reason = " ".join(str(error).split())[:200]
         raise MissingError(f"{path.name} is damaged {after}: {reason}") from None
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    if member.size > MAX_BYTES:
-        raise tarfile.ReadError(f"{printable(member.name)[:100]} has {member.size:,} bytes")
-    file = tar.extractfile(member)
-    content = file.read() if file else b""
-    if len(content) != member.size:
-        raise tarfile.ReadError("unexpected end of data")
-    return content
-
-
-def _check_end(path: Path, offset: int) -> None:
-    with path.open("rb") as file:
-        file.seek(offset)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError("its end is missing")
+def read_place(stream: IO[bytes], place: Place) -> bytes:
+    """Return the bytes of a place. Raises: EOFError where the file ends before."""
+    stream.seek(place.offset)
+    data = stream.read(place.size)
+    if len(data) != place.size:
+        raise EOFError("unexpected end of data")
+    return data

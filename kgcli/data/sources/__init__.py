@@ -60,7 +60,7 @@ def _open(data: DataConfig, number: int, cfg: SourceConfig, image_size: int, use
         from kgcli.data.shards.read import Words
         from kgcli.data.sources.sharded import open_shards
 
-        words = Words(use, data.drop_entity_text, data.keep_background)
+        words = Words(use, data.drop_entity_text, data.keep_background, cfg.as_published)
         return open_shards(cfg, words, seed=seed, faults=data.faults)
     if cfg.kind == "dataset":
         from kgcli.data.sources.dataset import open_dataset

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -48,6 +49,13 @@ class Source(Protocol):
 
     def read(self, row: int) -> Sample:
         """Return a sample that shows `row`."""
+        ...
+
+    def substitutes(self, index: int, reason: str) -> Iterator[tuple[Sample, int]]:
+        """Yield samples that may stand for the one at `index`, each with its row and a fault that gives the reason.
+
+        There are none where faults stop a run, or where no sample of the source can be bad.
+        """
         ...
 
     def texts(self, num: int, seed: int) -> list[str]:

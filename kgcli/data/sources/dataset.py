@@ -78,11 +78,17 @@ class DatasetSource(RowSource):
         return self.name, str(row)
 
     def texts(self, num: int, seed: int) -> list[str]:
-        """Return the captions of `num` rows, or of all there are."""
+        """Return the captions of `num` rows, or of all there are; those that are no text are left out."""
         if "caption" not in self.columns:
             return []
         order = np.random.default_rng([22, seed]).permutation(len(self.rows))[:num]
-        return [str(self._texts[int(row)][self.columns["caption"]]) for row in order]
+        found = []
+        for row in map(int, order):
+            try:
+                found.append(self._caption(self._texts[row], f"{self.name} row {row}"))
+            except MissingError:
+                continue
+        return found
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the library's own fingerprint of the rows."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from kgcli.data.prompt import Prompt
 from kgcli.data.sample import Fragments, Sample, Target
 from kgcli.data.sources.base import Source, Use
 from kgcli.data.sources.rows import RowOrder, RowSource
-from kgcli.data.sources.tables import Line, read_lines
+from kgcli.data.sources.tables import BadLine, Line, read_lines, walk_lines
 from kgcli.errors import ImageError, MissingError, PromptError
 from kgcli.recipe import OnFault
 
@@ -34,6 +34,7 @@ class Row:
     prompt: Prompt | None = None
     images: tuple[Path, ...] = ()
     target: Path | None = None
+    fault: str = ""  # why the line cannot be read
 
     @property
     def text(self) -> str:
@@ -61,11 +62,11 @@ class FileSource(RowSource):
     def load(self, row: int, number: int) -> Sample:
         """Return a row as a sample.
 
-        Raises: ImageError that names the line and the image.
+        Raises: ImageError that names the line and the image; MissingError for a bad line.
         """
         found = self.rows[row]
         target = None if found.target is None else partial(_open_target, found)
-        fragments = self.told(row, number)
+        fragments = self.told(row, number)  # which raises the fault of a bad line
         if found.prompt is not None:
             shown = tuple(
                 square(_open(found, path), ref.fit) for ref, path in zip(found.prompt.images, found.images, strict=True)
@@ -76,8 +77,10 @@ class FileSource(RowSource):
         return Sample(fragments, images, found.caption, target, found.origin)
 
     def told(self, row: int, number: int) -> Fragments:
-        """Return the fragments of a row."""
+        """Return the fragments of a row. Raises: MissingError for a bad line."""
         found = self.rows[row]
+        if found.fault:
+            raise MissingError(found.fault)
         if found.prompt is not None:
             return tuple(found.prompt.fragments)
         if found.target is None or self.use == "generate":
@@ -114,22 +117,44 @@ def open_file(kind: str, path: str, *, use: Use, seed: tuple[int, int], faults: 
         kind: captions, images or prompts
         use: of an image that comes with a caption
         seed: of the order of rows
-        faults: what an image that cannot be opened does
+        faults: what a line that is wrong does, or an image that cannot be opened
 
     Raises: MissingError, PromptError, UsageError: a file is not there or a line is wrong; names file and line.
     """
+    place = Path(path)
+    if kind == "images" and place.is_dir():
+        rows = _folder_rows(place, faults)
+    else:
+        read = {"prompts": _prompt_row, "captions": _caption_row, "images": _image_row}[kind]
+        rows = [_read_row(line, partial(read, folder=place.parent), faults) for line in walk_lines(place)]
+    good = [row for row in rows if not row.fault]
+    if not good:
+        raise MissingError(f"data.sources: {path} has no line that can be read; the first fault: {rows[0].fault}")
+    return FileSource(rows, frozenset(_gives(kind, good, use)), use, seed, faults)
+
+
+def _gives(kind: str, rows: Sequence[Row], use: Use) -> set[str]:
+    """Return the fields that the samples of all rows have."""
     if kind == "prompts":
-        prompts = [_prompt_row(line, Path(path).parent) for line in read_lines(Path(path))]
         gives = {"fragments"}
-        gives |= {"target"} if all(row.target for row in prompts) else set()
-        gives |= set() if any(row.images for row in prompts) else {"caption"}
-        return FileSource(prompts, frozenset(gives), use, seed, faults)
+        gives |= {"target"} if all(row.target for row in rows) else set()
+        return gives if any(row.images for row in rows) else gives | {"caption"}
     if kind == "captions":
-        captions = [Row(line.origin, line.text("caption", "text")) for line in read_lines(Path(path))]
-        return FileSource(captions, frozenset({"fragments", "caption"}), use, seed, faults)
-    rows = _folder_rows(Path(path)) if Path(path).is_dir() else _image_rows(Path(path))
+        return {"fragments", "caption"}
     told = {"read": {"fragments", "images"}, "match": {"images"}, "generate": {"fragments"}}[use] | {"caption"}
-    return FileSource(rows, frozenset({"target"} | (told if rows[0].caption else set())), use, seed, faults)
+    return {"target"} | (told if rows[0].caption else set())
+
+
+def _read_row(line: Line | BadLine, read: Callable[[Line], Row], faults: OnFault) -> Row:
+    """Return a line as a row; where faults are skipped, a bad one keeps its number. Raises: its fault otherwise."""
+    try:
+        if isinstance(line, BadLine):
+            raise line.fault
+        return read(line)
+    except (MissingError, PromptError) as error:
+        if faults == "stop":
+            raise
+        return Row(line.origin, fault=str(error))
 
 
 def _prompt_row(line: Line, folder: Path) -> Row:
@@ -148,34 +173,39 @@ def _prompt_row(line: Line, folder: Path) -> Row:
     return Row(line.origin, prompt=prompt, images=images, target=target)
 
 
-def _image_rows(path: Path) -> list[Row]:
-    """Return the lines that name an image and its caption."""
-    return [
-        Row(
-            line.origin,
-            line.text("caption", "text"),
-            target=_find(line, path.parent, line.text("image", "file_name", "path")),
-        )
-        for line in read_lines(path)
-    ]
+def _caption_row(line: Line, folder: Path) -> Row:
+    """Return a line that is a caption."""
+    return Row(line.origin, line.text("caption", "text"))
 
 
-def _folder_rows(folder: Path) -> list[Row]:
+def _image_row(line: Line, folder: Path) -> Row:
+    """Return a line that names an image and its caption."""
+    caption = line.text("caption", "text")
+    return Row(line.origin, caption, target=_find(line, folder, line.text("image", "file_name", "path")))
+
+
+def _folder_rows(folder: Path, faults: OnFault) -> list[Row]:
     """Return the images of a folder tree, each with its caption in a .txt file of its name, or all without."""
     images = list(data_files(folder, suffixes=IMAGE_SUFFIXES, recursive=True))
     if not images:
         raise MissingError(f"data.sources: {folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
     lacking = [path for path in images if not path.with_suffix(".txt").is_file()]
-    with_caption = len(lacking) < len(images)
-    if lacking and with_caption:
-        lost = lacking[0]
-        raise MissingError(f"{lost} has no caption, as others have: write it into {lost.with_suffix('.txt').name}")
-    return [Row(str(path), _caption(path) if with_caption else "", target=path) for path in images]
+    if len(lacking) == len(images):
+        return [Row(str(path), target=path) for path in images]
+    return [_captioned(path, faults) for path in images]
 
 
-def _caption(image: Path) -> str:
+def _captioned(image: Path, faults: OnFault) -> Row:
+    """Return an image with its caption; where faults are skipped, one without keeps its number."""
     path = image.with_suffix(".txt")
-    return " ".join(line.text("caption") for line in read_lines(path))
+    try:
+        if not path.is_file():
+            raise MissingError(f"{image} has no caption, as others have: write it into {path.name}")
+        return Row(str(image), " ".join(line.text("caption") for line in read_lines(path)), target=image)
+    except MissingError as error:
+        if faults == "stop":
+            raise
+        return Row(str(image), target=image, fault=str(error))
 
 
 def _find(line: Line, folder: Path, name: str) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from kgcli.data.sample import Fragments, Sample
@@ -34,6 +36,11 @@ class KeptSource:
         if row not in self._kept:
             self._kept[row] = self.source.read(row)
         return self._kept[row]
+
+    def substitutes(self, index: int, reason: str) -> Iterator[tuple[Sample, int]]:
+        """Yield the rows that the source's substitutes show, with their faults."""
+        for other, row in self.source.substitutes(index, reason):
+            yield replace(self.read(row), faults=other.faults), row
 
     def texts(self, num: int, seed: int) -> list[str]:
         """Return the source's sentences."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from itertools import accumulate
@@ -101,6 +101,12 @@ class Mixture:
         """Return a sample that shows `row`."""
         source = bisect_right(self._starts, row) - 1
         return self.sources[source].read(row - self._starts[source])
+
+    def substitutes(self, index: int, reason: str) -> Iterator[tuple[Sample, int]]:
+        """Yield the substitutes of the sample's own source, so that its fraction stays exact."""
+        source, number = self._source_of(index)
+        for other, row in self.sources[source].substitutes(number, reason):
+            yield other, index if self.num_rows is None else self._starts[source] + row
 
     def texts(self, num: int, seed: int) -> list[str]:
         """Return the sentences of all sources."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,10 @@ class RenderedSource:
     def read(self, row: int) -> Sample:
         """Return a sample that shows `row`."""
         return self._with_target(self.source.read(row), row)
+
+    def substitutes(self, index: int, reason: str) -> Iterator[tuple[Sample, int]]:
+        """Yield nothing: samples of the world are never bad."""
+        return iter(())
 
     def texts(self, num: int, seed: int) -> list[str]:
         """Return the source's sentences."""

@@ -66,18 +66,34 @@ class RowSource(ABC):
 
     def sample(self, index: int) -> Sample:
         """Return the sample at `index`."""
-        return self._good(self.row_of(index), index)
+        return self._good(*self._drawn(index))
 
     def fragments(self, index: int) -> Fragments | None:
         """Return the fragments of the sample at `index`; None where its row turns out to be bad."""
         try:
-            return self.told(self.row_of(index), index)
+            return self.told(*self._drawn(index))
         except (MissingError, PromptError):
             return None
 
     def read(self, row: int) -> Sample:
         """Return a sample that shows `row`."""
         return self._good(row, row)
+
+    def substitutes(self, index: int, reason: str) -> Iterator[tuple[Sample, int]]:
+        """Yield samples of the stream that the number decides; nothing where faults stop."""
+        if self.faults == "stop":
+            return
+        assert self.num_rows is not None
+        told = Fault(*self.place_of(self.row_of(index)), reason)
+        rng = np.random.default_rng([36, *self.seed, index])
+        for _ in range(MAX_TRIES):
+            number = int(rng.integers(self.num_rows))
+            other = self.sample(number)
+            yield replace(other, faults=(told, *other.faults)), self.row_of(number)
+
+    def _drawn(self, index: int) -> tuple[int, int]:
+        """Return the row of a sample, and the number that decides its words."""
+        return self.row_of(index), index
 
     def _good(self, row: int, number: int) -> Sample:
         """Return a row as a sample, or the first good one of its chain with the faults of those before it."""

@@ -10,7 +10,7 @@ import numpy as np
 from kgcli.data.sample import Fragments, Sample
 from kgcli.data.shards.index import UNTARGETED, Index, describe_fault, open_index
 from kgcli.data.shards.order import WindowOrder
-from kgcli.data.shards.read import Words, read_fragments, read_sample
+from kgcli.data.shards.read import Words, is_lost, read_fragments, read_sample
 from kgcli.data.shards.storage import list_shards
 from kgcli.data.sources.base import Part
 from kgcli.data.sources.rows import RowSource
@@ -45,13 +45,13 @@ class ShardSource(RowSource):
 
     def row_of(self, index: int) -> int:
         """Return the row of a sample."""
-        return self.order.row(index)
+        return self._drawn(index)[0]
 
     def load(self, row: int, number: int) -> Sample:
         """Return a row as the sample of a number. Raises: MissingError that names shard and key."""
         found = self.index.row(*self._place(row))
         try:
-            return read_sample(found, self.words, np.random.default_rng([34, *self.seed, number]))
+            return read_sample(found, self.words, self._rng(number))
         except MissingError as error:
             if self.faults == "skip":
                 raise
@@ -60,7 +60,7 @@ class ShardSource(RowSource):
     def told(self, row: int, number: int) -> Fragments:
         """Return the fragments of a row, of which the texts alone are read."""
         found = self.index.row(*self._place(row))
-        return read_fragments(found, self.words, np.random.default_rng([34, *self.seed, number]))
+        return read_fragments(found, self.words, self._rng(number))
 
     def place_of(self, row: int) -> tuple[str, str]:
         """Return shard and key of a row."""
@@ -88,6 +88,29 @@ class ShardSource(RowSource):
             for number, shard in enumerate(self.index.shards)
             if shard.rows
         ]
+
+    def _drawn(self, index: int) -> tuple[int, int]:
+        """Return the row of a sample and the number that decides its words.
+
+        What the published loader loses is replaced by the next of the row's chain, which draws anew. That is decided
+        here, not where rows are read, so that cached moments are those of the row that is shown.
+        """
+        row = self.order.row(index)
+        if not self.words.as_published:
+            return row, index
+        for num_lost, one in enumerate(self._chain(row)):
+            number = index + (num_lost << 64)  # no other sample's number
+            try:
+                lost = is_lost(self.index.row(*self._place(one)), self.words, self._rng(number))
+            except MissingError:  # a fault of the row, for `sample`
+                lost = False
+            if not lost:
+                return one, number
+        raise MissingError(f"{' '.join(self.place_of(row))}: as_published loses it and all rows drawn for it")
+
+    def _rng(self, number: int) -> np.random.Generator:
+        """Return the randomness of a sample's words."""
+        return np.random.default_rng([34, *self.seed, number])
 
     def _place(self, row: int) -> tuple[int, int]:
         shard = self.order.shard_of(row)
@@ -128,4 +151,5 @@ def _gives(index: Index, words: Words) -> frozenset[str]:
         "prompt": {"fragments", "target"},
         UNTARGETED: {"fragments"},
     }
-    return frozenset(set.intersection(*(of_kind[kind] for kind in kinds)))
+    # Of rows none of which can be read all is hoped for: the first one tells why.
+    return frozenset(set.intersection(set.union(*of_kind.values()), *(of_kind[kind] for kind in kinds)))

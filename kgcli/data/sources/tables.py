@@ -62,12 +62,12 @@ def walk_lines(path: Path) -> Iterator[Line | BadLine]:
 
     Raises: MissingError where the file as a whole cannot be read; UsageError for another kind of file.
     """
-    if path.suffix not in SUFFIXES:
+    if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"data.sources: {path} is none of {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise MissingError(f"data.sources: there is no file {path}")
     empty = True
-    for line in _read_parquet(path) if path.suffix == ".parquet" else _read_texts(path):
+    for line in _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_texts(path):
         empty = False
         yield line
     if empty:
@@ -95,6 +95,6 @@ def _read_parquet(path: Path) -> list[Line]:
         raise UsageError(f"data.sources: {path} needs pyarrow: pip install 'kgcli[data]'") from None
     try:
         rows = pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise MissingError(f"{path} is not a parquet file: {' '.join(str(error).split())}") from None
     return [Line(f"{path} row {number}", row) for number, row in enumerate(rows, start=1)]

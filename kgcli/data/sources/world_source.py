@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,10 @@ class WorldSource:
     def read(self, row: int) -> Sample:
         """Return the first sample that shows an image of the pool."""
         return self.sample(row)
+
+    def substitutes(self, index: int, reason: str) -> Iterator[tuple[Sample, int]]:
+        """Yield nothing: samples of the world are never bad."""
+        return iter(())
 
     def texts(self, num: int, seed: int) -> list[str]:
         """Return sentences that hold every word of the world."""

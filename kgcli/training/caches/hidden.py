@@ -18,8 +18,9 @@ from kgcli.data.batch import Collator
 from kgcli.data.hidden import IMAGES, HiddenStates, image_digest
 from kgcli.data.pool import new_array
 from kgcli.data.prompt import pad_sequences
+from kgcli.data.sample import Sample
 from kgcli.data.sources.base import Source
-from kgcli.errors import ConfigError
+from kgcli.errors import ConfigError, PromptError
 from kgcli.files import make_folder, write_whole
 from kgcli.model.kosmosg import KosmosG
 from kgcli.training.caches.moments import MADE_OF, read_made_of
@@ -38,6 +39,7 @@ class _Texts:
     mask: Tensor  # (N, L)
     image_mask: Tensor  # (N, L)
     digests: NDArray[Any]  # (N,) or (0,)
+    too_long: frozenset[int]  # rows that have no words and images here
 
 
 def make_hidden(
@@ -48,8 +50,13 @@ def make_hidden(
     processes: OneProcess,
     device: torch.device,
     precision: str,
+    *,
+    skips_faults: bool = False,
 ) -> HiddenStates:
     """Return the cached hidden states in a folder, computed now unless they are of these words, images and weights.
+
+    Args:
+        skips_faults: rows that are too long are never trained on, and get the states of no words
 
     Raises:
         ConfigError: the MLLM or the resampler has dropout, which a cache would leave out.
@@ -60,7 +67,7 @@ def make_hidden(
         if dropout > 0:
             raise ConfigError(f"data.hidden: the {name} has dropout, also while frozen; set model.{name}.dropout to 0")
     if processes.is_main:
-        texts = _texts(source, collator)
+        texts = _texts(source, collator, skips_faults=skips_faults)
         made_of = {
             "tokens": _sha256({"tokens": texts.tokens}),
             "mllm": _sha256(model.mllm.state_dict()),
@@ -77,16 +84,24 @@ def make_hidden(
     return HiddenStates(folder)
 
 
-def _texts(source: Source, collator: Collator) -> _Texts:
-    """Return tokens, masks and images' digests of all rows."""
+def _texts(source: Source, collator: Collator, *, skips_faults: bool) -> _Texts:
+    """Return tokens, masks and images' digests of all rows. Raises: PromptError for one that is too long."""
     assert source.num_rows is not None and collator.tokenizer is not None
-    rows, digests = [], []
+    rows, digests, too_long = [], [], []
     for row in range(source.num_rows):
         sample = source.read(row)
-        rows.append(collator.encode(sample))
+        try:
+            rows.append(collator.encode(sample))
+        except PromptError:
+            if not skips_faults:
+                raise
+            too_long.append(row)
+            sample = Sample()
+            rows.append(collator.encode(sample))
         if "images" in collator.needs:
             digests.append(image_digest(collator.squares(sample)))
-    return _Texts(*pad_sequences(rows, collator.tokenizer.special_ids.pad), np.array(digests, np.int64))
+    padded = pad_sequences(rows, collator.tokenizer.special_ids.pad)
+    return _Texts(*padded, np.array(digests, np.int64), frozenset(too_long))
 
 
 def _fill(
@@ -106,7 +121,11 @@ def _fill(
     for first in range(0, len(texts.tokens), BATCH):
         rows = slice(first, first + BATCH)
         tokens, mask, image_mask = (one[rows].to(device) for one in (texts.tokens, texts.mask, texts.image_mask))
-        images = _images(source, collator, range(len(texts.tokens))[rows]).to(device) if len(texts.digests) else None
+        images = None
+        if len(texts.digests):
+            shown = range(len(texts.tokens))[rows]
+            samples = [Sample() if row in texts.too_long else source.read(row) for row in shown]
+            images = _images(samples, collator).to(device)
         hidden[rows] = model.hidden(tokens, mask, image_mask, images).float().cpu().numpy()
         if first % (100 * BATCH) == 0 and first:
             say(f"encoded {first} of {len(texts.tokens)} texts")
@@ -116,10 +135,10 @@ def _fill(
         new_array(folder / IMAGES, np.int64, texts.digests.shape)[:] = texts.digests
 
 
-def _images(source: Source, collator: Collator, rows: range) -> Tensor:
-    """Return the images of rows as the vision tower reads them, (N, 3, S, S)."""
+def _images(samples: list[Sample], collator: Collator) -> Tensor:
+    """Return the images of samples as the vision tower reads them, (N, 3, S, S)."""
     pixels = dataclasses.replace(collator, needs=frozenset({"images"}), hidden=None, uint8=False)
-    images = pixels([source.read(row) for row in rows], list(rows)).images
+    images = pixels(samples, []).images
     assert images is not None
     return images
 

@@ -103,11 +103,12 @@ def test_broken_images_are_named_unless_quick(tmp_path):
 def test_shards_of_other_programs(tmp_path):
     foreign.write_img2dataset(tmp_path / "laion", num_shards=1)
     found = validate(tmp_path / "laion")
-    assert found.rows == {"00000.tar": 3} and found.indexed == 0
-    assert [text for _, text in found.faults] == ["000000002: it holds no record, and no image with a caption"]
+    assert found.rows == {"00000.tar": 2} and found.indexed == 0 and not found.faults and found.left_out == 1
+    assert str(found).endswith("0 of them with an index, and 1 groups of files that are no sample: all well")
     stats = stats_of(tmp_path / "laion").as_dict()
-    assert stats["kinds"] == {"pair": 2} and stats["faults"] == 1
-    assert "caption 1" in write_sheet(tmp_path / "laion", num=5)
+    assert stats["kinds"] == {"pair": 2} and stats["faults"] == 0 and stats["no_samples"] == 1
+    page = write_sheet(tmp_path / "laion", num=5)
+    assert "caption 1" in page and "it was not downloaded: HTTP Error 404" in page
 
 
 def test_samples_in_folders_of_their_own_stay_apart(tmp_path):

@@ -20,7 +20,7 @@ from kgcli.data.shards.records import (
     Text,
     Written,
     dump_record,
-    parse_record,
+    record_of,
 )
 from kgcli.data.shards.write import Row, ShardWriter, as_member, encode_image, read_notes, row_hash, write_dataset
 from kgcli.errors import ImageError, MissingError, UsageError
@@ -49,7 +49,7 @@ def row(key, record):
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.kind)
 def test_a_record_reads_back_equal(record):
-    assert parse_record(dump_record(record), "x") == record
+    assert record_of(json.loads(dump_record(record)), "x") == record
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_a_record_reads_back_equal(record):
 )
 def test_a_wrong_record_is_refused_in_one_line(value):
     with pytest.raises(MissingError, match="^here") as caught:
-        parse_record(json.dumps(value).encode(), "here")
+        record_of(value, "here")
     assert "\n" not in str(caught.value)
 
 
@@ -105,7 +105,7 @@ def test_the_same_rows_give_the_same_bytes_and_the_index_finds_every_member(tmp_
         data = path.read_bytes()
         for line in pyarrow.parquet.read_table(path.with_suffix(".parquet")).to_pylist():
             members = {one["name"]: data[one["offset"] : one["offset"] + one["size"]] for one in line["members"]}
-            record = parse_record(members["json"], line["key"])
+            record = record_of(json.loads(members["json"]), line["key"])
             assert record.kind == line["kind"] and set(members) == {"json", *record.images}
             assert line["sha256"] == row_hash(members)
             if record.main_image:

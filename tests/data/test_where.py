@@ -1,0 +1,219 @@
+"""Conditions on the columns of foreign data sets."""
+
+import json
+
+import foreign
+import pytest
+from foreign_shards import write_tar
+
+from kgcli.data.importers.base import ImportOptions, Skipped
+from kgcli.data.importers.run import ImportPlan, run_import
+from kgcli.data.importers.table import find_importer
+from kgcli.data.shards.layout import read_dataset
+from kgcli.data.sources import open_source
+from kgcli.data.where import Condition, check_columns, parse_condition, unmet
+from kgcli.errors import UsageError
+from kgcli.recipe import DataConfig
+
+CELLS = [
+    {"similarity": 0.35, "punsafe": 0.01, "license": "cc0"},
+    {"similarity": 0.20, "punsafe": 0.01, "license": "by"},
+    {"similarity": 0.31, "punsafe": 0.9, "license": "by"},
+    {"similarity": None, "punsafe": 0.0, "license": None},
+    {"similarity": float("nan"), "punsafe": 0.0, "license": "cc0"},
+    {"similarity": 0.28, "punsafe": 0.1, "license": "cc0"},
+]
+
+
+@pytest.fixture
+def laion(tmp_path):
+    """Shards of img2dataset with the columns of CELLS."""
+    groups = {}
+    for number, cells in enumerate(CELLS):
+        told = {"caption": f"{number} things", "status": "success", **cells}
+        groups[f"{number:09d}"] = {
+            "jpg": foreign.image_bytes(number),
+            "txt": told["caption"].encode(),
+            "json": json.dumps(told).encode(),
+        }
+    write_tar(tmp_path / "laion" / "00000.tar", groups)
+    return tmp_path / "laion"
+
+
+def conditions(*texts):
+    return tuple(map(parse_condition, texts))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("similarity >= 0.28", Condition("similarity", ">=", 0.28)),
+        (" punsafe<.5 ", Condition("punsafe", "<", 0.5)),
+        ("width == 512", Condition("width", "==", 512.0)),
+        ("AESTHETIC_SCORE > -1e-3", Condition("AESTHETIC_SCORE", ">", -1e-3)),
+        ("license != 'by nc'", Condition("license", "!=", "by nc")),
+        ('LANGUAGE == "en"', Condition("LANGUAGE", "==", "en")),
+        ("clip score == high", Condition("clip score", "==", "high")),
+        ('year == "2020"', Condition("year", "==", "2020")),
+    ],
+)
+def test_a_condition_is_a_column_a_comparison_and_a_value(text, expected):
+    assert parse_condition(text) == expected == parse_condition(str(expected))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "similarity",
+        "similarity >=",
+        ">= 3",
+        "a = 3",
+        "a >= b",
+        "a < 'x'",
+        "a >= 1 and b < 2",
+        "1 < a < 2",
+        "a === 3",
+    ]
+    + ["a >= nan", "a >= inf", "__import__('os').system('x')", "a >= 0x10"],
+)
+def test_what_is_no_condition_is_refused_in_one_line(text):
+    with pytest.raises(UsageError, match=r"^--where is ") as caught:
+        parse_condition(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "cell", "reason"),
+    [
+        ("a >= 0.28", 0.28, ""),
+        ("a >= 0.28", "0.3", ""),  # a cell of a table
+        ("a >= 0.28", 0.27, "a >= 0.28 does not hold"),
+        ("a >= 0.28", None, "a is not known"),
+        ("a >= 0.28", float("nan"), "a is not known"),
+        ("a >= 0.28", "many", "a is not known"),
+        ("a >= 0.28", [1], "a is not known"),
+        ("a == x", "x", ""),
+        ("a != x", "", "a is not known"),
+        ("a == true", True, ""),
+        ("a == 1", True, ""),
+        ("a != x", "x", 'a != "x" does not hold'),
+    ],
+)
+def test_an_unknown_cell_meets_no_condition(text, cell, reason):
+    assert unmet(conditions(text), {"a": cell}) == reason
+    assert unmet(conditions(text), {}) == "a is not known"
+
+
+def test_an_unknown_column_is_named_with_the_nearest():
+    with pytest.raises(UsageError, match=r"laion has no column similarty; did you mean similarity\?"):
+        check_columns(conditions("similarty > 1"), ["similarity", "url"], "laion")
+    with pytest.raises(UsageError, match="has no column zz; it has similarity, url"):
+        check_columns(conditions("zz > 1"), ["url", "similarity"], "laion")
+
+
+def test_rows_that_are_left_out_are_counted_by_condition(laion, tmp_path):
+    where = conditions("similarity >= 0.28", "punsafe < 0.5")
+    plan = ImportPlan(
+        importer=find_importer("img2dataset"),
+        source=str(laion),
+        folder=tmp_path / "out",
+        name="laion",
+        options=ImportOptions(where=where),
+        rows_per_shard=4,
+    )
+    done = run_import(plan)
+    assert (done.rows, done.faults) == (2, 0)
+    assert done.skipped == {
+        "similarity >= 0.28 does not hold": 1,
+        "punsafe < 0.5 does not hold": 1,
+        "similarity is not known": 2,
+    }
+    assert "1 left out: similarity >= 0.28 does not hold" in str(done)
+    made_by = read_dataset(tmp_path / "out").made_by
+    assert made_by["where"] == ["similarity >= 0.28", "punsafe < 0.5"] and made_by["left_out"] == done.skipped
+    assert run_import(plan).kept == 2
+
+
+@pytest.mark.parametrize("as_files", [False, True])
+def test_the_command_filters_and_names_an_unknown_column(kg, laion, as_files):
+    if as_files:
+        import tarfile
+
+        with tarfile.open(laion / "00000.tar") as tar:
+            tar.extractall(laion / "00000", filter="data")
+        (laion / "00000.tar").unlink()
+    ran = kg(
+        "data", "import", "img2dataset", laion, "--to", "out", "--where", "license == cc0", "--where", "punsafe < 1"
+    )
+    assert ran.code == 0 and ran.lines[0] == "3 rows in 1 shards"
+    assert '2 left out: license == "cc0" does not hold' in ran.out and "1 left out: license is not known" in ran.out
+    ran = kg("data", "import", "img2dataset", laion, "--to", "other", "--where", "unsafe < 0.5")
+    assert ran.code == 2 and "has no column unsafe; did you mean punsafe?" in ran.err
+    ran = kg("data", "import", "folder", laion, "--to", "other", "--where", "unsafe < 0.5")
+    assert ran.code == 2 and "folder has no use for --where" in ran.err
+
+
+def test_tables_texts_and_data_sets_have_columns_too(tmp_path):
+    (tmp_path / "a.png").write_bytes(foreign.image_bytes(1, suffix="png"))
+    lines = [{"image": "a.png", "caption": f"{n} things", "text": f"{n} things", "score": n} for n in range(5)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    (tmp_path / "a.csv").write_text("image,caption,score\n" + "".join(f"a.png,{n} things,{n}\n" for n in range(5)))
+    options = ImportOptions(where=conditions("score >= 3"))
+    for layout, name in (("table", "a.jsonl"), ("table", "a.csv"), ("text", "a.jsonl")):
+        assert taken(layout, tmp_path / name, options) == ["3 things", "4 things"]
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "hf").mkdir()
+    datasets.Dataset.from_list(lines).remove_columns("image").to_parquet(tmp_path / "hf" / "train.parquet")
+    assert taken("hugging-face", tmp_path / "hf", options) == ["3 things", "4 things"]
+    for layout, name in (("table", "a.csv"), ("text", "a.jsonl"), ("hugging-face", "hf")):
+        with pytest.raises(UsageError, match="has no column scor; did you mean score"):
+            taken(layout, tmp_path / name, ImportOptions(where=conditions("scor > 1")))
+
+
+def taken(layout, source, options):
+    found = []
+    for item in find_importer(layout).items(str(source), options):
+        try:
+            found += [record.words for record, _ in item.read()]
+        except Skipped:
+            continue
+    return found
+
+
+def source_of(path, *where):
+    source = {"kind": "shards", "path": str(path), "filters": {"where": list(where)}}
+    return open_source(DataConfig.model_validate({"sources": [source], "batch_size": 4}), 64, "generate")
+
+
+def test_shards_of_other_programs_are_filtered_as_they_are_imported(laion, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for where in (
+        ["similarity >= 0.28"],
+        ["similarity >= 0.28", "punsafe < 0.5"],
+        ["license == cc0"],
+        ["license != by"],
+    ):
+        source = source_of(laion, *where)
+        imported = taken("img2dataset", laion, ImportOptions(where=conditions(*where)))
+        assert sorted(source.read(row).caption for row in range(source.num_rows)) == imported
+        assert source.index.shards[0].dropped == len(CELLS) - len(imported)
+    with pytest.raises(
+        UsageError, match=r"filters\.where: .*00000\.tar has no column similarty; did you mean similarity"
+    ):
+        source_of(laion, "similarty >= 0.28")
+    with pytest.raises(UsageError, match=r"^data\.sources: filters\.where is 'similarity'"):
+        source_of(laion, "similarity")
+
+
+def test_an_index_of_ours_has_no_columns_of_others_and_faults_stay(laion, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    plan = ImportPlan(importer=find_importer("img2dataset"), source=str(laion), folder=tmp_path / "out", name="laion")
+    run_import(plan)
+    with pytest.raises(UsageError, match="has no column similarity; it has none"):
+        source_of(tmp_path / "out", "similarity >= 0.28")
+    damaged = {"jpg": foreign.image_bytes(1), "txt": b"x", "json": b"{"}
+    good = {"jpg": foreign.image_bytes(1), "txt": b"x", "json": b'{"similarity": 0.5}'}
+    write_tar(tmp_path / "more" / "a.tar", {"a": damaged, "b": good})
+    assert source_of(tmp_path / "more", "similarity >= 0.28").num_rows == 2
+    assert source_of(tmp_path / "more", "similarity >= 0.6").num_rows == 1
