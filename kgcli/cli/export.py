@@ -23,7 +23,7 @@ def export(
 ) -> None:
     """Export a training checkpoint as a run's final folder, before the run ends; averaged weights where it has them.
 
-    Example: kg export runs/nano128/unet -o unet_now && kg eval nano unet_now
+    Example: kg export runs/nano128/unet -o unet_now
     """
     from kgcli import engine  # torch loads here
 
