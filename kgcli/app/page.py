@@ -44,7 +44,10 @@ from gradio_client import Client
 cat = base64.b64encode(open("cat.png", "rb").read()).decode()
 images = [{"name": "cat.png", "data": cat}]
 found = Client("http://127.0.0.1:7860").predict(
-    "a cat <image:-1> in the snow", images, json.dumps({"seed": 1, "steps": 20}), api_name="/generate"
+    "a cat <image:-1> in the snow",
+    images,
+    json.dumps({"seed": 1, "steps": 20}),
+    api_name="/generate",
 )
 data = found[0]["src"].split(",")[1]  # a PNG that holds how it was made
 open("out.png", "wb").write(base64.b64decode(data))
