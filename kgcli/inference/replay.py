@@ -29,6 +29,8 @@ _log = logging.getLogger(__name__)
 
 
 class Input(BaseModel):
+    """An input by name and hash: an image, or the weights of a model."""
+
     name: str
     sha256: str
 
