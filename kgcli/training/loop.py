@@ -24,7 +24,7 @@ from kgcli.data.pool import Pool
 from kgcli.data.sample import Sample
 from kgcli.data.sources import open_source
 from kgcli.data.sources.base import Source
-from kgcli.data.sources.mixture import weigh_by_tokens
+from kgcli.data.sources.mixture import kind_of_steps, weigh_by_tokens
 from kgcli.data.sources.rendered import make_rendered
 from kgcli.errors import ConfigError, MissingError
 from kgcli.files import locked, remove_leftovers, whole_folder
@@ -63,7 +63,7 @@ class Run:
         self.folder = Path(recipe.output_dir)
         self.source = open_source(recipe.data, recipe.image_size, stage.use)
         check_source(recipe.stage, stage.needs, self.source)
-        check_hidden(recipe, stage.uses_hidden, self.source)
+        check_hidden(recipe, recipe.train in stage.takes_hidden, self.source)
         # Without `cpu` accelerate takes several CPU processes for as many separate runs.
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         torch.manual_seed(recipe.seed)
@@ -154,6 +154,7 @@ class Run:
             seed=data.seed,
             rank=self.processes.rank,
             num_ranks=self.processes.num,
+            kind_of=kind_of_steps(self.source),
         )
         name = "faults.jsonl" if self.processes.is_main else f"faults.{self.processes.rank}.jsonl"
         faults = FaultLog(self.folder / name, data.max_faults)
