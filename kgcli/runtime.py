@@ -28,6 +28,9 @@ QUANTIZE_DEVICES = ("cpu", "cuda")  # where the library computes without fetchin
 
 own_process = False  # set where the process runs one command of `kg` and nothing else
 
+# How torch says so on a CPU, on Apple's GPUs, and in CUDA's libraries.
+_NO_MEMORY = re.compile(r"can't allocate memory|out of memory|_ALLOC_FAILED")
+
 _log = logging.getLogger(__name__)
 
 
@@ -127,7 +130,7 @@ def memory_errors() -> Iterator[None]:
             "and -H"
         ) from None
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+        if isinstance(error, RuntimeError) and not _NO_MEMORY.search(str(error)):
             raise
         raise OutOfMemoryError("out of memory: try --batch-size 1, a smaller -W and -H, or --dtype bfloat16") from None
 

@@ -7,8 +7,8 @@ fine):
 
 The other `sh` and `python` blocks of a page run in order in one new folder that holds the example images (cat.png,
 dog.png ...), `recipes/`, and `photo.jpg`. `kg generate`, `edit` and `explain` take two denoising steps unless the block
-sets them; `pip install` is left out, since `.ci/run` begins with it. Blocks of the README run always, those of docs/
-with `-m slow`.
+sets them; `pip install` and `uv pip install` are left out, since `.ci/run` begins with the first. Blocks of the README
+run always, those of docs/ with `-m slow`.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ kg() {
 }
 python() { "$KG_PYTHON" "$@"; }
 pip() { [ "$1" = install ]; }
+uv() { [ "$1 $2" = "pip install" ]; }
 """
 
 

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from kgcli import runtime
-from kgcli.errors import IncompatibleError, UsageError
+from kgcli import engine, runtime
+from kgcli.errors import IncompatibleError, OutOfMemoryError, UsageError
 from kgcli.runtime import (
     LARGE_MODEL,
     check_compile,
@@ -13,8 +13,10 @@ from kgcli.runtime import (
     choose_threads,
     free_memory,
     has_bfloat16_arithmetic,
+    memory_errors,
     set_threads,
 )
+from kgcli.weights.folder import open_model
 
 SAPPHIRE_RAPIDS = "processor\t: 0\nflags\t\t: fpu sse2 avx2 avx512f avx512_bf16 amx_tile amx_bf16\nbugs\t: none\n"
 ZEN3 = "processor\t: 0\nflags\t\t: fpu sse2 avx2\nbugs\t\t: avx512_bf16_in_a_bug\n"
@@ -55,6 +57,29 @@ def test_threads_are_set_for_our_own_process_and_never_over_the_user(monkeypatch
     assert (os.environ["OMP_NUM_THREADS"], os.environ["OMP_WAIT_POLICY"]) == ("3", "PASSIVE")
     set_threads(5)
     assert os.environ["OMP_NUM_THREADS"] == "3"
+
+
+def test_a_model_of_a_command_is_loaded_on_the_threads_that_are_fastest(monkeypatch, tiny_model):
+    """Whichever command it is: all of them load by `engine.load`."""
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")  # restored afterwards
+    monkeypatch.setattr(runtime, "own_process", True)
+    monkeypatch.setattr(runtime, "choose_threads", lambda num_bytes: num_bytes)
+    folder = open_model(str(tiny_model))
+    engine.load(folder, device="cpu")
+    assert os.environ.pop("OMP_NUM_THREADS") == str(folder.num_bytes)
+    engine.load(folder, device="cpu", threads=5)
+    assert os.environ.pop("OMP_NUM_THREADS") == "5"
+    engine.load(str(tiny_model), device="cpu")  # by a user's own program
+    assert "OMP_NUM_THREADS" not in os.environ
+
+
+@pytest.mark.parametrize("words", ["MPS backend out of memory (MPS allocated 8 GB)", "CUBLAS_STATUS_ALLOC_FAILED"])
+def test_a_device_without_memory_is_named_as_such(words):
+    with pytest.raises(OutOfMemoryError, match="--batch-size 1"), memory_errors():
+        raise RuntimeError(words)
+    with pytest.raises(RuntimeError, match="shapes"), memory_errors():
+        raise RuntimeError("shapes differ")
 
 
 def test_compilation_needs_a_compiler_and_weights_that_stay(monkeypatch):

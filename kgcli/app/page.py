@@ -10,7 +10,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from kgcli.app.examples import example_item
-from kgcli.app.limits import MAX_IMAGES, MAX_SIDE, MAX_STEPS, NONE
+from kgcli.app.limits import MAX_IMAGES, NONE, RANGES
 from kgcli.app.listeners import answer, on_button, on_cancel, on_compare, on_replay, read_settings
 from kgcli.app.widgets import make_examples, make_gallery, make_tray
 from kgcli.config import SCHEDULERS, SIZE_MULTIPLE
@@ -44,7 +44,10 @@ from gradio_client import Client
 cat = base64.b64encode(open("cat.png", "rb").read()).decode()
 images = [{"name": "cat.png", "data": cat}]
 found = Client("http://127.0.0.1:7860").predict(
-    "a cat <image:-1> in the snow", images, json.dumps({"seed": 1, "steps": 20}), api_name="/generate"
+    "a cat <image:-1> in the snow",
+    images,
+    json.dumps({"seed": 1, "steps": 20}),
+    api_name="/generate",
 )
 data = found[0]["src"].split(",")[1]  # a PNG that holds how it was made
 open("out.png", "wb").write(base64.b64decode(data))
@@ -134,7 +137,10 @@ class Page:
         return gr.Button("Edit", variant="primary", elem_id="kg-edit")
 
     def _compare_tab(self) -> gr.Button:
-        gr.Markdown("The prompt and images of the tab Generate with two settings and the same seed.")
+        gr.Markdown(
+            "The prompt and images of the tab Generate with two settings and the same seed; seed, size and negative "
+            "prompt are those under Settings."
+        )
         self.sides: list[dict[str, Any]] = []
         defaults = self.handlers.folder.cfg.generation
         with gr.Row():
@@ -153,10 +159,11 @@ class Page:
     def _adapters_tab(self) -> None:
         gr.Markdown("Used by Generate, Edit and Batch. The owner of this page adds more with `kg app --lora FILE`.")
         self.fields["lora"] = self._lora("LoRA", elem_id="kg-lora")
-        self.fields["lora_scale"] = gr.Slider(-2, 5, 1.0, step=0.05, label="Scale of the LoRA")
+        self.fields["lora_scale"] = gr.Slider(*RANGES["lora_scale"], 1.0, step=0.05, label="Scale of the LoRA")
         controls = [NONE, *self.handlers.offer.controls]
         self.fields["control"] = gr.Dropdown(controls, value=NONE, label="ControlNet", elem_id="kg-control")
-        self.fields["control_scale"] = gr.Slider(0, 2, 1.0, step=0.05, label="Scale of the ControlNet")
+        scales = {"step": 0.05, "label": "Scale of the ControlNet"}
+        self.fields["control_scale"] = gr.Slider(*RANGES["control_scale"], 1.0, **scales)
         self.fields["control_images"] = make_tray(
             "control", most=1, title="Image of the ControlNet", hint="Add the image whose shape to follow", compact=True
         )
@@ -178,8 +185,8 @@ class Page:
                 self.fields["guidance_scale"] = _guidance(defaults.guidance_scale, "Guidance scale")
             with gr.Row():
                 sides = {"step": SIZE_MULTIPLE, "min_width": 120}
-                self.fields["width"] = gr.Slider(SIZE_MULTIPLE, MAX_SIDE, defaults.width, label="Width", **sides)
-                self.fields["height"] = gr.Slider(SIZE_MULTIPLE, MAX_SIDE, defaults.height, label="Height", **sides)
+                self.fields["width"] = gr.Slider(*RANGES["width"], defaults.width, label="Width", **sides)
+                self.fields["height"] = gr.Slider(*RANGES["height"], defaults.height, label="Height", **sides)
             self.fields["scheduler"] = _scheduler(defaults.scheduler, "Scheduler")
             self.fields["negative_prompt"] = gr.Textbox(label="Negative prompt", placeholder="text to guide away from")
 
@@ -260,11 +267,11 @@ class Page:
 
 
 def _steps(value: int | None, label: str) -> gr.Slider:
-    return gr.Slider(1, MAX_STEPS, value, step=1, label=label, min_width=120)
+    return gr.Slider(*RANGES["steps"], value, step=1, label=label, min_width=120)
 
 
 def _guidance(value: float | None, label: str) -> gr.Slider:
-    return gr.Slider(0, 20, value, step=0.5, label=label, min_width=120)
+    return gr.Slider(*RANGES["guidance_scale"], value, step=0.5, label=label, min_width=120)
 
 
 def _scheduler(value: str | None, label: str) -> gr.Dropdown:

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kgcli.app.examples import example_item
-from kgcli.app.limits import NONE
+from kgcli.app.limits import NONE, RANGES
 from kgcli.app.settings import Offer
 from kgcli.app.uploads import Upload, read_bytes
 from kgcli.config import SamplingConfig
 from kgcli.data.images import read_image
 from kgcli.data.prompt import ImageRef, Prompt
 from kgcli.errors import KgError, MissingError
-from kgcli.inference.replay import Adapter, Record, read_record
+from kgcli.inference.adapters.named import Source, find_controlnet, find_maker
+from kgcli.inference.replay import Adapter, Input, Record, read_record
 from kgcli.weights.hashes import hash_files
 from kgcli.weights.lora.header import lora_file, lora_files
 from kgcli.weights.shipped import find_adapter, find_shipped
@@ -54,7 +55,8 @@ def restore(item: Any, model: Model, held: Sequence[tuple[Any, Upload]], offer: 
     }
     notes = [
         *_notes_on_settings(record, sampling, model),
-        *_notes_on_adapters(record),
+        *_keep_in_range(values),
+        *_notes_on_adapters(record, model, offer),
         *_notes_on_rounding(record, model),
     ]
     return Restored(values, notes)
@@ -82,24 +84,54 @@ def _notes_on_settings(record: Record, sampling: SamplingConfig, model: Model) -
         yield f"it was made with a guidance rescale of {rescale}, this page uses {here}: the image will differ"
 
 
-def _notes_on_adapters(record: Record) -> Iterator[str]:
-    """Yield a note for each adapter that is left out: the page attaches one LoRA and one ControlNet."""
+def _keep_in_range(values: dict[str, Any]) -> list[str]:
+    """Bring values into the range of their sliders; return a note for each that was outside."""
+    notes = []
+    for name, (least, most) in RANGES.items():
+        value = values[name]
+        if value is not None and not least <= value <= most:
+            values[name] = min(max(value, least), most)
+            label = name.replace("_", " ")
+            notes.append(f"its {label} was {value:g}, this page goes to {values[name]:g}: the image will differ")
+    return notes
+
+
+def _notes_on_adapters(record: Record, model: Model, offer: Offer) -> Iterator[str]:
+    """Yield a note for each adapter that is left out, as the page attaches one LoRA and one ControlNet, and for a
+    ControlNet or a model of its maps with other weights than those here.
+
+    Weights on the Hub have no hash, and are told apart by name.
+    """
     loras, controls = _by_type(record)
+    for entry in controls[-1:]:
+        network = find_controlnet(entry.kind, offer.controls[entry.kind], model.folder)
+        maker = None if entry.map_model is None or entry.ready else find_maker(entry.kind, None)
+        for what, then, here in (("ControlNet", entry.model, network), ("maps", entry.map_model, maker)):
+            if then is not None and here is not None and not _same(then, here):
+                yield f"its {what} ({entry.kind}) had the weights {then.name}, here {here.name}: the image will differ"
     for entry in loras[:-1]:
         yield f"the LoRA {entry.name} is left out, as this page takes one: the image will differ"
     for entry in controls[:-1]:
         yield f"the ControlNet {entry.kind} is left out, as this page takes one: the image will differ"
 
 
+def _same(then: Input, here: Source) -> bool:
+    """Tell whether recorded weights are those of a source."""
+    if then.sha256 and here.sha256:
+        return then.sha256 == here.sha256
+    return (then.name, then.sha256) == (here.name, here.sha256)
+
+
 def _notes_on_rounding(record: Record, model: Model) -> Iterator[str]:
     """Yield a note for each thing that rounding depends on and that is not as it was."""
     if record.batch.size > 1:
         yield f"it was made in a batch of {record.batch.size}, this page makes images one by one: {ROUNDING}"
-    for name, then, here in (
+    for name, then, here in (  # older images hold neither device nor threads
+        ("device", record.device or model.device, model.device),
         ("dtype", record.dtype, model.dtype),
         ("quantize", record.quantize, model.pipeline.model.quantize),
         ("compile", record.compile, model.compiled),
-        ("threads", record.threads or model.threads, model.threads),  # older images do not hold it
+        ("threads", record.threads or model.threads, model.threads),
     ):
         if then != here:
             yield f"it was made with {name} {_word(then)}, this page runs with {_word(here)}: {ROUNDING}"

@@ -145,7 +145,8 @@ def _fits(find: Callable[[], object]) -> bool:
 
 
 def _whole(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not whole:
         raise UsageError(f"{name} is {value!r}; it must be a whole number")
     return int(value)
 

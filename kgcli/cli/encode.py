@@ -44,7 +44,7 @@ def encode(
     from kgcli.errors import UsageError
     from kgcli.inference.output import check_writable
     from kgcli.inference.request import make_request
-    from kgcli.runtime import check_quantize, choose_threads, set_threads
+    from kgcli.runtime import check_quantize
     from kgcli.weights.folder import open_model
 
     if out.suffix != ".safetensors":
@@ -55,7 +55,6 @@ def encode(
     folder = open_model(model, offline=offline, with_decoder=False)
     request = make_request(folder, prompt, images=images or [], negative_prompt=negative_prompt)
     check_writable(out)
-    set_threads(choose_threads(folder.num_bytes))
     from kgcli import engine  # torch loads here, after all checks
 
     shapes = engine.encode(folder, request, out, device=device, dtype=dtype, quantize=quantize)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kgcli import runtime
 from kgcli.cli.failure import show
 from kgcli.cli.logs import set_up_logs
 from kgcli.cli.options import GenerateFlags, takes_flags
@@ -103,16 +102,13 @@ def load(plan: Plan, flags: GenerateFlags) -> Model:
     """Load the model of a plan with the flags' device, precision and offload; says so on a terminal."""
     if not flags.quiet and sys.stderr.isatty():
         print("loading the model" + (" (the first image is slow: --compile)" if plan.compile else ""), file=sys.stderr)
-    runtime.set_threads(plan.threads or runtime.choose_threads(plan.model.num_bytes))
     plain = plan.adapters == Adapters() and (flags.offload, plan.quantize, plan.compile) == ("none", "none", False)
-    if runtime.own_process and plain and Path(plan.model.decoder).is_dir():
-        from kgcli.inference.light_imports import import_diffusers
-
-        import_diffusers()
     import kgcli.engine as engine
 
     return engine.load(
         plan.model,
+        threads=plan.threads,
+        light=plain and Path(plan.model.decoder).is_dir(),
         device=flags.device,
         dtype=plan.dtype if flags.dtype == "auto" else flags.dtype,
         offload=flags.offload,

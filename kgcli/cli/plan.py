@@ -13,6 +13,7 @@ from kgcli.cli.options import GenerateFlags
 from kgcli.config import OFFLOADS, SamplingConfig
 from kgcli.data.textfiles import TABLES, read_entries
 from kgcli.errors import KgError, OutputError, UsageError, printable
+from kgcli.files import output_errors
 from kgcli.inference.adapters.named import Adapters, read_adapters
 from kgcli.inference.batching import AUTO, parse_size
 from kgcli.inference.metadata import is_ours, sidecar
@@ -222,6 +223,9 @@ def _add_job(plan: Plan, flags: GenerateFlags, job: Job) -> None:
     if job.path in plan.paths:
         raise UsageError(f"two images would be named {job.path}; write {{index}} or {{seed}} in --out")
     beside = sidecar(job.path)
+    for named in (job.path, beside or job.path):
+        with output_errors(named):  # a name that is too long, once its fields are filled in
+            named.is_file()
     there = job.path.is_file()
     # A run killed after writing an image may have left it without its metadata file.
     unfinished = there and beside is not None and not beside.exists() and not flags.no_metadata and is_ours(job.path)

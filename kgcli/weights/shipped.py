@@ -69,8 +69,11 @@ def find_shipped(name: str) -> Path | None:
         return None
     root = recipes_folder()
     for candidate in (root / relative, root / f"{relative}.yaml"):
-        if candidate.is_file() and candidate.resolve().is_relative_to(root.resolve()):
-            return candidate
+        try:
+            if candidate.is_file() and candidate.resolve().is_relative_to(root.resolve()):
+                return candidate
+        except OSError:  # longer than a name can be
+            return None
     return None
 
 

@@ -5,6 +5,7 @@ Needs the extra `app`, chromium and chromedriver; `KG_SCREENSHOTS=FOLDER` keeps 
 
 import base64
 import importlib.util
+import io
 import os
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from app_images import png
 from app_server import running
+from PIL import Image
 
 pytestmark = [
     pytest.mark.slow,
@@ -22,6 +24,7 @@ pytestmark = [
 ]
 CLICKS = 100
 SECONDS = 40
+COLOURS = 256  # of a screenshot
 TABS = ("Generate", "Edit", "Batch", "Compare", "ControlNet and LoRA", "API")
 
 
@@ -101,17 +104,21 @@ class Window:
         assert "error" not in self.status, self.status
 
     def look(self, width, name):
-        """Set the width, check that nothing is wider, and keep a screenshot if asked for."""
+        """Set the width, check that nothing is wider, and keep a screenshot."""
         metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         time.sleep(0.5)
         assert self.browser.execute_script("return document.documentElement.scrollWidth") <= width
+        self.keep(f"{name}-{width}")
+
+    def keep(self, name, scale=1):
+        """Write a screenshot of the whole page if asked for."""
         if folder := os.environ.get("KG_SCREENSHOTS"):
             size = self.browser.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
-            clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
+            clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": scale}
             shot = {"captureBeyondViewport": True, "clip": clip}
-            data = self.browser.execute_cdp_cmd("Page.captureScreenshot", shot)["data"]
-            Path(folder, f"{name}-{width}.png").write_bytes(base64.b64decode(data))
+            data = base64.b64decode(self.browser.execute_cdp_cmd("Page.captureScreenshot", shot)["data"])
+            Image.open(io.BytesIO(data)).quantize(COLOURS).save(Path(folder, f"{name}.png"), optimize=True)
 
 
 @pytest.fixture
@@ -122,9 +129,14 @@ def window(browser, server):
 def settle(window, steps="2"):
     """Open the settings and ask for few steps."""
     window.click("#kg-settings > button")
-    field = [one for one in window.all("input[type=number]") if one.get_attribute("aria-label").endswith("Steps")][0]
+    fill(window, "Steps", steps)
+
+
+def fill(window, label, value):
+    """Type a number into the field of a slider."""
+    field = [one for one in window.all("input[type=number]") if one.get_attribute("aria-label").endswith(label)][0]
     field.clear()
-    field.send_keys(steps, "\t")
+    field.send_keys(value, "\t")
     time.sleep(0.3)
 
 
@@ -174,7 +186,7 @@ def test_a_hundred_clicks_without_an_error(window, tmp_path):
     window.look(1280, "batch")
     window.tab("Compare")
     window.finish("#kg-compare", 2)
-    assert [one.text for one in window.all("#kg-results .kg-seed")][:2] == ["A", "B"]
+    assert [one.text[:7] for one in window.all("#kg-results .kg-seed")][:2] == ["A, seed", "B, seed"]
     window.look(1280, "compare")
     window.tab("ControlNet and LoRA")
     for _ in range(3):
@@ -224,6 +236,7 @@ def test_prompts_that_name_files_or_addresses_are_refused_in_one_line(window):
 
 def test_an_image_dropped_again_is_made_again(window):
     settle(window)
+    fill(window, "Guidance scale", "7.3")  # between the slider's marks
     window.click(".kg-chips button", 0)
     window.wait(lambda: len(window.all("#kg-tray-main .kg-item")) == 1)
     window.finish("#kg-generate", 1)
@@ -238,6 +251,30 @@ def test_an_image_dropped_again_is_made_again(window):
     window.wait(lambda: len(window.all("#kg-tray-main .kg-item")) == 1)
     window.finish("#kg-generate", 1)
     assert window.all("#kg-results .kg-tile img")[0].get_attribute("src") == source
+
+
+def test_the_figure_of_the_docs(window):
+    """Made by: KG_SCREENSHOTS=docs/images pytest -m slow tests/app -k figure."""
+    window.click(".kg-chips button", 1)
+    window.wait(lambda: len(window.all("#kg-tray-main .kg-item")) == 2)
+    window.click("#kg-settings > button")
+    window.write("#kg-seed", "0")
+    window.click("#kg-settings > button")
+    window.finish("#kg-generate", 1)
+    assert [one.text for one in window.all("#kg-results .kg-seed")] == ["seed 0"]
+    window.browser.execute_script("document.activeElement.blur()")
+    window.keep("app", scale=0.75)
+
+
+def test_every_tab_fits_a_desk_and_a_phone(window):
+    settle(window)
+    window.click(".kg-chips button", 1)
+    window.wait(lambda: len(window.all("#kg-tray-main .kg-item")) == 2)
+    window.finish("#kg-generate", 1)
+    for name in TABS:
+        window.tab(name)
+        for width in (400, 1280):
+            window.look(width, name.lower().replace(" ", "-"))
 
 
 def test_a_request_can_be_cancelled(window):

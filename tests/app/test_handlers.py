@@ -102,6 +102,9 @@ def dropped(tile, **changes):
         ({"batch": {"size": 4, "index": 1}}, ["a batch of 4"]),
         ({"dtype": "bfloat16", "quantize": "nf4"}, ["dtype bfloat16", "quantize nf4, this page runs with none"]),
         ({"compile": True, "threads": 999}, ["compile on, this page runs with off", "threads 999"]),
+        ({"device": "cuda"}, ["device cuda, this page runs with cpu"]),
+        ({"guidance_scale": 30.0, "steps": 500}, ["steps was 500, this page goes to 200", "guidance scale was 30"]),
+        ({"width": 2048}, ["width was 2048, this page goes to 1024"]),
     ],
 )
 def test_what_a_page_cannot_restore_is_noted(handlers, changes, notes):
@@ -110,18 +113,46 @@ def test_what_a_page_cannot_restore_is_noted(handlers, changes, notes):
     assert len(found) == len(notes) and all(part in note for part, note in zip(notes, found, strict=True))
 
 
-def test_adapters_beyond_the_last_are_noted(handlers, tmp_path):
+@pytest.fixture(scope="module")
+def canny(handlers, tmp_path_factory):
+    """Folder of a ControlNet for the tiny model."""
+    from diffusers import ControlNetModel
+
+    folder = tmp_path_factory.mktemp("networks") / "canny"
+    unet = handlers.studio.model.pipeline.decoder.unet
+    ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8)).save_pretrained(folder)
+    return folder
+
+
+def test_a_controlnet_with_other_weights_is_noted(handlers, canny):
+    (tile,) = handlers.images_of({"prompt": "a cat", "seed": 9})
+    image = {"name": "cat.png", "sha256": read_uploads([item()], most=1)[0].file.sha256}
+    control = {"type": "controlnet", "kind": "canny", "scale": 3.0, "image": image, "map_model": None}
+    page = Handlers(handlers.studio, Offer(controls={"canny": str(canny)}))
+
+    def notes(name, sha256):
+        adapters = [{**control, "model": {"name": name, "sha256": sha256}}]
+        return page.restore(dropped(tile, adapters=adapters), [[item()]]).notes
+
+    differ = "this page goes to 2: the image will differ"
+    assert notes("renamed", hash_files(sorted(canny.glob("*.safetensors")))) == [f"its control scale was 3, {differ}"]
+    other = "its ControlNet (canny) had the weights other, here canny: the image will differ"
+    assert notes("other", "0" * 64)[1:] == [other]
+
+
+def test_adapters_beyond_the_last_are_noted(handlers, canny):
     (tile,) = handlers.images_of({"prompt": "a cat", "seed": 9})
     image = {"name": "cat.png", "sha256": read_uploads([item()], most=1)[0].file.sha256}
     lora = {"type": "lora", "scale": 0.5, "autov3": "0" * 64}
-    control = {"type": "controlnet", "scale": 1.0, "image": image, "model": {"name": "x", "sha256": ""}}
+    weights = {"name": "canny", "sha256": hash_files(sorted(canny.glob("*.safetensors")))}
+    control = {"type": "controlnet", "scale": 1.0, "image": image, "model": weights}
     adapters = [
         {**lora, "name": "first.safetensors", "sha256": "0" * 64},
         {**lora, "name": "comic.safetensors", "sha256": hash_files([find_adapter("nano/comic")])},
         {**control, "kind": "depth"},
         {**control, "kind": "canny"},
     ]
-    offer = Offer(loras={"nano/comic": "nano/comic"}, controls={"canny": None})
+    offer = Offer(loras={"nano/comic": "nano/comic"}, controls={"canny": str(canny)})
     restored = Handlers(handlers.studio, offer).restore(dropped(tile, adapters=adapters), [[item()]])
     assert (restored.values["lora"], restored.values["control"]) == ("nano/comic", "canny")
     assert [note.partition(" is left out")[0] for note in restored.notes] == [

@@ -31,6 +31,8 @@ def test_empty_settings_are_the_models(nano):
     [
         ({"steps": 1000}, "at most 200"),
         ({"steps": 2.5}, "whole number"),
+        ({"steps": float("inf")}, "whole number"),
+        ({"width": float("nan")}, "whole number"),
         ({"width": 2048}, "at most 1024"),
         ({"height": 33}, "multiple of 8"),
         ({"guidance_scale": -3}, "guidance-scale is -3"),

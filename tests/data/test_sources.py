@@ -236,6 +236,8 @@ def test_faults_of_tables_name_file_and_line(name, data, message, tmp_path):
 
 
 def test_a_damaged_parquet_file_or_none_is_named(tmp_path):
+    with pytest.raises(MissingError, match=r"there is no file or folder .*photos"):  # not: of an unknown kind
+        opened({"kind": "images", "path": str(tmp_path / "photos")})
     with pytest.raises(MissingError, match=r"there is no file .*gone\.txt"):
         opened({"kind": "captions", "path": str(tmp_path / "gone.txt")})
     (tmp_path / "a.parquet").write_bytes(b"nothing")

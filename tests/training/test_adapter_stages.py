@@ -112,6 +112,12 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(decoder, runs, stage, tmp_pa
     assert files_of(tmp_path / "again" / "final") == files_of(runs / stage / "final")
 
 
+def test_a_trained_tokenizer_prints_nothing(capfd):
+    """stdout of `kg bench train` holds one line of JSON alone."""
+    clip_tokenizer(["a red cat on the beach", "two dogs in the snow"], 600, LENGTH)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_controlnet_starts_as_diffusers_own_copy_and_says_nothing(decoder):
     unet = load_decoder(decoder).unet
     # Of the heads of an added embedding `from_unet` knows only its own default.

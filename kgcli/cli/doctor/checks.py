@@ -12,7 +12,7 @@ from typing import Any
 
 from kgcli.cli.doctor import machine, packages
 from kgcli.errors import KgError
-from kgcli.runtime import LARGE_MODEL, is_offline, user_cache
+from kgcli.runtime import LARGE_MODEL, has_bfloat16_arithmetic, is_offline, user_cache
 from kgcli.version import __version__
 
 GOOD, DOUBTFUL, BAD = "ok", "note", "fault"
@@ -89,9 +89,11 @@ def _device(torch: dict[str, Any]) -> Iterator[Finding]:
     )
     words = names or f"{machine.processor()}, {machine.cores()} cores, {torch['threads']} threads"
     yield Finding(GOOD, "device", f"{device}: {words}")
-    half = "bfloat16" if torch.get("bfloat16") else "float16"
-    large = f"float32, and {half} for models from {gigabytes(LARGE_MODEL)}" if device == "cuda" else "float32"
-    yield Finding(GOOD, "dtype", f"auto is {large}")
+    half = {"cuda": "bfloat16" if torch.get("bfloat16") else "float16", "cpu": "bfloat16"}.get(device)
+    if device == "cpu" and not has_bfloat16_arithmetic():
+        half = None
+    large = f", and {half} for models from {gigabytes(LARGE_MODEL)}" if half else ""
+    yield Finding(GOOD, "dtype", f"auto is float32{large}")
     if device == "cpu" and machine.has_nvidia():
         why = "torch is a CPU build" if build == "CPU" else "the driver does not suit this torch"
         yield Finding(DOUBTFUL, "device", f"an NVIDIA GPU is here, but {why}; see pytorch.org/get-started")

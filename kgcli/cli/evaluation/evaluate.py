@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from kgcli import runtime
 from kgcli.cli.evaluation import bench
 from kgcli.cli.evaluation.report import compare, report
 from kgcli.cli.logs import set_up_logs
@@ -142,6 +143,8 @@ def vae(
     Example: kg eval vae runs/nano128/vae/final
     """
     _check_grid(grid)
+    weights = (*folder.glob("*.safetensors"), *folder.glob("vae/*.safetensors"))
+    runtime.set_threads(runtime.choose_threads(sum(file.stat().st_size for file in weights)))
     from kgcli.evaluation.benchmarks.reconstruction import evaluate_vae
 
     measured = evaluate_vae(folder, size=size, num=num, seed=seed, grid=grid)

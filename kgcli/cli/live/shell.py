@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 from collections.abc import Iterator
@@ -166,6 +167,8 @@ def shell(*, flags: GenerateFlags) -> None:
     set_up_logs(quiet=flags.quiet, verbose=flags.verbose, offline=flags.offline)
     plan = open_session(flags)
     session = Session(plan, flags, load(plan, flags))
+    if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are not UTF-8 are refused in their line, not here
+        sys.stdin.reconfigure(errors="surrogateescape")
     interactive = sys.stdin.isatty()
     if interactive and not flags.quiet:
         print(f"{plan.model.name} is ready; :help explains, Ctrl-D leaves", file=sys.stderr)

@@ -15,7 +15,7 @@ from kgcli.cli.logs import set_up_logs
 from kgcli.cli.options import DECODER, DEVICE, DTYPE, MODEL, OFFLINE, QUANTIZE, flag
 from kgcli.cli.parsing.command import App
 from kgcli.errors import UsageError
-from kgcli.runtime import check_quantize, choose_threads, set_threads
+from kgcli.runtime import check_quantize
 from kgcli.weights.folder import open_model
 
 if TYPE_CHECKING:
@@ -67,7 +67,6 @@ def window(
 
     offer = read_offer(folder, [str(Path(one).expanduser()) for one in lora or []], controlnet_model or [])
     print("loading the model", file=sys.stderr)
-    set_threads(choose_threads(folder.num_bytes))
     import kgcli.engine as engine
 
     loaded = engine.load(folder, device=device, dtype=dtype, offload=offload, quantize=quantize, offline=offline)

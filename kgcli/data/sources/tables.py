@@ -63,6 +63,8 @@ def walk_lines(path: Path) -> Iterator[Line | BadLine]:
     Raises: MissingError where the file as a whole cannot be read; UsageError for another kind of file.
     """
     if path.suffix.lower() not in SUFFIXES:
+        if not path.exists():
+            raise MissingError(f"data.sources: there is no file or folder {path}")
         raise UsageError(f"data.sources: {path} is none of {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise MissingError(f"data.sources: there is no file {path}")

@@ -336,7 +336,9 @@ def clip_tokenizer(captions: list[str], vocab_size: int, length: int) -> CLIPTok
     plain = CLIPTokenizer(vocab={symbol: index for index, symbol in enumerate(symbols)}, merges=[])
     # The trainer numbers symbols randomly and breaks ties by number, unless they are given as special tokens; taking
     # its merges alone gives the same tokenizer in every process and after every resume.
-    trained = plain.train_new_from_iterator(captions, vocab_size=vocab_size, new_special_tokens=symbols)
+    # Its progress bars end in blank lines on stdout, even where there is no terminal.
+    options = {"new_special_tokens": symbols, "show_progress": False}
+    trained = plain.train_new_from_iterator(captions, vocab_size=vocab_size, **options)
     merges = [tuple(merge) for merge in json.loads(trained.backend_tokenizer.to_str())["model"]["merges"]]
     pieces = symbols + [left + right for left, right in merges]
     tokenizer = CLIPTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, merges=merges)

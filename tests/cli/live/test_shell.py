@@ -62,6 +62,23 @@ def test_an_edit_without_an_instruction_is_refused_and_the_next_line_goes_on(she
     assert "error: the instruction has no text" in done.err and "1 of the lines failed" in done.err
 
 
+def test_names_no_file_can_have_and_bytes_that_are_no_text_are_refused_in_their_line(kg, tiny_model, monkeypatch):
+    """Each was an error that ended the session."""
+    lines = (
+        f"a <image:{'a' * 251}.png>",  # with the suffix of a recipe it is longer than a name can be
+        f"a cat -o {'b' * 250}{{prompt}}.png",
+        f"a cat -n 2 -o {'b' * 251}.png",
+        f"a cat -o {'b' * 251}.jpg",  # its metadata file is
+        "a cat -o b.png",
+    )
+    data = b"a \xff cat -o a.png\n" + "\n".join(lines).encode() + b"\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), "utf-8"))
+    done = kg("shell", "--model", tiny_model, "-s", 1)
+    assert done.code == 6 and done.lines == ["b.png"], done.err
+    assert done.err.count("error: ") == 6 and "5 of the lines failed" in done.err
+    assert "column 3: this character is not text" in done.err and done.err.count("the name is too long") == 3
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
