@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kgcli.data.sources.world import BASE_NOUNS
+from kgcli.data.sources.world_sample import BASE_NOUNS
 from kgcli.evaluation.extractors.nano import SHIPPED, nano_extractors
 from kgcli.evaluation.metrics.recognition import SHIPPED as SHIPPED_JUDGES
 from kgcli.model.nano_recognisers import Recognisers
