@@ -91,11 +91,12 @@ def orthogonalise(matrices_NRC: Tensor) -> Tensor:
     matrices_NRC = matrices_NRC / (matrices_NRC.norm(dim=(1, 2), keepdim=True) + 1e-7)
     gram_NRR = matrices_NRC @ matrices_NRC.mT
     identity_RR = torch.eye(gram_NRR.shape[1], dtype=gram_NRR.dtype, device=gram_NRR.device)
-    product_NRR = identity_RR.expand_as(gram_NRR)
-    for _ in range(NUM_NEWTON_SCHULZ):
+    product_NRR = identity_RR
+    for iteration in range(NUM_NEWTON_SCHULZ):
         factor_NRR = a * identity_RR + b * gram_NRR + c * gram_NRR @ gram_NRR
-        product_NRR = factor_NRR @ product_NRR
-        gram_NRR = factor_NRR @ gram_NRR @ factor_NRR
+        product_NRR = factor_NRR @ product_NRR if iteration else factor_NRR
+        if iteration < NUM_NEWTON_SCHULZ - 1:
+            gram_NRR = factor_NRR @ gram_NRR @ factor_NRR
     return product_NRR @ matrices_NRC
 
 

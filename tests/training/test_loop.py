@@ -116,6 +116,20 @@ def test_clip_goes_on_from_an_earlier_one_with_its_text_locked(chain, tmp_path):
     assert not any(name.startswith("text_model.") for name in moved)
 
 
+def test_clip_trains_a_vision_tower_to_the_text_encoder_of_a_decoder(chain, tmp_path):
+    recipe = smoke(chain, "clip", "options.locked_text=1", "optim.warmup_steps=0", out=tmp_path)
+    training.train(recipe.model_copy(update={"init_from": {"text": str(chain / "unet/final")}}))
+    for part in ("text_encoder", "tokenizer"):
+        assert files_of(tmp_path / "final" / part) == files_of(chain / "unet/final" / part)
+    assert (tmp_path / "final/sentencepiece/sentencepiece.model").is_file()
+    start = load_recipe("smoke/clip").model_copy(update={"init_from": {"text": str(chain / "unet/final")}})
+    first = training.Run(start).stage.clip.state_dict()
+    end = read_weights(tmp_path / "final/clip/model.safetensors")
+    moved = {name for name in first if not torch.equal(first[name], end[name])}
+    assert any(name.startswith("vision_model.") for name in moved)
+    assert not any(name.startswith("text_model.") for name in moved)
+
+
 def test_recognisers_continue_from_earlier_ones(tmp_path):
     torch.manual_seed(0)
     earlier = Recognisers([8, 16], [8, 16, 16], 8)

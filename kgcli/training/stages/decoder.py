@@ -138,8 +138,9 @@ class VaeStage(Stage):
 class ClipStage(Stage):
     """Images and captions to one space: transformers' CLIPModel, and two tokenizers trained on the data's captions.
 
-    With `init_from.clip`, the result of an earlier run, it continues from that; with locked_text a U-Net trained with
-    its text encoder still fits. Source: locked-image tuning (arXiv:2111.07991), the other way round.
+    With `init_from.clip`, the result of an earlier run, it continues from that; with `init_from.text`, a folder with
+    tokenizer and text encoder such as a diffusers one, its text tower starts from those. With locked_text a U-Net
+    trained with that text encoder still fits. Source: locked-image tuning (arXiv:2111.07991), the other way round.
     """
 
     needs = frozenset({"images", "clip_tokens"})
@@ -166,6 +167,13 @@ class ClipStage(Stage):
         if "clip" in setup.init_from:
             start = load_file(self.setup.source("clip") / "clip" / "model.safetensors")
             assign_weights(self.clip, start, source=str(self.setup.source("clip")))
+        elif "text" in setup.init_from:
+            folder = self.setup.source("text")
+            assign_weights(
+                self.clip.text_model,
+                CLIPTextModel.from_pretrained(folder / "text_encoder").state_dict(),
+                source=str(folder),
+            )
         locked = ("vision_model", "visual_projection", "text_projection", "logit_scale")
         self.trains = tuple(f"clip.{name}" for name in locked) if self.options.locked_text else ("clip.",)
 
@@ -190,8 +198,9 @@ class ClipStage(Stage):
         return self.setup.texts(self.options.captions, self.setup.seed)
 
     def _tokenizer(self) -> CLIPTokenizer:
-        if "clip" in self.setup.init_from:
-            return CLIPTokenizer.from_pretrained(self.setup.source("clip") / "tokenizer")
+        for part in ("clip", "text"):
+            if part in self.setup.init_from:
+                return CLIPTokenizer.from_pretrained(self.setup.source(part) / "tokenizer")
         length = int(self.setup.part("clip_text")["max_position_embeddings"])
         return clip_tokenizer(self._captions(), self.options.clip_vocab, length)
 
@@ -204,10 +213,13 @@ class ClipStage(Stage):
             for part in ("tokenizer", "sentencepiece"):
                 copy_folder(self.setup.source("clip") / part, folder / part)
             return
-        # The tokenizer saves the padding of its last call, which differs between processes.
-        self.tokenizer.backend_tokenizer.no_truncation()
-        self.tokenizer.backend_tokenizer.no_padding()
-        self.tokenizer.save_pretrained(folder / "tokenizer")
+        if "text" in self.setup.init_from:
+            copy_folder(self.setup.source("text") / "tokenizer", folder / "tokenizer")
+        else:
+            # The tokenizer saves the padding of its last call, which differs between processes.
+            self.tokenizer.backend_tokenizer.no_truncation()
+            self.tokenizer.backend_tokenizer.no_padding()
+            self.tokenizer.save_pretrained(folder / "tokenizer")
         train_sentencepiece(self._captions(), self.options.sentencepiece_vocab, folder / "sentencepiece")
 
 
