@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kgcli.data.sources import open_source
+from kgcli.data.sources import open_source, world_recognition, world_sample
 from kgcli.data.sources import world as samples
-from kgcli.data.sources import world_recognition, world_sample
 from kgcli.files import recipes_folder
 from kgcli.recipe import load_recipe
 from kgcli.world import examples, text

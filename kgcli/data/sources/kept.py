@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from kgcli.data.sample import Fragments, Sample
-from kgcli.data.sources.base import Part, Source
+from kgcli.data.sources.base import DerivedSource, Source
 
 
-class KeptSource:
+class KeptSource(DerivedSource):
     """A finite source that reads every row once per process and shows it again, words included."""
 
     def __init__(self, source: Source) -> None:
-        self.source = source
-        self.gives = source.gives
-        self.num_rows = source.num_rows
+        super().__init__(source)
         self._kept: dict[int, Sample] = {}
 
     def sample(self, index: int) -> Sample:
@@ -25,24 +21,8 @@ class KeptSource:
         """Return None: samples are kept whole."""
         return None
 
-    def row_of(self, index: int) -> int:
-        """Return the row of a sample."""
-        return self.source.row_of(index)
-
     def read(self, row: int) -> Sample:
         """Return a row, from memory where it was read before."""
         if row not in self._kept:
             self._kept[row] = self.source.read(row)
         return self._kept[row]
-
-    def texts(self, num: int, seed: int) -> list[str]:
-        """Return the source's sentences."""
-        return self.source.texts(num, seed)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return the source's fingerprint."""
-        return self.source.fingerprint()
-
-    def parts(self) -> list[Part]:
-        """Return the source's parts."""
-        return self.source.parts()

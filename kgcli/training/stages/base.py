@@ -134,6 +134,7 @@ class Stage(nn.Module):
     options: Any
     uses_pool: ClassVar[bool] = False
     uses_hidden: ClassVar[bool] = False  # takes cached hidden states of its MLLM, which is frozen
+    kinds: ClassVar[frozenset[str]] = frozenset()  # of samples of the nano world that it is made for; none: all
     use: ClassVar[Use] = "generate"  # of images that come with a caption
     compiles: ClassVar[tuple[str, ...]] = ()  # the heaviest of `parts`
     has_shapes: ClassVar[bool] = False  # loads all parts by methods of `Setup`, so a dry run needs no weights

@@ -56,6 +56,7 @@ class RecogniserStage(Stage):
     """
 
     needs = frozenset({"views", "labels"})
+    kinds = frozenset({"judged"})
     Options = RecogniserOptions
     options: RecogniserOptions
     trains = ("judges.", "log_scale")
