@@ -78,7 +78,7 @@ class DataConfig(Strict):
     moments: str | None = Field(
         default=None, max_length=4096
     )  # folder of cached VAE moments that several runs share, kept by shard and VAE; None: the run's own
-    hidden: bool = False  # cache the hidden states of the frozen MLLM; align alone
+    hidden: bool = False  # cache the hidden states of the frozen MLLM: of align, and of instruct with train: aligner
     bucket: int = Field(default=1, ge=1, le=10**4)  # steps read together and dealt out by length: saves padding
     mix: Literal["per_sample", "per_batch"] = "per_sample"  # per_batch: all samples of a step are of one source
     weigh: Literal["samples", "tokens"] = "samples"  # what the sources' weights are fractions of
@@ -94,8 +94,6 @@ class DataConfig(Strict):
             raise ValueError("rendered is the folder of a world pool's images: give kinds, and pool, their number")
         if len(self.sources) < 2 and (self.mix != "per_sample" or self.weigh != "samples"):
             raise ValueError("mix and weigh are of several sources: give them in sources")
-        if self.mix == "per_batch" and self.bucket > 1:
-            raise ValueError("bucket would take the samples of a step apart: leave it out, or mix per_sample")
         return self
 
 

@@ -18,18 +18,26 @@ PREPROCESSOR = {  # as CIDAS/clipseg-rd64-refined has it, but for the size
 }
 
 
-def write_clipseg(folder, seed=0, bias=0.0):
-    """Write it; `bias` is added to every logit."""
-    folder.mkdir(parents=True)
-    marks = ["<|startoftext|>", "<|endoftext|>"]
+MARKS = ("<|startoftext|>", "<|endoftext|>")
+
+
+def write_clip_tokenizer(folder):
+    """Write a tokenizer of CLIP whose tokens are letters; return its vocabulary."""
     letters = [letter + end for end in ("", "</w>") for letter in string.ascii_lowercase]
-    vocab = {token: place for place, token in enumerate([*letters, *marks])}
+    vocab = {token: place for place, token in enumerate([*letters, *MARKS])}
     (folder / "vocab.json").write_text(json.dumps(vocab))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
+    return vocab
+
+
+def write_clipseg(folder, seed=0, bias=0.0):
+    """Write it; `bias` is added to every logit."""
+    folder.mkdir(parents=True)
+    vocab = write_clip_tokenizer(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
     part = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 3}
-    ids = {"bos_token_id": vocab[marks[0]], "eos_token_id": vocab[marks[1]], "pad_token_id": vocab[marks[1]]}
+    ids = {"bos_token_id": vocab[MARKS[0]], "eos_token_id": vocab[MARKS[1]], "pad_token_id": vocab[MARKS[1]]}
     cfg = CLIPSegConfig(
         text_config={**part, **ids, "vocab_size": len(vocab), "max_position_embeddings": 77},
         vision_config={**part, "image_size": SIDE, "patch_size": 8},

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
-def byte_tokenizer(*special):
+def byte_tokenizer(*special, **names):
     """A tokenizer whose tokens are bytes, so that it can write any text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: number for number, token in enumerate([*alphabet, "<pad>", "<eos>", *special])}
@@ -17,7 +17,7 @@ def byte_tokenizer(*special):
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(one, special=True) for one in ("<pad>", "<eos>", *special)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{"eos_token": "<eos>", "pad_token": "<pad>", **names})
 
 
 def seeded(make, seed=0):
@@ -252,3 +252,108 @@ def write_classifier(folder, kind="vit"):
 
 def architecture(folder):
     return json.loads((folder / "config.json").read_text())["architectures"]
+
+
+def write_owlv2(folder):
+    from tiny_clipseg import write_clip_tokenizer
+    from transformers import (
+        CLIPTokenizerFast,
+        Owlv2Config,
+        Owlv2ForObjectDetection,
+        Owlv2ImageProcessor,
+        Owlv2Processor,
+    )
+
+    folder.mkdir(parents=True)
+    vocab = write_clip_tokenizer(folder)
+    ids = {"bos_token_id": len(vocab) - 2, "eos_token_id": len(vocab) - 1, "pad_token_id": len(vocab) - 1}
+    cfg = Owlv2Config(
+        text_config={**SMALL, **ids, "vocab_size": len(vocab), "max_position_embeddings": 16},
+        vision_config={**SMALL, "image_size": 64, "patch_size": 16},
+        projection_dim=16,
+    )
+    seeded(lambda: Owlv2ForObjectDetection(cfg)).save_pretrained(folder)
+    pixels = Owlv2ImageProcessor(size={"height": 64, "width": 64})
+    Owlv2Processor(pixels, CLIPTokenizerFast.from_pretrained(folder, model_max_length=16)).save_pretrained(folder)
+    return folder
+
+
+def write_florence2(folder, seed=0):
+    from transformers import (
+        BartConfig,
+        CLIPImageProcessor,
+        Florence2Config,
+        Florence2ForConditionalGeneration,
+        Florence2Processor,
+        Florence2VisionConfig,
+    )
+
+    places = [f"<loc_{place}>" for place in range(1000)]
+    marks = ("<s>", "</s>", "<image>", "<poly>", "</poly>", "<sep>")
+    names = {"bos_token": "<s>", "eos_token": "</s>", "extra_special_tokens": {"image_token": "<image>"}}
+    tokenizer = byte_tokenizer(*marks, *places, **names)
+    image_id = tokenizer.convert_tokens_to_ids("<image>")
+    ids = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "decoder_start_token_id": tokenizer.eos_token_id,
+        "forced_eos_token_id": tokenizer.eos_token_id,
+    }
+    layers = {
+        f"{half}_{name}": value
+        for half in ("encoder", "decoder")
+        for name, value in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 32))
+    }
+    vision = {"depths": [1, 1, 1, 1], "embed_dim": [8, 8, 8, 16], "num_heads": [1] * 4, "num_groups": [1] * 4}
+    cfg = Florence2Config(
+        text_config=BartConfig(d_model=16, vocab_size=len(tokenizer), max_position_embeddings=128, **layers, **ids),
+        vision_config=Florence2VisionConfig(**vision, window_size=2, projection_dim=16, max_temporal_embeddings=4),
+        image_token_id=image_id,
+        **ids,
+    )
+    seeded(lambda: Florence2ForConditionalGeneration(cfg), seed).save_pretrained(folder)
+    side = {"height": 64, "width": 64}
+    pixels = CLIPImageProcessor(size=side, crop_size=side)
+    pixels.image_seq_length = 5  # 2 x 2 places and their mean
+    Florence2Processor(pixels, tokenizer, post_processor_config={"polygons": {}}).save_pretrained(folder)
+    return folder
+
+
+CHAT = (
+    "{% for message in messages %}{% for part in message.content %}{% if part.type == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}{% endfor %}{% endfor %}"
+)
+
+
+def write_qwen3_vl(folder, seed=2):
+    from transformers import (
+        Qwen2VLImageProcessor,
+        Qwen3VLConfig,
+        Qwen3VLForConditionalGeneration,
+        Qwen3VLProcessor,
+        Qwen3VLVideoProcessor,
+    )
+
+    marks = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+    tokenizer = byte_tokenizer(*marks)
+    names = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+    cfg = Qwen3VLConfig(
+        text_config={
+            **SMALL, **ends, "num_key_value_heads": 1, "head_dim": 8, "vocab_size": len(tokenizer),
+            "rope_parameters": rope,
+        },
+        vision_config={
+            "depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 16,
+            "num_position_embeddings": 16, "deepstack_visual_indexes": [0],
+        },
+        **dict(zip(names, map(tokenizer.convert_tokens_to_ids, marks), strict=True)),
+    )  # fmt: skip
+    seeded(lambda: Qwen3VLForConditionalGeneration(cfg), seed).save_pretrained(folder)
+    size = {"shortest_edge": 32 * 32, "longest_edge": 64 * 64}
+    pixels = Qwen2VLImageProcessor(size=size, patch_size=16)
+    video = Qwen3VLVideoProcessor(size=size, patch_size=16)
+    Qwen3VLProcessor(pixels, tokenizer, video, chat_template=CHAT).save_pretrained(folder)
+    return folder

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 from pydantic import Field
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from kgcli.construction.models import load_model, load_part
 from kgcli.construction.stage import Draft, Options, Place
+from kgcli.construction.vlm import VisionLanguageModel
+
+CHAT_PROMPT = "Describe this image in one short sentence."
+OWN_PROMPTS = {"florence2": "<CAPTION>"}  # model type -> what it is asked by default
 
 
 class ModelCaptionerOptions(Options):
     """A captioning model."""
 
     model: str = "Salesforce/blip2-opt-2.7b"  # folder or Hub id; BLIP-2 as published, or any image-text-to-text model
-    prompt: str = ""  # what the model is asked; BLIP-2 needs nothing
+    prompt: str = ""  # what the model is asked; BLIP-2 needs nothing, Florence-2 has <CAPTION>, <DETAILED_CAPTION> ...
     max_new_tokens: int = Field(default=30, ge=1)
     keep_given: bool = False  # caption only the images that have none
 
@@ -28,33 +28,16 @@ class ModelCaptioner:
     options_type = ModelCaptionerOptions
 
     def __init__(self, options: ModelCaptionerOptions, place: Place) -> None:
-        folder = place.folders[options.model]
-        self.options, self.device = options, place.device
-        self.processor = load_part(AutoProcessor.from_pretrained, folder)
-        self.model = load_model(AutoModelForImageTextToText.from_pretrained, folder, place.device)
+        self.options = options
+        self.vlm = VisionLanguageModel(place.folders[options.model], place.device)
+        default = CHAT_PROMPT if self.vlm.is_chat else OWN_PROMPTS.get(self.vlm.kind, "")
+        self.prompt = options.prompt or default
 
     def apply(self, drafts: Sequence[Draft]) -> None:
         """Caption each image."""
         for draft in drafts:
             if not (self.options.keep_given and draft.caption):
-                draft.caption = self._caption(draft)
+                answer = self.vlm.answer(draft.image, self.prompt, max_new_tokens=self.options.max_new_tokens)
+                draft.caption = " ".join(answer.split())
             if not draft.caption:
                 draft.drop("no caption")
-
-    @torch.inference_mode()
-    def _caption(self, draft: Draft) -> str:
-        inputs = self._inputs(draft).to(self.device)
-        ids = self.model.generate(**inputs, max_new_tokens=self.options.max_new_tokens, do_sample=False)
-        # Models that read the prompt as text repeat it; those that read it in another part do not.
-        given = inputs["input_ids"][0] if "input_ids" in inputs else None
-        new = ids[0, len(given) :] if given is not None and torch.equal(ids[0, : len(given)], given) else ids[0]
-        return " ".join(self.processor.batch_decode(new[None], skip_special_tokens=True)[0].split())
-
-    def _inputs(self, draft: Draft) -> Any:
-        if not getattr(self.processor, "chat_template", None):
-            return self.processor(images=draft.image, text=self.options.prompt or None, return_tensors="pt")
-        asked = {"type": "text", "text": self.options.prompt or "Describe this image in one short sentence."}
-        message = {"role": "user", "content": [{"type": "image", "image": draft.image}, asked]}
-        return self.processor.apply_chat_template(
-            [message], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from pydantic import Field
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kgcli.construction.given import place_entities
-from kgcli.construction.models import load_model, load_part
+from kgcli.construction.models import JsonGrammar, load_model, load_part
 from kgcli.construction.stage import Draft, Options, Place
 
 # Alpaca's and Dolly's form of a request, which MPT-7B-Instruct was trained on.
@@ -102,14 +101,9 @@ class JsonExtractor:
         self.options, self.device = options, place.device
         self.tokenizer = load_part(AutoTokenizer.from_pretrained, folder)
         self.model = load_model(AutoModelForCausalLM.from_pretrained, folder, place.device)
-        self._compiler: Any = None
-        if options.constrained and importlib.util.find_spec("xgrammar") is not None:
-            import xgrammar
-
-            size = self.model.config.vocab_size
-            self._compiler = xgrammar.GrammarCompiler(
-                xgrammar.TokenizerInfo.from_huggingface(self.tokenizer, vocab_size=size)
-            )
+        self._grammar: JsonGrammar | None = None
+        if options.constrained and JsonGrammar.is_installed():
+            self._grammar = JsonGrammar(self.tokenizer, self.model.config.vocab_size)
 
     def apply(self, drafts: Sequence[Draft]) -> None:
         """Find the entities of each caption."""
@@ -123,12 +117,14 @@ class JsonExtractor:
     @torch.inference_mode()
     def _answer(self, draft: Draft) -> str:
         inputs = self._inputs(draft.caption)
+        schema = schema_of(draft.caption, self.options.at_most)
+        bound = [] if self._grammar is None else [self._grammar.processor(schema)]
         ids = self.model.generate(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             max_new_tokens=self.options.max_new_tokens,
             do_sample=False,
-            logits_processor=self._processors(draft.caption),
+            logits_processor=bound,
             pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
         )
         return str(self.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
@@ -142,15 +138,6 @@ class JsonExtractor:
         return self.tokenizer.apply_chat_template(
             [message], add_generation_prompt=True, return_dict=True, return_tensors="pt"
         ).to(self.device)
-
-    def _processors(self, caption: str) -> list[Any]:
-        if self._compiler is None:
-            return []
-        from xgrammar.contrib.hf import LogitsProcessor
-
-        schema = json.dumps(schema_of(caption, self.options.at_most))
-        # Blanks between the parts would let a weak model write blanks for ever.
-        return [LogitsProcessor(self._compiler.compile_json_schema(schema, any_whitespace=False))]
 
 
 def parse_list(answer: str, caption: str) -> list[str]:

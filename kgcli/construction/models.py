@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from kgcli.errors import IncompatibleError, MissingError
 from kgcli.files import check_inside, sha256
@@ -17,6 +21,11 @@ WEIGHTS = (".safetensors", ".bin")
 # No *.py: nothing of a repository is run. Pickled weights only where there are no others.
 FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
 PICKLED = ("*.json", "*.txt", "*.model", "*.jinja", "*.bin")
+# What libraries raise for files that are damaged or of another model.
+_DAMAGE = (
+    *(OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError),
+    *(pickle.UnpicklingError, SafetensorError),
+)
 
 
 def find_model(name: str, *, offline: bool = False) -> Path:
@@ -57,25 +66,56 @@ def load_part(load: Callable[..., Any], folder: str, **settings: Any) -> Any:
     """Return what a `from_pretrained` gives for a folder. Raises: IncompatibleError in one line."""
     try:
         return load(folder, local_files_only=True, **settings)
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError, pickle.UnpicklingError) as error:
+    except _DAMAGE as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise IncompatibleError(f"the model {folder} cannot be used: {reason}") from None
 
 
-def load_model(load: Callable[..., Any], folder: str, device: str, *, kinds: tuple[str, ...] = ()) -> Any:
+def load_model(
+    load: Callable[..., Any], folder: str, device: str, *, kinds: tuple[str, ...] = (), **settings: Any
+) -> Any:
     """Return a model ready to compute.
 
     Args:
         kinds: model types that the class loads; without them it finds out itself
+        settings: of its `from_pretrained`
 
     Raises: IncompatibleError, also where weights are missing.
     """
     if kinds and (kind := _kind_of(Path(folder))) not in kinds:  # of the size of the class's default, else
         raise IncompatibleError(f"the model {folder} is of type {kind}; it must be {' or '.join(kinds)}")
-    model, loaded = load_part(load, folder, output_loading_info=True)
+    model, loaded = load_part(load, folder, output_loading_info=True, **settings)
     if absent := sorted(loaded["missing_keys"]):
-        raise IncompatibleError(f"{folder} lacks {len(absent)} weights of its model, the first is {absent[0]}")
+        what = f"{folder} is not a complete {type(model).__name__}"
+        raise IncompatibleError(f"{what}: {len(absent)} weights are missing, the first is {absent[0]}")
     return model.eval().requires_grad_(False).to(device)
+
+
+class JsonGrammar:
+    """JSON schemas that bind a model's answers, by xgrammar.
+
+    Args:
+        tokenizer: of the model
+        vocab_size: number of tokens that it gives logits for
+    """
+
+    def __init__(self, tokenizer: Any, vocab_size: int) -> None:
+        import xgrammar
+
+        info = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=vocab_size)
+        self._compiler = xgrammar.GrammarCompiler(info)
+
+    @staticmethod
+    def is_installed() -> bool:
+        """Tell whether xgrammar is installed."""
+        return importlib.util.find_spec("xgrammar") is not None
+
+    def processor(self, schema: dict[str, Any]) -> Any:
+        """Return a processor of logits that binds one answer to a schema."""
+        from xgrammar.contrib.hf import LogitsProcessor
+
+        # Blanks between the parts would let a weak model write blanks for ever.
+        return LogitsProcessor(self._compiler.compile_json_schema(json.dumps(schema), any_whitespace=False))
 
 
 def _kind_of(folder: Path) -> str:

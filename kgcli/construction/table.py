@@ -36,9 +36,11 @@ STAGES: dict[str, dict[str, str]] = {
         "world": "world:WorldExtractor",
     },
     "segmenter": {
-        "clipseg": "segmenters:ClipSeg",
-        "grounded-sam": "segmenters:GroundedSam",
-        "sam3": "segmenters:Sam3",
+        "clipseg": "segmenters.clipseg:ClipSeg",
+        "grounded-sam": "segmenters.grounded:GroundedSam",
+        "sam3": "segmenters.sam3:Sam3",
+        "florence2": "segmenters.florence2:Florence2",
+        "vlm": "segmenters.grounding_vlm:GroundingVlm",
         "world": "world:WorldSegmenter",
     },
 }

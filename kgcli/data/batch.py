@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from kgcli.data.hidden import HiddenStates
+from kgcli.data.hidden import HiddenStates, image_digest
 from kgcli.data.images import (
     CLIP_MEAN,
     CLIP_STD,
@@ -139,13 +139,15 @@ class Collator:
         fields: dict[str, Any] = {}
         if "tokens" in self.needs:
             fields |= self._tokens(samples)
-        if self.hidden is not None:
-            fields["hidden"] = self.hidden.rows(rows, fields["tokens"])
         if "images" in self.needs:
-            given = [image for sample in samples for image in sample.images]
-            squares = [to_vision_square(image, self.vision_size, self.vision_fit) for image in given]
-            fields["images"] = self._pixels("images", squares, self.vision_size)
-            fields["num_images"] = tuple(len(sample.images) for sample in samples)
+            shown = [self.squares(sample) for sample in samples]
+            if self.hidden is None:
+                squares = [square for of_sample in shown for square in of_sample]
+                fields["images"] = self._pixels("images", squares, self.vision_size)
+                fields["num_images"] = tuple(map(len, shown))
+        if self.hidden is not None:
+            digests = [image_digest(squares) for squares in shown] if "images" in self.needs else []
+            fields["hidden"] = self.hidden.rows(rows, fields["tokens"], digests)
         if "clip_tokens" in self.needs:
             captions = [sample.caption for sample in samples]
             fields["clip_tokens"] = self.clip_tokenizer(
@@ -158,6 +160,10 @@ class Collator:
             assert self.pool is not None
             fields |= self.pool.rows(rows)
         return Batch(**fields)
+
+    def squares(self, sample: Sample) -> list[Image.Image]:
+        """Return the images of a sample as the vision tower reads them."""
+        return [to_vision_square(image, self.vision_size, self.vision_fit) for image in sample.images]
 
     def length(self, fragments: Fragments) -> int:
         """Return the number of tokens of a sample in the MLLM."""

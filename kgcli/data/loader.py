@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,11 @@ class Batches(Dataset[Batch]):
     """The batch of each step: samples step * B to (step + 1) * B of a source, of which this process takes its part.
 
     With `bucket` above 1, the samples of that many steps are grouped by length and the steps put in random order.
-    Grouping comes before the split over processes, so it does not depend on their number.
+    Grouping comes before the split over processes, so it does not depend on their number. Samples of steps that
+    `kind_of` tells apart stay apart: a step whose samples are of one source still has them of one.
+
+    Args:
+        kind_of: the kind of a step's samples, where all samples of a step are of one kind
     """
 
     def __init__(
@@ -35,6 +39,7 @@ class Batches(Dataset[Batch]):
         seed: int = 0,
         rank: int = 0,
         num_ranks: int = 1,
+        kind_of: Callable[[int], int] | None = None,
     ) -> None:
         if batch_size % num_ranks:
             raise ConfigError(
@@ -48,6 +53,7 @@ class Batches(Dataset[Batch]):
         self.seed = seed
         self.rank = rank
         self.num_ranks = num_ranks
+        self.kind_of = kind_of
         self._dealt: tuple[int, list[list[int]]] = (-1, [])  # first step of the bucket, and the indices of its steps
         self._ahead: dict[int, Sample] = {}  # of the bucket, where lengths were not known without them
 
@@ -71,7 +77,9 @@ class Batches(Dataset[Batch]):
         return range(first * self.batch_size, (first + num_steps) * self.batch_size)
 
     def _deal(self, first: int) -> list[list[int]]:
-        """Sort the samples of a bucket by length, cut them into steps, shuffle these; return this process's part."""
+        """Sort the samples of a bucket by kind and length, cut them into steps, shuffle these; return this process's
+        part.
+        """
         lengths, samples = {}, {}
         for index in self._numbers(first, self.bucket):
             fragments = self.source.fragments(index)
@@ -79,12 +87,16 @@ class Batches(Dataset[Batch]):
                 samples[index] = self.source.sample(index)
                 fragments = samples[index].fragments
             lengths[index] = self.collator.length(fragments)
-        ordered = sorted(lengths, key=lambda index: lengths[index])
+        ordered = sorted(lengths, key=lambda index: (self._kind(index), lengths[index]))
         order = np.random.default_rng([7, self.seed, first]).permutation(self.bucket)
         steps = [ordered[place * self.batch_size : (place + 1) * self.batch_size] for place in order]
         own = [step[self.rank :: self.num_ranks] for step in steps]
         self._ahead = {index: samples[index] for step in own for index in step if index in samples}
         return own
+
+    def _kind(self, index: int) -> int:
+        """Return the kind of a sample's step; every kind fills whole steps."""
+        return 0 if self.kind_of is None else self.kind_of(index // self.batch_size)
 
     def _sample(self, index: int) -> Sample:
         return self._ahead.pop(index) if index in self._ahead else self.source.sample(index)

@@ -18,7 +18,7 @@ from kgcli.data.pool import Pool
 from kgcli.data.sample import Sample
 from kgcli.data.sources import open_source
 from kgcli.data.sources.base import Source
-from kgcli.data.sources.mixture import weigh_by_tokens
+from kgcli.data.sources.mixture import kind_of_steps, weigh_by_tokens
 from kgcli.data.sources.rendered import make_rendered
 from kgcli.files import whole_folder
 from kgcli.model.diffusion import Diffusion
@@ -54,7 +54,7 @@ class Run:
         self.source = open_source(recipe.data, recipe.image_size, stage.use)
         check_source(recipe.stage, stage.needs, self.source)
         check_kinds(recipe.stage, stage.kinds, recipe.data)
-        check_hidden(recipe, stage.uses_hidden, self.source)
+        check_hidden(recipe, recipe.train in stage.takes_hidden, self.source)
         # Without `cpu` accelerate takes several CPU processes for as many separate runs.
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         torch.manual_seed(recipe.seed)
@@ -146,6 +146,7 @@ class Run:
             seed=data.seed,
             rank=self.processes.rank,
             num_ranks=self.processes.num,
+            kind_of=kind_of_steps(self.source),
         )
         loaded = load_batches(batches, first, self.recipe.steps, data.num_workers)
         faults = FaultLog(self.folder / "faults.jsonl", data.max_faults, writes=self.processes.is_main)

@@ -6,6 +6,7 @@ import torch
 
 from kgcli.data.batch import Collator
 from kgcli.data.loader import Batches, load_batches
+from kgcli.data.sources.mixture import Mixture, kind_of_steps
 from kgcli.data.sources.world_source import WorldSource
 from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import ConfigError, MissingError
@@ -75,6 +76,28 @@ def test_buckets_leave_little_padding(collator):
 
     assert padded_over_real(batches(collator), 4) > 1.4
     assert padded_over_real(batches(collator, bucket=32), 32) <= 1.10
+
+
+def test_a_bucket_leaves_steps_of_one_source_together(collator):
+    """Each step still has the samples of one source, as many of each, and less padding within each."""
+    sources = [WorldSource({kind: 1.0}, seed=seed, image_size=16) for seed, kind in enumerate(("text", "caption"))]
+    mixture = Mixture(sources, [3, 1], seed=0, together=56)
+    plain = batches(collator, mixture)
+    dealt, mixed = (batches(collator, mixture, bucket=16, kind_of=of) for of in (kind_of_steps(mixture), None))
+    of_step = {name: [sources_of(mixture, one.indices(step)) for step in range(16)] for name, one in
+               (("plain", plain), ("dealt", dealt), ("mixed", mixed))}  # fmt: skip
+    assert all(len(set(found)) == 1 for found in of_step["plain"] + of_step["dealt"])
+    assert sorted(map(sorted, of_step["dealt"])) == sorted(map(sorted, of_step["plain"]))
+    assert any(len(set(found)) == 2 for found in of_step["mixed"])
+    seen = [sorted(index for step in range(16) for index in one.indices(step)) for one in (plain, dealt)]
+    assert seen[0] == seen[1]
+    lengths = [[batches[step].token_mask.numel() for step in range(16)] for batches in (plain, dealt)]
+    assert sum(lengths[1]) < 0.8 * sum(lengths[0])
+    assert kind_of_steps(sources[0]) is None and kind_of_steps(Mixture(sources, [1, 1], seed=0)) is None
+
+
+def sources_of(mixture, indices):
+    return [mixture.schedule(index // 56)[0] for index in indices]
 
 
 def test_a_bucketed_sample_is_made_once(collator, monkeypatch):

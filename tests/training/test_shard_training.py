@@ -1,9 +1,11 @@
 """Laws of training on shards: the nano world trains bit for bit as its generator does; bad rows are counted."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
+from PIL import ImageOps
 from safetensors.torch import load_file
 from smoke_runs import rows_of, smoke
 from world_shards import write_world
@@ -132,10 +134,41 @@ def test_cached_hidden_states_train_as_computed_ones(chain, tmp_path):
     assert (tmp_path / "cached/hidden/hidden.npy").stat().st_mtime_ns == written
 
 
+def test_cached_hidden_states_train_an_aligner_as_computed_ones(chain, tmp_path):
+    """Their images are seen once, when they are cached."""
+    settings = ["train=aligner", "data.pool=11", "data.keep=true", "data.num_workers=0"]
+    losses = {}
+    for name in ("false", "true"):
+        recipe = smoke(chain, "instruct", *settings, f"data.hidden={name}", out=tmp_path / name)
+        training.train(recipe)
+        losses[name] = [row["loss"] for row in rows_of(tmp_path / name)]
+    assert losses["true"] == pytest.approx(losses["false"], rel=1e-4)
+    run = training.Run(recipe)
+    written = (tmp_path / "true/hidden/hidden.npy").stat().st_mtime_ns
+    batch = next(run.batches(run.pool(), 0))
+    assert (tmp_path / "true/hidden/hidden.npy").stat().st_mtime_ns == written
+    assert batch.images is None and batch.hidden is not None and batch.image_mask.any()
+
+
+def test_an_image_of_a_row_that_changes_is_refused(chain, tmp_path):
+    recipe = smoke(
+        chain, "instruct", "train=aligner", "data.hidden=true", "data.pool=11", "data.keep=true", out=tmp_path
+    )
+    run = training.Run(recipe)
+    collator = run.stage.collator(run.pool())
+    collator.hidden = run._hidden(collator)
+    samples = [run.source.read(row) for row in range(3)]
+    assert collator(samples, [0, 1, 2]).hidden is not None
+    changed = dataclasses.replace(samples[0], images=tuple(ImageOps.invert(one) for one in samples[0].images))
+    with pytest.raises(ConfigError, match="the images of a row change from sample to sample"):
+        collator([changed, *samples[1:]], [0, 1, 2])
+
+
 @pytest.mark.parametrize(
     ("stage", "settings", "message"),
     [
         ("align", [], "the source is endless"),
+        ("instruct", ["data.pool=8", "data.keep=true"], "stage instruct has no frozen MLLM"),
         ("align", ["data.pool=8"], "the words of a row change from sample to sample"),
         ("pretrain", [], "stage pretrain has no frozen MLLM"),
         ("align", ["parallel=fsdp2"], "data.hidden needs the whole MLLM on one process"),

@@ -128,6 +128,10 @@ class Mixture:
         weights = [weight / max(mean, 1.0) for weight, mean in zip(self.weights, means, strict=True)]
         self.schedule = Schedule([float(f"{weight:.6g}") for weight in weights], self.seed)
 
+    def source_of_step(self, step: int) -> int:
+        """Return the source of all samples of a step, where `together` is the number of those."""
+        return self.schedule(step)[0]
+
     def _source_of(self, index: int) -> tuple[int, int]:
         """Return the source of a sample, and its number within that source."""
         turn, place = divmod(index, self.together)
@@ -150,6 +154,14 @@ def weigh_by_tokens(source: Source, length: Callable[[Fragments], int]) -> None:
     mixture = source.source if isinstance(source, KeptSource) else source
     assert isinstance(mixture, Mixture), "a recipe that weighs tokens has several sources"
     mixture.weigh_by(length)
+
+
+def kind_of_steps(source: Source) -> Callable[[int], int] | None:
+    """Return the mapping from a step to the source of all its samples, for a mixture by batch; None for others."""
+    mixture = source.source if isinstance(source, KeptSource) else source
+    if not isinstance(mixture, Mixture) or mixture.together == 1:
+        return None
+    return mixture.source_of_step
 
 
 def _quotas(weights: Sequence[float]) -> list[int]:

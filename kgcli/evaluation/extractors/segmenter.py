@@ -7,17 +7,13 @@ from __future__ import annotations
 
 import functools
 import json
-import pickle
 from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor, CLIPTokenizer, ViTImageProcessorPil
 
-from kgcli.errors import IncompatibleError
-from kgcli.evaluation.extractors.published import first_line
+from kgcli.construction.segmenters.clipseg import load_clipseg
 from kgcli.evaluation.extractors.segmenter_files import PICKLED
 from kgcli.evaluation.extractors.weight_files import Weights
 
@@ -29,27 +25,9 @@ class ClipSegmenter:
     """Masks of a CLIPSeg folder, one image at a time, in float32."""
 
     def __init__(self, weights: Weights, device: str = "cpu") -> None:
-        folder = weights.path.parent
-        try:
-            # Pillow's resize: torchvision's differs between its versions.
-            pixels = ViTImageProcessorPil.from_pretrained(folder, local_files_only=True)
-            words = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-            model, loaded = CLIPSegForImageSegmentation.from_pretrained(
-                folder,
-                local_files_only=True,
-                dtype=torch.float32,
-                use_safetensors=weights.path.name != PICKLED,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, RuntimeError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
-            raise IncompatibleError(f"the segmenter {folder} cannot be used: {first_line(error)}") from None
-        absent = sorted(loaded["missing_keys"])
-        if absent:
-            raise IncompatibleError(
-                f"{weights.path} is not a complete CLIPSeg: {len(absent)} weights are missing, the first is {absent[0]}"
-            )
-        self._processor = CLIPSegProcessor(pixels, words)
-        self._model = model.eval().requires_grad_(False).to(device)
+        folder, pickled = str(weights.path.parent), weights.path.name == PICKLED
+        loaded = load_clipseg(folder, device, dtype=torch.float32, use_safetensors=not pickled)
+        self._processor, self._model = loaded
         self._weights, self._sha256, self._device = weights, weights.sha256, device
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ from torch import nn
 from kgcli.data.loader import Batches
 from kgcli.data.sources import open_source
 from kgcli.data.sources.base import Source
-from kgcli.data.sources.mixture import weigh_by_tokens
+from kgcli.data.sources.mixture import kind_of_steps, weigh_by_tokens
 from kgcli.errors import ConfigError, MissingError
 from kgcli.recipe import Recipe, command_of
 from kgcli.runtime import environment_shard
@@ -71,7 +71,7 @@ def describe(recipe: Recipe, resume: str = "auto", tflops: float | None = None) 
     check_batch_size(recipe, num_processes)
     missing: list[str] = []
     source = _open(recipe, stage_type, missing)
-    check_hidden(recipe, stage_type.uses_hidden, source)
+    check_hidden(recipe, recipe.train in stage_type.takes_hidden, source)
     _check_watch(recipe, stage_type, missing)
     stage, notes = _build(recipe, stage_type, source, missing)
     stage.freeze()
@@ -205,7 +205,8 @@ def _describe_batch(stage: Stage, recipe: Recipe, source: Source) -> tuple[str, 
     if data.weigh == "tokens":
         weigh_by_tokens(source, collator.length)
     collator.needs = collator.needs - {"moments"}  # which a run encodes first
-    batch = Batches(source, collator, batch_size=size, bucket=bucket, seed=data.seed)[0]
+    kind_of = kind_of_steps(source) if bucket > 1 else None
+    batch = Batches(source, collator, batch_size=size, bucket=bucket, seed=data.seed, kind_of=kind_of)[0]
     fields = batch.fields()
     num_bytes = sum(value.numel() * value.element_size() for value in fields.values()) * data.batch_size / size
     shown = "one batch" if size == data.batch_size else f"{size} of the samples of one batch"

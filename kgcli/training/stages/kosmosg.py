@@ -179,7 +179,7 @@ class AlignStage(KosmosGStage):
     needs = frozenset({"tokens", "clip_tokens"})
     trains = ("model.aligner.",)
     packs = False
-    uses_hidden = True
+    takes_hidden = frozenset({"full"})
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
@@ -226,6 +226,7 @@ class InstructStage(KosmosGStage):
     Options = InstructOptions
     options: InstructOptions
     uses_pool = True
+    takes_hidden = frozenset({"aligner"})  # of which the MLLM and what it sees are frozen
     compiles = ("unet",)
 
     def __init__(self, setup: Setup) -> None:
@@ -291,4 +292,6 @@ class InstructStage(KosmosGStage):
 
     def _encode(self, batch: Batch) -> Tensor:
         assert batch.tokens is not None and batch.token_mask is not None and batch.image_mask is not None
+        if batch.hidden is not None:
+            return self.model.aligner.encode(batch.hidden[:, : batch.tokens.shape[1]], batch.token_mask)
         return self.model.encode(batch.tokens, batch.token_mask, batch.image_mask, batch.images)
