@@ -149,13 +149,9 @@ def test_scalars_that_fp16_cannot_shard_are_told_before_there_are_processes(monk
 
 
 def test_cached_hidden_states_count_on_disk(tmp_path):
-    settings = ["data.hidden=true", "data.pool=48", "data.keep=true"]
-    recipe = load_recipe("smoke/align", settings).model_copy(
-        update={"output_dir": str(tmp_path / "run"), "init_from": {"model": "nano", "text": "nano/decoder"}}
-    )
-    lines = describe(recipe).lines
-    length = next(int(line.split("tokens (8, ")[1].split(")")[0]) for line in lines if "one batch: " in line)
-    wanted = gib(48 * length * hidden_bytes(read_model_config(DEFAULT_MODEL).mllm.width, "fp32"))
+    lines = describe(nano(tmp_path, "train=aligner", "data.hidden=true", "data.keep=true")).lines
+    length = next(int(line.split("tokens (4, ")[1].split(")")[0]) for line in lines if "one batch: " in line)
+    wanted = gib(8 * length * hidden_bytes(read_model_config(DEFAULT_MODEL).mllm.width, "fp32"))
     assert any(f"hidden states about {wanted} GiB" in line for line in lines)
 
 
