@@ -18,7 +18,7 @@ class FirstSamples(DerivedSource):
     def __init__(self, source: Source, num: int) -> None:
         assert source.num_rows is not None, "an endless source has no caches"
         super().__init__(source)
-        self.num_rows: int = min(num, source.num_rows)
+        self.num = self.num_rows = min(num, source.num_rows)
 
     def sample(self, index: int) -> Sample:
         """Return the sample at `index`."""
@@ -30,7 +30,7 @@ class FirstSamples(DerivedSource):
 
     def row_of(self, index: int) -> int:
         """Return the number of a sample among the first."""
-        return index % self.num_rows
+        return index % self.num
 
     def read(self, row: int) -> Sample:
         """Return a sample."""
@@ -38,8 +38,8 @@ class FirstSamples(DerivedSource):
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the source's fingerprint and the number of samples."""
-        return {**self.source.fingerprint(), "first": self.num_rows}
+        return {**self.source.fingerprint(), "first": self.num}
 
     def parts(self) -> list[Part]:
         """Return all samples as one part."""
-        return [Part(self.fingerprint(), 0, self.num_rows)]
+        return [Part(self.fingerprint(), 0, self.num)]
