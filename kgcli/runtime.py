@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -144,6 +145,18 @@ def free_memory(file: Path = Path("/proc/meminfo")) -> int | None:
     return int(found[1]) * 2**10 if found else None
 
 
+def peak_memory(device: str) -> int:
+    """Return the most bytes that were in use: tensors of a GPU, or this process's main memory."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 2**10
+
+
 def choose_threads(num_bytes: int, load: float | None = None, num_cores: int | None = None) -> int:
     """Return the number of CPU threads that is fastest for a model whose weight files have `num_bytes`.
 
@@ -211,6 +224,14 @@ def check_compile(wanted: bool, device: str, offload: str = "none") -> None:
     compilers = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++", "cl"]
     if device.startswith("cpu") and not any(map(shutil.which, compilers)):
         raise IncompatibleError("--compile needs a C++ compiler such as g++, and there is none; leave it out")
+
+
+def environment_shard() -> tuple[int, int]:
+    """Return the rank and world size set by torchrun, accelerate launch or MPI."""
+    for rank, world in (("RANK", "WORLD_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")):
+        if rank in os.environ and world in os.environ:
+            return int(os.environ[rank]), int(os.environ[world])
+    return 0, 1
 
 
 def is_offline(asked: bool = False) -> bool:

@@ -10,6 +10,7 @@ import typer
 
 from kgcli.cli.parsing import complete
 from kgcli.cli.parsing.command import App
+from kgcli.runtime import environment_shard
 
 RecipeName = Annotated[
     str,
@@ -85,7 +86,9 @@ def _command(stage: str) -> Callable[..., None]:
         from kgcli import engine  # torch loads here, after the recipe is checked
 
         if not dry_run:
-            print(engine.train(checked, resume=resume))
+            result = engine.train(checked, resume=resume)
+            if environment_shard()[0] == 0:
+                print(result)
             return
         plan = engine.plan_training(checked, resume=resume, tflops=tflops)
         print(plan)

@@ -10,8 +10,9 @@ from kgcli.data.images import to_vision_pixels
 from kgcli.data.prompt import Prompt, encode, pad_sequences
 from kgcli.inference.encoder import PromptEncoder
 from kgcli.inference.request import Request
+from kgcli.runtime import peak_memory
 from kgcli.speed.card import Card, spread
-from kgcli.speed.clock import arithmetic, count_flops, device_name, peak_memory, ratio, take_turns
+from kgcli.speed.clock import arithmetic, count_flops, device_name, ratio, take_turns
 
 
 def bench_encode(encoder: PromptEncoder, request: Request, batch_size: int, repeats: int, name: str) -> Card:

@@ -11,8 +11,9 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from kgcli.inference.denoise import denoise, make_scheduler, seeded
 from kgcli.inference.fast_decoder import channels_last
 from kgcli.inference.request import Request
+from kgcli.runtime import peak_memory
 from kgcli.speed.card import Card, spread
-from kgcli.speed.clock import arithmetic, count_flops, device_name, peak_memory, ratio, take_turns
+from kgcli.speed.clock import arithmetic, count_flops, device_name, ratio, take_turns
 
 if TYPE_CHECKING:
     from kgcli.inference.model import Model

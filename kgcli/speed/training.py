@@ -10,9 +10,12 @@ from typing import Any
 
 from kgcli.data.batch import Batch
 from kgcli.recipe import Recipe
+from kgcli.runtime import peak_memory
 from kgcli.speed.card import Card, spread
-from kgcli.speed.clock import arithmetic, count_flops, device_name, peak_memory, synchronize
-from kgcli.training.loop import Run, plain_attention, start
+from kgcli.speed.clock import arithmetic, count_flops, device_name, synchronize
+from kgcli.speed.first_samples import FirstSamples
+from kgcli.training.precision import plain_attention
+from kgcli.training.run import Run, start
 
 WARM_UP = 2  # steps that are not timed: memory is laid out, loaders fill up
 
@@ -20,12 +23,14 @@ WARM_UP = 2  # steps that are not timed: memory is laid out, loaders fill up
 def bench_train(recipe: Recipe, num_steps: int) -> Card:
     """Take `num_steps` steps of a recipe's real loop, without checkpoints, logs or previews.
 
-    Nothing is written to the recipe's run folder: what the stage keeps on disk goes to a temporary one, with as few
-    cached images as the steps need.
+    Nothing is written to the recipe's run folder: what the stage caches on disk goes to a temporary one, and is of the
+    samples that the steps read alone.
     """
     total = WARM_UP + num_steps
     with tempfile.TemporaryDirectory(prefix="kg-bench-") as folder:
-        run = Run(_shortened(recipe, folder, 2 * total))
+        run = Run(_redirected(recipe, folder, total))
+        if run.source.num_rows:
+            run.source = FirstSamples(run.source, total * recipe.data.batch_size)
         device = str(run.device)
         pool = run.pool()
         with plain_attention(run.device):
@@ -83,17 +88,12 @@ def _timed(run: Run, batches: Iterable[Batch], num_steps: int, device: str) -> l
     return seconds
 
 
-def _shortened(recipe: Recipe, folder: str, num_steps: int) -> Recipe:
-    """Return a recipe with another run folder, steps enough, and no larger a pool of the world than they read.
-
-    Images of files and shards are all encoded first, in that folder.
-    """
-    data = recipe.data
-    pool = None if data.pool is None else min(data.pool, num_steps * data.batch_size)
+def _redirected(recipe: Recipe, folder: str, num_steps: int) -> Recipe:
+    """Return a recipe with another folder for its run and its caches, and steps enough."""
     return recipe.model_copy(
         update={
             "output_dir": folder,
-            "steps": max(recipe.steps, 2 * num_steps),
-            "data": data.model_copy(update={"pool": pool, "rendered": None, "moments": None}),
+            "steps": max(recipe.steps, 4 * num_steps),
+            "data": recipe.data.model_copy(update={"rendered": None, "moments": None}),
         }
     )

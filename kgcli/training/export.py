@@ -7,7 +7,7 @@ from pathlib import Path
 from kgcli.errors import MissingError, UsageError
 from kgcli.recipe import load_recipe
 from kgcli.training import checkpoint
-from kgcli.training.loop import Run
+from kgcli.training.run import Run
 
 
 def find_checkpoint(folder: Path) -> Path:
@@ -36,6 +36,6 @@ def export_checkpoint(folder: Path, out: Path, *, overwrite: bool = False) -> Pa
     if out.exists() and not overwrite and (out.is_file() or any(out.iterdir())):
         raise UsageError(f"{out} already exists; give --overwrite or another --out")
     run = Run(load_recipe(str(found / "recipe.yaml")))
-    run.resume(found)
+    run.trainer.resume(found)
     run.say(f"step {run.trainer.step} of {run.recipe.steps}")
     return run.export(out)

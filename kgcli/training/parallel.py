@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,6 +29,9 @@ from kgcli.training.dtensors import local, whole
 
 if TYPE_CHECKING:
     from kgcli.training.stages.base import Stage
+
+
+Value = TypeVar("Value")
 
 
 class OneProcess:
@@ -67,6 +70,10 @@ class OneProcess:
     def name(self, name: str) -> str:
         """Return the main process's name of something."""
         return name
+
+    def share(self, value: Value) -> list[Value]:
+        """Return the value of every process, by rank; any that can be pickled."""
+        return [value]
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
         """Return the tensor of every process, by rank, without gradients; all have one shape."""
@@ -109,6 +116,12 @@ class Processes(OneProcess):
         with _peers():
             dist.broadcast_object_list(names, src=0, group=self.hosts)
         return names[0]
+
+    def share(self, value: Value) -> list[Value]:
+        found = [value] * self.num
+        with _peers():
+            dist.all_gather_object(found, value, group=self.hosts)
+        return found
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
         own = tensor.detach().contiguous()

@@ -9,6 +9,8 @@ from kgcli.config import SamplingConfig
 from kgcli.inference.denoise import denoise, make_sd, steered
 from kgcli.model.diffusion import Diffusion, Steer
 
+NUM_PREVIEW = 32  # images of a sample grid
+
 
 def preview_images(
     diffusion: Diffusion,

@@ -9,12 +9,12 @@ from typing import Any
 from kgcli.errors import ConfigError, IncompatibleError, MissingError
 from kgcli.recipe import Recipe, load_recipe
 
-# They change output or speed, not the training.
+# They change output or speed, not the training. `data.rendered` does: it rounds the masks of subjects otherwise.
 _WITHOUT_EFFECT = (
     *("output_dir", "log_every", "save_every", "sample_every", "keep_checkpoints"),
     *("accumulate", "parallel", "async_save", "compile", "activation_checkpointing"),
     *("validation", "trackers", "max_skipped"),
-    *("data.num_workers", "data.rendered", "data.moments", "data.hidden"),
+    *("data.num_workers", "data.moments", "data.hidden"),
 )
 # The weights of a checkpoint mean nothing to another of these.
 _FIXED = ("stage", "model", "parts", "image_size", "train", "lora")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from kgcli.data.batch import Batch
+from kgcli.data.sample import Fault
 from kgcli.errors import KgError
 from kgcli.training.parallel import OneProcess
 
@@ -79,19 +80,28 @@ class SplitLosses:
         return features
 
 
-def read_together(batches: Iterator[Batch], processes: OneProcess) -> Iterator[Batch]:
+def read_together(
+    batches: Iterator[Batch], processes: OneProcess, note: Callable[[Iterable[Fault]], None]
+) -> Iterator[Batch]:
     """Yield a process's batches; a sample that one process cannot read ends all of them.
+
+    Args:
+        note: takes the rows that were skipped by any process, alike on all; it may raise a KgError
 
     Raises: KgError.
     """
     while True:
-        batch, fault = None, None
+        batch, ending = None, None
         try:
             batch = next(batches, None)
         except KgError as error:
-            fault = error
-        if any(numbers[0] for numbers in processes.exchange([int(fault is not None)])):
-            raise fault or KgError("another process cannot read its samples; its message says why")
+            ending = error
+        skipped = batch.faults if batch is not None else ()
+        found = processes.exchange([int(ending is not None), len(skipped)])
+        if any(ends for ends, _ in found):
+            raise ending or KgError("another process cannot read its samples; its message says why")
+        if any(num for _, num in found):
+            note(fault for faults in processes.share(skipped) for fault in faults)
         if batch is None:
             return
         yield batch

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kgcli.data.sources.world import BASE_NOUNS
+from kgcli.data.sources.world_sample import BASE_NOUNS
 from kgcli.evaluation.benchmarks.nano_world import find_weights
 from kgcli.evaluation.extractors.nano import nano_extractors
 from kgcli.model.nano_recognisers import Recognisers

@@ -12,6 +12,7 @@ from kgcli.data.sources import open_source
 from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import PromptError
 from kgcli.recipe import DataConfig
+from kgcli.speed.first_samples import FirstSamples
 from kgcli.weights.shipped import DEFAULT_MODEL
 
 NUM, LONG, STEPS = 12, {3, 7}, 15
@@ -118,3 +119,10 @@ def test_faults_of_the_substitute_are_told_too(tmp_path, tokenizer, monkeypatch)
     faults = {fault.row: fault.reason for step in range(30) for fault in batches[step].faults}
     assert faults.keys() == {"000000001", "000000004"}
     assert "tokens long" in faults["000000001"] and "not an image" in faults["000000004"]
+
+
+def test_a_short_run_replaces_them_by_rows_that_it_has(captions, tokenizer):
+    source = FirstSamples(source_of(captions), 8)
+    found = shown(batches_of(source, tokenizer), steps=4)
+    assert {row for _, row in found.values()} <= set(range(8))
+    assert all(len(ids) <= MAX_TOKENS for ids, _ in found.values())

@@ -44,7 +44,7 @@ def test_a_pool_holds_the_images_and_masks_of_its_draws(folder):
 
 
 def test_batches_read_it_and_never_render(folder, monkeypatch):
-    monkeypatch.setattr("kgcli.data.sources.world.render", None)
+    monkeypatch.setattr("kgcli.data.sources.world_sample.render", None)
     batch = Batches(source(folder), Collator(frozenset({"targets"}), SIZE, 0), batch_size=4)[1]  # rows 4, 5, 0, 1
     images = np.load(folder / "images.npy")[[4, 5, 0, 1]]
     wanted = [to_vae_pixels(rendered.Image.fromarray(image), SIZE) for image in images]

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from kgcli.data.images import open_image
-from kgcli.data.sources.world import BASE_NOUNS
+from kgcli.data.sources.world_sample import BASE_NOUNS
 from kgcli.errors import IncompatibleError, MissingError
 from kgcli.evaluation.baselines.base import MethodOptions
 from kgcli.evaluation.baselines.copy_input import CopyInput

@@ -32,7 +32,7 @@ from kgcli.inference.metadata import read_metadata
 from kgcli.recipe import load_recipe
 from kgcli.training import loop as training
 from kgcli.training.stages.adapters import MapCollator, Steering, make_controlnet
-from kgcli.training.stages.decoder import clip_tokenizer
+from kgcli.training.stages.clip import clip_tokenizer
 from kgcli.weights.decoder import load_decoder
 from kgcli.weights.lora.header import LORA_NAME
 from kgcli.weights.ship import ship
@@ -99,7 +99,7 @@ def test_nothing_but_the_adapter_trains(decoder, runs, stage):
     mine = {"controlnet": "controlnet.", "lora": ".lora_"}[stage]
     assert run.trained and all(mine in name for name in run.trained)
     before = {name: value.clone() for name, value in run.stage.state_dict().items()}
-    run.resume(runs / stage / "checkpoints" / "step_0000004")
+    run.trainer.resume(runs / stage / "checkpoints" / "step_0000004")
     moved = {name for name, value in run.stage.state_dict().items() if not torch.equal(value, before[name])}
     assert moved and moved <= set(run.trained)
     assert any(name.startswith("controlnet.controlnet_down_blocks") or "lora_B" in name for name in moved)
@@ -141,7 +141,7 @@ def test_a_controlnet_starts_as_diffusers_own_copy_and_says_nothing(decoder):
         )
 
 
-@pytest.mark.parametrize(("factor", "side"), [(4, 64), (8, 128)])
+@pytest.mark.parametrize(("factor", "side"), [(4, 64), (8, 128), (16, 256)])
 def test_a_controlnet_reads_maps_as_large_as_its_decoders_images(decoder, factor, side):
     network = make_controlnet(load_decoder(decoder).unet, {}, factor)
     inputs = torch.randn(1, 4, 16, 16), torch.tensor([5]), torch.randn(1, LENGTH, 32)
@@ -149,6 +149,12 @@ def test_a_controlnet_reads_maps_as_large_as_its_decoders_images(decoder, factor
         told = Steering(network, torch.ones(1, 3, side, side))(*inputs)
     assert told["down_block_additional_residuals"][0].shape[-2:] == (16, 16)
     assert len(network.config.conditioning_embedding_out_channels) == factor.bit_length()
+
+
+@pytest.mark.parametrize(("changes", "factor"), [({}, 32), ({"conditioning_embedding_out_channels": [8, 16, 32]}, 16)])
+def test_a_map_that_would_not_become_as_small_as_the_latents_is_refused(decoder, changes, factor):
+    with pytest.raises(ConfigError, match=rf"has \d numbers, .* give {factor.bit_length()}"):
+        make_controlnet(load_decoder(decoder).unet, changes, factor)
 
 
 def test_rows_of_several_conditionings_take_the_maps_in_turn(decoder):
@@ -187,7 +193,7 @@ def test_results_load_in_diffusers_own_classes(decoder, runs):
         pipeline.load_lora_weights(runs / "lora" / "final", adapter_name="style")
         output = pipeline.unet(*inputs).sample
     run = training.Run(smoke(decoder, "lora", runs / "lora"))
-    run.resume(runs / "lora" / "checkpoints" / "step_0000004")
+    run.trainer.resume(runs / "lora" / "checkpoints" / "step_0000004")
     with torch.no_grad(), run.trainer.averaged():
         expected = run.stage.diffusion.unet(*inputs).sample
     assert torch.allclose(output, expected, atol=1e-5) and not torch.allclose(output, plain, atol=1e-5)

@@ -8,9 +8,11 @@ import torch
 from kgcli.errors import ConfigError, IncompatibleError, MissingError
 from kgcli.recipe import load_recipe
 from kgcli.training.checks.compute import SampleSize, count_step, find_trained
+from kgcli.training.checks.memory import gib, hidden_bytes
 from kgcli.training.checks.report import describe
 from kgcli.training.checks.shapes import ShapeSetup
 from kgcli.training.stages import find_stage, make_setup
+from kgcli.weights.config import read_model_config
 from kgcli.weights.decoder import shape_decoder
 from kgcli.weights.load import load_kosmosg
 from kgcli.weights.safetensors import read_weights
@@ -134,6 +136,23 @@ def nano(tmp_path, *overrides):
 def test_it_refuses_what_a_run_refuses(tmp_path, overrides, message):
     with pytest.raises(ConfigError, match=message):
         describe(nano(tmp_path, *overrides))
+
+
+def test_scalars_that_fp16_cannot_shard_are_told_before_there_are_processes(monkeypatch):
+    recipe = load_recipe("smoke/clip", ["precision=fp16", "parallel=fsdp2"])
+    told = [line for line in describe(recipe).lines if "clip.logit_scale" in line]
+    assert len(told) == 1 and told[0].strip().startswith("runs on one process alone: stage clip trains a scalar")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="stage clip trains a scalar"):
+        describe(recipe)
+
+
+def test_cached_hidden_states_count_on_disk(tmp_path):
+    lines = describe(nano(tmp_path, "train=aligner", "data.hidden=true", "data.keep=true")).lines
+    length = next(int(line.split("tokens (4, ")[1].split(")")[0]) for line in lines if "one batch: " in line)
+    wanted = gib(8 * length * hidden_bytes(read_model_config(DEFAULT_MODEL).mllm.width, "fp32"))
+    assert any(f"hidden states about {wanted} GiB" in line for line in lines)
 
 
 def test_weights_that_do_not_fit_are_found_without_being_read(tmp_path):

@@ -13,6 +13,7 @@ from kgcli.data.loader import Batches
 from kgcli.errors import ConfigError, IncompatibleError
 from kgcli.recipe import load_recipe
 from kgcli.training import loop as training
+from kgcli.training import run as runs
 from kgcli.weights.load import load_kosmosg
 from kgcli.weights.safetensors import read_weights
 from kgcli.weights.shipped import DEFAULT_MODEL
@@ -81,7 +82,7 @@ class Stopping(Batches):
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(trained, tmp_path, monkeypatch):
     mode, folder = trained
     own = LORA if mode == "lora" else ["train=aligner"]
-    monkeypatch.setattr(training, "Batches", Stopping)
+    monkeypatch.setattr(runs, "Batches", Stopping)
     with pytest.raises(KeyboardInterrupt):
         training.train(recipe_of(tmp_path / "run", *own))
     monkeypatch.undo()

@@ -23,6 +23,7 @@ from kgcli.model.nano_recognisers import Recognisers
 from kgcli.model.randomness import StepRandom
 from kgcli.recipe import dump_recipe, load_recipe
 from kgcli.training import loop as training
+from kgcli.training import run as runs
 from kgcli.training.logging import Metrics
 from kgcli.training.stages import kosmosg as stages
 from kgcli.weights.load import load_kosmosg
@@ -262,7 +263,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(chain, stage, tmp_path, mon
         return smoke(chain, stage, "steps=5", "log_every=4", "save_every=100", "sample_every=4", out=tmp_path / name)
 
     training.train(recipe("whole"))
-    monkeypatch.setattr(training, "Batches", Stopping)
+    monkeypatch.setattr(runs, "Batches", Stopping)
     with pytest.raises(KeyboardInterrupt):
         training.train(recipe("stopped"))
     monkeypatch.undo()
@@ -296,12 +297,12 @@ def test_a_killed_process_goes_on_from_its_last_checkpoint(chain, tmp_path):
 def test_the_command_says_where_it_stopped(chain, tmp_path, monkeypatch, kg):
     file = tmp_path / "vae.yaml"
     file.write_text(dump_recipe(smoke(chain, "vae", out=tmp_path / "run")))
-    monkeypatch.setattr(training, "Batches", Stopping)
+    monkeypatch.setattr(runs, "Batches", Stopping)
     ran = kg("base", "vae", file)
     assert ran.code == 130
     assert f"run folder {tmp_path / 'run'}: starting anew" in ran.err.splitlines()[0]
     assert f"stopped by signal {signal.SIGTERM.value}; step 3 is saved" in ran.err
-    monkeypatch.setattr(training, "Batches", Batches)
+    monkeypatch.setattr(runs, "Batches", Batches)
     ran = kg("base", "vae", file)
     assert ran.code == 0
     assert "resuming from step 3" in ran.err.splitlines()[0]
@@ -316,7 +317,7 @@ def test_every_signal_that_ends_a_session_saves_first(chain, name, tmp_path, mon
                 signal.raise_signal(getattr(signal, name))
             return super().__getitem__(step)
 
-    monkeypatch.setattr(training, "Batches", Ended)
+    monkeypatch.setattr(runs, "Batches", Ended)
     before = signal.signal(getattr(signal, name), signal.SIG_DFL)  # a shell's background jobs ignore SIGINT
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -406,6 +407,8 @@ def test_the_example_recipe_trains_the_shipped_model_on_files(kg, tmp_path):
         ("instruct", "data.kinds={text: 1}", "stage instruct needs samples with target"),
         ("align", "data.kinds={pair: 1}", "stage align needs samples with caption"),
         ("clip", "data.kinds={captioned: 1}", "stage clip needs samples with images"),
+        ("judge", "data.kinds={judged: 1, edit: 1}", "stage judge trains on samples of kind judged alone; remove edit"),
+        ("eval_dino", "data.kinds={judged: 1}", "stage eval_dino trains on samples of kind rescened alone"),
     ],
 )
 def test_data_that_a_stage_cannot_use_are_refused_before_it_is_built(chain, stage, data, message, tmp_path):
@@ -460,6 +463,7 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(chain, stage, t
         ("vae", "data.kinds={captioned: 0}", "one must be above 0"),
         ("vae", "options.edge=1", r"unknown key options\.edge; did you mean edges\?"),
         ("vae", "parts={}", r"stage vae needs parts\.vae"),
+        ("vae", "parts.vae.use_quant_conv=false", r"parts\.vae: use_quant_conv and use_post_quant_conv must be true"),
         ("align", "parts.aligner={layers: 2}", r"parts\.aligner: unknown key layers; did you mean num_layers\?"),
         ("instruct", "data.pool=null", r"set data\.pool"),
     ],

@@ -1,6 +1,9 @@
 """Laws of several processes: checkpoints that any number of them resumes, signals and kills, sharded state."""
 
+import contextlib
+import dataclasses
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -16,11 +19,14 @@ from safetensors.torch import load_file
 from smoke_runs import rows_of, smoke
 from test_same_step import difference
 
+from kgcli.cli.app import run as cli
 from kgcli.data.loader import Batches
+from kgcli.data.sample import Fault
 from kgcli.errors import KgError, MissingError
 from kgcli.recipe import OptimConfig
 from kgcli.training import checkpoint, sharded
 from kgcli.training import loop as training
+from kgcli.training import run as runs
 from kgcli.training.trainer import Trainer
 
 PARALLEL = ("ddp", "fsdp2")
@@ -93,7 +99,7 @@ class StoppingOnOne(Batches):
 
 
 def train_with_a_signal_to_one(recipe):
-    training.Batches = StoppingOnOne
+    runs.Batches = StoppingOnOne
     training.train(recipe)
 
 
@@ -118,7 +124,7 @@ class UnreadableOnOne(Batches):
 
 def error_of(recipe):
     """The message that a run ends with."""
-    training.Batches = UnreadableOnOne
+    runs.Batches = UnreadableOnOne
     try:
         training.train(recipe)
     except KgError as error:
@@ -131,6 +137,44 @@ def test_a_sample_that_one_process_cannot_read_ends_all(chain, tmp_path):
         "another process cannot read its samples; its message says why",
         "row 7 names a file that is not there",
     ]
+
+
+class FaultyRows(Batches):
+    """Each process skips a row of its own in every batch, and one that all of them skip."""
+
+    def __getitem__(self, step):
+        own = Fault("a.tar", f"{self.rank}-{step}", "damaged")
+        return dataclasses.replace(super().__getitem__(step), faults=(own, Fault("b.tar", "7", "damaged")))
+
+
+def error_of_faulty_rows(recipe):
+    runs.Batches = FaultyRows
+    try:
+        training.train(recipe)
+    except MissingError as error:
+        return str(error)
+
+
+def test_skipped_rows_count_once_over_all_processes(chain, tmp_path):
+    recipe = smoke(chain, "vae", "data.max_faults=6", out=tmp_path / "run")
+    for error in on_processes(2, error_of_faulty_rows, recipe):
+        assert error.startswith("7 rows of the data cannot be read, data.max_faults allows 6: a.tar: 6, b.tar: 1;")
+    rows = [json.loads(line)["row"] for line in (tmp_path / "run/faults.jsonl").read_text().splitlines()]
+    assert sorted(rows) == ["0-0", "0-1", "0-2", "1-0", "1-1", "1-2", "7"]
+    assert not list((tmp_path / "run").glob("faults.*.jsonl"))
+
+
+def printed(*args):
+    """What the command prints to stdout."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert cli(list(args)) == 0
+    return out.getvalue()
+
+
+def test_the_result_is_printed_once(tmp_path):
+    out = str(tmp_path / "run")
+    settings = ["steps=1", "data.batch_size=2", "data.num_workers=0", f"output_dir={out}"]
+    assert on_processes(2, printed, "base", "vae", "smoke/vae", *settings) == [f"{out}/final\n", ""]
 
 
 def test_sharded_scalars_in_fp16_are_refused(chain, tmp_path):
@@ -158,7 +202,7 @@ def test_background_saving_holds_the_weights_of_its_step(chain, tmp_path):
     states = []
     for folder in names:
         run = training.Run(smoke(chain, "pretrain", *settings))
-        run.resume(folder)
+        run.trainer.resume(folder)
         states.append((run.trainer.optimizer.state_dict()["state"], run.trainer.ema.shadow_params))
     for index, state in states[0][0].items():
         assert all(torch.equal(value, states[1][0][index][key]) for key, value in state.items())

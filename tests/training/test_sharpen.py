@@ -11,7 +11,7 @@ from kgcli.model.randomness import StepRandom
 from kgcli.model.timesteps import LOW_NOISE, stratified_timesteps
 from kgcli.recipe import load_recipe
 from kgcli.training.stages import make_stage
-from kgcli.training.stages.decoder import random_crops
+from kgcli.training.stages.vae import random_crops
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, C
 from kgcli.errors import ConfigError, IncompatibleError, MissingError
 from kgcli.recipe import load_recipe
 from kgcli.training.stages import make_stage
-from kgcli.training.stages.decoder import clip_tokenizer
+from kgcli.training.stages.clip import clip_tokenizer
 from kgcli.training.stages.kosmosg import PretrainStage
 from kgcli.weights.config import read_model_config
 from kgcli.weights.safetensors import read_weights

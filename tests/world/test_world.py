@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kgcli.data.sources import open_source
+from kgcli.data.sources import open_source, world_recognition, world_sample
 from kgcli.data.sources import world as samples
 from kgcli.files import recipes_folder
 from kgcli.recipe import load_recipe
@@ -58,7 +58,8 @@ def drawn(monkeypatch):
         specs.append(spec)
         return Rendered(blank, (blank.convert("L"),) * len(spec.subjects), ((0, 0, 8, 8),) * len(spec.subjects))
 
-    monkeypatch.setattr(samples, "render", note)
+    for module in (samples, world_sample, world_recognition):
+        monkeypatch.setattr(module, "render", note)
     return specs
 
 
@@ -103,7 +104,7 @@ def test_the_recipes_of_the_three_stages_draw_no_kind_of_the_base():
 
 
 def test_half_of_the_contrast_groups_differ_in_the_noun_alone(drawn):
-    group, alike = samples.CONTRAST_GROUP, 0
+    group, alike = world_recognition.CONTRAST_GROUP, 0
     for first in range(0, 24 * group, group):
         drawn.clear()
         for index in range(first, first + group):
@@ -156,6 +157,20 @@ def test_a_pool_shows_its_images_again_in_other_words(drawn):
     again = [samples.draw({"compositional": 1.0}, 0, index + 16, 64, pool=16) for index in range(16)]
     assert [sample.truth.spec for sample in first] == [sample.truth.spec for sample in again]
     assert [sample.fragments for sample in first] != [sample.fragments for sample in again]
+
+
+@pytest.mark.parametrize("kind", sorted(samples.SAMPLERS))
+def test_a_row_of_a_pool_is_a_direct_draw_and_has_one_target(kind):
+    """The pool's size is no multiple of the groups of neighbours that differ in one property."""
+    pool = 37
+    for index in (3, 36):
+        one, direct = samples.draw({kind: 1.0}, 3, index, 32, pool=pool), samples.draw({kind: 1.0}, 3, index, 32)
+        assert (one.fragments, one.caption, one.truth) == (direct.fragments, direct.caption, direct.truth)
+        assert [image.tobytes() for image in one.images] == [image.tobytes() for image in direct.images]
+        again = samples.draw({kind: 1.0}, 3, index + 5 * pool, 32, pool=pool)
+        assert one.truth == again.truth
+        if kind in ("contrast", "judged", "rescened"):  # all of their images are of the row
+            assert [image.tobytes() for image in one.images] == [image.tobytes() for image in again.images]
 
 
 def test_a_caption_describes_the_image():

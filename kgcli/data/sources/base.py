@@ -69,3 +69,33 @@ class Source(Protocol):
     def parts(self) -> list[Part]:
         """Return the parts of a finite source, in the order of their rows."""
         ...
+
+
+class DerivedSource:
+    """A source made from another: its samples and rows are what a subclass makes of the other's, all else is the
+    other's own."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.gives = source.gives
+        self.num_rows = source.num_rows
+
+    def fragments(self, index: int) -> Fragments | None:
+        """Return the source's fragments."""
+        return self.source.fragments(index)
+
+    def row_of(self, index: int) -> int:
+        """Return the row of a sample."""
+        return self.source.row_of(index)
+
+    def texts(self, num: int, seed: int) -> list[str]:
+        """Return the source's sentences."""
+        return self.source.texts(num, seed)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the source's fingerprint."""
+        return self.source.fingerprint()
+
+    def parts(self) -> list[Part]:
+        """Return the source's parts."""
+        return self.source.parts()

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 from kgcli.data.sample import Fragments, Sample
-from kgcli.data.sources.base import Part, Source
+from kgcli.data.sources.base import DerivedSource, Source
 
 
-class KeptSource:
+class KeptSource(DerivedSource):
     """A finite source that reads every row once per process and shows it again, words included."""
 
     def __init__(self, source: Source) -> None:
-        self.source = source
-        self.gives = source.gives
-        self.num_rows = source.num_rows
+        super().__init__(source)
         self._kept: dict[int, Sample] = {}
 
     def sample(self, index: int) -> Sample:
@@ -26,10 +23,6 @@ class KeptSource:
     def fragments(self, index: int) -> Fragments | None:
         """Return None: samples are kept whole."""
         return None
-
-    def row_of(self, index: int) -> int:
-        """Return the row of a sample."""
-        return self.source.row_of(index)
 
     def read(self, row: int) -> Sample:
         """Return a row, from memory where it was read before."""
@@ -41,15 +34,3 @@ class KeptSource:
         """Yield the rows that the source's substitutes show, with their faults."""
         for other, row in self.source.substitutes(index, reason):
             yield replace(self.read(row), faults=other.faults), row
-
-    def texts(self, num: int, seed: int) -> list[str]:
-        """Return the source's sentences."""
-        return self.source.texts(num, seed)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return the source's fingerprint."""
-        return self.source.fingerprint()
-
-    def parts(self) -> list[Part]:
-        """Return the source's parts."""
-        return self.source.parts()

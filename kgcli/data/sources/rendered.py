@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kgcli.data.pool import new_array
-from kgcli.data.sample import Fragments, Sample, Target
-from kgcli.data.sources.base import Part, Source
+from kgcli.data.sample import Sample, Target
+from kgcli.data.sources.base import DerivedSource, Source
 from kgcli.errors import ConfigError
 from kgcli.files import locked, write_whole
 
@@ -46,26 +46,20 @@ class _Render:
         return Target(image, (mask,))
 
 
-class RenderedSource:
-    """A finite source whose targets are read from a folder of rendered images, once `make_rendered` has filled it."""
+class RenderedSource(DerivedSource):
+    """A finite source whose targets are read from a folder of rendered images, once `make_rendered` has filled it.
+
+    Their pixels are those of the source; of the subjects' masks there is one, at a quarter of the size, so that the
+    weight of pixels at a subject's edge differs slightly.
+    """
 
     def __init__(self, source: Source, folder: Path) -> None:
-        self.source = source
+        super().__init__(source)
         self.folder = folder
-        self.gives = source.gives
-        self.num_rows = source.num_rows
 
     def sample(self, index: int) -> Sample:
         """Return the sample at `index`."""
         return self._with_target(self.source.sample(index), self.row_of(index))
-
-    def fragments(self, index: int) -> Fragments | None:
-        """Return the source's fragments."""
-        return self.source.fragments(index)
-
-    def row_of(self, index: int) -> int:
-        """Return the row of a sample."""
-        return self.source.row_of(index)
 
     def read(self, row: int) -> Sample:
         """Return a sample that shows `row`."""
@@ -74,18 +68,6 @@ class RenderedSource:
     def substitutes(self, index: int, reason: str) -> Iterator[tuple[Sample, int]]:
         """Yield nothing: samples of the world are never bad."""
         return iter(())
-
-    def texts(self, num: int, seed: int) -> list[str]:
-        """Return the source's sentences."""
-        return self.source.texts(num, seed)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return the source's fingerprint."""
-        return self.source.fingerprint()
-
-    def parts(self) -> list[Part]:
-        """Return the source's parts."""
-        return self.source.parts()
 
     def _with_target(self, sample: Sample, row: int) -> Sample:
         return sample if sample.target is None else replace(sample, target=_Render(self.folder, row, sample.target))

@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
-from kgcli.data.sources.world import BASE_NOUNS
+from kgcli.data.sources.world_sample import BASE_NOUNS
 from kgcli.errors import MissingError
 from kgcli.evaluation.metrics.intervals import Estimate, bootstrap
 from kgcli.world.spec import Spec, draw_spec, render, stands_out

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from kgcli.data.sources.world import BASE_NOUNS, reference
+from kgcli.data.sources.world_sample import BASE_NOUNS, reference
 from kgcli.evaluation.benchmarks.nano_world import size_facts
 from kgcli.evaluation.metrics.recognition import Gallery, Prediction, Rng, draw_distractor, gallery_of
 from kgcli.evaluation.plan import Item, Plan

@@ -21,10 +21,10 @@ from kgcli.evaluation.benchmarks.nano_world import SAMPLING as NANO_SAMPLING
 from kgcli.evaluation.benchmarks.nano_world import size_of_protocol, world_of_method
 from kgcli.evaluation.plan import PLAN, DreamBenchOptions, Plan
 from kgcli.evaluation.run.folder import RunFolder
-from kgcli.evaluation.run.generate import LOCKS, POLL_SECONDS, environment_shard, finish, generate_run, wait_for_images
+from kgcli.evaluation.run.generate import LOCKS, POLL_SECONDS, finish, generate_run, wait_for_images
 from kgcli.evaluation.run.scoring import Resources, Scoring, check_suits, check_texts, find_resources, score_run
 from kgcli.files import locked
-from kgcli.runtime import versions
+from kgcli.runtime import environment_shard, versions
 
 if TYPE_CHECKING:
     from kgcli.evaluation.benchmarks.dreambench_data import DreamBenchData

@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -38,14 +37,6 @@ REPORT_SECONDS = 10.0
 POLL_SECONDS = 1.0
 _SHOWN = 5
 _log = logging.getLogger(__name__)
-
-
-def environment_shard() -> tuple[int, int]:
-    """Return the rank and world size set by torchrun, accelerate launch or MPI."""
-    for rank, world in (("RANK", "WORLD_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")):
-        if rank in os.environ and world in os.environ:
-            return int(os.environ[rank]), int(os.environ[world])
-    return 0, 1
 
 
 def generate_run(run: RunFolder, method: Method, shard: tuple[int, int] = (0, 1)) -> None:

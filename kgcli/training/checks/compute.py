@@ -41,7 +41,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Trained:
-    """The share of a part's weights that trains."""
+    """How much of a part's weights trains."""
 
     fraction: float
     reach: float  # fraction of the weights in and behind the first layer that trains

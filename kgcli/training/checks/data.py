@@ -5,7 +5,7 @@ from __future__ import annotations
 from kgcli.data.batch import sample_fields
 from kgcli.data.sources.base import Source
 from kgcli.errors import ConfigError
-from kgcli.recipe import Recipe
+from kgcli.recipe import DataConfig, Recipe
 
 
 def check_source(name: str, needs: frozenset[str], source: Source) -> None:
@@ -18,6 +18,23 @@ def check_source(name: str, needs: frozenset[str], source: Source) -> None:
         raise ConfigError(
             f"stage {name} needs samples with {' and '.join(sorted(missing))}, "
             "which not all samples of this recipe's data have"
+        )
+
+
+def check_kinds(name: str, kinds: frozenset[str], data: DataConfig) -> None:
+    """Check that the samples of the nano world in a recipe are of the kinds that a stage is made for.
+
+    Args:
+        kinds: of the stage; none stands for all
+
+    Raises: ConfigError.
+    """
+    mixtures = [data.kinds, *(cfg.kinds for cfg in data.sources if cfg.kind == "world")]
+    others = {kind for mixture in mixtures for kind, weight in mixture.items() if weight > 0} - kinds
+    if kinds and others:
+        raise ConfigError(
+            f"stage {name} trains on samples of kind {' and '.join(sorted(kinds))} alone; "
+            f"remove {' and '.join(sorted(others))} from the recipe's kinds"
         )
 
 

@@ -65,14 +65,24 @@ def describe_memory(sizes: Sizes, worlds: tuple[int, ...]) -> list[str]:
     return [*lines, "activations come on top: data.batch_size, accumulate and activation_checkpointing decide them"]
 
 
-def describe_disk(stage: nn.Module, recipe: Recipe, sizes: Sizes, pool_bytes: int) -> str:
-    """Return a line: checkpoints with the one being written, the result, and cached VAE moments."""
+def hidden_bytes(width: int, precision: str) -> int:
+    """Return the bytes of a token of cached hidden states: the states, and the token's id."""
+    return width * (4 if precision == "fp32" else 2) + 8
+
+
+def describe_disk(stage: nn.Module, recipe: Recipe, sizes: Sizes, pool_bytes: int, hidden: float = 0.0) -> str:
+    """Return a line: checkpoints with the one being written, the result, cached VAE moments and hidden states.
+
+    Args:
+        hidden: bytes of the hidden states, were all rows as long as those of one batch
+    """
     result = FP32 * sum(p.numel() for p in stage.parameters())
     kept = (recipe.keep_checkpoints + 1) * sizes.checkpoint
-    pool = f", VAE moments {gib(pool_bytes)} GiB" if pool_bytes else ""
+    caches = f", VAE moments {gib(pool_bytes)} GiB" if pool_bytes else ""
+    caches += f", hidden states about {gib(hidden)} GiB" if hidden else ""
     return (
         f"disk: a checkpoint {gib(sizes.checkpoint)} GiB, {recipe.keep_checkpoints} kept and one being written "
-        f"{gib(kept)} GiB, the result at most {gib(result)} GiB{pool}"
+        f"{gib(kept)} GiB, the result at most {gib(result)} GiB{caches}"
     )
 
 

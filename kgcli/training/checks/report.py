@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +14,24 @@ from kgcli.data.loader import Batches
 from kgcli.data.sources import open_source
 from kgcli.data.sources.base import Source
 from kgcli.data.sources.mixture import kind_of_steps, weigh_by_tokens
-from kgcli.errors import MissingError
+from kgcli.errors import ConfigError, MissingError
 from kgcli.recipe import Recipe, command_of
+from kgcli.runtime import environment_shard
 from kgcli.training import checkpoint
 from kgcli.training.caches.moments import check_pool_source
 from kgcli.training.checks.compute import ASSUMED, SampleSize, count_step, find_trained
-from kgcli.training.checks.data import check_batch_size, check_hidden, check_source
-from kgcli.training.checks.memory import GIB, LATENT_BYTES, Sizes, describe_disk, describe_memory, measure
+from kgcli.training.checks.data import check_batch_size, check_hidden, check_kinds, check_source
+from kgcli.training.checks.memory import (
+    GIB,
+    LATENT_BYTES,
+    Sizes,
+    describe_disk,
+    describe_memory,
+    hidden_bytes,
+    measure,
+)
 from kgcli.training.checks.shapes import AbsentTokenizer, ShapeSetup
+from kgcli.training.precision import check_sharded_scalars
 from kgcli.training.resume import recipe_changes
 from kgcli.training.stages import find_stage, make_setup, make_stage
 from kgcli.training.stages.base import Stage
@@ -58,7 +67,8 @@ def describe(recipe: Recipe, resume: str = "auto", tflops: float | None = None) 
         MissingError: a part is missing without which a base stage has no sizes.
     """
     stage_type = find_stage(recipe.stage)
-    check_batch_size(recipe, int(os.environ.get("WORLD_SIZE", "1")))
+    num_processes = environment_shard()[1]
+    check_batch_size(recipe, num_processes)
     missing: list[str] = []
     source = _open(recipe, stage_type, missing)
     check_hidden(recipe, recipe.train in stage_type.takes_hidden, source)
@@ -68,14 +78,15 @@ def describe(recipe: Recipe, resume: str = "auto", tflops: float | None = None) 
     if recipe.pack is not None:
         stage.pack(recipe.pack)
     check_parts(stage, recipe)
+    notes += _check_scalars(stage, recipe, num_processes)
     sizes = measure(stage, recipe)
-    rows = source.num_rows if source is not None and stage.uses_pool else None
-    lines = [f"{recipe.stage}: {recipe.steps} steps of {recipe.data.batch_size} samples -> {recipe.output_dir}"]
-    lines += [_describe_resume(recipe, resume), *_describe_parts(stage)]
-    lines += [*describe_memory(sizes, WORLDS), _describe_disk(stage, recipe, sizes, rows or 0)]
-    size = None
+    shown, size = None, None
     if source is not None and not isinstance(getattr(stage, "tokenizer", None), AbsentTokenizer):
         shown, size = _describe_batch(stage, recipe, source)
+    lines = [f"{recipe.stage}: {recipe.steps} steps of {recipe.data.batch_size} samples -> {recipe.output_dir}"]
+    lines += [_describe_resume(recipe, resume), *_describe_parts(stage)]
+    lines += [*describe_memory(sizes, WORLDS), _describe_disk(stage, recipe, sizes, source, size)]
+    if shown is not None:
         lines.append(shown)
     if stage_type.has_shapes:
         lines += _describe_work(stage, recipe, size, tflops)
@@ -93,6 +104,7 @@ def _open(recipe: Recipe, stage_type: type[Stage], missing: list[str]) -> Source
         missing += _missing_data(recipe, stage_type)
         return None
     check_source(recipe.stage, stage_type.needs, source)
+    check_kinds(recipe.stage, stage_type.kinds, recipe.data)
     if stage_type.uses_pool:
         check_pool_source(source)
     return source
@@ -135,6 +147,17 @@ def _build(
     return stage, list(setup.to_fetch.values())
 
 
+def _check_scalars(stage: Stage, recipe: Recipe, num_processes: int) -> list[str]:
+    """Check a stage's scalars as a run on several processes does; on one, return what would stop such a run."""
+    try:
+        check_sharded_scalars(stage, recipe)
+    except ConfigError as error:
+        if num_processes > 1:
+            raise
+        return [f"runs on one process alone: {error}"]
+    return []
+
+
 def _describe_resume(recipe: Recipe, resume: str) -> str:
     found = checkpoint.find(Path(recipe.output_dir), resume)
     if found is None:
@@ -157,17 +180,20 @@ def _describe_parts(stage: nn.Module) -> list[str]:
     return lines
 
 
-def _describe_disk(stage: Stage, recipe: Recipe, sizes: Sizes, rows: int) -> str:
-    diffusion = getattr(stage, "diffusion", None)
-    pool = 0
-    if rows and diffusion is not None:
+def _describe_disk(stage: Stage, recipe: Recipe, sizes: Sizes, source: Source | None, sample: SampleSize | None) -> str:
+    rows = (source.num_rows if source is not None else None) or 0
+    diffusion, model = getattr(stage, "diffusion", None), getattr(stage, "model", None)
+    pool, hidden = 0, 0.0
+    if stage.uses_pool and diffusion is not None:
         side = recipe.image_size // diffusion.pixels_per_latent
         pool = rows * side * side * (2 * diffusion.vae.config.latent_channels * LATENT_BYTES + 1)
+    if recipe.data.hidden and sample is not None and model is not None:
+        hidden = rows * sample.tokens * hidden_bytes(model.cfg.mllm.width, recipe.precision)
     place = Path(recipe.output_dir).absolute()
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
-    return f"{describe_disk(stage, recipe, sizes, pool)}; {free / GIB:.0f} GiB are free in {place}"
+    return f"{describe_disk(stage, recipe, sizes, pool, hidden)}; {free / GIB:.0f} GiB are free in {place}"
 
 
 def _describe_batch(stage: Stage, recipe: Recipe, source: Source) -> tuple[str, SampleSize]:

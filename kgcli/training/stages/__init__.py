@@ -14,10 +14,10 @@ AnySetup = TypeVar("AnySetup", bound=Setup)
 
 # Stage -> module of this folder and its class.
 STAGES = {
-    "vae": "decoder:VaeStage",
+    "vae": "vae:VaeStage",
     "sharpen": "sharpen:SharpenStage",
-    "clip": "decoder:ClipStage",
-    "unet": "decoder:UnetStage",
+    "clip": "clip:ClipStage",
+    "unet": "unet:UnetStage",
     "pretrain": "kosmosg:PretrainStage",
     "align": "kosmosg:AlignStage",
     "instruct": "kosmosg:InstructStage",

@@ -28,15 +28,16 @@ from kgcli.data.sample import Sample
 from kgcli.errors import ConfigError
 from kgcli.inference.adapters.control_maps import make_map
 from kgcli.model.diffusion import Steer
+from kgcli.training.preview import NUM_PREVIEW
 from kgcli.training.stages.base import Setup
-from kgcli.training.stages.decoder import NUM_PREVIEW, CaptionedStage
+from kgcli.training.stages.unet import CaptionedStage
 from kgcli.weights.decoder import load_decoder
 
 DECODER = "decoder"  # of init_from
 
-# Channels of a ControlNet's map at each scale, from the image's down to the latents' of a VAE of factor 8; for a VAE of
-# factor 4 the first three are used.
-MAP_CHANNELS = (16, 32, 64, 96)
+# Channels of a ControlNet's map at each scale, from the image's down to the latents' of a VAE of factor 16; for a
+# smaller factor the first ones are used.
+MAP_CHANNELS = (16, 32, 64, 96, 128)
 
 
 class MapCollator(Collator):
@@ -146,8 +147,15 @@ def make_controlnet(unet: UNet2DConditionModel, changes: Mapping[str, Any], fact
     for name in changes.keys() - known.keys():
         raise ConfigError(f"parts.controlnet.{name}: diffusers' ControlNetModel has no such setting")
     copied = {name: value for name, value in unet.config.items() if name in known}
-    channels = MAP_CHANNELS[: factor.bit_length()]  # one more than the halvings
-    controlnet = ControlNetModel(**{**copied, "conditioning_embedding_out_channels": channels, **changes})
+    copied["conditioning_embedding_out_channels"] = MAP_CHANNELS[: factor.bit_length()]
+    settings = {**copied, **changes}
+    num_scales = len(settings["conditioning_embedding_out_channels"])
+    if 2 ** (num_scales - 1) != factor:
+        raise ConfigError(
+            f"parts.controlnet.conditioning_embedding_out_channels has {num_scales} numbers, which halve the map "
+            f"{num_scales - 1} times; a latent of this decoder is {factor} pixels wide: give {factor.bit_length()}"
+        )
+    controlnet = ControlNetModel(**settings)
     weights = unet.state_dict()
     controlnet.load_state_dict(
         {name: weights[name] for name in controlnet.state_dict() if name in weights}, strict=False

@@ -136,6 +136,7 @@ class Stage(nn.Module):
     takes_hidden: ClassVar[frozenset[str]] = (
         frozenset()
     )  # with these of a recipe's `train` it takes cached hidden states
+    kinds: ClassVar[frozenset[str]] = frozenset()  # of samples of the nano world that it is made for; none: all
     use: ClassVar[Use] = "generate"  # of images that come with a caption
     compiles: ClassVar[tuple[str, ...]] = ()  # the heaviest of `parts`
     has_shapes: ClassVar[bool] = False  # loads all parts by methods of `Setup`, so a dry run needs no weights

@@ -18,7 +18,7 @@ from kgcli.errors import ConfigError
 from kgcli.model.kosmosg import KosmosG
 from kgcli.model.randomness import StepRandom
 from kgcli.recipe import explain
-from kgcli.training.preview import preview_images
+from kgcli.training.preview import NUM_PREVIEW, preview_images
 from kgcli.training.stages.base import Setup, Stage
 from kgcli.training.stages.mllm_lora import ADAPTER, add_lora, merged_weights, save_adapter
 from kgcli.training.stages.start import copy_folder, copy_tokenizer, is_on_hub
@@ -267,7 +267,7 @@ class InstructStage(KosmosGStage):
     @torch.no_grad()
     def preview(self, batch: Batch, generator: torch.Generator) -> Tensor:
         defaults = self.model.cfg.generation
-        wanted_BSd, null_1Sd = self._encode(batch)[:32], self.model.encode_null()
+        wanted_BSd, null_1Sd = self._encode(batch)[:NUM_PREVIEW], self.model.encode_null()
         scale, side = defaults.guidance_scale, self.setup.image_size
         return preview_images(self.diffusion, wanted_BSd, null_1Sd, generator, side=side, guidance_scale=scale)
 

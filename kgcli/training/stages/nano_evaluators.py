@@ -20,7 +20,7 @@ from kgcli.data.sources.world import draw
 from kgcli.model.nano_evaluators import EvalClip, EvalVit
 from kgcli.model.randomness import StepRandom
 from kgcli.training.stages.base import Setup, Stage, Whole, alone
-from kgcli.training.stages.decoder import clip_tokenizer
+from kgcli.training.stages.clip import caption_contrast, clip_tokenizer
 from kgcli.training.stages.nano_recognisers import degrade, stack_views
 from kgcli.world.sizes import VIEW_SIZE, world_of
 
@@ -88,10 +88,7 @@ class EvalClipStage(Stage):
             self.clip.embed_images(pixels_B3SS), self.clip.embed_tokens(batch.clip_tokens), batch.clip_tokens
         )
         logits_BB = image_BE @ text_BE.T * self.clip.log_scale.clamp(max=MAX_LOG_SCALE).exp()
-        # Identical captions are not each other's negatives.
-        same = (tokens_BL[:, None] == tokens_BL[None]).all(-1).float()
-        wanted = same / same.sum(1, keepdim=True)
-        return {"contrast": 0.5 * (F.cross_entropy(logits_BB, wanted) + F.cross_entropy(logits_BB.T, wanted))}
+        return {"contrast": caption_contrast(logits_BB, tokens_BL)}
 
     def export(self, folder: Path) -> None:
         self.clip.save(folder / "eval_clip")
@@ -105,6 +102,7 @@ class EvalDinoStage(Stage):
     """
 
     needs = frozenset({"views"})
+    kinds = frozenset({"rescened"})
     Options = EvalDinoOptions
     options: EvalDinoOptions
     trains = ("dino.",)

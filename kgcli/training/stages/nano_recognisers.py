@@ -19,7 +19,7 @@ from kgcli.config import Strict
 from kgcli.data.batch import Batch, Collator
 from kgcli.data.pool import Pool
 from kgcli.data.sample import Sample
-from kgcli.data.sources.world import Truth
+from kgcli.data.sources.world_sample import Truth
 from kgcli.model.nano_recognisers import HEADS, IGNORED, Recognisers, around, label_row
 from kgcli.model.randomness import StepRandom
 from kgcli.training.stages.base import Setup, Stage, Whole, alone
@@ -55,6 +55,7 @@ class RecogniserStage(Stage):
     """
 
     needs = frozenset({"views", "labels"})
+    kinds = frozenset({"judged"})
     Options = RecogniserOptions
     options: RecogniserOptions
     trains = ("judges.", "log_scale")

@@ -18,7 +18,7 @@ from kgcli.data.batch import Batch, Collator
 from kgcli.data.pool import Pool
 from kgcli.model.randomness import StepRandom
 from kgcli.training.stages.base import Setup, Stage
-from kgcli.training.stages.decoder import edge_error, random_crops, show_reconstructions
+from kgcli.training.stages.vae import edge_error, random_crops, show_reconstructions
 
 DISCRIMINATOR_CHANNELS = (32, 64, 96)
 

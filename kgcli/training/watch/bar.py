@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 from typing import Any
 
 import torch
+
+from kgcli.runtime import peak_memory
 
 
 class Bar:
@@ -42,17 +43,10 @@ class Bar:
         """Show the loss of a row of the log, and the memory at its highest."""
         if self.progress is not None:
             told = "" if loss is None else f"loss {loss:.4g}  "
-            self.progress.update(self.task, description=f"{told}{peak_memory() / 2**30:.1f} GiB")
+            peak = peak_memory("cuda" if torch.cuda.is_available() else "cpu")
+            self.progress.update(self.task, description=f"{told}{peak / 2**30:.1f} GiB")
 
     def stop(self) -> None:
         """Leave the bar as it is."""
         if self.progress is not None:
             self.progress.stop()
-
-
-def peak_memory() -> int:
-    """Return the most memory in bytes that this process has held: of the GPU where there is one."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from kgcli.data.batch import Batch
 from kgcli.data.sample import Fault
 from kgcli.errors import MissingError, printable
 from kgcli.files import output_errors
@@ -23,13 +22,15 @@ class FaultLog:
     """The faults of a run, in a file of its folder: a line of JSON each.
 
     Args:
-        path: of the file; one for each process
-        limit: number of faults that a run goes on with
+        path: of the file
+        limit: number of faults, over all processes, that a run goes on with
+        writes: this process writes the file, and tells of the faults
     """
 
-    def __init__(self, path: Path, limit: int) -> None:
+    def __init__(self, path: Path, limit: int, *, writes: bool = True) -> None:
         self.path = path
         self.limit = limit
+        self.writes = writes
         self._seen: set[tuple[str, str]] = set()
         self._by_file: Counter[str] = Counter()
         if path.is_file():
@@ -37,15 +38,19 @@ class FaultLog:
                 known = parse_json(line, name=str(path), error=MissingError)
                 self._count(Fault(**known))
 
-    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield batches as they come, their faults noted.
+    def note(self, faults: Iterable[Fault]) -> None:
+        """Add the faults of a step, those of all processes; each counts once.
 
         Raises: MissingError when there are more than the limit.
         """
-        for batch in batches:
-            for fault in batch.faults:
-                self._note(fault)
-            yield batch
+        for fault in faults:
+            if self._count(fault) and self.writes:
+                self._write(fault)
+        if len(self._seen) > self.limit:
+            raise MissingError(
+                f"{len(self._seen)} rows of the data cannot be read, data.max_faults allows {self.limit}: "
+                f"{self.summary()}; {self.path} lists them"
+            )
 
     def summary(self) -> str:
         """Return the number of faults by file, the worst first."""
@@ -53,18 +58,11 @@ class FaultLog:
         files = ", ".join(f"{printable(file)}: {number}" for file, number in worst)
         return files + (f" and {len(self._by_file) - len(worst)} more files" if len(self._by_file) > len(worst) else "")
 
-    def _note(self, fault: Fault) -> None:
-        if not self._count(fault):
-            return
+    def _write(self, fault: Fault) -> None:
         with output_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(fault)) + "\n")
         if self._by_file[fault.file] <= SHOWN:
             say(f"skipped {printable(fault.file)} {printable(fault.row)}: {printable(fault.reason)}")
-        if len(self._seen) > self.limit:
-            raise MissingError(
-                f"{len(self._seen)} rows of the data cannot be read, data.max_faults allows {self.limit}: "
-                f"{self.summary()}; {self.path} lists them"
-            )
 
     def _count(self, fault: Fault) -> bool:
         """Return True for a fault that was not known."""

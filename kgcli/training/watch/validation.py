@@ -16,12 +16,12 @@ from kgcli.data.sources.mixture import weigh_by_tokens
 from kgcli.errors import ConfigError
 from kgcli.model.randomness import StepRandom
 from kgcli.recipe import DataConfig, Recipe
-from kgcli.training.checks.data import check_source
+from kgcli.training.checks.data import check_kinds, check_source
 from kgcli.training.parallel import unsharded
 from kgcli.training.split import SplitLosses
 
 if TYPE_CHECKING:
-    from kgcli.training.loop import Run
+    from kgcli.training.run import Run
     from kgcli.training.stages.base import Stage, Whole
 
 SEED = 1 << 21  # of held-out samples of the nano world: no recipe's own, see kgcli.config.Seed
@@ -47,8 +47,10 @@ def held_out(recipe: Recipe) -> DataConfig:
 
 def open_held_out(recipe: Recipe, stage: type[Stage]) -> Source:
     """Open the held-out samples, checked as training's are. Raises: ConfigError, MissingError."""
-    source = open_source(held_out(recipe), recipe.image_size, stage.use)
+    data = held_out(recipe)
+    source = open_source(data, recipe.image_size, stage.use)
     check_source(recipe.stage, stage.needs, source)
+    check_kinds(recipe.stage, stage.kinds, data)
     return source
 
 

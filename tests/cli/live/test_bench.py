@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from kgcli.data.pool import PoolImages
 from kgcli.speed.clock import Times, arithmetic, ratio, take_turns
 
 
@@ -34,6 +35,20 @@ def test_training_leaves_the_run_folder_alone(kg, tmp_path, recipe):
     found = result(kg("bench", "train", recipe, "data.batch_size=2", "-n", 2))
     assert found["stage"] == recipe.removeprefix("smoke/") and found["steps"] == 2
     assert 0 <= found["data_wait"] < 1 and found["against_kept_batch"] > 0.2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_on_files_encodes_the_samples_of_its_steps_alone(kg, tmp_path, monkeypatch):
+    encoded, read = [], PoolImages.__getitem__
+
+    def counted(images, place):
+        encoded.append(place)
+        return read(images, place)
+
+    monkeypatch.setattr(PoolImages, "__getitem__", counted)
+    settings = ["data.batch_size=2", "data.num_workers=0", "data.bucket=1"]
+    result(kg("bench", "train", "example-data/instruct", *settings, "-n", 1))
+    assert sorted(set(encoded)) == list(range(6))  # of 50 rows: three steps of two samples
     assert list(tmp_path.iterdir()) == []
 
 

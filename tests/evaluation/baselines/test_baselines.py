@@ -21,7 +21,7 @@ from kgcli.evaluation.baselines.textual_inversion import TOKEN, WEIGHTS, Textual
 from kgcli.evaluation.baselines.words import name_subject, reference_names, split_subject
 from kgcli.evaluation.plan import Item
 from kgcli.training import parallel
-from kgcli.training.stages.decoder import clip_tokenizer
+from kgcli.training.stages.clip import clip_tokenizer
 
 QUICK = {
     TextualInversion: (("steps", "4"), ("batch", "2"), ("save_every", "2")),

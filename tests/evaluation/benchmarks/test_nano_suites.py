@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kgcli.data.images import open_image
-from kgcli.data.sources.world import BASE_NOUNS
+from kgcli.data.sources.world_sample import BASE_NOUNS
 from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.baselines.base import MethodOptions
 from kgcli.evaluation.baselines.world import Other

@@ -1,0 +1,54 @@
+"""The first samples of a source as a source of their own, so that a short run caches them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from kgcli.data.sample import Fragments, Sample
+from kgcli.data.sources.base import DerivedSource, Part, Source
+
+
+class FirstSamples(DerivedSource):
+    """The first `num` samples of a finite source, over and over; each is a row.
+
+    Args:
+        num: of samples; a source with fewer rows gives as many as it has rows
+    """
+
+    def __init__(self, source: Source, num: int) -> None:
+        assert source.num_rows is not None, "an endless source has no caches"
+        super().__init__(source)
+        self.num = self.num_rows = min(num, source.num_rows)
+
+    def sample(self, index: int) -> Sample:
+        """Return the sample at `index`."""
+        return self.source.sample(self.row_of(index))
+
+    def fragments(self, index: int) -> Fragments | None:
+        """Return the source's fragments."""
+        return self.source.fragments(self.row_of(index))
+
+    def row_of(self, index: int) -> int:
+        """Return the number of a sample among the first."""
+        return index % self.num
+
+    def read(self, row: int) -> Sample:
+        """Return a sample."""
+        return self.source.sample(row)
+
+    def substitutes(self, index: int, reason: str) -> Iterator[tuple[Sample, int]]:
+        """Yield the following ones of the first samples, with the faults of the source's substitutes."""
+        places = range(index + 1, index + self.num)
+        for (other, _), place in zip(self.source.substitutes(self.row_of(index), reason), places, strict=False):
+            row = self.row_of(place)
+            yield replace(self.read(row), faults=other.faults), row
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the source's fingerprint and the number of samples."""
+        return {**self.source.fingerprint(), "first": self.num}
+
+    def parts(self) -> list[Part]:
+        """Return all samples as one part."""
+        return [Part(self.fingerprint(), 0, self.num)]
