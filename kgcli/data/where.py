@@ -21,7 +21,9 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt,
     "<": operator.lt,
 }
-_CONDITION = re.compile(rf"\s*([^<>=!]+?)\s*({'|'.join(_COMPARE)})\s*([^<>=!]+?)\s*")
+_VALUE = r"""(?:"[^"]*"|'[^']*'|[^<>=!]+?)"""  # within quotes, signs of comparison are a text's own
+_CONDITION = re.compile(rf"\s*([^<>=!]+?)\s*({'|'.join(_COMPARE)})\s*({_VALUE})\s*")
+_BOOLEANS = ("true", "false")  # in any case: JSON has true where Python and tables have True
 _MOST_LISTED = 20  # columns named in a message
 
 
@@ -31,17 +33,19 @@ class Condition:
 
     column: str
     compare: str
-    value: float | str
+    value: int | float | str  # whole numbers of any size are compared exactly
 
     def __str__(self) -> str:
-        """The condition as `parse_condition` reads it."""
-        value = f'"{self.value}"' if isinstance(self.value, str) else f"{self.value:g}"
-        return f"{self.column} {self.compare} {value}"
+        """The condition as `parse_condition` reads it, with all its digits."""
+        if not isinstance(self.value, str):
+            return f"{self.column} {self.compare} {self.value!r}"
+        quote = "'" if '"' in self.value and "'" not in self.value else '"'
+        return f"{self.column} {self.compare} {quote}{self.value}{quote}"
 
     def holds(self, cell: Any) -> bool | None:
         """Tell if a cell meets the condition; None for one that says nothing: it is empty, or no number."""
         given = _text(cell) if isinstance(self.value, str) else _number(cell)
-        return None if given is None else _COMPARE[self.compare](given, self.value)
+        return None if given is None else _COMPARE[self.compare](_folded(given), _folded(self.value))
 
 
 def parse_condition(text: str, *, name: str = FLAG) -> Condition:
@@ -68,6 +72,8 @@ def parse_condition(text: str, *, name: str = FLAG) -> Condition:
     value = written[1:-1] if len(written) > 1 and written[0] == written[-1] and written[0] in "\"'" else written
     if compare not in ("==", "!="):
         raise UsageError(f"{name} is {printable(text)[:100]!r}: {compare} compares numbers; a text takes == or !=")
+    if not value and compare == "==":
+        raise UsageError(f"{name} is {printable(text)[:100]!r}: an empty cell meets no condition; {column} != \"\" takes the others")
     return Condition(column, compare, value)
 
 
@@ -93,18 +99,28 @@ def unmet(conditions: Iterable[Condition], cells: Mapping[str, Any]) -> str:
     return ""
 
 
-def _number(cell: Any) -> float | None:
+def _number(cell: Any) -> int | float | None:
     """Return a cell as a number, None for one that is none; tables hold their numbers as texts."""
-    if not isinstance(cell, int | float | str):
+    if isinstance(cell, str):
+        try:
+            return int(cell)
+        except ValueError:  # no whole number
+            pass
+    if isinstance(cell, int):
+        return int(cell)
+    if not isinstance(cell, float | str):
         return None
     try:
         number = float(cell)
-    except (ValueError, OverflowError):
+    except ValueError:
         return None
     return number if math.isfinite(number) else None
 
 
 def _text(cell: Any) -> str | None:
-    if isinstance(cell, bool):
-        return str(cell).lower()
     return str(cell) if isinstance(cell, int | float | str) and str(cell) else None
+
+
+def _folded(value: int | float | str) -> int | float | str:
+    """Return a truth value in small letters, and all else as it is."""
+    return value.lower() if isinstance(value, str) and value.lower() in _BOOLEANS else value

@@ -55,6 +55,13 @@ def conditions(*texts):
         ('LANGUAGE == "en"', Condition("LANGUAGE", "==", "en")),
         ("clip score == high", Condition("clip score", "==", "high")),
         ('year == "2020"', Condition("year", "==", "2020")),
+        ("id < 1234567", Condition("id", "<", 1234567)),
+        ("id == 9007199254740993", Condition("id", "==", 9007199254740993)),
+        ("score < 0.12345678901", Condition("score", "<", 0.12345678901)),
+        ('rule == "a <= b"', Condition("rule", "==", "a <= b")),
+        ("rule != 'he said \"a > b!\"'", Condition("rule", "!=", 'he said "a > b!"')),
+        ("title == it's \"x\"", Condition("title", "==", "it's \"x\"")),
+        ('license != ""', Condition("license", "!=", "")),
     ],
 )
 def test_a_condition_is_a_column_a_comparison_and_a_value(text, expected):
@@ -74,6 +81,9 @@ def test_a_condition_is_a_column_a_comparison_and_a_value(text, expected):
         "a >= 1 and b < 2",
         "1 < a < 2",
         "a === 3",
+        'a == ""',
+        "a == ''",
+        'a == "x" or b == "y"',
     ]
     + ["a >= nan", "a >= inf", "__import__('os').system('x')", "a >= 0x10"],
 )
@@ -97,6 +107,14 @@ def test_what_is_no_condition_is_refused_in_one_line(text):
         ("a != x", "", "a is not known"),
         ("a == true", True, ""),
         ("a == 1", True, ""),
+        ("a == True", True, ""),
+        ("a == FALSE", False, ""),
+        ("a == true", "True", ""),
+        ("a != True", True, 'a != "True" does not hold'),
+        ("a == 9007199254740993", 9007199254740993, ""),
+        ("a == 9007199254740993", 9007199254740992, "a == 9007199254740993 does not hold"),
+        ("a == 9007199254740993", "9007199254740992", "a == 9007199254740993 does not hold"),
+        ("a < 1e3", 10**400, "a < 1000.0 does not hold"),
         ("a != x", "x", 'a != "x" does not hold'),
     ],
 )
@@ -133,6 +151,22 @@ def test_rows_that_are_left_out_are_counted_by_condition(laion, tmp_path):
     made_by = read_dataset(tmp_path / "out").made_by
     assert made_by["where"] == ["similarity >= 0.28", "punsafe < 0.5"] and made_by["left_out"] == done.skipped
     assert run_import(plan).kept == 2
+
+
+def test_an_import_with_another_number_does_not_resume(laion, tmp_path):
+    first, second = (
+        ImportPlan(
+            importer=find_importer("img2dataset"),
+            source=str(laion),
+            folder=tmp_path / "out",
+            name="laion",
+            options=ImportOptions(where=conditions(text)),
+        )
+        for text in ("similarity < 0.3012341", "similarity < 0.3012342")
+    )
+    run_import(first)
+    with pytest.raises(UsageError, match="of another import or source"):
+        run_import(second)
 
 
 @pytest.mark.parametrize("as_files", [False, True])
