@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from kgcli.construction.stage import NotTaken
 from kgcli.errors import IncompatibleError, MissingError
 from kgcli.files import check_inside, sha256
 from kgcli.reading import read_json
@@ -89,6 +90,14 @@ def load_model(
         what = f"{folder} is not a complete {type(model).__name__}"
         raise IncompatibleError(f"{what}: {len(absent)} weights are missing, the first is {absent[0]}")
     return model.eval().requires_grad_(False).to(device)
+
+
+def process(processor: Callable[..., Any], **sample: Any) -> Any:
+    """Return the tensors that a model's processor makes of a sample. Raises: NotTaken where it refuses the sample."""
+    try:
+        return processor(**sample, return_tensors="pt")
+    except ValueError as error:  # as processors refuse images of odd sizes
+        raise NotTaken(" ".join(str(error).split())[:200]) from None
 
 
 class JsonGrammar:

@@ -27,6 +27,7 @@ from kgcli.version import __version__
 
 FAULTS = "faults.jsonl"
 YIELD = "yield.json"
+HASH_RULES = 2  # raised with each change of the hashes, or of which rows have them
 HASHES = ".hashes"  # folder of the perceptual hashes of input shards, kept for later calls
 
 
@@ -190,7 +191,7 @@ def _repeated(plan: BuildPlan, shards: list[Path]) -> dict[str, dict[str, str]]:
 
 def _hashes(plan: BuildPlan, shard: Path) -> Hashes:
     """Return the hashes of a shard, kept for the next call."""
-    kept = plan.folder / HASHES / f"{shard.stem}-{sha256(shard)[:16]}-{int(plan.config.square)}.json"
+    kept = plan.folder / HASHES / f"{shard.stem}-{sha256(shard)[:16]}-{int(plan.config.square)}-{HASH_RULES}.json"
     if kept.is_file():
         return Hashes(**json.loads(kept.read_text("utf-8")))
     found = Hashes([], [], [])
@@ -199,11 +200,11 @@ def _hashes(plan: BuildPlan, shard: Path) -> Hashes:
         main = row.record.main_image if row.record else None
         if main is None or row.key in seen:
             continue
-        seen.add(row.key)
         try:
             image = decode_image(row.images[main], row.origin)
         except ImageError:
             continue
+        seen.add(row.key)
         found.keys.append(row.key)
         found.images.append(image_hash(square(image) if plan.config.square else image))
         found.captions.append(caption_hashes(getattr(row.record, "caption", "")))

@@ -13,7 +13,7 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from pydantic import Field
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from kgcli.construction.models import load_model, load_part
+from kgcli.construction.models import load_model, load_part, process
 from kgcli.construction.stage import Draft, Options, Place
 from kgcli.errors import UsageError
 
@@ -39,7 +39,7 @@ class SafetyChecker:
     def apply(self, drafts: Sequence[Draft]) -> None:
         """Drop explicit images."""
         for draft in drafts:
-            pixels = self.processor(images=draft.image, return_tensors="pt").pixel_values.to(self.device)
+            pixels = process(self.processor, images=draft.image).pixel_values.to(self.device)
             # The second is what the checker would black out: it is looked at by nobody.
             _, explicit = self.model(clip_input=pixels, images=np.zeros((1, 1, 1, 3), np.float32))
             if explicit[0]:
@@ -73,7 +73,7 @@ class ImageClassifier:
     def apply(self, drafts: Sequence[Draft]) -> None:
         """Drop images of the labels."""
         for draft in drafts:
-            pixels = self.processor(images=draft.image, return_tensors="pt").pixel_values.to(self.device)
+            pixels = process(self.processor, images=draft.image).pixel_values.to(self.device)
             probabilities = self.model(pixel_values=pixels).logits[0].float().softmax(0)
             if float(probabilities[self._refused].sum()) >= self.options.threshold:
                 draft.drop("explicit image")

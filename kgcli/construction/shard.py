@@ -12,19 +12,19 @@ from typing import Any
 from PIL import Image
 
 from kgcli.construction.config import BuildConfig
-from kgcli.construction.stage import Draft, Stage
+from kgcli.construction.stage import Draft, NotTaken, Stage
 from kgcli.data.images import decode_image
 from kgcli.data.looking.rows import SeenRow, read_rows
 from kgcli.data.shards.layout import is_key
 from kgcli.data.shards.records import Compositional, Entity
 from kgcli.data.shards.write import Row, encode_image, write_shard
-from kgcli.errors import ImageError
+from kgcli.errors import ImageError, KgError
 from kgcli.files import sha256
 
 KEPT = "kept"
 FAULTS = "faults"
 NOT_CAPTIONED = "no image with a caption"
-NOT_TAKEN = "the model cannot take the image"
+NOT_TAKEN = "the model cannot take the sample"
 SLICE = 16  # rows whose images are decoded at once
 MAX_NAMED = 1000  # faults of a shard that are named; all are counted
 
@@ -111,30 +111,32 @@ def _next_rows(
     if not kept:
         return None
     for name, stage in stages:
-        _apply(stage, kept, tally)
+        _apply(name, stage, kept, tally)
         tally.table.update(f"{name}: {draft.dropped}" for draft in kept if draft.dropped)
         kept = [draft for draft in kept if not draft.dropped]
     tally.cuts.update(cut is not None for draft in kept for cut in draft.cuts)
     return [_row(draft, config) for draft in kept]
 
 
-def _apply(stage: Stage, drafts: Sequence[Draft], tally: _Tally) -> None:
+def _apply(name: str, stage: Stage, drafts: Sequence[Draft], tally: _Tally) -> None:
     """Apply a stage to some samples; one that its model cannot take is dropped and named.
 
-    Image processors refuse odd sizes with a ValueError; what a stage does to a sample depends on that sample alone, so
-    it may see them again one by one.
+    What a stage does to a sample depends on that sample alone, so it may see them again one by one.
+
+    Raises: KgError where the stage fails otherwise.
     """
     try:
         stage.apply(drafts)
-        return
-    except ValueError:
-        pass
-    for draft in drafts:
-        try:
-            stage.apply([draft])
-        except ValueError as error:
-            draft.drop(NOT_TAKEN)
-            tally.name(draft.origin, f"{NOT_TAKEN}: {' '.join(str(error).split())[:200]}")
+    except NotTaken as error:
+        if len(drafts) == 1:
+            drafts[0].drop(NOT_TAKEN)
+            tally.name(drafts[0].origin, f"{NOT_TAKEN}: {error}")
+            return
+        for draft in drafts:
+            _apply(name, stage, [draft], tally)
+    except ValueError as error:
+        place = f"{drafts[0].origin} to {drafts[-1].origin}"
+        raise KgError(f"{name} failed at a sample of {place}: {' '.join(str(error).split())[:200]}") from error
 
 
 def _draft(number: int, row: SeenRow, task: ShardTask, config: BuildConfig) -> Draft | Refused:

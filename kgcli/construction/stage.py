@@ -49,6 +49,10 @@ class Draft:
         return int.from_bytes(digest[:8], "little") >> 1
 
 
+class NotTaken(Exception):
+    """A sample that a model's processor refuses, as one for images of odd sizes does; the message is why."""
+
+
 class Stage(Protocol):
     """A step of the construction. `apply` sees a few samples of a shard at a time, those that are still there, and only
     changes those.
@@ -58,7 +62,10 @@ class Stage(Protocol):
     """
 
     def apply(self, drafts: Sequence[Draft]) -> None:
-        """Fill in a part of each sample, or drop it."""
+        """Fill in a part of each sample, or drop it.
+
+        Raises: NotTaken for a sample that the stage's model cannot take.
+        """
         ...
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from kgcli.construction.models import load_model, load_part
+from kgcli.construction.models import load_model, load_part, process
 
 
 class VisionLanguageModel:
@@ -56,9 +56,8 @@ class VisionLanguageModel:
 
     def _inputs(self, image: Image.Image, prompt: str) -> Any:
         if not self.is_chat:
-            return self.processor(images=image, text=prompt or None, return_tensors="pt")
+            return process(self.processor, images=image, text=prompt or None)
         asked = {"type": "text", "text": prompt}
         message = {"role": "user", "content": [{"type": "image", "image": image}, asked]}
-        return self.processor.apply_chat_template(
-            [message], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        )
+        wanted = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
+        return process(self.processor.apply_chat_template, conversation=[message], **wanted)

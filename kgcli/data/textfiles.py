@@ -1,6 +1,6 @@
 """Files of many texts: one text per line, JSON, JSON lines or a table.
 
-.txt, others   one text a line; newlines alone end a line, not the other characters that Unicode calls line ends
+.txt, others   one text a line, ended by a line feed, a carriage return or both, not by Unicode's other line ends
 .jsonl         one JSON value a line
 .json          a list of texts or objects
 .csv, .tsv     a table whose first line names the columns
@@ -47,6 +47,16 @@ def read_entries(source: str, *, error: type[KgError] = MissingError, max_bytes:
             if line.strip():
                 as_json = suffix == ".jsonl" or line.lstrip().startswith("{")
                 yield f"line {number}", _undecoded(line) or (_json_or_error(line) if as_json else line)
+
+
+def read_columns(path: Path) -> list[str]:
+    """Return the columns that the first line of a table names, none where it cannot be read."""
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            columns = next(csv.reader(file, delimiter=TABLES[path.suffix.lower()], strict=True), [])
+    except (csv.Error, OSError):  # reading the rows tells what is wrong
+        return []
+    return [] if _undecoded("".join(columns)) else columns
 
 
 def walk_table(

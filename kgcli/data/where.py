@@ -73,7 +73,10 @@ def parse_condition(text: str, *, name: str = FLAG) -> Condition:
     if compare not in ("==", "!="):
         raise UsageError(f"{name} is {printable(text)[:100]!r}: {compare} compares numbers; a text takes == or !=")
     if not value and compare == "==":
-        raise UsageError(f"{name} is {printable(text)[:100]!r}: an empty cell meets no condition; {column} != \"\" takes the others")
+        others = printable(f'{column} != ""')[:100]
+        raise UsageError(
+            f"{name} is {printable(text)[:100]!r}: an empty cell meets no condition; {others} takes the others"
+        )
     return Condition(column, compare, value)
 
 

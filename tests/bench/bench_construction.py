@@ -7,9 +7,10 @@ and by their error on held-out samples of the generator, which tells them apart 
 They differ in what they can: the generator shows each subject in another image, a construction crops it from the same.
 
 The start reads text alone: the shipped MLLM with a new AlignerNet, aligned on captions. Finished steps are kept in the
-folder, so an interrupted call goes on. Prints a table, then one JSON line:
+folder, so an interrupted call goes on; one with other options needs another folder. By default it makes the figures of
+docs/data.md. Prints a table, then one JSON line:
 
-    python tests/bench/bench_construction.py FOLDER [--images 3200] [--steps 120] [--num 48] | tail -1
+    python tests/bench/bench_construction.py FOLDER | tail -1
 """
 
 from __future__ import annotations
@@ -71,7 +72,14 @@ def build_samples(folder: Path, num: int) -> Path:
 def train(name: str, recipe: str, folder: Path, overrides: list[str], changes: Mapping[str, Any] | None = None) -> Path:
     """Run a recipe unless its result is there; return the result's folder."""
     final = folder / name / "final"
+    settings = json.dumps([recipe, overrides, changes], indent=1)
+    noted = folder / name / "bench.json"
+    known = noted.read_text() if noted.is_file() else None
+    if known != settings and (known is not None or final.is_dir()):
+        raise SystemExit(f"{noted.parent} was trained with other options; give another FOLDER")
     if not final.is_dir():
+        noted.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(noted, settings)
         found = load_recipe(recipe, [f"output_dir={folder / name}", *QUIET, *overrides])
         if changes:
             found = found.model_validate({**found.model_dump(), **changes})
@@ -148,8 +156,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=3200)
     parser.add_argument("--align-steps", type=int, default=400)
     parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--batch-size", type=int, default=24)
-    parser.add_argument("--num", type=int, default=48, help="cases of a task")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--num", type=int, default=36, help="cases of a task")
     args = parser.parse_args()
     torch.set_num_threads(1)
     folder = args.folder.absolute()

@@ -12,12 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import Qwen2VLImageProcessor
 
+from kgcli.construction import run
 from kgcli.construction.config import load_config
 from kgcli.construction.given import Given
+from kgcli.construction.models import process
 from kgcli.construction.run import BuildPlan, run_build
 from kgcli.construction.shard import SLICE, ShardTask, build_shard
-from kgcli.construction.stage import Cut, Options, Place
+from kgcli.construction.stage import Cut, NotTaken, Options, Place
 from kgcli.construction.world import world_caption
 from kgcli.data.images import decode_image
 from kgcli.data.looking.rows import read_rows
@@ -26,7 +29,7 @@ from kgcli.data.shards.fragments import compositional_fragments
 from kgcli.data.shards.records import Pair, Text
 from kgcli.data.shards.write import Row, ShardWriter, encode_image, write_dataset
 from kgcli.data.sources.world import draw
-from kgcli.errors import ConfigError, MissingError, UsageError
+from kgcli.errors import ConfigError, KgError, MissingError, UsageError
 from kgcli.files import sha256
 from kgcli.world.spec import crop, render
 
@@ -100,27 +103,63 @@ def test_its_captions_have_images_where_the_generators_have_them():
             assert before.endswith(placed.subject.noun)
 
 
-class Picky:
-    """A stage whose model cannot take images of one size, as image processors refuse a side of 1 pixel."""
+class Whole:
+    """A stage whose only entity is the whole image."""
 
     def apply(self, drafts):
         for draft in drafts:
-            if draft.image.width == 1:
-                raise ValueError("mean must have 1 elements\nif it is an iterable, got 3")
             draft.entities = [("cat", (2, 5))]
             draft.cuts = [Cut(draft.image, draft.image)]
 
 
-def test_an_image_that_a_model_cannot_take_is_counted_and_the_others_are_built(tmp_path):
-    with ShardWriter(tmp_path, "a") as writer:
-        for number in range(20):
-            image = Image.new("RGB", (1 if number in (3, 17) else 8, 8), (number, 0, 0))
+class Picky(Whole):
+    """A stage whose processor refuses images of 1 pixel's width."""
+
+    def apply(self, drafts):
+        for draft in drafts:
+            process(refuse_narrow, images=draft.image)
+        super().apply(drafts)
+
+
+def refuse_narrow(images, return_tensors):
+    if images.width == 1:
+        raise ValueError("mean must have 1 elements\nif it is an iterable, got 3")
+
+
+class Faulty(Whole):
+    """A stage with a fault of its own."""
+
+    def apply(self, drafts):
+        raise ValueError("shapes do not\nmatch")
+
+
+def write_images(folder, sizes):
+    with ShardWriter(folder, "a") as writer:
+        for number, size in enumerate(sizes):
+            image = Image.new("RGB", size, (number, 0, 0))
             writer.add(Row(f"{number:03d}", Pair(image="png", caption="a cat"), {"png": encode_image(image)}))
-    task = ShardTask(tmp_path / "a-00000.tar", tmp_path / "out-00000.tar", "x")
+    return ShardTask(folder / "a-00000.tar", folder / "out-00000.tar", "x")
+
+
+def test_an_image_that_a_model_cannot_take_is_counted_and_the_others_are_built(tmp_path):
+    task = write_images(tmp_path, [(1 if number in (3, 17) else 8, 8) for number in range(20)])
     notes = build_shard(task, load_config(None, ["square=false", "size=16"]), [("segmenter/picky", Picky())])
-    assert notes["yield"] == {"kept": 18, "segmenter/picky: the model cannot take the image": 2}
+    assert notes["yield"] == {"kept": 18, "segmenter/picky: the model cannot take the sample": 2}
     assert [fault["origin"] for fault in notes["faults"]] == ["a-00000.tar 003", "a-00000.tar 017"]
     assert "mean must have 1 elements if it is" in notes["faults"][0]["reason"]
+
+
+def test_what_a_processor_refuses_is_told_in_one_line():
+    with pytest.raises(NotTaken, match=r"^absolute aspect ratio must be smaller than 200"):
+        process(Qwen2VLImageProcessor(), images=Image.new("RGB", (1, 300)))
+
+
+def test_a_fault_of_a_stage_itself_is_none_of_its_samples(tmp_path):
+    task = write_images(tmp_path, [(8, 8)] * 3)
+    expected = r"^segmenter/faulty failed at a sample of a-00000\.tar 000 to a-00000\.tar 002: shapes do not match$"
+    with pytest.raises(KgError, match=expected):
+        build_shard(task, load_config(None, ["square=false", "size=16"]), [("segmenter/faulty", Faulty())])
+    assert not task.target.exists()
 
 
 def test_a_key_that_comes_twice_is_a_fault_of_the_second_row(tmp_path):
@@ -134,9 +173,26 @@ def test_a_key_that_comes_twice_is_a_fault_of_the_second_row(tmp_path):
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
     task = ShardTask(tar, tmp_path / "out-00000.tar", "x")
-    notes = build_shard(task, load_config(None, ["square=false", "size=16"]), [("segmenter/picky", Picky())])
+    notes = build_shard(task, load_config(None, ["square=false", "size=16"]), [("segmenter/whole", Whole())])
     assert notes["yield"] == {"faults": 1, "kept": 2}
     assert notes["faults"] == [{"origin": "a.tar a", "reason": "its key is that of a row before it"}]
+
+
+def test_the_hashes_are_those_of_the_rows_that_are_built_on(tmp_path):
+    """A broken row does not take the key of a good one, and what an earlier version kept of the tar is not read."""
+    good, tar = encode_image(picture(1)), tmp_path / "in" / "in.tar"
+    tar.parent.mkdir()
+    with tarfile.open(tar, "w") as archive:
+        for key, image in (("a", b"no image"), ("b", encode_image(picture(2))), ("a", good), ("c", good)):
+            for suffix, content in (("png", image), ("txt", b"a cat on a mat")):
+                member = tarfile.TarInfo(f"{key}.{suffix}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    kept = tmp_path / "out" / ".hashes"
+    kept.mkdir(parents=True)
+    (kept / f"in-{sha256(tar)[:16]}-1.json").write_text(json.dumps({"keys": [], "images": [], "captions": []}))
+    plan = BuildPlan(source=tar.parent, folder=tmp_path / "out", config=load_config(None, WORLD))
+    assert run._hashes(plan, tar).keys == ["b", "a", "c"]
 
 
 def test_images_alone_wait_for_a_captioner(tmp_path):

@@ -6,13 +6,14 @@ import foreign
 import pytest
 from foreign_shards import write_tar
 
+from kgcli.data.importers import img2dataset
 from kgcli.data.importers.base import ImportOptions, Skipped
 from kgcli.data.importers.run import ImportPlan, run_import
 from kgcli.data.importers.table import find_importer
 from kgcli.data.shards.layout import read_dataset
 from kgcli.data.sources import open_source
 from kgcli.data.where import Condition, check_columns, parse_condition, unmet
-from kgcli.errors import UsageError
+from kgcli.errors import MissingError, UsageError
 from kgcli.recipe import DataConfig
 
 CELLS = [
@@ -60,7 +61,7 @@ def conditions(*texts):
         ("score < 0.12345678901", Condition("score", "<", 0.12345678901)),
         ('rule == "a <= b"', Condition("rule", "==", "a <= b")),
         ("rule != 'he said \"a > b!\"'", Condition("rule", "!=", 'he said "a > b!"')),
-        ("title == it's \"x\"", Condition("title", "==", "it's \"x\"")),
+        ('title == it\'s "x"', Condition("title", "==", 'it\'s "x"')),
         ('license != ""', Condition("license", "!=", "")),
     ],
 )
@@ -165,7 +166,7 @@ def test_an_import_with_another_number_does_not_resume(laion, tmp_path):
         for text in ("similarity < 0.3012341", "similarity < 0.3012342")
     )
     run_import(first)
-    with pytest.raises(UsageError, match="of another import or source"):
+    with pytest.raises(UsageError, match="of another import, source or version"):
         run_import(second)
 
 
@@ -203,6 +204,69 @@ def test_tables_texts_and_data_sets_have_columns_too(tmp_path):
     for layout, name in (("table", "a.csv"), ("text", "a.jsonl"), ("hugging-face", "hf")):
         with pytest.raises(UsageError, match="has no column scor; did you mean score"):
             taken(layout, tmp_path / name, ImportOptions(where=conditions("scor > 1")))
+
+
+def test_a_column_that_is_filled_late_or_never_is_there(tmp_path):
+    lines = "".join(f"a.png,{n} things,{n if n > 1500 else ''}\n" for n in range(1503))
+    (tmp_path / "a.csv").write_text("image,text,score,none\n" + lines)
+    (tmp_path / "a.png").write_bytes(foreign.image_bytes(1, suffix="png"))
+    late = [{"text": f"{n} things"} | ({"score": n} if n > 1500 else {}) for n in range(1503)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(one) + "\n" for one in late))
+    options = ImportOptions(where=conditions("score >= 3"))
+    for layout, name in (("table", "a.csv"), ("text", "a.csv"), ("text", "a.jsonl")):
+        assert taken(layout, tmp_path / name, options) == ["1501 things", "1502 things"]
+    assert taken("text", tmp_path / "a.csv", ImportOptions(where=conditions("none == x"))) == []
+
+
+def test_the_columns_are_those_of_all_files_together(laion, tmp_path):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "a.txt").write_text("a text alone\n")
+    (texts / "b.jsonl").write_text('{"text": "a cat", "score": 5}\n')
+    options = ImportOptions(where=conditions("score >= 3"))
+    assert taken("text", texts, options) == ["a cat"]
+    told = {"caption": "a cat", "score": 5}
+    write_tar(laion / "00001.tar", {"0": {"jpg": foreign.image_bytes(1), "json": json.dumps(told).encode()}})
+    assert taken("img2dataset", laion, options) == ["a cat"]
+    for layout, source in (("text", texts), ("img2dataset", laion)):
+        with pytest.raises(UsageError, match="has no column scor; did you mean score"):
+            taken(layout, source, ImportOptions(where=conditions("scor >= 3")))
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "data"),
+    [
+        ("text", "a.json", b'["one cat"'),
+        ("text", "a.csv", "text,score\n".encode("utf-16")),
+        ("text", "a.jsonl", b'{"text'),
+        ("table", "a.jsonl", b'{"image'),
+        ("img2dataset", "a.tar", b"no tar at all"),
+    ],
+)
+def test_a_damaged_source_is_a_fault_and_has_any_column(tmp_path, layout, name, data):
+    (tmp_path / name).write_bytes(data)
+    (item,) = find_importer(layout).items(str(tmp_path / name), ImportOptions(where=conditions("score >= 3")))
+    with pytest.raises(MissingError, match=name):
+        list(item.read())
+
+
+def test_a_damaged_file_does_not_hide_the_columns_of_the_others(tmp_path):
+    (tmp_path / "a.json").write_text('["one cat"')
+    (tmp_path / "b.csv").write_text("")
+    (tmp_path / "c.jsonl").write_text('{"text": "a cat", "score": 5}\n')
+    options = ImportOptions(where=conditions("score >= 3"))
+    assert len(list(find_importer("text").items(str(tmp_path), options))) == 2
+    with pytest.raises(UsageError, match="did you mean score"):
+        list(find_importer("text").items(str(tmp_path), ImportOptions(where=conditions("scor >= 3"))))
+
+
+def test_few_texts_and_no_images_are_read_to_see_the_columns(laion, monkeypatch):
+    names, whole = [], img2dataset.read_member
+    monkeypatch.setattr(img2dataset, "read_member", lambda files, name: names.append(name) or whole(files, name))
+    monkeypatch.setattr(img2dataset, "FIRST_ROWS", 2)
+    with pytest.raises(UsageError, match="has no column unsafe"):
+        taken("img2dataset", laion, ImportOptions(where=conditions("unsafe < 0.5")))
+    assert sorted(names) == ["json", "json", "txt", "txt"]
 
 
 def taken(layout, source, options):

@@ -13,7 +13,7 @@ from pydantic import Field
 from transformers import AutoProcessor, Sam2Model
 
 from kgcli.construction.crops import cut_out
-from kgcli.construction.models import load_model, load_part
+from kgcli.construction.models import load_model, load_part, process
 from kgcli.construction.stage import Draft, Options, Place
 
 Mask = NDArray[np.bool_]
@@ -78,7 +78,7 @@ class BoxSegmenter(Segmenter):
         raise NotImplementedError
 
     def _mask(self, image: Image.Image, box: Box) -> Mask:
-        inputs = self.sam_processor(images=image, input_boxes=[[list(box)]], return_tensors="pt").to(self.device)
+        inputs = process(self.sam_processor, images=image, input_boxes=[[list(box)]]).to(self.device)
         outputs = self.sam(**inputs, multimask_output=False)
         masks = self.sam_processor.post_process_masks(outputs.pred_masks.cpu(), inputs["original_sizes"].cpu())
         return np.asarray(masks[0].reshape(-1, image.height, image.width)[0].numpy(), bool)

@@ -12,7 +12,7 @@ from PIL import Image
 from pydantic import Field
 from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor, CLIPTokenizer, ViTImageProcessorPil
 
-from kgcli.construction.models import load_model, load_part
+from kgcli.construction.models import load_model, load_part, process
 from kgcli.construction.segmenters.base import Mask, Segmenter, SegmenterOptions
 from kgcli.construction.stage import Place
 
@@ -38,7 +38,7 @@ class ClipSeg(Segmenter):
         """Return the pixels above the threshold, noun by noun."""
         found: list[Mask | None] = []
         for noun in nouns:
-            inputs = self.processor(text=[noun], images=[image], return_tensors="pt", padding=True).to(self.device)
+            inputs = process(self.processor, text=[noun], images=[image], padding=True).to(self.device)
             logits = self.model(**inputs).logits
             resized = torch.nn.functional.interpolate(
                 logits.reshape(1, 1, *logits.shape[-2:]).float(), size=(image.height, image.width), mode="bilinear"

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from pydantic import Field
 from transformers import AutoProcessor, Florence2ForConditionalGeneration
 
-from kgcli.construction.models import load_model, load_part
+from kgcli.construction.models import load_model, load_part, process
 from kgcli.construction.segmenters.base import Mask, Segmenter, SegmenterOptions
 from kgcli.construction.stage import Place
 from kgcli.errors import IncompatibleError
@@ -50,7 +50,7 @@ class Florence2(Segmenter):
         return [self._mask(image, noun) for noun in nouns]
 
     def _mask(self, image: Image.Image, noun: str) -> Mask | None:
-        inputs = self.processor(images=image, text=f"{TASK}{noun}", return_tensors="pt").to(self.device)
+        inputs = process(self.processor, images=image, text=f"{TASK}{noun}").to(self.device)
         ids = self.model.generate(**inputs, max_new_tokens=self.options.max_new_tokens, do_sample=False, num_beams=3)
         text = self.processor.batch_decode(ids, skip_special_tokens=False)[0]
         answer = self.processor.post_process_generation(text, task=TASK, image_size=image.size)[TASK]

@@ -6,7 +6,7 @@ from PIL import Image
 from pydantic import Field
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
-from kgcli.construction.models import load_model, load_part
+from kgcli.construction.models import load_model, load_part, process
 from kgcli.construction.segmenters.base import Box, BoxOptions, BoxSegmenter, box_inside
 from kgcli.construction.stage import Place
 
@@ -34,7 +34,7 @@ class GroundedSam(BoxSegmenter):
 
     def box(self, image: Image.Image, noun: str) -> Box | None:
         """Return the box with the highest score."""
-        inputs = self.processor(images=image, text=[[noun.lower()]], return_tensors="pt").to(self.device)
+        inputs = process(self.processor, images=image, text=[[noun.lower()]]).to(self.device)
         outputs = self.detector(**inputs)
         settings = {"threshold": self.options.threshold, "target_sizes": [(image.height, image.width)]}
         found = self.processor.post_process_grounded_object_detection(outputs, **settings)[0]

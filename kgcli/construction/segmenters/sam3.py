@@ -11,7 +11,7 @@ from PIL import Image
 from pydantic import Field
 from transformers import AutoProcessor, Sam3Model
 
-from kgcli.construction.models import load_model, load_part
+from kgcli.construction.models import load_model, load_part, process
 from kgcli.construction.segmenters.base import Mask, Segmenter, SegmenterOptions
 from kgcli.construction.stage import Place
 
@@ -41,7 +41,7 @@ class Sam3(Segmenter):
         return [self._mask(image, noun) for noun in nouns]
 
     def _mask(self, image: Image.Image, noun: str) -> Mask | None:
-        inputs = self.processor(images=image, text=noun, return_tensors="pt").to(self.device)
+        inputs = process(self.processor, images=image, text=noun).to(self.device)
         outputs = self.model(**inputs)
         found = self.processor.post_process_instance_segmentation(
             outputs,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from kgcli.data.shards.records import Pair, Record
 from kgcli.data.shards.write import as_member
-from kgcli.data.where import Condition, unmet
+from kgcli.data.where import Condition, check_columns, unmet
 from kgcli.errors import MissingError, UsageError, printable
 
 MAX_LINE = 512 * 2**20  # bytes of a line with images in base64
@@ -55,8 +55,27 @@ class ImportOptions:
             raise MissingError(f"there is no folder {printable(self.images)}")
         return self.images
 
+    def check_columns(self, rows: Iterable[Collection[str]], source: str) -> None:
+        """Check that a source has the columns of all conditions; a source without a row that can be read may have any.
+
+        Args:
+            rows: columns of each row that can be read, of which no more are asked for than it takes
+
+        Raises: UsageError.
+        """
+        wanted = {one.column for one in self.where}
+        found: set[str] = set()
+        is_read = False
+        for columns in rows if wanted else ():
+            is_read = True
+            found.update(columns)
+            if wanted <= found:
+                return
+        if is_read:
+            check_columns(self.where, found, source)
+
     def check(self, cells: Mapping[str, Any]) -> None:
-        """Take an item by its columns. Raises: Skipped for one that a condition leaves out."""
+        """Check an item's columns against the conditions. Raises: Skipped for an item that one of them leaves out."""
         if reason := unmet(self.where, cells):
             raise Skipped(reason)
 

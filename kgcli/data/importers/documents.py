@@ -6,7 +6,6 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,13 @@ from kgcli.data.importers.base import (
     files_of,
     number_images,
 )
-from kgcli.data.importers.img2dataset import files_of_images, read_one, sizes_of
+from kgcli.data.importers.img2dataset import TarPlace, files_of_images, read_member, read_one, sizes_of
 from kgcli.data.shards.contents import NoSample, read_contents
 from kgcli.data.shards.layout import pyarrow_parts
 from kgcli.data.shards.records import Interleaved, Pair, Shown
-from kgcli.data.shards.tars import Place, read_place, walk_tar
+from kgcli.data.shards.tars import size_fault, walk_keys
 from kgcli.data.shards.write import as_member
-from kgcli.errors import MissingError, printable, reason
+from kgcli.errors import MissingError, printable
 from kgcli.reading import parse_json, read_bytes
 
 MAX_LINE = 64 * 2**20  # bytes of a document
@@ -90,29 +89,6 @@ class Obelics:
                 yield broken(path.name, MissingError(f"{path.name} is damaged: {str(error)[:200]}"))
 
 
-@dataclass(frozen=True)
-class TarPlace:
-    """The place of an image in a tar."""
-
-    tar: Path
-    place: Place
-
-    @classmethod
-    def of(cls, tar: Path, places: Mapping[str, Place], name: str) -> TarPlace:
-        """Return the place of a member."""
-        return cls(tar, places[name])
-
-    def read(self) -> bytes:
-        """Return the image's bytes. Raises: MissingError."""
-        try:
-            with self.tar.open("rb") as file:
-                return read_place(file, self.place)
-        except EOFError:
-            raise MissingError(f"{self.tar.name} has become shorter") from None
-        except OSError as error:
-            raise MissingError(f"{self.tar.name} cannot be read: {reason(error)}") from None
-
-
 class UrlImages:
     """Images by address, of a folder that img2dataset wrote: tars, or folders of files; read when they are needed.
 
@@ -139,13 +115,14 @@ class UrlImages:
 
     def _note_tar(self, tar: Path) -> None:
         try:
-            for found in walk_tar(tar):
+            for found in walk_keys(tar):
                 place = f"{tar.name} {printable(found.key)}"
-                if found.fault:
-                    self.faults[place] = MissingError(f"{place}: {found.fault}")
+                if fault := size_fault(found.places):
+                    self.faults[place] = MissingError(f"{place}: {fault}")
                     continue
-                sizes = {name: len(data) for name, data in found.members.items()}
-                self._note(place, sizes, found.members.__getitem__, partial(TarPlace.of, tar, found.places))
+                files = {name: TarPlace(tar, one) for name, one in found.places.items()}
+                sizes = {name: one.size for name, one in found.places.items()}
+                self._note(place, sizes, partial(read_member, files), files.__getitem__)
         except MissingError as error:
             self.faults[tar.name] = error
 
@@ -156,9 +133,12 @@ class UrlImages:
         read: Callable[[str], bytes],
         file_of: Callable[[str], Path | TarPlace],
     ) -> None:
-        """Note the image of a row by its address; files that are no download of img2dataset have none."""
+        """Note the image of a row by its address; files that are no download of img2dataset have none.
+
+        The address is in the JSON: a caption in .txt is not read.
+        """
         try:
-            found = read_contents(sizes, read)
+            found = read_contents({name: size for name, size in sizes.items() if name.lower() != "txt"}, read)
         except NoSample:
             return
         except MissingError as error:

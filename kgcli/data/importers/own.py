@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
 from kgcli.data.entries import data_files
@@ -15,14 +15,12 @@ from kgcli.data.prompt import ImageRef, Prompt
 from kgcli.data.shards.records import Text, Written
 from kgcli.data.shards.write import as_member
 from kgcli.data.sources.tables import BadLine, Line, walk_lines
-from kgcli.data.textfiles import read_entries
-from kgcli.data.where import check_columns
+from kgcli.data.textfiles import TABLES, read_columns, read_entries
 from kgcli.errors import KgError, MissingError, PromptError
 from kgcli.reading import read_bytes, read_text
 
 CAPTIONS = (".txt", ".caption")
 MAX_TEXT_BYTES = 4 * 2**30
-FIRST_LINES = 1000  # of a file: all its columns come up in these
 
 
 class PlainText:
@@ -36,8 +34,10 @@ class PlainText:
         """Yield the texts."""
         suffixes = (".txt", ".jsonl", ".json", ".csv", ".tsv")
         read = partial(_read_text, column=options.columns.get("text"))
-        for path in files_of(existing(source, what="file or folder"), suffixes, what="texts"):
-            for line in _with_columns(_texts(path), path, options):
+        paths = files_of(existing(source, what="file or folder"), suffixes, what="texts")
+        options.check_columns((row for path in paths for row in _columns_of(path, _texts)), source)
+        for path in paths:
+            for line in _texts(path):
                 if isinstance(line, BadLine):
                     yield broken(line.origin, line.fault)
                     continue
@@ -108,20 +108,23 @@ _COLUMNS = {"image": ["image", "file_name", "path"], "caption": ["caption", "tex
 
 
 def _items_of(path: Path, read: Callable[[Line], Iterable[Filled]], options: ImportOptions) -> Iterator[Item]:
-    for line in _with_columns(walk_lines(path), path, options):
+    options.check_columns(_columns_of(path, walk_lines), path.name)
+    for line in walk_lines(path):
         if isinstance(line, BadLine):
             yield broken(line.origin, line.fault)
         else:
             yield Item(line.origin, partial(_read_checked, line, read, options))
 
 
-def _with_columns(lines: Iterator[Line | BadLine], path: Path, options: ImportOptions) -> Iterator[Line | BadLine]:
-    """Yield the lines of a file that has the columns of all conditions. Raises: UsageError."""
-    if options.where:
-        first = list(islice(lines, FIRST_LINES))
-        check_columns(options.where, {name for one in first if isinstance(one, Line) for name in one.values}, path.name)
-        lines = chain(first, lines)
-    yield from lines
+def _columns_of(path: Path, walk: Callable[[Path], Iterator[Line | BadLine]]) -> Iterator[Collection[str]]:
+    """Yield the columns of a table, of a parquet file by its first row, or of each line of another file."""
+    suffix = path.suffix.lower()
+    if suffix in TABLES:
+        if columns := read_columns(path):
+            yield columns
+        return
+    lines = islice(walk(path), 1) if suffix == ".parquet" else walk(path)
+    yield from (line.values for line in lines if isinstance(line, Line))
 
 
 def _read_checked(line: Line, read: Callable[[Line], Iterable[Filled]], options: ImportOptions) -> Iterable[Filled]:

@@ -20,6 +20,7 @@ from kgcli.errors import KgError, MissingError, UsageError
 from kgcli.files import locked, remove_leftovers, write_whole
 
 FAULTS = "faults.jsonl"  # of the folder: origin and reason of each item that was not imported
+RULES = 2  # raised with each change of what an importer makes of an item, so that no import goes on under other rules
 MAX_NAMED = 1000  # faults of a shard that are named; all are counted
 
 
@@ -64,6 +65,7 @@ class ImportPlan:
         images = self.options.images
         return {
             "layout": self.importer.name,
+            "rules": RULES,
             "source": path.name,
             "bytes": path.stat().st_size if path.is_file() else None,
             "images": images.name if images else None,
@@ -136,7 +138,7 @@ def _done(path: Path, plan: ImportPlan, items: list[Item]) -> dict[str, Any] | N
         return None
     num_items = notes.get("items", 0)
     if notes.get("made_by") != plan.facts() or notes.get("digest") != _digest(items[:num_items]):
-        raise UsageError(f"{path} is of another import or source; give another --to or --name")
+        raise UsageError(f"{path} is of another import, source or version of kgcli; give another --to or --name")
     return _with_entry(path, notes) if len(items) == num_items else None  # the last of a shorter limit
 
 

@@ -40,7 +40,11 @@ class Contents:
 
 
 class NoSample(Exception):
-    """A group of files that is no row, such as an image that was not downloaded; the message is why."""
+    """A group of files that is no row; the message is why."""
+
+
+class NotDownloaded(NoSample):
+    """A download that failed."""
 
 
 def is_text(suffix: str) -> bool:
@@ -96,9 +100,9 @@ def _read_foreign(told: Mapping[str, Any], sizes: Mapping[str, int], read: Calla
     if image is not None:
         own = IMAGES[image.lower()]
         pair = Pair(image=own, caption=caption or "", origin=origin)
-        return Contents(pair, {own: image}, IMAGE if caption is None else pair.kind, True, told)
+        return Contents(pair, {own: image}, pair.kind if caption else IMAGE, True, told)
     if isinstance(told.get("status"), str):  # img2dataset's record of a download
-        raise NoSample(f"it was not downloaded: {str(told.get('error_message') or told['status'])[:200]}")
+        raise NotDownloaded(f"it was not downloaded: {str(told.get('error_message') or told['status'])[:200]}")
     if caption is None:
         raise NoSample(f"it holds no image ({', '.join(IMAGES)}) and no text")
     return Contents(Text(text=caption, origin=origin), {}, "text", True, told)

@@ -13,6 +13,7 @@ from kgcli.errors import MissingError, printable
 
 MAX_NAME = 1024  # characters of a member's name
 MAX_ROW_BYTES = 2**30  # from the first byte of a row's files to the last
+_DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError)  # raised where a tar is damaged
 
 
 @dataclass(frozen=True)
@@ -107,10 +108,28 @@ def walk_tar(path: Path) -> Iterator[KeyFiles]:
                     continue
                 members = {name: read_place(file, place) for name, place in found.places.items()}
                 yield KeyFiles(key, members, found.places)
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        after = f"after {printable(key)}" if key else "from its start"
-        reason = " ".join(str(error).split())[:200]
-        raise MissingError(f"{path.name} is damaged {after}: {reason}") from None
+    except _DAMAGE as error:
+        raise _damaged(path, key, error) from None
+
+
+def walk_keys(path: Path) -> Iterator[KeyPlaces]:
+    """Yield the places of the files of each key, of which only headers are read.
+
+    Raises: MissingError, as `walk_tar`.
+    """
+    key = ""
+    try:
+        with path.open("rb") as file:
+            for found in walk_places(file, path.stat().st_size):
+                key = found.key
+                yield found
+    except _DAMAGE as error:
+        raise _damaged(path, key, error) from None
+
+
+def _damaged(path: Path, key: str, error: Exception) -> MissingError:
+    after = f"after {printable(key)}" if key else "from its start"
+    return MissingError(f"{path.name} is damaged {after}: {' '.join(str(error).split())[:200]}")
 
 
 def read_place(stream: IO[bytes], place: Place) -> bytes:

@@ -6,9 +6,11 @@ import foreign
 import pyarrow.parquet
 import pytest
 from foreign import base64_image, image_bytes
+from foreign_shards import write_tar
 from PIL import Image
 
 from kgcli.data.images import decode_image
+from kgcli.data.importers import documents
 from kgcli.data.importers.base import ImportOptions, Skipped
 from kgcli.data.importers.documents import UrlImages
 from kgcli.data.importers.table import IMPORTERS, find_importer
@@ -89,11 +91,10 @@ def test_img2dataset_gives_what_was_downloaded_and_names_the_rest(tmp_path, as_f
             with tarfile.open(path) as tar:
                 tar.extractall(folder / path.stem, filter="data")
             path.unlink()
-    found, faults, _ = read("img2dataset", folder)
+    found, faults, skipped = read("img2dataset", folder)
     assert [record.caption for record, _ in found] == [f"caption {number}" for number in (0, 1, 3, 4)]
     assert found[2][1]["jpg"] == image_bytes(3) and "https://example.org/3.jpg" in found[2][0].origin
-    if not as_files:
-        assert len(faults) == 2 and all("404" in fault for fault in faults)
+    assert not faults and skipped == ([] if as_files else ["it was not downloaded"] * 2)
 
 
 def test_a_cut_tar_gives_what_comes_before_the_cut_and_is_named(tmp_path):
@@ -146,6 +147,26 @@ def test_obelics_finds_images_by_their_address_and_fetches_none(tmp_path):
     record, images = found[0]
     assert record.fragments == (Shown(image="0.jpg"), "A cat.", "A dog.") and images["0.jpg"] == image_bytes(0)
     assert read("obelics", tmp_path / "docs")[2] == ["none of its images is there"] * 2
+
+
+def test_obelics_needs_no_captions_of_its_images(tmp_path):
+    caption = "un caf\xe9".encode("latin-1")
+    told = json.dumps({"url": "https://example.org/0.jpg", "status": "success"}).encode()
+    write_tar(tmp_path / "a" / "0.tar", {"0": {"jpg": image_bytes(0), "txt": caption, "json": told}})
+    (tmp_path / "b").mkdir()
+    for suffix, data in (("jpg", image_bytes(0)), ("txt", caption), ("json", told)):
+        (tmp_path / "b" / f"0.{suffix}").write_bytes(data)
+    for folder in ("a", "b"):
+        images = UrlImages(tmp_path / folder)
+        assert not images.faults and images.read("https://example.org/0.jpg") == image_bytes(0)
+
+
+def test_obelics_notes_its_images_without_reading_them(tmp_path, monkeypatch):
+    foreign.write_img2dataset(tmp_path / "images")
+    names, whole = [], documents.read_member
+    monkeypatch.setattr(documents, "read_member", lambda files, name: names.append(name) or whole(files, name))
+    UrlImages(tmp_path / "images")
+    assert names and set(names) == {"json"}
 
 
 def test_obelics_reads_images_when_they_are_needed_and_names_a_cut_tar(tmp_path):

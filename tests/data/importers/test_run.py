@@ -5,6 +5,7 @@ import foreign
 import pytest
 from foreign import image_bytes
 
+from kgcli.data.importers import run
 from kgcli.data.importers.base import ImportOptions
 from kgcli.data.importers.run import ImportPlan, run_import
 from kgcli.data.importers.table import find_importer
@@ -69,9 +70,16 @@ def test_another_source_of_the_same_name_is_refused(photos, tmp_path):
         for name in names:
             (other / f"{name}.jpg").write_bytes(image_bytes(1, side=90))
             (other / f"{name}.txt").write_text("another caption")
-        with pytest.raises(UsageError, match="another import or source"):
+        with pytest.raises(UsageError, match="another import, source or version"):
             run_import(plan(other, out))
     assert hashes(out) == before
+
+
+def test_an_import_under_other_rules_does_not_go_on(photos, tmp_path, monkeypatch):
+    run_import(plan(photos, tmp_path / "out"))
+    monkeypatch.setattr(run, "RULES", run.RULES + 1)
+    with pytest.raises(UsageError, match="another import, source or version"):
+        run_import(plan(photos, tmp_path / "out"))
 
 
 def test_a_longer_limit_goes_on(photos, tmp_path):

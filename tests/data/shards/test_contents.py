@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from foreign_shards import encoded, pairs, solid, write_tar
 
-from kgcli.data.importers.base import ImportOptions
+from kgcli.data.importers.base import ImportOptions, Skipped
 from kgcli.data.importers.table import find_importer
 from kgcli.data.looking.rows import read_rows
 from kgcli.data.looking.sheet import write_sheet
@@ -157,15 +157,24 @@ def test_all_that_read_a_row_agree_on_it(odd_row):
     page = write_sheet(tar, num=9)
     assert page.count("<article") == 3 and page.count('class="no sample"') == (expected == NO_SAMPLE)
     items = list(find_importer("img2dataset").items(str(tar), ImportOptions()))
-    assert len(items) == 3 and [fails(item) for item in items] == [False, expected != SAMPLE, False]
+    assert len(items) == 3 and [import_of(item) for item in items] == [SAMPLE, imported(tar, expected), SAMPLE]
 
 
-def fails(item):
+def imported(tar, expected):
+    """What an import makes of the odd row: an image without a caption is left out, as it is none to train on."""
+    kinds = {line["key"]: line["kind"] for line in scan_tar(str(tar)).table.to_pylist()}
+    return NO_SAMPLE if kinds.get(ODD) == contents.IMAGE else expected
+
+
+def import_of(item):
     try:
-        return not list(item.read())
+        return SAMPLE if list(item.read()) else None
+    except Skipped as rule:
+        assert str(rule) in ("it was not downloaded", "it holds no image and no text", "it has no caption")
+        return NO_SAMPLE
     except KgError as error:
         assert ODD in str(error) and "\n" not in str(error)
-        return True
+        return FAULT
 
 
 def test_a_quick_look_takes_a_row_as_training_does_but_for_its_pixels(odd_row):
@@ -181,7 +190,7 @@ def test_a_quick_look_takes_a_row_as_training_does_but_for_its_pixels(odd_row):
 
 def test_a_row_is_imported_as_training_shows_it(odd_row, tmp_path):
     tar, expected = odd_row
-    if expected != SAMPLE:
+    if imported(tar, expected) != SAMPLE:
         return
     _, item, _ = find_importer("img2dataset").items(str(tar), ImportOptions())
     ((record, images),) = item.read()
@@ -192,6 +201,15 @@ def test_a_row_is_imported_as_training_shows_it(odd_row, tmp_path):
     assert (was.target is None) == (now.target is None)
     if was.target is not None:
         assert np.array_equal(np.asarray(was.render(8).image), np.asarray(now.render(8).image))
+
+
+@pytest.mark.parametrize("name", ["an empty caption", "an image alone", "a caption that is no text"])
+def test_an_image_without_a_caption_is_not_imported(tmp_path, name):
+    tar = write_tar(tmp_path / "a.tar", {ODD: ROWS[name][0]})
+    assert scan_tar(str(tar)).table.column("kind").to_pylist() == [contents.IMAGE]
+    (item,) = find_importer("img2dataset").items(str(tar), ImportOptions())
+    with pytest.raises(Skipped, match="^it has no caption$"):
+        list(item.read())
 
 
 def test_faults_are_skipped_and_no_row_is_dropped_in_silence(odd_row):
@@ -234,7 +252,7 @@ def test_a_file_that_is_too_large_is_a_fault_of_its_row_alone(tmp_path, monkeypa
             ((_, text),) = validate(tar).faults
             assert text.startswith(ODD) and "the limit is" in text
             items = list(find_importer("img2dataset").items(str(tar), ImportOptions()))
-            assert [fails(item) for item in items] == [False, True, False]
+            assert [import_of(item) for item in items] == [SAMPLE, FAULT, SAMPLE]
 
 
 def test_a_row_before_a_cut_is_trusted_by_none(tmp_path):
