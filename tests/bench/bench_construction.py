@@ -33,12 +33,10 @@ from kgcli.data.shards.write import Row, ShardWriter, encode_image, write_datase
 from kgcli.data.sources.world import draw
 from kgcli.evaluation.baselines.base import MethodOptions
 from kgcli.evaluation.baselines.kosmosg import KosmosG
-from kgcli.evaluation.benchmarks.nano_skills import answer, note
+from kgcli.evaluation.benchmarks.nano_skills import answer, load_judges, note, recognition_of
 from kgcli.evaluation.benchmarks.skills import TASKS, case_of, skills_plan, write_inputs
 from kgcli.evaluation.metrics.intervals import cluster_mean, estimate
-from kgcli.evaluation.metrics.recognition import SHIPPED, Recognition
 from kgcli.files import write_whole
-from kgcli.model.nano_recognisers import Recognisers
 from kgcli.recipe import load_recipe
 from kgcli.training.loop import Run
 from kgcli.weights.shipped import DEFAULT_MODEL
@@ -98,12 +96,12 @@ def score(model: Path, num: int, steps: int) -> dict[str, dict[str, float]]:
     sampling = SamplingConfig(num_inference_steps=NUM_INFERENCE_STEPS)
     decoder = str(DEFAULT_MODEL / "decoder")  # the start has none
     method = KosmosG(MethodOptions(model=str(model), decoder=decoder, device="cpu", sampling=sampling))
-    recognisers = Recognisers.load(SHIPPED)
+    recognisers = load_judges(SIZE)
     scores: dict[str, dict[str, float]] = {}
     for task in SCORED:
         items = [item for item in plan.items if item.category == task]
         cases = [case_of(item) for item in items]
-        recognise = Recognition(recognisers, [case.spec for case in cases], [case.galleries for case in cases])
+        recognise = recognition_of(recognisers, cases)
         note(f"{model.parent.name}: {TASKS[task].title}, {len(items)} images")
         for item, case, seen in zip(items, cases, recognise(answer(method, plan, items)), strict=True):
             for measure, value in TASKS[task].score(case, seen).items():
