@@ -111,7 +111,7 @@ def open_index(places: Sequence[str], filters: FilterConfig, cache: Path | None 
     Raises: UsageError without pyarrow or for a wrong filter, OutputError where the cache cannot be written.
     """
     pyarrow_parts()
-    row_filter = RowFilter(filters)  # which refuses a wrong condition before anything is read
+    row_filter = RowFilter(filters)
     folder = cache or cache_folder()
     make_folder(folder)
     with ThreadPoolExecutor(REQUESTS) as pool:
