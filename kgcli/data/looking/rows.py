@@ -61,9 +61,7 @@ def counted(number: int, noun: str) -> str:
 
 def no_samples(number: int) -> str:
     """Return a number of groups of files as words."""
-    return counted(number, "group") + (
-        " of files that is not a sample" if number == 1 else " of files that are not samples"
-    )
+    return f"{counted(number, 'group')} of files that {'is not a sample' if number == 1 else 'are not samples'}"
 
 
 def _row(shard: Path, files: KeyFiles) -> SeenRow:

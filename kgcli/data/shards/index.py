@@ -204,8 +204,8 @@ def _make(path: Path, shards: Sequence[_Shard], row_filter: RowFilter) -> None:
                         kinds=_kinds(kept),
                     )
                 )
-        others = f" and {len(shards) - 1} other shards" if len(shards) > 1 else ""
-        row_filter.check(f"{shards[0].place}{others}")
+        first, *others = (shard.place for shard in shards)
+        row_filter.check(f"{first} and {len(others)} more" if others else first)
         write_whole(path.with_suffix(".json"), json.dumps([asdict(info) for info in infos]))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -104,15 +105,12 @@ class FileSource(RowSource):
         targets, rows = hashlib.sha256(), hashlib.sha256()
         for row in self.rows:
             if row.target is not None:
-                targets.update(f"{row.target.name}\0{stamp_of(row.target)}\n".encode())
+                targets.update(os.fsencode(row.target.name) + f"\0{stamp_of(row.target)}\n".encode())
+            if self.faults == "skip":
+                told = [bool(row.fault), [[path.name, stamp_of(path)] for path in row.images]]
+                rows.update(json.dumps([row.target is not None, *told]).encode())
         found = {"targets": targets.hexdigest(), "num": len(self.rows)}
-        if self.faults == "stop":
-            return found
-        for row in self.rows:
-            files = row.images if row.target is None else (row.target, *row.images)
-            told = [bool(row.fault), row.target is not None, [[path.name, stamp_of(path)] for path in files]]
-            rows.update(json.dumps(told).encode())
-        return {**found, "rows": rows.hexdigest()}
+        return found if self.faults == "stop" else {**found, "rows": rows.hexdigest()}
 
 
 def open_file(kind: str, path: str, *, use: Use, seed: tuple[int, int], faults: OnFault = "stop") -> Source:
