@@ -205,7 +205,7 @@ def _make(path: Path, shards: Sequence[_Shard], row_filter: RowFilter) -> None:
                     )
                 )
         first, *others = (shard.place for shard in shards)
-        row_filter.check(f"{first} and {len(others)} more" if others else first)
+        row_filter.check(f"{first}, like all after it," if others else first)
         write_whole(path.with_suffix(".json"), json.dumps([asdict(info) for info in infos]))
 
 
