@@ -130,13 +130,15 @@ def _notes_on_rounding(record: Record, model: Model) -> Iterator[str]:
         yield f"it was made in a batch of {record.batch.size}, this page makes images one by one: {ROUNDING}"
     now = _kind(model.device)
     made_on = now if record.device is None else _kind(record.device)  # older images hold neither device nor threads
-    for name, then, here in (
+    compared: list[tuple[str, str | int | None, str | int | None]] = [
         ("device", made_on, now),
         ("dtype", record.dtype, model.dtype),
         ("quantize", record.quantize, model.pipeline.model.quantize),
         ("compile", record.compile, model.compiled),
-        ("threads", record.threads or model.threads, model.threads if made_on == now else record.threads),
-    ):
+    ]
+    if made_on == now:
+        compared.append(("threads", record.threads or model.threads, model.threads))
+    for name, then, here in compared:
         if then != here:
             yield f"it was made with {name} {_word(then)}, this page runs with {_word(here)}: {ROUNDING}"
 

@@ -106,6 +106,7 @@ def dropped(tile, **changes):
         ({"dtype": "bfloat16", "quantize": "nf4"}, ["dtype bfloat16", "quantize nf4, this page runs with none"]),
         ({"compile": True, "threads": 999}, ["compile on, this page runs with off", "threads 999"]),
         ({"device": "cuda", "threads": 999}, ["device cuda, this page runs with cpu"]),
+        ({"device": "cuda", "threads": None}, ["device cuda, this page runs with cpu"]),
         ({"device": "cpu:0"}, []),
         ({"guidance_scale": 30.0, "steps": 500}, ["steps was 500, this page goes to 200", "guidance scale was 30"]),
         ({"width": 2048}, ["width was 2048, this page goes to 1024"]),
