@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -50,8 +52,9 @@ class FirstSamples(DerivedSource):
             yield replace(self.read(row), faults=other.faults), row
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return the source's fingerprint and the number of samples."""
-        return {**self.source.fingerprint(), "first": self.num}
+        """Return the source's fingerprint and the rows of the samples, which the source's order decides."""
+        rows = [self.source.row_of(number) for number in range(self.num)]
+        return {**self.source.fingerprint(), "first": hashlib.sha256(json.dumps(rows).encode()).hexdigest()}
 
     def parts(self) -> list[Part]:
         """Return all samples as one part."""

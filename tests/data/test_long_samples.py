@@ -121,8 +121,28 @@ def test_faults_of_the_substitute_are_told_too(tmp_path, tokenizer, monkeypatch)
     assert "tokens long" in faults["000000001"] and "not an image" in faults["000000004"]
 
 
+def test_a_row_that_stands_for_a_bad_one_is_named_where_it_is_too_long(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    groups = pairs(0, 6)
+    groups["000000004"]["jpg"] = b"no image"
+
+    def source():
+        given = [{"kind": "shards", "path": str(write_tar(tmp_path / "a.tar", groups))}]
+        data = {"sources": given, "batch_size": 4, "faults": "skip"}
+        return open_source(DataConfig.model_validate(data), 64, "generate")
+
+    substitute = source().read(4).origin.split()[-1]
+    groups[substitute]["txt"] = b"a very long caption " * 40
+    batches = batches_of(source(), tokenizer)
+    faults = [fault for step in range(9) for fault in batches[step].faults]
+    assert {fault.row for fault in faults if "tokens long" in fault.reason} == {substitute}
+    assert {fault.row for fault in faults if "not an image" in fault.reason} == {"000000004"}
+
+
 def test_a_short_run_replaces_them_by_rows_that_it_has(captions, tokenizer):
     source = FirstSamples(source_of(captions), 8)
-    found = shown(batches_of(source, tokenizer), steps=4)
-    assert {row for _, row in found.values()} <= set(range(8))
-    assert all(len(ids) <= MAX_TOKENS for ids, _ in found.values())
+    ids = {row: ids for ids, row in shown(batches_of(source, tokenizer, limit=None), steps=4).values()}
+    assert ids.keys() == set(range(8)) and any(len(one) > MAX_TOKENS for one in ids.values())
+    for number, (own, row) in shown(batches_of(source, tokenizer), steps=4).items():
+        assert own == ids[row] and len(own) <= MAX_TOKENS
+        assert row == number % 8 or len(ids[number % 8]) > MAX_TOKENS

@@ -54,6 +54,16 @@ def read_rows(shard: Path) -> Iterator[SeenRow]:
         yield SeenRow(shard, key, fault=str(error).replace(shard.name, "the tar", 1))
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, as "1 row" or "2,000 rows"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def no_samples(number: int) -> str:
+    """Return a number of groups of files as words."""
+    return f"{counted(number, 'group')} of files that {'is not a sample' if number == 1 else 'are not samples'}"
+
+
 def _row(shard: Path, files: KeyFiles) -> SeenRow:
     seen = SeenRow(shard, files.key, members=files.members, places=files.places, fault=files.fault)
     if files.fault:

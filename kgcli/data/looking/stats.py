@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kgcli.data.looking.rows import SeenRow, read_rows, shards_of
+from kgcli.data.looking.rows import SeenRow, counted, no_samples, read_rows, shards_of
 from kgcli.data.shards.records import Compositional
 from kgcli.data.shards.scan import header_size
 
@@ -77,9 +77,9 @@ class Stats:
         found = self.as_dict()
         kinds = ", ".join(f"{number:,} {kind}" for kind, number in found["kinds"].items())
         lines = [
-            f"{found['rows']:,} rows ({kinds}), {found['bytes'] / 2**20:,.1f} MiB",
-            f"{found['faults']:,} faults, {found['no_samples']:,} groups of files that are no sample, "
-            f"{found['empty_texts']:,} without a text, {found['repeated_images']:,} images that are there before",
+            f"{counted(found['rows'], 'row')} ({kinds}), {found['bytes'] / 2**20:,.1f} MiB",
+            f"{counted(found['faults'], 'fault')}, {no_samples(found['no_samples'])}, "
+            f"{found['empty_texts']:,} without a text, {counted(found['repeated_images'], 'repeated image')}",
             f"{'':28}{'lowest':>9}{'5 %':>9}{'median':>9}{'95 %':>9}{'highest':>9}",
         ]
         for name, values in found["quantiles"].items():

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kgcli.data.looking.rows import SeenRow, read_rows, shards_of
+from kgcli.data.looking.rows import SeenRow, counted, no_samples, read_rows, shards_of
 from kgcli.data.shards.contents import open_images
 from kgcli.data.shards.layout import DATASET, Dataset, index_path, pyarrow_parts, read_dataset
 from kgcli.data.shards.write import row_hash
@@ -27,11 +27,13 @@ class Validation:
     def __str__(self) -> str:
         """One line a fault, then the sum."""
         lines = [f"{shard}: {text}" for shard, text in self.faults]
-        total = f"{sum(self.rows.values()):,} rows in {len(self.rows):,} shards, {self.indexed:,} of them with an index"
+        total = f"{counted(sum(self.rows.values()), 'row')} in {counted(len(self.rows), 'shard')}"
+        total += f", {self.indexed:,} of them with an index"
         if self.left_out:
-            total += f", and {self.left_out:,} groups of files that are no sample"
+            total += f", and {no_samples(self.left_out)}"
         shards = len({shard for shard, _ in self.faults})
-        lines.append(f"{total}: " + (f"{len(self.faults):,} faults in {shards:,} files" if self.faults else "all well"))
+        faults = f"{counted(len(self.faults), 'fault')} in {counted(shards, 'file')}" if self.faults else "no faults"
+        lines.append(f"{total}: {faults}")
         return "\n".join(lines)
 
 

@@ -19,16 +19,16 @@ from filelock import FileLock
 
 from kgcli.data.shards import storage
 from kgcli.data.shards.contents import IMAGE
-from kgcli.data.shards.filters import kept_rows
+from kgcli.data.shards.filters import FAULT, RowFilter
 from kgcli.data.shards.layout import NOTES, index_schema, pyarrow_parts, scan_schema
 from kgcli.data.shards.records import KINDS
-from kgcli.data.shards.scan import FAULT, scan_tar
+from kgcli.data.shards.scan import scan_tar
 from kgcli.errors import MissingError, printable
 from kgcli.files import make_folder, whole_file, write_whole
 from kgcli.reading import parse_json
 from kgcli.recipe import FilterConfig
 
-VERSION = 2  # of the cached files; another is made anew
+VERSION = 3  # of the cached files; another is made anew
 MAX_INDEX_BYTES = 2**30  # of the parquet file of one shard
 UNTARGETED = "untargeted"
 REQUESTS = 16  # servers are asked for the state of so many files at once
@@ -43,6 +43,7 @@ class ShardInfo:
     dropped: int  # by the filters, or because they are no sample
     fingerprint: str  # of its rows
     fault: str = ""  # what was wrong with it when the index was made
+    stamp: str = ""  # size and version of its file; empty where it is not there
     kinds: tuple[str, ...] = ()  # of its rows that can be read; prompts without an image to be generated: UNTARGETED
 
 
@@ -107,9 +108,10 @@ def open_index(places: Sequence[str], filters: FilterConfig, cache: Path | None 
 
     A shard that has vanished keeps the rows that its parquet file or the cache knows of: reading one is a fault.
 
-    Raises: UsageError without pyarrow, OutputError where the cache cannot be written.
+    Raises: UsageError without pyarrow or for a wrong filter, OutputError where the cache cannot be written.
     """
     pyarrow_parts()
+    row_filter = RowFilter(filters)
     folder = cache or cache_folder()
     make_folder(folder)
     with ThreadPoolExecutor(REQUESTS) as pool:
@@ -119,7 +121,7 @@ def open_index(places: Sequence[str], filters: FilterConfig, cache: Path | None 
     path = folder / f"{_sha256(decides)}.arrow"
     with FileLock(folder / f"{path.stem}.lock"):  # several processes of one run open the same source
         if not path.is_file():
-            _make(path, [_Shard(place, found, folder) for place, found in zip(places, tars, strict=True)], filters)
+            _make(path, [_Shard(place, found, folder) for place, found in zip(places, tars, strict=True)], row_filter)
     return Index(path)
 
 
@@ -179,7 +181,7 @@ class _Shard:
         return table
 
 
-def _make(path: Path, shards: Sequence[_Shard], filters: FilterConfig) -> None:
+def _make(path: Path, shards: Sequence[_Shard], row_filter: RowFilter) -> None:
     """Write the index of all shards; its JSON first, as the Arrow file marks it complete."""
     pyarrow, _ = pyarrow_parts()
     infos = []
@@ -187,7 +189,7 @@ def _make(path: Path, shards: Sequence[_Shard], filters: FilterConfig) -> None:
         with pyarrow.ipc.new_file(str(partial), index_schema()) as writer:
             for shard in shards:
                 table, identity, skipped, fault = shard.rows()
-                kept = kept_rows(table, filters, shard.place).select(index_schema().names)
+                kept = row_filter.kept(table).select(index_schema().names)
                 (batch,) = kept.combine_chunks().to_batches() or [None]
                 writer.write_batch(batch or pyarrow.RecordBatch.from_pylist([], schema=index_schema()))
                 keys = kept.column("key").to_pylist()
@@ -198,9 +200,12 @@ def _make(path: Path, shards: Sequence[_Shard], filters: FilterConfig) -> None:
                         dropped=skipped + table.num_rows - len(keys),
                         fingerprint=_sha256([identity, keys]),
                         fault=fault,
+                        stamp=f"{shard.stamp.size} {shard.stamp.version}" if shard.stamp else "",
                         kinds=_kinds(kept),
                     )
                 )
+        first, *others = (shard.place for shard in shards)
+        row_filter.check(f"{first}, like all after it," if others else first)
         write_whole(path.with_suffix(".json"), json.dumps([asdict(info) for info in infos]))
 
 

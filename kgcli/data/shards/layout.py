@@ -86,7 +86,7 @@ def check_key(key: str) -> str:
 def scan_schema() -> Any:
     """Return the columns of a scanned tar: those of an index, and what the JSON of a foreign row tells beside them."""
     pyarrow, _ = pyarrow_parts()
-    return index_schema().append(pyarrow.field("told", pyarrow.string()))  # JSON object of numbers and short texts
+    return index_schema().append(pyarrow.field("told", pyarrow.string()))  # JSON: `filters.told_text`
 
 
 def pyarrow_parts() -> tuple[Any, Any]:

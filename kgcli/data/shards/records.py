@@ -23,7 +23,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from kgcli.data.prompt import Prompt
 from kgcli.errors import MissingError, PromptError
 
-IMAGE_SUFFIXES = ("jpg", "png", "webp")
 MAX_RECORD_BYTES = 16 * 2**20  # of one JSON text
 _IMAGE_MEMBER = re.compile(r"(?:\d{1,4}\.)?(?:jpg|png|webp)", re.ASCII)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 from dataclasses import dataclass
 from typing import IO, Any, cast
@@ -13,13 +12,11 @@ from PIL import Image
 from kgcli.data.images import DECODER_ERRORS, FORMATS
 from kgcli.data.shards import storage
 from kgcli.data.shards.contents import NoSample, is_text, read_contents
+from kgcli.data.shards.filters import FAULT, told_text
 from kgcli.data.shards.layout import pyarrow_parts, scan_schema
 from kgcli.data.shards.records import MAX_RECORD_BYTES
 from kgcli.data.shards.tars import KeyPlaces, Place, read_place, size_fault, walk_places
 from kgcli.errors import MissingError
-
-MAX_CELL = 64  # characters of a column's name or text, so that captions and addresses are not kept twice
-FAULT = "fault"  # kind of a row that cannot be read: it keeps its number, and reading it tells why
 
 
 @dataclass
@@ -65,11 +62,11 @@ def _row(group: KeyPlaces, stream: IO[bytes]) -> dict[str, Any] | None:
             raise MissingError(fault)
         found = read_contents({name: place.size for name, place in places.items()}, texts.__getitem__)
         kind, main = found.kind, found.members.get(found.record.main_image or "")
-        told = {name: cell for name, cell in found.told.items() if _is_column(name, cell)}
+        told = told_text(found.told)
     except NoSample:
         return None
     except MissingError:
-        kind, main, told = FAULT, None, {}
+        kind, main, told = FAULT, None, "{}"
     width, height = header_size(cast(IO[bytes], _Part(stream, places[main]))) if main else (0, 0)
     return {
         "key": group.key,
@@ -80,14 +77,8 @@ def _row(group: KeyPlaces, stream: IO[bytes]) -> dict[str, Any] | None:
         "num_tokens": 0,
         "sha256": "",
         "flags": [],
-        "told": json.dumps(told),
+        "told": told,
     }
-
-
-def _is_column(name: str, cell: Any) -> bool:
-    """Tell if a value of a foreign JSON is worth a place in the index: a number or a short text, or nothing."""
-    is_short = isinstance(cell, str) and len(cell) <= MAX_CELL
-    return len(name) <= MAX_CELL and (cell is None or is_short or isinstance(cell, int | float))
 
 
 def header_size(file: IO[bytes]) -> tuple[int, int]:

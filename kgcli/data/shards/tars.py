@@ -44,8 +44,9 @@ class KeyFiles:
 def split_name(name: str) -> tuple[str, str]:
     """Return key and suffix of a member's name: what comes before and after the first dot of its last part.
 
-    The suffix is empty for a file that belongs to no sample.
+    The suffix is empty for a file that belongs to no sample. Bytes that are not UTF-8 are written as escapes.
     """
+    name = name.encode("utf-8", "backslashreplace").decode("utf-8")
     folder, slash, last = name.removeprefix("./").rpartition("/")
     base, _, suffix = last.partition(".")
     return f"{folder}{slash}{base}", suffix if base and len(name) <= MAX_NAME else ""

@@ -15,7 +15,7 @@ def open_source(data: DataConfig, image_size: int, use: Use) -> Source:
         image_size: pixels of the images in world samples
         use: of images that come with a caption
 
-    Raises: ConfigError, MissingError: a kind, file or line is wrong or not there.
+    Raises: ConfigError, MissingError, UsageError: a kind, file, line or filter is wrong or not there.
     """
     found = _open_mixture(data, image_size, use) if data.sources else _open_world(data, data.kinds, image_size)
     if data.rendered is not None:
@@ -43,6 +43,11 @@ def _open_world(data: DataConfig, kinds: dict[str, float], image_size: int, numb
 
 
 def _open_mixture(data: DataConfig, image_size: int, use: Use) -> Source:
+    for cfg in data.sources:
+        if cfg.filters.where:
+            from kgcli.data.shards.filters import RowFilter
+
+            RowFilter(cfg.filters)  # refuses a wrong condition before a source is read
     opened = [_open(data, number, cfg, image_size, use) for number, cfg in enumerate(data.sources)]
     if len(opened) == 1:
         return opened[0]

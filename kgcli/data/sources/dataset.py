@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from kgcli.data.folders import load_folder, read_cell
 from kgcli.data.images import decode_image
 from kgcli.data.sample import Decoded, Fragments, Sample, Target
 from kgcli.data.sources.base import Use
-from kgcli.data.sources.rows import RowOrder, RowSource
+from kgcli.data.sources.rows import RowOrder, RowSource, stamp_of
 from kgcli.errors import ImageError, MissingError, UsageError
 from kgcli.recipe import OnFault, SourceConfig
 
@@ -90,9 +91,18 @@ class DatasetSource(RowSource):
                 continue
         return found
 
-    def fingerprint(self) -> dict[str, Any]:
-        """Return the library's own fingerprint of the rows."""
-        return {"dataset": self.rows._fingerprint, "num": self.num_rows}
+    def content(self) -> dict[str, Any]:
+        """Return the library's own fingerprint of the rows, their columns, and a hash of the files they name."""
+        files = hashlib.sha256()
+        if "image" in self.columns and self.folders:
+            for path in _named_files(self.rows, self.columns["image"]):
+                files.update(f"{stamp_of(self.folders[0] / path) if path else ''}\n".encode())
+        return {
+            "dataset": self.rows._fingerprint,
+            "num": self.num_rows,
+            "columns": self.columns,
+            "files": files.hexdigest(),
+        }
 
     def _told(self, caption: str) -> Fragments:
         if "image" not in self.columns or self.use == "generate":
@@ -164,6 +174,22 @@ def _folders(cfg: SourceConfig) -> list[Path]:
 
     hub = os.environ.get("HF_HUB_CACHE") or Path(config.HF_CACHE_HOME) / "hub"
     return [Path(hub), Path(config.HF_DATASETS_CACHE)]
+
+
+def _named_files(rows: Any, column: str) -> Iterator[str | None]:
+    """Yield the path that each cell of a column names, None for a cell that holds the image's bytes or nothing."""
+    import pyarrow
+    import pyarrow.compute as compute
+
+    for batch in rows.select_columns([column]).with_format("arrow").iter(1000):
+        cells = batch.column(column)
+        names = {field.name for field in cells.type} if pyarrow.types.is_struct(cells.type) else set()
+        if "path" not in names:
+            continue
+        paths = compute.struct_field(cells, "path")
+        if "bytes" in names:  # which are not read
+            paths = compute.if_else(compute.is_null(compute.struct_field(cells, "bytes")), paths, None)
+        yield from paths.to_pylist()
 
 
 def _image(cell: Any, folders: Sequence[Path], name: str) -> Image.Image:

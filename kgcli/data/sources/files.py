@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,16 +15,14 @@ import numpy as np
 from PIL import Image
 
 from kgcli.data.entries import data_files
-from kgcli.data.images import open_image, square
+from kgcli.data.images import SUFFIXES, open_image, square
 from kgcli.data.prompt import Prompt
 from kgcli.data.sample import Fragments, Sample, Target
 from kgcli.data.sources.base import Source, Use
-from kgcli.data.sources.rows import RowOrder, RowSource
+from kgcli.data.sources.rows import RowOrder, RowSource, stamp_of
 from kgcli.data.sources.tables import BadLine, Line, read_lines, walk_lines
 from kgcli.errors import ImageError, MissingError, PromptError
 from kgcli.recipe import OnFault
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,17 @@ class FileSource(RowSource):
         order = np.random.default_rng([22, seed]).permutation(len(self.rows))[:num]
         return [self.rows[row].text for row in order if self.rows[row].text]
 
-    def fingerprint(self) -> dict[str, Any]:
-        """Return a hash of the targets' names, sizes and times."""
-        digest = hashlib.sha256()
+    def content(self) -> dict[str, Any]:
+        """Return a hash of the targets' names, sizes and times; where faults are skipped, one of all rows too."""
+        targets, rows = hashlib.sha256(), hashlib.sha256()
         for row in self.rows:
             if row.target is not None:
-                stat = row.target.stat()
-                digest.update(f"{row.target.name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-        return {"targets": digest.hexdigest(), "num": len(self.rows)}
+                targets.update(os.fsencode(row.target.name) + f"\0{stamp_of(row.target)}\n".encode())
+            if self.faults == "skip":
+                told = [bool(row.fault), [[path.name, stamp_of(path)] for path in row.images]]
+                rows.update(json.dumps([row.target is not None, *told]).encode())
+        found = {"targets": targets.hexdigest(), "num": len(self.rows)}
+        return found if self.faults == "stop" else {**found, "rows": rows.hexdigest()}
 
 
 def open_file(kind: str, path: str, *, use: Use, seed: tuple[int, int], faults: OnFault = "stop") -> Source:
@@ -186,9 +189,9 @@ def _image_row(line: Line, folder: Path) -> Row:
 
 def _folder_rows(folder: Path, faults: OnFault) -> list[Row]:
     """Return the images of a folder tree, each with its caption in a .txt file of its name, or all without."""
-    images = list(data_files(folder, suffixes=IMAGE_SUFFIXES, recursive=True))
+    images = list(data_files(folder, suffixes=SUFFIXES, recursive=True))
     if not images:
-        raise MissingError(f"data.sources: {folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+        raise MissingError(f"data.sources: {folder} holds no images ({', '.join(SUFFIXES)})")
     lacking = [path for path in images if not path.with_suffix(".txt").is_file()]
     if len(lacking) == len(images):
         return [Row(str(path), target=path) for path in images]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,8 +57,24 @@ class RowSource(ABC):
         """Return the file that holds a row, and its name there, for messages."""
 
     @abstractmethod
+    def content(self) -> dict[str, Any]:
+        """Return what decides the rows by themselves, good or bad; JSON values.
+
+        Where faults are skipped, this includes what decides which rows are bad.
+        """
+
+    def stand_in(self, row: int, number: int) -> Sample:
+        """Return a row as the sample of a number that was to show a bad row. Raises: MissingError, PromptError."""
+        return self.load(row, number)
+
     def fingerprint(self) -> dict[str, Any]:
-        """Return what decides the rows, for caches to compare; JSON values."""
+        """Return what decides the images that the rows show, for caches to compare; JSON values.
+
+        Where faults are skipped, rows stand for bad ones, so that these and the chains decide them too.
+        """
+        if self.faults == "stop":
+            return self.content()
+        return {**self.content(), "chain": [*self.seed, self.num_rows]}
 
     def parts(self) -> list[Part]:
         """Return all rows as one part."""
@@ -66,7 +83,7 @@ class RowSource(ABC):
 
     def sample(self, index: int) -> Sample:
         """Return the sample at `index`."""
-        return self._good(*self._drawn(index))
+        return self._good(*self._drawn(index))[1]
 
     def fragments(self, index: int) -> Fragments | None:
         """Return the fragments of the sample at `index`; None where its row turns out to be bad."""
@@ -77,14 +94,15 @@ class RowSource(ABC):
 
     def read(self, row: int) -> Sample:
         """Return a sample that shows `row`."""
-        return self._good(row, row)
+        return self._good(row, row)[1]
 
     def substitutes(self, index: int, reason: str) -> Iterator[tuple[Sample, int]]:
         """Yield samples of the stream that the number decides; nothing where faults stop."""
         if self.faults == "stop":
             return
         assert self.num_rows is not None
-        told = Fault(*self.place_of(self.row_of(index)), reason)
+        shown, _ = self._good(*self._drawn(index))  # may itself stand for a bad row
+        told = Fault(*self.place_of(shown), reason)
         rng = np.random.default_rng([36, *self.seed, index])
         for _ in range(MAX_TRIES):
             number = int(rng.integers(self.num_rows))
@@ -95,18 +113,18 @@ class RowSource(ABC):
         """Return the row of a sample, and the number that decides its words."""
         return self.row_of(index), index
 
-    def _good(self, row: int, number: int) -> Sample:
-        """Return a row as a sample, or the first good one of its chain with the faults of those before it."""
+    def _good(self, row: int, number: int) -> tuple[int, Sample]:
+        """Return a row with its sample, or the first good one of its chain with the faults of those before it."""
         if self.faults == "stop":
-            return self.load(row, number)
+            return row, self.load(row, number)
         faults: list[Fault] = []
         for one in self._chain(row):
             try:
-                found = self._checked(self.load(one, number))
+                found = self._checked(self.stand_in(one, number) if faults else self.load(one, number))
             except (MissingError, PromptError) as error:
                 faults.append(Fault(*self.place_of(one), str(error)))
                 continue
-            return replace(found, faults=tuple(faults)) if faults else found
+            return one, replace(found, faults=tuple(faults)) if faults else found
         last = faults[-1]
         raise MissingError(f"{last.file} {last.row} and {len(faults) - 1} rows drawn for it are all bad: {last.reason}")
 
@@ -140,3 +158,12 @@ class RowOrder:
                 self._orders.pop(next(iter(self._orders)))
             self._orders[epoch] = np.random.default_rng([21, *self.seed, epoch]).permutation(self.num_rows)
         return int(self._orders[epoch][place])
+
+
+def stamp_of(path: Path) -> str:
+    """Return size and time of a file, for fingerprints; an empty text for one that is not there."""
+    try:
+        stat = path.stat()
+    except (OSError, ValueError):  # ValueError: no name that a file can have
+        return ""
+    return f"{stat.st_size}\0{stat.st_mtime_ns}"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -49,9 +52,27 @@ class ShardSource(RowSource):
 
     def load(self, row: int, number: int) -> Sample:
         """Return a row as the sample of a number. Raises: MissingError that names shard and key."""
+        return self._load(row, number, self.words)
+
+    def stand_in(self, row: int, number: int) -> Sample:
+        """Return a row in the place of a bad one.
+
+        One that the published loader would lose by the number's draw keeps its nouns, as if drawn anew until it is
+        not lost; so the number decides no row, and cached moments are those of the row that is shown.
+
+        Raises: MissingError, also for a row that is lost by every draw.
+        """
+        words = self.words
+        if words.as_published and is_lost(self.index.row(*self._place(row)), words, self._rng(number)):
+            if self._drops_all:
+                raise MissingError("as_published loses it")
+            words = replace(words, drop_entity_text=0.0)
+        return self._load(row, number, words)
+
+    def _load(self, row: int, number: int, words: Words) -> Sample:
         found = self.index.row(*self._place(row))
         try:
-            return read_sample(found, self.words, self._rng(number))
+            return read_sample(found, words, self._rng(number))
         except MissingError as error:
             if self.faults == "skip":
                 raise
@@ -74,15 +95,19 @@ class ShardSource(RowSource):
         order = np.random.default_rng([22, seed]).choice(self.num_rows, num, replace=False)  # without listing all rows
         return [text for row in order if (text := self.read(int(row)).words)]
 
-    def fingerprint(self) -> dict[str, Any]:
-        """Return the hashes of all shards' rows."""
-        return {"shards": [shard.fingerprint for shard in self.index.shards], "num": self.num_rows}
+    def content(self) -> dict[str, Any]:
+        """Return the hashes of all shards' rows; where faults are skipped, the states of the files too."""
+        found = {"shards": [shard.fingerprint for shard in self.index.shards], "num": self.num_rows}
+        if self.faults == "stop":
+            return found
+        return {**found, "files": [shard.stamp for shard in self.index.shards], "drops_all": self._drops_all}
 
     def parts(self) -> list[Part]:
         """Return the shards, for caches that are kept by shard."""
         starts = self.order.starts
-        # Another seed or number of rows lets other rows stand for bad ones.
-        chain = [*self.seed, self.num_rows] if self.faults == "skip" else None
+        # Rows of any shard may stand for the bad ones of another.
+        whole = json.dumps(self.fingerprint(), sort_keys=True).encode() if self.faults == "skip" else None
+        chain = None if whole is None else hashlib.sha256(whole).hexdigest()
         return [
             Part({"shard": shard.fingerprint, "chain": chain}, int(starts[number]), shard.rows)
             for number, shard in enumerate(self.index.shards)
@@ -107,6 +132,11 @@ class ShardSource(RowSource):
             if not lost:
                 return one, number
         raise MissingError(f"{' '.join(self.place_of(row))}: as_published loses it and all rows drawn for it")
+
+    @property
+    def _drops_all(self) -> bool:
+        """True if a caption that begins with its noun is lost by every draw."""
+        return self.words.as_published and self.words.drop_entity_text >= 1
 
     def _rng(self, number: int) -> np.random.Generator:
         """Return the randomness of a sample's words."""
@@ -151,5 +181,5 @@ def _gives(index: Index, words: Words) -> frozenset[str]:
         "prompt": {"fragments", "target"},
         UNTARGETED: {"fragments"},
     }
-    # Of rows none of which can be read all is hoped for: the first one tells why.
+    # If no row can be read, claim every field; reading the first row reports the fault.
     return frozenset(set.intersection(set.union(*of_kind.values()), *(of_kind[kind] for kind in kinds)))

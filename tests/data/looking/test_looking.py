@@ -54,7 +54,7 @@ def shards(tmp_path):
 def test_what_was_written_is_valid(shards):
     found = validate(shards)
     assert not found.faults and found.indexed == 2 and sum(found.rows.values()) == 6
-    assert str(found) == "6 rows in 2 shards, 2 of them with an index: all well"
+    assert str(found) == "6 rows in 2 shards, 2 of them with an index: no faults"
 
 
 def test_every_kind_of_damage_is_named(shards, tmp_path):
@@ -104,7 +104,7 @@ def test_shards_of_other_programs(tmp_path):
     foreign.write_img2dataset(tmp_path / "laion", num_shards=1)
     found = validate(tmp_path / "laion")
     assert found.rows == {"00000.tar": 2} and found.indexed == 0 and not found.faults and found.left_out == 1
-    assert str(found).endswith("0 of them with an index, and 1 groups of files that are no sample: all well")
+    assert str(found).endswith("0 of them with an index, and 1 group of files that is not a sample: no faults")
     stats = stats_of(tmp_path / "laion").as_dict()
     assert stats["kinds"] == {"pair": 2} and stats["faults"] == 0 and stats["no_samples"] == 1
     page = write_sheet(tmp_path / "laion", num=5)
@@ -171,7 +171,7 @@ def test_the_commands(kg, shards):
     assert kg("data", "show", shards, "-o", "a.html").code == 2
     (shards / "mixed-00001.tar").unlink()
     ran = kg("data", "validate", shards)
-    assert ran.code == 1 and "1 faults in 1 files" in ran.out
+    assert ran.code == 1 and "1 fault in 1 file" in ran.out
     assert kg("data", "stats", "nowhere").code == 3
 
 

@@ -85,3 +85,18 @@ def test_a_source_of_which_all_is_lost_says_so(tmp_path):
     write_shard(tmp_path / "a-00000.tar", [Row("k", record, images)])
     with pytest.raises(MissingError, match=r"a-00000\.tar k: as_published loses it and all rows drawn for it"):
         source_of(tmp_path / "a-00000.tar", drop_entity_text=1.0).sample(0)
+
+
+@pytest.mark.parametrize("dropped", [0.5, 1.0])
+def test_what_stands_for_a_bad_row_is_not_lost_either(shards, dropped):
+    whole = shards.read_bytes()
+    at = whole.index(b"\x89PNG", whole.index(b"004.json"))
+    shards.write_bytes(whole[:at] + b"XXXX" + whole[at + 4 :])
+    source = source_of(shards, faults="skip", drop_entity_text=dropped)
+    num_faults = 0
+    for number in range(400):
+        own, cached = source.sample(number), source.read(source.row_of(number))
+        assert own.fragments[0] is not None
+        assert np.array_equal(np.asarray(own.render(8).image), np.asarray(cached.render(8).image))
+        num_faults += bool(own.faults)
+    assert num_faults > 30

@@ -269,3 +269,16 @@ def test_a_source_without_a_good_row_opens_and_names_its_fault(tmp_path):
     source = source_of(write_tar(tmp_path / "a.tar", {ODD: {"json": b"{"}}))
     with pytest.raises(MissingError, match=f"{ODD}: its JSON is damaged"):
         source.sample(0)
+
+
+def test_a_name_that_is_not_utf8_is_read_by_all(tmp_path):
+    odd = {"jpg": JPG, "txt": b"a caf\xc3\xa9"}
+    tar = write_tar(tmp_path / "a.tar", {**pairs(0, 1), "caf\udce9": odd, "b": {"jpg": JPG, "t\udce9": b"x"}})
+    assert b"caf\xe9.jpg" in tar.read_bytes()
+    found = trained_on(tar)
+    assert [*found] == ["000000000", r"caf\udce9", "b"] and not any(isinstance(one, KgError) for one in found.values())
+    assert source_of(tar, faults="skip").num_rows == 3
+    assert not validate(tar).faults and stats_of(tar).as_dict()["rows"] == 3
+    assert write_sheet(tar, num=9).count("<article") == 3
+    items = list(find_importer("img2dataset").items(str(tar), ImportOptions()))
+    assert [len(list(item.read())) for item in items] == [1, 1, 1]
