@@ -22,20 +22,18 @@ if TYPE_CHECKING:
     from kgcli.weights.folder import ModelFolder
 
 
-def load(
-    model: str | ModelFolder | None = None, *, threads: int | None = None, light: bool = False, **options: Any
-) -> Model:
+def load(model: str | ModelFolder | None = None, **options: Any) -> Model:
     """Load a model: a folder, a Hub id, or None for the shipped nano model; see `kgcli.inference.model.load`.
-
-    The commands of `kg` give an opened folder, for which their process computes on `threads` CPU threads, by default
-    as many as are fastest for its size, and with `light` imports of diffusers only what generating needs.
 
     Example:
         >>> model = load(device="cpu")
         >>> model.generate("a cat in the snow", seed=0, num_inference_steps=2)[0].size
         (64, 64)
     """
-    _prepare(model, threads, light)
+    from kgcli.weights.folder import ModelFolder
+
+    if isinstance(model, ModelFolder):  # as commands give it
+        prepare(model)
     from kgcli.inference.model import load as load_model
 
     return load_model(model, **options)
@@ -108,19 +106,23 @@ def encode(folder: ModelFolder, request: Request, out: Path, **options: Any) -> 
         >>> sorted(shapes)
         ['negative_prompt_embeds', 'prompt_embeds']
     """
-    _prepare(folder)
+    prepare(folder)
     from kgcli.inference.conditioning import encode_to_file
 
     return encode_to_file(folder, request, out, **options)
 
 
-def _prepare(model: str | ModelFolder | None, threads: int | None = None, light: bool = False) -> None:
-    """Set up the process of a command before torch loads; a process of the user's own stays as it is."""
-    from kgcli import runtime
-    from kgcli.weights.folder import ModelFolder
+def prepare(folder: ModelFolder, threads: int | None = None, light: bool = False) -> None:
+    """Set up the process of a command before torch loads; a process of the user's own stays as it is.
 
-    if isinstance(model, ModelFolder):
-        runtime.set_threads(threads or runtime.choose_threads(model.num_bytes))
+    Args:
+        folder: of the model that the process computes with
+        threads: of a CPU, by default as many as are fastest for the model's size; the first call decides
+        light: import of diffusers only what generating needs
+    """
+    from kgcli import runtime
+
+    runtime.set_threads(threads or runtime.choose_threads(folder.num_bytes))
     if light and runtime.own_process:
         from kgcli.inference.light_imports import import_diffusers
 

@@ -221,7 +221,12 @@ def _move_to_free_name(partial: Path, path: Path) -> None:
 
 
 def _exchange(partial: Path, path: Path) -> None:
-    """Put a folder in the place of another, which moves back if that fails and goes if it succeeds."""
+    """Put a folder in the place of another, which moves back if that fails and goes if it succeeds.
+
+    Of a link to a folder the link goes; a file is not a folder's to replace.
+    """
+    if not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     old = temporary_name(path)
     path.rename(old)
     try:
@@ -229,4 +234,7 @@ def _exchange(partial: Path, path: Path) -> None:
     except OSError:
         old.rename(path)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    if old.is_symlink():
+        old.unlink()
+    else:
+        shutil.rmtree(old, ignore_errors=True)

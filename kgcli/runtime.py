@@ -187,6 +187,15 @@ def set_threads(number: int) -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+def use_one_thread(device: str) -> None:
+    """Compute on one CPU thread from now on, where the device is a CPU: sums depend on the number of threads, and the
+    images of a benchmark must not."""
+    import torch
+
+    if device == "cpu":
+        torch.set_num_threads(1)
+
+
 def check_quantize(name: str, device: str = "auto") -> None:
     """Refuse a quantization that cannot be loaded; `none` always can.
 

@@ -42,7 +42,7 @@ LIGHT = (
     *("errors", "version", "config", "recipe", "runtime", "files", "reading", "world", "engine", "cli"),
     *("data.prompt", "data.tokenizer", "data.images", "weights.folder", "weights.shipped"),
     *("weights.hub", "weights.published.catalogue", "weights.published.pull"),
-    "training.chains",
+    *("training.chains", "training.export"),
     *(f"inference.{name}" for name in ("adapters.named", "inputs", "metadata", "output", "replay", "request")),
 )
 

@@ -205,3 +205,20 @@ def test_tensors_that_find_no_room_are_one_line(tmp_path, save):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stderr.strip().splitlines()[-1].startswith("kgcli.errors.OutputError"), done.stderr
     assert names(tmp_path) == []
+
+
+def test_a_folder_does_not_take_the_place_of_a_file(tmp_path):
+    (tmp_path / "a").write_text("mine")
+    with pytest.raises(OutputError, match="Not a directory"), whole_folder(tmp_path / "a", overwrite=True):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_text() == "mine"
+
+
+def test_of_a_link_to_a_folder_the_link_alone_goes(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/x").write_text("mine")
+    (tmp_path / "a").symlink_to(tmp_path / "theirs")
+    with whole_folder(tmp_path / "a", overwrite=True) as partial:
+        (partial / "y").write_text("new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "theirs"] and (tmp_path / "theirs/x").is_file()
+    assert not (tmp_path / "a").is_symlink() and (tmp_path / "a/y").is_file()

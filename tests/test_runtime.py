@@ -68,10 +68,13 @@ def test_a_model_of_a_command_is_loaded_on_the_threads_that_are_fastest(monkeypa
     folder = open_model(str(tiny_model))
     engine.load(folder, device="cpu")
     assert os.environ.pop("OMP_NUM_THREADS") == str(folder.num_bytes)
-    engine.load(folder, device="cpu", threads=5)
+    engine.prepare(folder, threads=5)
+    engine.load(folder, device="cpu")
     assert os.environ.pop("OMP_NUM_THREADS") == "5"
     engine.load(str(tiny_model), device="cpu")  # by a user's own program
     assert "OMP_NUM_THREADS" not in os.environ
+    with pytest.raises(TypeError, match="threads"):  # which a user's own program sets itself
+        engine.load(str(tiny_model), device="cpu", threads=4)
 
 
 @pytest.mark.parametrize("words", ["MPS backend out of memory (MPS allocated 8 GB)", "CUBLAS_STATUS_ALLOC_FAILED"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kgcli.app.examples import example_item
+from kgcli.app.examples import example_item, example_path
 from kgcli.app.limits import NONE, RANGES
 from kgcli.app.settings import Offer
 from kgcli.app.uploads import Upload, read_bytes
@@ -20,8 +21,9 @@ from kgcli.inference.adapters.named import Source, find_controlnet, find_maker
 from kgcli.inference.replay import Adapter, Input, Record, read_record
 from kgcli.weights.hashes import hash_files
 from kgcli.weights.lora.header import lora_file, lora_files
-from kgcli.weights.shipped import find_adapter, find_shipped
+from kgcli.weights.shipped import find_adapter
 from kgcli.world.examples import EXAMPLES
+from kgcli.world.sizes import RECIPES
 
 if TYPE_CHECKING:
     from kgcli.inference.model import Model
@@ -126,15 +128,24 @@ def _notes_on_rounding(record: Record, model: Model) -> Iterator[str]:
     """Yield a note for each thing that rounding depends on and that is not as it was."""
     if record.batch.size > 1:
         yield f"it was made in a batch of {record.batch.size}, this page makes images one by one: {ROUNDING}"
-    for name, then, here in (  # older images hold neither device nor threads
-        ("device", record.device or model.device, model.device),
+    now = _kind(model.device)
+    made_on = now if record.device is None else _kind(record.device)  # older images hold neither device nor threads
+    compared: list[tuple[str, str | int | None, str | int | None]] = [
+        ("device", made_on, now),
         ("dtype", record.dtype, model.dtype),
         ("quantize", record.quantize, model.pipeline.model.quantize),
         ("compile", record.compile, model.compiled),
-        ("threads", record.threads or model.threads, model.threads),
-    ):
+    ]
+    if made_on == now:
+        compared.append(("threads", record.threads or model.threads, model.threads))
+    for name, then, here in compared:
         if then != here:
             yield f"it was made with {name} {_word(then)}, this page runs with {_word(here)}: {ROUNDING}"
+
+
+def _kind(device: str) -> str:
+    """Return the kind of a device: one GPU rounds as the next."""
+    return device.partition(":")[0]
 
 
 def _word(value: str | int | None) -> str:
@@ -158,10 +169,9 @@ def _find_image(sha256: str, name: str, held: Sequence[tuple[Any, Upload]]) -> A
     for item, upload in held:
         if upload.file.sha256 == sha256:
             return {**dict(item), "weight": 1.0}  # the weight is in the prompt
-    for example in EXAMPLES:
-        path = find_shipped(f"nano/{example}")
-        if path is not None and read_image(path).sha256 == sha256:
-            return example_item(example)
+    for world, example in itertools.product(RECIPES, EXAMPLES):
+        if read_image(example_path(example, world)).sha256 == sha256:
+            return example_item(example, world)
     raise MissingError(f"the image {name} it was made from is not on this page; add it, then drop this one again")
 
 

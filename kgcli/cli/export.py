@@ -19,12 +19,17 @@ def export(
         Path, typer.Argument(help="Checkpoint, or run folder for its newest one.", show_default=False)
     ],
     out: Annotated[Path, flag("-o", "--out", metavar="FOLDER", help="Folder to write. Required.")],
-    overwrite: Annotated[bool, flag("--overwrite", help="Replace an existing folder.")] = False,
+    overwrite: Annotated[bool, flag("--overwrite", help="Replace an earlier export.")] = False,
 ) -> None:
     """Export a training checkpoint as a run's final folder, before the run ends; averaged weights where it has them.
 
+    The recipe's data and the weights that the run started from must still be there.
+
     Example: kg export runs/nano128/unet -o unet_now
     """
-    from kgcli import engine  # torch loads here
+    from kgcli.training.export import check_export
+
+    check_export(checkpoint, out, overwrite=overwrite)
+    from kgcli import engine  # torch loads here, after all checks
 
     typer.echo(str(engine.export(checkpoint, out, overwrite=overwrite)))

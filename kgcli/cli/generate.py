@@ -105,10 +105,9 @@ def load(plan: Plan, flags: GenerateFlags) -> Model:
     plain = plan.adapters == Adapters() and (flags.offload, plan.quantize, plan.compile) == ("none", "none", False)
     import kgcli.engine as engine
 
+    engine.prepare(plan.model, plan.threads, light=plain and Path(plan.model.decoder).is_dir())
     return engine.load(
         plan.model,
-        threads=plan.threads,
-        light=plain and Path(plan.model.decoder).is_dir(),
         device=flags.device,
         dtype=plan.dtype if flags.dtype == "auto" else flags.dtype,
         offload=flags.offload,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterable
 from functools import lru_cache
@@ -61,6 +62,12 @@ class Tokenizer:
         except (RuntimeError, OSError) as error:
             raise MissingError(f"{model} is damaged or not a SentencePiece model: fetch or copy it again") from error
         return cls(processor, None if dictionary is None else _read_dictionary(dictionary))
+
+    @property
+    def sha256(self) -> str:
+        """Hash of what decides the ids of a text."""
+        symbols = "\0".join(self._id_of).encode()
+        return hashlib.sha256(self._processor.serialized_model_proto() + symbols).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text, without <s> or </s>; special symbols typed by a user are plain text."""

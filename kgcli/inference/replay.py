@@ -22,7 +22,7 @@ from kgcli.weights.folder import ModelFolder
 from kgcli.weights.hashes import hash_files
 from kgcli.weights.hub import is_hub_id
 from kgcli.weights.lora.header import lora_file, lora_files
-from kgcli.weights.shipped import find_adapter, find_image
+from kgcli.weights.shipped import EXAMPLE_IMAGES, find_adapter, find_image
 
 SAMPLED_BY = ("steps", "guidance_scale", "scheduler", "width", "height")  # in every record; older ones have only these
 _log = logging.getLogger(__name__)
@@ -166,7 +166,8 @@ def _check_model(source: Path, record: Record, model: ModelFolder, chosen: bool)
 def _find_input(source: Path, wanted: Input, images: Sequence[str]) -> Path:
     """Find the file of an input image by its hash."""
     name = Path(wanted.name).name
-    nearby = [source.parent / name, Path(name), Path(find_image(name)), Path(find_image(f"nano/{name}"))]
+    shipped = [example for example in EXAMPLE_IMAGES if example.endswith(f"/{name}")]
+    nearby = [source.parent / name, Path(name), *(Path(find_image(one)) for one in (name, *shipped))]
     others = []
     for candidate in [*(Path(find_image(one)) for one in images), *nearby]:
         try:

@@ -172,7 +172,8 @@ class Recognisers(nn.Module):
             check_world(config, world, folder, "judge")
         if config.get("heads") != _sizes() or "scene" not in config:
             raise IncompatibleError(
-                f"the recognisers in {folder} were trained on another world; train them: `kg base judge nano/judge`"
+                f"the recognisers in {folder} were trained on another world; train them: "
+                f"{how_to_train('judge', world_of(world))}"
             )
         loaded = cls(config["scene"], config["subject"], config["width"], config.get(WORLD, FIRST_SIZE))
         loaded.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})

@@ -36,6 +36,10 @@ class FirstSamples(DerivedSource):
         """Return the number of a sample among the first."""
         return index % self.num
 
+    def number_of(self, index: int) -> int:
+        """Return the number of a sample among the first, which are the source's own."""
+        return self.row_of(index)
+
     def read(self, row: int) -> Sample:
         """Return a sample."""
         return self.source.sample(row)

@@ -23,8 +23,8 @@ WARM_UP = 2  # steps that are not timed: memory is laid out, loaders fill up
 def bench_train(recipe: Recipe, num_steps: int) -> Card:
     """Take `num_steps` steps of a recipe's real loop, without checkpoints, logs or previews.
 
-    Nothing is written to the recipe's run folder: what the stage caches on disk goes to a temporary one, and is of the
-    samples that the steps read alone.
+    Nothing is written to the recipe's run folder: what the stage caches on disk goes to a temporary one;
+    only the samples that the steps read are cached.
     """
     total = WARM_UP + num_steps
     with tempfile.TemporaryDirectory(prefix="kg-bench-") as folder:

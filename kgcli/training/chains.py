@@ -8,6 +8,7 @@ from pathlib import Path
 from kgcli.errors import MissingError
 from kgcli.recipe import Recipe, load_recipe
 
+STEPS = "checkpoints/step_*"  # of a run folder: its checkpoints
 # Chain -> its recipes. The parts of the generator come first, then its evaluation, then adapters.
 CHAINS = {
     "nano": (
@@ -59,9 +60,7 @@ class Link:
         """Return the progress of the run in words."""
         if self.is_done:
             return "done"
-        steps = [
-            int(path.name.removeprefix("step_")) for path in Path(self.recipe.output_dir).glob("checkpoints/step_*")
-        ]
+        steps = [int(path.name.removeprefix("step_")) for path in Path(self.recipe.output_dir).glob(STEPS)]
         return f"interrupted at step {max(steps)} of {self.recipe.steps}" if steps else "to do"
 
 

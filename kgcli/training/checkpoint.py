@@ -17,6 +17,7 @@ from kgcli.errors import MissingError, UsageError
 from kgcli.files import output_errors, temporary_name, whole_folder, write_whole
 from kgcli.reading import read_json
 from kgcli.training import sharded
+from kgcli.training.chains import STEPS
 from kgcli.weights.tensor_files import check_archive, save_state, save_tensors
 
 FOLDER = "checkpoints"
@@ -127,7 +128,7 @@ def is_sharded(folder: Path) -> bool:
 
 def list_steps(run: Path) -> list[Path]:
     """Return the complete checkpoints of a run, oldest first."""
-    return sorted((run / FOLDER).glob("step_*"))
+    return sorted(run.glob(STEPS))
 
 
 def find(run: Path, resume: str) -> Path | None:

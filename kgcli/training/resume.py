@@ -9,7 +9,7 @@ from typing import Any
 from kgcli.errors import ConfigError, IncompatibleError, MissingError
 from kgcli.recipe import Recipe, load_recipe
 
-# They change output or speed, not the training. `data.rendered` does: it rounds the masks of subjects otherwise.
+# They change output or speed, not the training. `data.rendered` does: it rounds the masks of subjects differently.
 _WITHOUT_EFFECT = (
     *("output_dir", "log_every", "save_every", "sample_every", "keep_checkpoints"),
     *("accumulate", "parallel", "async_save", "compile", "activation_checkpointing"),

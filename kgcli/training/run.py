@@ -164,7 +164,7 @@ class Run:
             self.processes,
             self.device,
             self.recipe.precision,
-            skips_faults=self.recipe.data.faults == "skip",
+            self.recipe.data,
         )
 
     def random(self, numbers: Sequence[int]) -> StepRandom:

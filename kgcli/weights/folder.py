@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -303,20 +304,37 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     return values
 
 
-def check_target(out: Path, inputs: list[Path], *, overwrite: bool) -> Path:
-    """Return the absolute path of a model folder that may be written.
+def is_model(folder: Path) -> bool:
+    """Tell whether a folder is a model folder, by its configuration."""
+    return (folder / CONFIG_NAME).is_file()
+
+
+def check_target(
+    out: Path,
+    inputs: list[Path],
+    *,
+    overwrite: bool,
+    what: str = "a model folder",
+    is_one: Callable[[Path], bool] = is_model,
+) -> Path:
+    """Return the absolute path of a folder that may be written.
+
+    Args:
+        inputs: files and folders that are read, and must not be lost
+        what: is written, in words
+        is_one: tells whether a folder is such a thing, which `overwrite` may replace
 
     Raises: UsageError if something there must not be lost.
     """
     out = out.expanduser().absolute()
     if out.is_file():
-        raise UsageError(f"{out} is a file; a model is a folder")
+        raise UsageError(f"{out} is a file, not {what}; give another name")
     if not out.is_dir() or not any(out.iterdir()):
         return out
     if not overwrite:
         raise UsageError(f"{out} already exists; give --overwrite or another name")
-    if not (out / CONFIG_NAME).is_file():
-        raise UsageError(f"{out} is not a model folder, so --overwrite does not apply; give another name")
     if any(path.resolve().is_relative_to(out.resolve()) for path in inputs):
-        raise UsageError(f"{out} contains the file to convert; give another name")
+        raise UsageError(f"{out} contains what is to be read; give another name")
+    if not is_one(out):
+        raise UsageError(f"{out} is not {what}, so --overwrite does not apply; give another name")
     return out

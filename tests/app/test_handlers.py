@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 import threading
 
 import pytest
@@ -10,6 +11,7 @@ from app_images import item
 from PIL import Image
 
 from kgcli import engine
+from kgcli.app.examples import example_item
 from kgcli.app.handlers import Handlers
 from kgcli.app.settings import Offer
 from kgcli.app.status import error_status
@@ -19,6 +21,7 @@ from kgcli.errors import MissingError, PromptError
 from kgcli.inference.metadata import encode_image
 from kgcli.weights.hashes import hash_files
 from kgcli.weights.shipped import find_adapter
+from kgcli.world.examples import EXAMPLES
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +105,9 @@ def dropped(tile, **changes):
         ({"batch": {"size": 4, "index": 1}}, ["a batch of 4"]),
         ({"dtype": "bfloat16", "quantize": "nf4"}, ["dtype bfloat16", "quantize nf4, this page runs with none"]),
         ({"compile": True, "threads": 999}, ["compile on, this page runs with off", "threads 999"]),
-        ({"device": "cuda"}, ["device cuda, this page runs with cpu"]),
+        ({"device": "cuda", "threads": 999}, ["device cuda, this page runs with cpu"]),
+        ({"device": "cuda", "threads": None}, ["device cuda, this page runs with cpu"]),
+        ({"device": "cpu:0"}, []),
         ({"guidance_scale": 30.0, "steps": 500}, ["steps was 500, this page goes to 200", "guidance scale was 30"]),
         ({"width": 2048}, ["width was 2048, this page goes to 1024"]),
     ],
@@ -111,6 +116,25 @@ def test_what_a_page_cannot_restore_is_noted(handlers, changes, notes):
     (tile,) = handlers.images_of({"prompt": "a cat", "seed": 9})
     found = handlers.restore(dropped(tile, **changes), []).notes
     assert len(found) == len(notes) and all(part in note for part, note in zip(notes, found, strict=True))
+
+
+@pytest.mark.parametrize("world", [64, 128])
+def test_an_example_of_either_world_is_restored(handlers, world):
+    cat = example_item("cat.png", world)
+    (tile,) = handlers.images_of({"prompt": "a <image:-1>", "images": [cat], "seed": 9})
+    assert handlers.restore(dropped(tile), []).values["images"] == [cat]
+
+
+@pytest.mark.parametrize("world", [64, 128])
+def test_a_page_offers_the_examples_of_its_model_s_world(tiny_model, tmp_path, world):
+    Page = pytest.importorskip("kgcli.app.page", exc_type=ImportError).Page
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["generation"] |= {"width": world, "height": world}
+    (folder / "config.json").write_text(json.dumps(config))
+    page = Page(Handlers(Studio(engine.load(str(folder), device="cpu")), Offer())).build()
+    offered = next(block.value for block in page.blocks.values() if getattr(block, "elem_id", "") == "kg-examples")
+    assert offered == [example_item(name, world) for name in EXAMPLES]
 
 
 @pytest.fixture(scope="module")

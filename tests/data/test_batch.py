@@ -6,10 +6,12 @@ import torch
 
 from kgcli.data.batch import Collator
 from kgcli.data.loader import Batches, load_batches
+from kgcli.data.sources.kept import KeptSource
 from kgcli.data.sources.mixture import Mixture, kind_of_steps
 from kgcli.data.sources.world_source import WorldSource
 from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import ConfigError, MissingError
+from kgcli.speed.first_samples import FirstSamples
 from kgcli.weights.shipped import DEFAULT_MODEL
 
 NUM_STEPS = 8
@@ -93,6 +95,10 @@ def test_a_bucket_leaves_steps_of_one_source_together(collator):
     assert seen[0] == seen[1]
     lengths = [[batches[step].token_mask.numel() for step in range(16)] for batches in (plain, dealt)]
     assert sum(lengths[1]) < 0.8 * sum(lengths[0])
+    finite = [WorldSource({"text": 1.0}, seed=seed, image_size=16, pool=200) for seed in range(2)]
+    mixture = Mixture(finite, [1, 1], seed=0, together=56)
+    kind_of, first = kind_of_steps(mixture), FirstSamples(KeptSource(mixture), 3 * 56)
+    assert [kind_of_steps(first)(step) for step in range(9)] == 3 * [kind_of(step) for step in range(3)]
     assert kind_of_steps(sources[0]) is None and kind_of_steps(Mixture(sources, [1, 1], seed=0)) is None
 
 

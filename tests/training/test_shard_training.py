@@ -132,6 +132,10 @@ def test_cached_hidden_states_train_as_computed_ones(chain, tmp_path):
     written = (tmp_path / "cached/hidden/hidden.npy").stat().st_mtime_ns
     next(training.Run(Recipe.model_validate(values | {"output_dir": str(tmp_path / "cached")})).batches(None, 0))
     assert (tmp_path / "cached/hidden/hidden.npy").stat().st_mtime_ns == written
+    captions = (tmp_path / "captions.txt").read_text()
+    (tmp_path / "captions.txt").write_text(captions.replace("dog 7", "cat 7"))  # of one size, so read to be seen
+    next(training.Run(Recipe.model_validate(values | {"output_dir": str(tmp_path / "cached")})).batches(None, 0))
+    assert (tmp_path / "cached/hidden/hidden.npy").stat().st_mtime_ns != written
 
 
 def test_cached_hidden_states_train_an_aligner_as_computed_ones(chain, tmp_path):
@@ -145,7 +149,16 @@ def test_cached_hidden_states_train_an_aligner_as_computed_ones(chain, tmp_path)
     assert losses["true"] == pytest.approx(losses["false"], rel=1e-4)
     run = training.Run(recipe)
     written = (tmp_path / "true/hidden/hidden.npy").stat().st_mtime_ns
-    batch = next(run.batches(run.pool(), 0))
+    pool, read = run.pool(), run.source.read
+    rows = []
+    run.source.read = lambda row: rows.append(row) or read(row)
+    run._hidden(run.stage.collator(pool))
+    assert rows == [0]  # the nano world's fingerprint tells the others
+    run.recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"drop_entity_text": 0.25})})
+    run._hidden(run.stage.collator(pool))
+    assert rows == [0, *range(11)]  # nothing new is computed for the same words and images
+    run.recipe = recipe
+    batch = next(run.batches(pool, 0))
     assert (tmp_path / "true/hidden/hidden.npy").stat().st_mtime_ns == written
     assert batch.images is None and batch.hidden is not None and batch.image_mask.any()
 

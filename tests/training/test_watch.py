@@ -11,6 +11,7 @@ from smoke_runs import rows_of as metrics_of
 from smoke_runs import smoke
 from torch import nn
 
+from kgcli.data.sample import Fault
 from kgcli.errors import ConfigError, MissingError, NotFiniteError
 from kgcli.recipe import OptimConfig, load_recipe
 from kgcli.training import loop as training
@@ -18,6 +19,7 @@ from kgcli.training.checks.report import describe
 from kgcli.training.logging import Metrics
 from kgcli.training.trainer import Trainer
 from kgcli.training.watch import bar as bars
+from kgcli.training.watch.faults import FaultLog
 from kgcli.training.watch.finite import FiniteSteps
 
 EVERY = ["validation.every=2", "validation.samples=8"]
@@ -217,3 +219,14 @@ def test_on_a_terminal_the_bar_shows_steps_loss_and_memory(monkeypatch):
     told = os.read(master, 1 << 16).decode()
     os.close(master)
     assert "2/4" in told and "loss 0.125" in told and "GiB" in told
+
+
+def test_faults_that_earlier_versions_wrote_by_process_count_too(tmp_path):
+    for name, row in (("faults.0.jsonl", "1"), ("faults.1.jsonl", "2"), ("faults.jsonl", "2")):
+        with (tmp_path / name).open("a") as file:
+            file.write(json.dumps({"file": "a.tar", "row": row, "reason": "no image"}) + "\n")
+    log = FaultLog(tmp_path / "faults.jsonl", 2)
+    assert log.summary() == "a.tar: 2"
+    log.note([Fault("a.tar", "1", "no image")])
+    with pytest.raises(MissingError, match="3 rows of the data cannot be read"):
+        log.note([Fault("a.tar", "3", "no image")])

@@ -38,7 +38,7 @@ const tile = (item) => {
   const picture = node('img', { src: item.src, alt: item.prompt, draggable: 'true', onclick: () => large(item), tabindex: '0', role: 'button',
     onkeydown: (event) => { if (event.key === 'Enter') large(item); } });
   picture.addEventListener('dragstart', (event) => event.dataTransfer.setData('application/x-kg-image', JSON.stringify(asUpload(item))));
-  const made = node('figure', { class: 'kg-tile' }, picture, node('figcaption', {}, node('span', { class: 'kg-seed' }, `${item.label ? `${item.label}, ` : ""}seed ${item.seed}`)));
+  const made = node('figure', { class: 'kg-tile' }, picture, node('figcaption', {}, node('span', { class: 'kg-seed' }, `${item.label ? `${item.label}, ` : ''}seed ${item.seed}`)));
   const tools = node('div', { class: 'kg-tools' });
   for (const [tray, tab, label, title] of props.actions) tools.append(node('button', { type: 'button', title, 'aria-label': title, onclick: () => send(tray, item, tab) }, label));
   tools.append(node('a', { href: item.src, download: item.name, title: 'Download with its metadata', 'aria-label': 'Download' }, '\u2193'));

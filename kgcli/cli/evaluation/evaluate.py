@@ -85,7 +85,10 @@ def _check_base(folder: Path, model: str | None, before: str | None) -> None:
     """Check that a diffusers folder is there and is all that is to be evaluated. Raises: UsageError, MissingError."""
     from kgcli.errors import UsageError
     from kgcli.evaluation.benchmarks.nano_world import decoder_size
+    from kgcli.weights.folder import is_model
 
+    if is_model(folder):
+        raise UsageError(f"{folder} is a model folder; give it by --model")
     if model is not None or before is not None:
         flag = "--model" if model is not None else "--before"
         raise UsageError(f"{folder} is evaluated by itself, from text alone; leave out {flag}, or the folder")

@@ -88,6 +88,10 @@ class DerivedSource:
         """Return the row of a sample."""
         return self.source.row_of(index)
 
+    def number_of(self, index: int) -> int:
+        """Return the number of the source's sample from which the one at `index` is made."""
+        return index
+
     def texts(self, num: int, seed: int) -> list[str]:
         """Return the source's sentences."""
         return self.source.texts(num, seed)

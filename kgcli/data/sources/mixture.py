@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kgcli.data.sample import Fragments, Sample
-from kgcli.data.sources.base import Part, Source
-from kgcli.data.sources.kept import KeptSource
+from kgcli.data.sources.base import DerivedSource, Part, Source
 
 SHORTEST_PERIOD = 1000  # samples after which every source has had its exact fraction
 MEASURED = 256  # samples of a source whose mean length stands for all
@@ -157,17 +156,32 @@ def weigh_by_tokens(source: Source, length: Callable[[Fragments], int]) -> None:
     Args:
         length: number of tokens of fragments
     """
-    mixture = source.source if isinstance(source, KeptSource) else source
+    mixture = _below(source)[-1]
     assert isinstance(mixture, Mixture), "a recipe that weighs tokens has several sources"
     mixture.weigh_by(length)
 
 
 def kind_of_steps(source: Source) -> Callable[[int], int] | None:
     """Return the mapping from a step to the source of all its samples, for a mixture by batch; None for others."""
-    mixture = source.source if isinstance(source, KeptSource) else source
+    *derived, mixture = _below(source)
     if not isinstance(mixture, Mixture) or mixture.together == 1:
         return None
-    return mixture.source_of_step
+
+    def kind_of(step: int) -> int:
+        number = step * mixture.together
+        for one in derived:
+            number = one.number_of(number)
+        return mixture.source_of_step(number // mixture.together)
+
+    return kind_of
+
+
+def _below(source: Source) -> list[Any]:
+    """Return a source and those that it is derived from, in turn; the last is derived from none."""
+    found: list[Any] = [source]
+    while isinstance(found[-1], DerivedSource):
+        found.append(found[-1].source)
+    return found
 
 
 def _quotas(weights: Sequence[float]) -> list[int]:

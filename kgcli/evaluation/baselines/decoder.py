@@ -24,7 +24,7 @@ from kgcli.evaluation.baselines.base import MethodOptions
 from kgcli.evaluation.baselines.settings import check_sampling, sampling_facts
 from kgcli.inference.denoise import denoise, make_sd, seeded
 from kgcli.model.randomness import StepRandom
-from kgcli.runtime import choose_device
+from kgcli.runtime import choose_device, use_one_thread
 from kgcli.weights.decoder import load_decoder
 from kgcli.weights.folder import RENAMED_REPOSITORIES, check_diffusers_part
 from kgcli.weights.hashes import hash_files
@@ -111,6 +111,7 @@ class TextDecoder:
 
     def __init__(self, folder: DecoderFolder, options: MethodOptions) -> None:
         self.device = torch.device(choose_device(options.device))
+        use_one_thread(self.device.type)
         self.dtype = read_dtype(options.dtype)
         self.diffusion = load_decoder(folder.path, local_files_only=True).to(self.device)
         try:

@@ -97,16 +97,12 @@ class KosmosG:
     def loaded(self) -> Model:
         """Return the model with its weights."""
         if self._model is None:
-            import torch
-
             from kgcli.inference.model import load
-            from kgcli.runtime import choose_device
+            from kgcli.runtime import choose_device, use_one_thread
 
             options = self.options
             device = choose_device(options.device)
-            if device == "cpu":
-                # Sums depend on the number of threads; the images must not.
-                torch.set_num_threads(1)
+            use_one_thread(device)
             self._model = load(self.folder, device=device, dtype=self.dtype, offline=options.offline)
         return self._model
 

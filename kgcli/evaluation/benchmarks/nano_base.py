@@ -1,7 +1,7 @@
 """`kg eval nano FOLDER`: a text-to-image base alone, before there is a language model for it.
 
-FOLDER is a diffusers folder, as `kg base unet` exports it. Prompts of one and of two subjects name all that is scored:
-nouns, scene and style. Baselines are those of `nano_skills`.
+FOLDER is a diffusers folder, as `kg base unet` exports it. Prompts of one and of two subjects name everything
+that is scored: nouns, scene and style. Baselines are those of `nano_skills`.
 """
 
 from __future__ import annotations

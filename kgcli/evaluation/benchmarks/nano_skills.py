@@ -19,11 +19,7 @@ from PIL import Image
 from kgcli.errors import MissingError
 from kgcli.evaluation.baselines.base import Method, MethodOptions
 from kgcli.evaluation.baselines.world import Other, Reconstruction, Truth
-from kgcli.evaluation.benchmarks.nano_world import (
-    JUDGES,
-    size_facts,
-    world_of_model,
-)
+from kgcli.evaluation.benchmarks.nano_world import JUDGES, size_facts, world_of_model
 from kgcli.evaluation.benchmarks.skills import SKILLS, TASKS, Case, case_of, skills_plan, write_inputs
 from kgcli.evaluation.metrics.recognition import Recognition
 from kgcli.evaluation.plan import Item, Plan
@@ -162,7 +158,7 @@ def recognition_of(recognisers: Recognisers, cases: Sequence[Case]) -> Recogniti
 def answer(method: Method, plan: Plan, items: Sequence[Item]) -> list[Image.Image]:
     """Return a method's image for each item of a plan, in memory."""
     data, images = Path(plan.data), []
-    progress = Progress(f"of {len(items)} images, {method.name}")
+    progress = Progress(f"images, {method.name}", len(items))
     for unit in dataclasses.replace(plan, items=tuple(items)).units():
         images += method.draw(unit, data, data)
         progress.add(len(unit))

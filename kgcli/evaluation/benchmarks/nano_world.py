@@ -19,14 +19,15 @@ from kgcli.reading import read_json
 from kgcli.weights.folder import ModelFolder, check_diffusers_part, open_model
 from kgcli.weights.shipped import DEFAULT_MODEL
 from kgcli.world.sizes import FIRST_SIZE, check_world, how_to_train, shipped_for, world_of
+from kgcli.world.spec import FLUENT_SIZE
 
 SIZE = "size"  # key of a protocol
 JUDGES = "judges"  # folder of the recognisers, in a folder of weights for scoring
 EXTRACTORS = ("eval_clip", "eval_dino")  # stages that train the extractors, and their folders
 # Sampling settings of nano models, by world.
 SAMPLING = {
-    64: SamplingConfig(num_inference_steps=25, guidance_scale=3.0, scheduler="ddim", width=64, height=64),
-    128: SamplingConfig(num_inference_steps=25, guidance_scale=2.5, scheduler="ddim", width=128, height=128),
+    size: SamplingConfig(num_inference_steps=25, guidance_scale=scale, scheduler="ddim", width=size, height=size)
+    for size, scale in ((FIRST_SIZE, 3.0), (FLUENT_SIZE, 2.5))
 }
 
 

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,15 @@ class Bench:
     suite_options: DreamBenchOptions = DreamBenchOptions()
     captions: str = PUBLISHED
     num: int | None = None  # captions
+
+    @cached_property
+    def world(self) -> int:
+        """The nano world of its images, by size: that of given images, else its method's."""
+        if self.images is None:
+            return world_of_method(self.options)
+        from kgcli.evaluation.run.foreign import world_of_images
+
+        return world_of_images(self.images)
 
     def __post_init__(self) -> None:
         raise_all([UsageError(message) for message in self._faults()])
@@ -139,7 +149,7 @@ def check_inputs(bench: Bench, shard: tuple[int, int] = (0, 1)) -> Inputs:
         if bench.only != "generate":
             check(check_suits, bench.suite, bench.scoring)
             if nano and not check.faults:
-                resources = check(find_resources, bench.suite, bench.data, bench.scoring, world_of_method(options))
+                resources = check(find_resources, bench.suite, bench.data, bench.scoring, bench.world)
         worth_it = not (check.faults and nano)  # its data would be made for nothing
         # Without a method a plan still shows the faults of the data.
         plan = check(SUITES[bench.suite](bench).plan, facts or {}) if worth_it else None
@@ -271,7 +281,7 @@ def _nano_dreambench(bench: Bench) -> Suite:
     from kgcli.evaluation.benchmarks.nano import DREAMBENCH, dreambench_plan
     from kgcli.evaluation.benchmarks.nano_data import dreambench_data
 
-    size = world_of_method(bench.options)
+    size = bench.world
 
     def plan(method: Mapping[str, Any]) -> Plan:
         data = dreambench_data(_nano_folder(bench, DREAMBENCH, size), size)
@@ -284,7 +294,7 @@ def _nano_coco(bench: Bench) -> Suite:
     from kgcli.evaluation.benchmarks.nano import COCO, NUM_CAPTIONS, check_captions, coco_plan
     from kgcli.evaluation.benchmarks.nano_data import coco_data
 
-    size = world_of_method(bench.options)
+    size = bench.world
 
     def plan(method: Mapping[str, Any]) -> Plan:
         num = NUM_CAPTIONS if bench.num is None else bench.num

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,22 @@ from kgcli.data.hidden import IMAGES, HiddenStates, image_digest
 from kgcli.data.pool import new_array
 from kgcli.data.prompt import pad_sequences
 from kgcli.data.sample import Sample
-from kgcli.data.sources.base import Source
+from kgcli.data.sources.base import DerivedSource, Source
+from kgcli.data.sources.mixture import Mixture
 from kgcli.errors import ConfigError, PromptError
 from kgcli.files import make_folder, write_whole
 from kgcli.model.kosmosg import KosmosG
+from kgcli.recipe import DataConfig
 from kgcli.training.caches.moments import MADE_OF, read_made_of
 from kgcli.training.logging import say
 from kgcli.training.parallel import OneProcess
 from kgcli.training.precision import autocast
+from kgcli.version import __version__
 
 BATCH = 64  # rows encoded at once
+SOURCE = "source"  # key of the hash of all that decides the rows
+OF_STEPS = {"batch_size", "bucket", "hidden", "max_faults", "moments", "num_workers"}  # settings that change no row
+OF_COLLATOR = ("image_size", "vision_size", "vision_fit", "num_slots", "max_tokens", "eos")
 
 
 @dataclass(frozen=True)
@@ -50,13 +57,12 @@ def make_hidden(
     processes: OneProcess,
     device: torch.device,
     precision: str,
-    *,
-    skips_faults: bool = False,
+    data: DataConfig,
 ) -> HiddenStates:
     """Return the cached hidden states in a folder, computed now unless they are of these words, images and weights.
 
-    Args:
-        skips_faults: rows that are too long are never trained on, and get the states of no words
+    A source whose fingerprint tells its words and images is not read again to see that. Where faults are skipped,
+    rows that are too long are never trained on, and get the states of no words.
 
     Raises:
         ConfigError: the MLLM or the resampler has dropout, which a cache would leave out.
@@ -67,21 +73,66 @@ def make_hidden(
         if dropout > 0:
             raise ConfigError(f"data.hidden: the {name} has dropout, also while frozen; set model.{name}.dropout to 0")
     if processes.is_main:
-        texts = _texts(source, collator, skips_faults=skips_faults)
-        made_of = {
-            "tokens": _sha256({"tokens": texts.tokens}),
-            "mllm": _sha256(model.mllm.state_dict()),
-            "precision": precision,
-        }
+        made_by = {"mllm": _sha256(model.mllm.state_dict()), "precision": precision}
         if sees:
-            made_of["images"] = hashlib.sha256(texts.digests.tobytes()).hexdigest()
-            made_of["vision"] = _sha256({**model.vision.state_dict(), **model.resampler.state_dict()})
-        if read_made_of(folder) != made_of:
-            with torch.no_grad(), autocast(device, precision):
-                _fill(folder, texts, source, collator, model, device, precision)
-            write_whole(folder / MADE_OF, json.dumps(made_of, indent=2) + "\n")
+            made_by["vision"] = _sha256({**model.vision.state_dict(), **model.resampler.state_dict()})
+        rows = _rows_key(source, collator, data)
+        if rows is None or not _is_complete(folder, {**made_by, SOURCE: rows}, source, collator):
+            texts = _texts(source, collator, skips_faults=data.faults == "skip")
+            made_of = {**made_by, "tokens": _sha256({"tokens": texts.tokens})}
+            if sees:
+                made_of["images"] = hashlib.sha256(texts.digests.tobytes()).hexdigest()
+            if {**(read_made_of(folder) or {}), SOURCE: rows} != {**made_of, SOURCE: rows}:
+                with torch.no_grad(), autocast(device, precision):
+                    _fill(folder, texts, source, collator, model, device, precision)
+            write_whole(folder / MADE_OF, json.dumps({**made_of, SOURCE: rows}, indent=2) + "\n")
     processes.wait()
     return HiddenStates(folder)
+
+
+def _rows_key(source: Source, collator: Collator, data: DataConfig) -> str | None:
+    """Return a hash of all that decides the words and images of the rows; None where only the rows themselves tell."""
+    if not _tells_its_rows(source):
+        return None
+    assert collator.tokenizer is not None
+    decides = {
+        "rows": source.fingerprint(),
+        "data": data.model_dump(mode="json", exclude=OF_STEPS),
+        "collator": {name: getattr(collator, name) for name in OF_COLLATOR},
+        "needs": sorted(collator.needs),
+        "tokenizer": collator.tokenizer.sha256,
+        "kgcli": __version__,
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def _tells_its_rows(source: Source) -> bool:
+    """Tell whether the words and images of a source are in its fingerprint; files give the times of their images."""
+    from kgcli.data.sources.dataset import DatasetSource
+    from kgcli.data.sources.sharded import ShardSource
+    from kgcli.data.sources.world_source import WorldSource
+
+    if isinstance(source, Mixture):
+        return all(map(_tells_its_rows, source.sources))
+    if isinstance(source, DerivedSource):
+        return _tells_its_rows(source.source)
+    return isinstance(source, ShardSource | DatasetSource | WorldSource)
+
+
+def _is_complete(folder: Path, made_of: Mapping[str, str], source: Source, collator: Collator) -> bool:
+    """Tell whether a cache was made of these rows and weights, and still has the words and images of the first row."""
+    known = read_made_of(folder)
+    if known is None or not made_of.items() <= known.items():
+        return False
+    assert collator.tokenizer is not None
+    sample = source.read(0)
+    try:
+        tokens, _, _ = pad_sequences([collator.encode(sample)], collator.tokenizer.special_ids.pad)
+        digests = [image_digest(collator.squares(sample))] if "images" in collator.needs else []
+        HiddenStates(folder).rows([0], tokens, digests)
+    except (PromptError, ConfigError, OSError, ValueError):
+        return False
+    return True
 
 
 def _texts(source: Source, collator: Collator, *, skips_faults: bool) -> _Texts:

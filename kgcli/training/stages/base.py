@@ -133,9 +133,7 @@ class Stage(nn.Module):
     Options: ClassVar[type[Strict]] = Strict  # the stage's own options; the base has none
     options: Any
     uses_pool: ClassVar[bool] = False
-    takes_hidden: ClassVar[frozenset[str]] = (
-        frozenset()
-    )  # with these of a recipe's `train` it takes cached hidden states
+    takes_hidden: ClassVar[frozenset[str]] = frozenset()  # values of a recipe's `train` that take cached hidden states
     kinds: ClassVar[frozenset[str]] = frozenset()  # of samples of the nano world that it is made for; none: all
     use: ClassVar[Use] = "generate"  # of images that come with a caption
     compiles: ClassVar[tuple[str, ...]] = ()  # the heaviest of `parts`

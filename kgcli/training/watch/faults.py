@@ -33,9 +33,10 @@ class FaultLog:
         self.writes = writes
         self._seen: set[tuple[str, str]] = set()
         self._by_file: Counter[str] = Counter()
-        if path.is_file():
-            for line in read_text(path, max_bytes=MAX_BYTES).splitlines():
-                known = parse_json(line, name=str(path), error=MissingError)
+        # Earlier versions wrote a file for each process.
+        for written in sorted([*path.parent.glob(f"{path.stem}.[0-9]*{path.suffix}"), *path.parent.glob(path.name)]):
+            for line in read_text(written, max_bytes=MAX_BYTES).splitlines():
+                known = parse_json(line, name=str(written), error=MissingError)
                 self._count(Fault(**known))
 
     def note(self, faults: Iterable[Fault]) -> None:

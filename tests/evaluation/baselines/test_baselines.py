@@ -14,7 +14,7 @@ from kgcli.config import SamplingConfig
 from kgcli.errors import IncompatibleError, MissingError, UsageError
 from kgcli.evaluation.baselines import table
 from kgcli.evaluation.baselines.base import MethodOptions
-from kgcli.evaluation.baselines.decoder import find_decoder
+from kgcli.evaluation.baselines.decoder import TextDecoder, find_decoder
 from kgcli.evaluation.baselines.dreambooth import LORA_WEIGHTS, DreamBooth
 from kgcli.evaluation.baselines.ip_adapter import IpAdapter
 from kgcli.evaluation.baselines.textual_inversion import TOKEN, WEIGHTS, TextualInversion, word_of
@@ -350,3 +350,13 @@ def _contiguous(weights):
 def test_blip_diffusion_is_gone_and_says_why():
     with pytest.raises(UsageError, match="do not work with transformers 5.*--images"):
         table.make("blip-diffusion", MethodOptions())
+
+
+def test_methods_with_a_text_encoder_compute_on_one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        TextDecoder(find_decoder(None, True), MethodOptions(device="cpu"))
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)

@@ -109,11 +109,23 @@ def test_plans_of_the_second_world_name_its_size():
 
 
 @pytest.mark.parametrize("size", [64, 128])
-def test_photos_and_captions_show_what_stands_out(size):
+def test_a_subject_has_four_to_six_photos_in_as_many_scenes(size):
     for name in suites.subjects():
-        specs = suites.photo_specs(name, size)
-        assert 4 <= len(specs) <= 6 and all(stands_out(spec, size) for spec in specs)
-    assert all(stands_out(suites.caption_of(index, size)[1], size) for index in range(24))
+        scenes = {spec.scene for spec in suites.photo_specs(name, size)}
+        assert 4 <= len(scenes) <= 6 and len(scenes) == len(suites.photo_specs(name, size))
+
+
+def test_photos_and_captions_of_the_second_world_show_what_stands_out():
+    assert all(stands_out(spec, 128) for name in suites.subjects() for spec in suites.photo_specs(name, 128))
+    assert all(stands_out(suites.caption_of(index, 128)[1], 128) for index in range(24))
+
+
+@pytest.mark.parametrize(("world", "recipe"), [(64, "nano/judge"), (128, "nano128/judge")])
+def test_recognisers_of_other_classes_are_trained_anew_on_their_world(tmp_path, world, recipe):
+    (tmp_path / "config.json").write_text(json.dumps({"heads": {"noun": 3}, "world": world}))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(IncompatibleError, match=f"trained on another world; train them: `kg base judge {recipe}`"):
+        Recognisers.load(tmp_path, world)
 
 
 def test_data_are_rendered_at_the_size_of_their_world(tmp_path):

@@ -133,7 +133,7 @@ def test_a_file_that_would_run_code_leaves_nothing_behind(kg, tmp_path):
         (["published.pt", "model", "--dict", "dict.txt"], 2, "--dict alone"),
         (["published.pt", "model", "--spm", "nowhere.model"], 3, "nowhere.model is damaged"),
         (["published.pt", "model", "--decoder", "./nowhere"], 3, "there is no decoder folder ./nowhere"),
-        (["published.pt", "published.pt"], 2, "is a file; a model is a folder"),
+        (["published.pt", "published.pt"], 2, "is a file, not a model folder"),
         (["published.pt", "full"], 2, "already exists"),
         (["published.pt", "full", "--overwrite"], 2, "is not a model folder, so --overwrite does not apply"),
         (["--to", "published", "nowhere", "back.pt"], 3, "there is no model folder nowhere"),
