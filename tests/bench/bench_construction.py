@@ -38,7 +38,7 @@ from kgcli.evaluation.benchmarks.skills import TASKS, case_of, skills_plan, writ
 from kgcli.evaluation.metrics.intervals import cluster_mean, estimate
 from kgcli.files import write_whole
 from kgcli.recipe import load_recipe
-from kgcli.training.loop import Run
+from kgcli.training.run import Run
 from kgcli.weights.shipped import DEFAULT_MODEL
 
 SIZE = 64

@@ -36,7 +36,7 @@ from kgcli.data.shards.write import Row, ShardWriter, encode_image
 from kgcli.data.sources import open_source
 from kgcli.model.packing import Packing
 from kgcli.recipe import DataConfig, load_recipe
-from kgcli.training.loop import Run
+from kgcli.training.run import Run
 
 SIZE, VISION_SIZE = 512, 224  # pixels, of the published model
 TARGETS = {"decode": 7.0, "whole sample": 4.0, "cached moments": 1.3}  # at least

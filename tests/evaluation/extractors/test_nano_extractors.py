@@ -13,7 +13,8 @@ from kgcli.evaluation.plan import DreamBenchOptions
 from kgcli.model.nano_evaluators import EvalClip, EvalVit
 from kgcli.model.randomness import StepRandom
 from kgcli.recipe import load_recipe
-from kgcli.training.loop import Run, train
+from kgcli.training.loop import train
+from kgcli.training.run import Run
 from kgcli.world.spec import Spec, Subject, place, render
 from kgcli.world.tables import FIRST_NEW_IDENTITY, FIRST_RECOGNISER_IDENTITY
 
