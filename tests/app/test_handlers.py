@@ -1,6 +1,7 @@
 """Laws of the page's actions, at toy size: what they yield, what they refuse, and that a cancelled request ends."""
 
 import base64
+import gc
 import io
 import json
 import shutil
@@ -125,6 +126,7 @@ def test_an_example_of_either_world_is_restored(handlers, world):
     assert handlers.restore(dropped(tile), []).values["images"] == [cat]
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("world", [64, 128])
 def test_a_page_offers_the_examples_of_its_model_s_world(tiny_model, tmp_path, world):
     Page = pytest.importorskip("kgcli.app.page", exc_type=ImportError).Page
@@ -135,6 +137,8 @@ def test_a_page_offers_the_examples_of_its_model_s_world(tiny_model, tmp_path, w
     page = Page(Handlers(Studio(engine.load(str(folder), device="cpu")), Offer())).build()
     offered = next(block.value for block in page.blocks.values() if getattr(block, "elem_id", "") == "kg-examples")
     assert offered == [example_item(name, world) for name in EXAMPLES]
+    del page
+    gc.collect()  # here, where gradio's open event loops are no fault of the test's
 
 
 @pytest.fixture(scope="module")
