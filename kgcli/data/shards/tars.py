@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from kgcli.data.images import MAX_BYTES
 from kgcli.errors import MissingError, printable
 
 MAX_NAME = 1024  # characters of a member's name
 MAX_ROW_BYTES = 2**30  # from the first byte of a row's files to the last
+_Taken = TypeVar("_Taken")
 _DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError)  # raised where a tar is damaged
 
 
@@ -99,18 +100,7 @@ def walk_tar(path: Path) -> Iterator[KeyFiles]:
 
     Raises: MissingError at the place where the tar is damaged, after what comes before it, as `walk_places`.
     """
-    key = ""
-    try:
-        with path.open("rb") as file:
-            for found in walk_places(file, path.stat().st_size):
-                key = found.key
-                if fault := size_fault(found.places):
-                    yield KeyFiles(key, {}, found.places, fault)
-                    continue
-                members = {name: read_place(file, place) for name, place in found.places.items()}
-                yield KeyFiles(key, members, found.places)
-    except _DAMAGE as error:
-        raise _damaged(path, key, error) from None
+    return _walk(path, _read)
 
 
 def walk_keys(path: Path) -> Iterator[KeyPlaces]:
@@ -118,19 +108,27 @@ def walk_keys(path: Path) -> Iterator[KeyPlaces]:
 
     Raises: MissingError, as `walk_tar`.
     """
+    return _walk(path, lambda _, found: found)
+
+
+def _walk(path: Path, take: Callable[[IO[bytes], KeyPlaces], _Taken]) -> Iterator[_Taken]:
+    """Yield what `take` makes of each key of a tar. Raises: MissingError that names the last key before a damage."""
     key = ""
     try:
         with path.open("rb") as file:
             for found in walk_places(file, path.stat().st_size):
                 key = found.key
-                yield found
+                yield take(file, found)
     except _DAMAGE as error:
-        raise _damaged(path, key, error) from None
+        after = f"after {printable(key)}" if key else "from its start"
+        raise MissingError(f"{path.name} is damaged {after}: {' '.join(str(error).split())[:200]}") from None
 
 
-def _damaged(path: Path, key: str, error: Exception) -> MissingError:
-    after = f"after {printable(key)}" if key else "from its start"
-    return MissingError(f"{path.name} is damaged {after}: {' '.join(str(error).split())[:200]}")
+def _read(file: IO[bytes], found: KeyPlaces) -> KeyFiles:
+    if fault := size_fault(found.places):
+        return KeyFiles(found.key, {}, found.places, fault)
+    members = {name: read_place(file, place) for name, place in found.places.items()}
+    return KeyFiles(found.key, members, found.places)
 
 
 def read_place(stream: IO[bytes], place: Place) -> bytes:
