@@ -5,20 +5,16 @@ Shape letters: B batch, X Y pixels, P Q patches down and across.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kgcli.config import Strict
-from kgcli.data.batch import Batch, Collator
-from kgcli.data.pool import Pool
+from kgcli.data.batch import Batch
 from kgcli.model.randomness import StepRandom
-from kgcli.training.stages.base import Setup, Stage
-from kgcli.training.stages.vae import edge_error, random_crops, show_reconstructions
+from kgcli.training.stages.base import Setup
+from kgcli.training.stages.vae import ReconstructionOptions, ReconstructionStage
 
 DISCRIMINATOR_CHANNELS = (32, 64, 96)
 
@@ -51,18 +47,15 @@ class PatchDiscriminator(nn.Module):
         return self.layers(images)
 
 
-class SharpenOptions(Strict):
-    """adversarial: weight of the discriminator's score. edges, crop: as of the VAE's own stage."""
+class SharpenOptions(ReconstructionOptions):
+    """adversarial: weight of the discriminator's score."""
 
     adversarial: float = 0.05
-    edges: float = 0.5
-    crop: int = 0
 
 
-class SharpenStage(Stage):
+class SharpenStage(ReconstructionStage):
     """A VAE's decoder against a patch discriminator, its encoder frozen. Source: hinge loss as in arXiv:2012.09841."""
 
-    needs = frozenset({"targets"})
     Options = SharpenOptions
     options: SharpenOptions
     trains = ("vae.decoder.", "vae.post_quant_conv.", "discriminator.")
@@ -73,13 +66,8 @@ class SharpenStage(Stage):
         self.discriminator = PatchDiscriminator()
         self.to(memory_format=torch.channels_last)
 
-    def collator(self, pool: Pool | None) -> Collator:
-        return Collator(self.needs, self.setup.image_size, 0)
-
     def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
-        assert batch.targets is not None
-        pixels = random_crops(batch.targets, self.options.crop, random)
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        pixels = self.crops(batch, random)
         with torch.no_grad():
             latents = self.vae.encode(pixels).latent_dist.mean
         rebuilt = self.vae.decode(latents).sample.float()
@@ -89,14 +77,7 @@ class SharpenStage(Stage):
         )
         real, fake = self.discriminator(pixels), self.discriminator(rebuilt.detach())
         return {
-            "pixels": F.l1_loss(rebuilt, pixels) + 2.0 * F.mse_loss(rebuilt, pixels),
-            "edges": self.options.edges * edge_error(rebuilt, pixels),
+            **self.errors(rebuilt, pixels),
             "adversarial": -self.options.adversarial * score.float().mean(),
             "discriminator": F.relu(1 - real).float().mean() + F.relu(1 + fake).float().mean(),
         }
-
-    def preview(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        return show_reconstructions(self.vae, batch)
-
-    def export(self, folder: Path) -> None:
-        self.vae.save_pretrained(folder / "vae")

@@ -19,20 +19,53 @@ from kgcli.model.randomness import StepRandom
 from kgcli.training.stages.base import Setup, Stage
 
 
-class VaeOptions(Strict):
-    """kl: weight of the mean KL divergence per latent number. edges: weight of the error of differences between
-    neighbouring pixels, which keeps outlines sharp. crop: side in pixels of the random square of each
-    image that it trains on; 0 takes the whole image."""
+class ReconstructionOptions(Strict):
+    """edges: weight of the error of differences between neighbouring pixels, which keeps outlines sharp. crop: side in
+    pixels of the random square of each image that it trains on; 0 takes the whole image."""
 
-    kl: float = 1e-4
     edges: float = 0.5
     crop: int = 0
 
 
-class VaeStage(Stage):
-    """Images to latents and back: AutoencoderKL, with latents of unit variance on export."""
+class ReconstructionStage(Stage):
+    """A stage that trains a VAE, or its decoder, to give images back."""
 
     needs = frozenset({"targets"})
+    options: ReconstructionOptions
+    vae: AutoencoderKL
+
+    def collator(self, pool: Pool | None) -> Collator:
+        return Collator(self.needs, self.setup.image_size, 0)
+
+    def crops(self, batch: Batch, random: StepRandom) -> Tensor:
+        """Return the pixels that a step trains on, (B, 3, X, Y) in [-1, 1]."""
+        assert batch.targets is not None
+        pixels = random_crops(batch.targets, self.options.crop, random)
+        return pixels.contiguous(memory_format=torch.channels_last)
+
+    def errors(self, rebuilt: Tensor, pixels: Tensor) -> dict[str, Tensor]:
+        """Return the losses of reconstructions: of pixels, and of edges."""
+        return {
+            "pixels": F.l1_loss(rebuilt, pixels) + 2.0 * F.mse_loss(rebuilt, pixels),
+            "edges": self.options.edges * edge_error(rebuilt, pixels),
+        }
+
+    def preview(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        return show_reconstructions(self.vae, batch)
+
+    def export(self, folder: Path) -> None:
+        self.vae.save_pretrained(folder / "vae")
+
+
+class VaeOptions(ReconstructionOptions):
+    """kl: weight of the mean KL divergence per latent number."""
+
+    kl: float = 1e-4
+
+
+class VaeStage(ReconstructionStage):
+    """Images to latents and back: AutoencoderKL, with latents of unit variance on export."""
+
     Options = VaeOptions
     options: VaeOptions
     trains = ("vae.",)
@@ -47,30 +80,18 @@ class VaeStage(Stage):
             )
         self.vae.to(memory_format=torch.channels_last)
 
-    def collator(self, pool: Pool | None) -> Collator:
-        return Collator(self.needs, self.setup.image_size, 0)
-
     def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
-        assert batch.targets is not None
-        pixels = random_crops(batch.targets, self.options.crop, random)
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        pixels = self.crops(batch, random)
         posterior = self.vae.encode(pixels).latent_dist
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         eps = random.normal(*mean.shape[1:]).to(mean)
         rebuilt = self.vae.decode((mean + torch.exp(0.5 * logvar) * eps).to(posterior.mean.dtype)).sample.float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()
-        return {
-            "pixels": F.l1_loss(rebuilt, pixels) + 2.0 * F.mse_loss(rebuilt, pixels),
-            "edges": self.options.edges * edge_error(rebuilt, pixels),
-            "kl": self.options.kl * kl,
-        }
-
-    def preview(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        return show_reconstructions(self.vae, batch)
+        return {**self.errors(rebuilt, pixels), "kl": self.options.kl * kl}
 
     def export(self, folder: Path) -> None:
         self.vae.register_to_config(scaling_factor=1.0)
-        self.vae.save_pretrained(folder / "vae")
+        super().export(folder)
 
     @torch.no_grad()
     def calibrate(self, sample: Callable[[int], Sample]) -> None:
