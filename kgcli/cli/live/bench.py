@@ -52,7 +52,9 @@ def generate(prompt: Text = PROMPT, repeats: Repeats = 5, *, flags: GenerateFlag
     _start(flags, repeats)
     plan = open_session(flags)
     first = make_request(plan.model, prompt, negative_prompt=flags.negative_prompt or "", sampling=flags.sampling)
-    runtime.set_threads(runtime.choose_threads(plan.model.num_bytes))
+    from kgcli import engine
+
+    engine.prepare(plan.model)
     from kgcli.speed.generating import bench_generate  # torch loads here, and diffusers as it is
 
     model = load(plan, flags)
@@ -74,7 +76,9 @@ def encode(prompt: Text = PROMPT, repeats: Repeats = 5, *, flags: GenerateFlags)
     runtime.check_quantize(flags.quantize or "none", flags.device)
     folder = open_model(flags.model, offline=flags.offline, with_decoder=False)
     request = make_request(folder, prompt)
-    runtime.set_threads(runtime.choose_threads(folder.num_bytes))
+    from kgcli import engine
+
+    engine.prepare(folder)
     from kgcli.inference.encoder import load_encoder
     from kgcli.speed.encoding import bench_encode
 
