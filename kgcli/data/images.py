@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from kgcli.data.colour import to_srgb
 from kgcli.errors import ImageError
@@ -124,7 +124,8 @@ def upright_rgb(image: Image.Image, name: str = "the image", *, srgb: bool = Tru
     try:
         image.load()
         profile = image.info.get("icc_profile")
-        image = ImageOps.exif_transpose(image)
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            image = ImageOps.exif_transpose(image)  # which copies an upright one
         if srgb and profile:
             image = to_srgb(image, profile, name)
         return _to_rgb(image, name)
@@ -269,7 +270,7 @@ def _check_size(size: tuple[int, int], name: str) -> None:
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     """Convert any mode to RGB: 16 bit to 8 bit by the high byte, transparency on white."""
     if image.mode == "RGB" and "transparency" not in image.info:
-        return image.copy() if image.info else image
+        return image.copy()  # without the file that it was read from
     if image.mode == "F":
         raise ImageError(f"{name} holds floating-point pixels; save it with 8 or 16 bits per channel")
     if image.mode.startswith("I"):
