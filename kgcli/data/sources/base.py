@@ -31,6 +31,7 @@ class Source(Protocol):
 
     gives: frozenset[str]  # fields of Sample that no sample lacks, of: fragments, images, caption, target, truth
     num_rows: int | None  # None: every sample is new
+    tells_rows: bool  # the fingerprint decides the words and images of the rows, not their targets alone
 
     def sample(self, index: int) -> Sample:
         """Return the sample at `index` of the stream."""
@@ -79,6 +80,7 @@ class DerivedSource:
         self.source = source
         self.gives = source.gives
         self.num_rows = source.num_rows
+        self.tells_rows = source.tells_rows
 
     def fragments(self, index: int) -> Fragments | None:
         """Return the source's fragments."""

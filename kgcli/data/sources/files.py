@@ -47,6 +47,8 @@ class Row:
 class FileSource(RowSource):
     """Rows reshuffled in every epoch, so that each is taken n or n + 1 times, whatever the number of samples."""
 
+    tells_rows = False  # the fingerprint has the times of files, not the words in them
+
     def __init__(
         self, rows: Sequence[Row], gives: frozenset[str], use: Use, seed: tuple[int, int], faults: OnFault = "stop"
     ) -> None:

@@ -75,6 +75,7 @@ class Mixture:
         self.together = together
         self.schedule = Schedule(weights, seed)
         self.gives = frozenset.intersection(*(source.gives for source in sources))
+        self.tells_rows = all(source.tells_rows for source in sources)
         sizes = [source.num_rows for source in sources]
         self.num_rows = sum(size or 0 for size in sizes) if all(sizes) else None
         self._starts = [0, *accumulate(size or 0 for size in sizes)]

@@ -31,6 +31,8 @@ class RowSource(ABC):
         faults: what a bad row does
     """
 
+    tells_rows = True
+
     def __init__(self, gives: frozenset[str], num_rows: int, seed: tuple[int, ...], faults: OnFault = "stop") -> None:
         self.gives = gives
         self.num_rows: int | None = num_rows

@@ -26,6 +26,8 @@ class WorldSource:
     Raises: ConfigError for a kind that does not exist, or weights that are all 0 or negative.
     """
 
+    tells_rows = True
+
     def __init__(
         self,
         kinds: dict[str, float],

@@ -20,8 +20,7 @@ from kgcli.data.hidden import IMAGES, HiddenStates, image_digest
 from kgcli.data.pool import new_array
 from kgcli.data.prompt import pad_sequences
 from kgcli.data.sample import Sample
-from kgcli.data.sources.base import DerivedSource, Source
-from kgcli.data.sources.mixture import Mixture
+from kgcli.data.sources.base import Source
 from kgcli.errors import ConfigError, PromptError
 from kgcli.files import make_folder, write_whole
 from kgcli.model.kosmosg import KosmosG
@@ -92,7 +91,7 @@ def make_hidden(
 
 def _rows_key(source: Source, collator: Collator, data: DataConfig) -> str | None:
     """Return a hash of all that decides the words and images of the rows; None where only the rows themselves tell."""
-    if not _tells_its_rows(source):
+    if not source.tells_rows:
         return None
     assert collator.tokenizer is not None
     decides = {
@@ -104,19 +103,6 @@ def _rows_key(source: Source, collator: Collator, data: DataConfig) -> str | Non
         "kgcli": __version__,
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-
-
-def _tells_its_rows(source: Source) -> bool:
-    """Tell whether the words and images of a source are in its fingerprint; files give the times of their images."""
-    from kgcli.data.sources.dataset import DatasetSource
-    from kgcli.data.sources.sharded import ShardSource
-    from kgcli.data.sources.world_source import WorldSource
-
-    if isinstance(source, Mixture):
-        return all(map(_tells_its_rows, source.sources))
-    if isinstance(source, DerivedSource):
-        return _tells_its_rows(source.source)
-    return isinstance(source, ShardSource | DatasetSource | WorldSource)
 
 
 def _is_complete(folder: Path, made_of: Mapping[str, str], source: Source, collator: Collator) -> bool:
