@@ -14,9 +14,9 @@ from kgcli.app.limits import NONE, RANGES
 from kgcli.app.settings import Offer
 from kgcli.app.uploads import Upload, read_bytes
 from kgcli.config import SamplingConfig
-from kgcli.data.images import read_image
 from kgcli.data.prompt import ImageRef, Prompt
 from kgcli.errors import KgError, MissingError
+from kgcli.files import sha256
 from kgcli.inference.adapters.named import Source, find_controlnet, find_maker
 from kgcli.inference.replay import Adapter, Input, Record, read_record
 from kgcli.weights.hashes import hash_files
@@ -164,13 +164,13 @@ def _numbered(prompt: Prompt) -> Prompt:
     return Prompt(parts=parts)
 
 
-def _find_image(sha256: str, name: str, held: Sequence[tuple[Any, Upload]]) -> Any:
+def _find_image(digest: str, name: str, held: Sequence[tuple[Any, Upload]]) -> Any:
     """Return the upload with this hash. Raises: MissingError."""
     for item, upload in held:
-        if upload.file.sha256 == sha256:
+        if upload.file.sha256 == digest:
             return {**dict(item), "weight": 1.0}  # the weight is in the prompt
     for world, example in itertools.product(RECIPES, EXAMPLES):
-        if read_image(example_path(example, world)).sha256 == sha256:
+        if sha256(example_path(example, world)) == digest:
             return example_item(example, world)
     raise MissingError(f"the image {name} it was made from is not on this page; add it, then drop this one again")
 
