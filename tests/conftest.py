@@ -85,6 +85,12 @@ def kg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFix
 
 
 @pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the caches of a test, as indices of shards, in its own folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
 def browser(tmp_path: Path) -> Iterator[object]:
     """Headless Chromium with a profile of its own; skips the test without one."""
     driver = start_browser(tmp_path / "profile")

@@ -20,9 +20,7 @@ pytest.importorskip("pyarrow")
 NUM = 16  # 4 steps of 4 samples
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def on_shards(recipe, folder, out, **settings):

@@ -31,9 +31,7 @@ SAMPLE, NO_SAMPLE, FAULT = "sample", "no sample", "fault"
 JPG, PNG = encoded(solid(1)), encoded(solid(2), "png")
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def told(**values):

@@ -19,9 +19,7 @@ pytest.importorskip("pyarrow")
 LONG = "an address of a photo in a museum of natural history, " * 3
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def write(path, *cells):

@@ -28,9 +28,7 @@ from kgcli.recipe import DataConfig, FilterConfig
 pytest.importorskip("pyarrow")
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture
