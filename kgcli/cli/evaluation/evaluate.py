@@ -90,8 +90,8 @@ def _check_base(folder: Path, model: str | None, before: str | None) -> None:
     if is_model(folder):
         raise UsageError(f"{folder} is a model folder; give it by --model")
     if model is not None or before is not None:
-        flag = "--model" if model is not None else "--before"
-        raise UsageError(f"{folder} is evaluated by itself, from text alone; leave out {flag}, or the folder")
+        given = "--model" if model is not None else "--before"
+        raise UsageError(f"{folder} is evaluated by itself, from text alone; leave out {given}, or the folder")
     decoder_size(folder)
 
 

@@ -75,7 +75,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Draw:
-    """What a case is a function of."""
+    """The arguments of a case, which is a function of them alone."""
 
     task: str
     index: int
