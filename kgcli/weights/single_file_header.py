@@ -15,10 +15,11 @@ UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 MARKERS = ("v_pred", "ztsnr", "scaled_fp8")  # tensors without a layer, of the whole file or of its U-Net
 _FIRST_LAYER = f"{UNET}input_blocks.0.0.weight"
-_OTHER_INPUTS = {
-    9: "an inpainting checkpoint",
-    8: "an image-editing checkpoint (InstructPix2Pix)",
-    5: "a depth checkpoint",
+_LAST_LAYER = f"{UNET}out.2.weight"
+_OTHER_INPUTS = {  # (input, output) channels
+    (9, 4): "an inpainting checkpoint",
+    (8, 4): "an image-editing checkpoint (InstructPix2Pix)",
+    (5, 4): "a depth checkpoint",
 }
 _PREDICTIONS = {
     **dict.fromkeys(("epsilon", "eps"), "epsilon"),
@@ -33,7 +34,7 @@ def check_single_decoder(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> N
 
     Raises: IncompatibleError.
     """
-    check_inputs(str(path), shapes[_FIRST_LAYER][1] if len(shapes.get(_FIRST_LAYER, ())) == 4 else None)
+    check_inputs(str(path), _channels(shapes.get(_FIRST_LAYER), 1), _channels(shapes.get(_LAST_LAYER), 0))
     if any(name.startswith("edm_") for name in shapes):
         raise IncompatibleError(f"{path} was trained with the noise schedule of EDM, which is not supported")
     for part, prefix in (("unet", UNET), ("vae", VAE)):
@@ -45,16 +46,23 @@ def check_single_decoder(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> N
             )
 
 
-def check_inputs(source: str, num_channels: object) -> None:
-    """Refuse a U-Net with more input channels than latents have; None is not known yet.
+def check_inputs(source: str, inputs: object, outputs: object) -> None:
+    """Refuse a U-Net with other input than output channels, which are those of its latents; None: not known.
 
     Raises: IncompatibleError.
     """
-    if isinstance(num_channels, int) and num_channels in _OTHER_INPUTS:
-        raise IncompatibleError(
-            f"{source} is {_OTHER_INPUTS[num_channels]}: its U-Net needs {num_channels} input channels, which a "
-            "prompt alone does not give; use the text-to-image checkpoint it was made from"
-        )
+    if not (isinstance(inputs, int) and isinstance(outputs, int)) or inputs == outputs:
+        return
+    kind = _OTHER_INPUTS.get((inputs, outputs), f"a checkpoint for latents of {outputs} channels and further inputs")
+    raise IncompatibleError(
+        f"{source} is {kind}: its U-Net needs {inputs} input channels, which a prompt alone does not give; use the "
+        "text-to-image checkpoint it was made from"
+    )
+
+
+def _channels(shape: tuple[int, ...] | None, axis: int) -> int | None:
+    """Return a number of channels of a convolution's weight; None where there is none of that name."""
+    return shape[axis] if shape is not None and len(shape) == 4 else None
 
 
 def scheduler_settings(path: Path) -> dict[str, Any]:

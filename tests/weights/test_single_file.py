@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from kgcli import engine
 from kgcli.errors import IncompatibleError, NotFiniteError
 from kgcli.weights.decoder import load_decoder
+from kgcli.weights.single_file_header import check_inputs
 
 UNET = "model.diffusion_model."
 
@@ -112,6 +113,7 @@ def test_tensors_without_a_place_are_counted_and_named(load, tensors, caplog):
         ({f"{UNET}nothing.weight_scale": torch.ones(1)}, "unsupported quantisation"),
         ({f"{UNET}input_blocks.0.0.weight": torch.zeros(8, 9, 3, 3)}, "is an inpainting checkpoint"),
         ({f"{UNET}input_blocks.0.0.weight": torch.zeros(8, 8, 3, 3)}, "InstructPix2Pix"),
+        ({f"{UNET}input_blocks.0.0.weight": torch.zeros(8, 7, 3, 3)}, "for latents of 4 channels and further inputs"),
         ({"edm_mean": torch.zeros(4)}, "EDM"),
     ],
 )
@@ -143,6 +145,12 @@ def test_an_inpainting_folder_is_refused_too(kg, tiny_model, tmp_path, without_e
     config.write_text(json.dumps({**json.loads(config.read_text()), "in_channels": 9}))
     done = kg("generate", "a cat", "--model", tiny_model, "--decoder", "inpaint")
     assert done.code == 4 and "inpaint is an inpainting checkpoint" in done.err
+
+
+@pytest.mark.parametrize("channels", [5, 8, 9, 16])
+def test_latents_of_any_number_of_channels_are_no_further_inputs(channels):
+    check_inputs("decoder", channels, channels)
+    check_inputs("decoder", channels, None)  # not known yet
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
