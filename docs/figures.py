@@ -2,8 +2,8 @@
 
 Run: python docs/figures.py    (a minute or two on two cores; every prompt and seed is fixed, nothing is selected)
 
-For another model: python docs/figures.py --model FOLDER --out FOLDER [--controlnet FOLDER --lora FILE]. Its references
-are the example images of its world; without adapters of its own the row of adapters is left out.
+For another model: python docs/figures.py --model FOLDER --out FOLDER [--controlnet FOLDER --lora FILE]. Without
+adapters of its own the row of adapters is left out.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 import kgcli
 from kgcli.evaluation.baselines.world import Reconstruction
-from kgcli.evaluation.benchmarks.nano_world import shipped_world, world_of_model
 from kgcli.world.examples import example_spec
-from kgcli.world.sizes import RECIPES
-from kgcli.world.spec import render
+from kgcli.world.rendering import render
 
 HERE = Path(__file__).resolve().parent
 SEED = 0
@@ -85,19 +83,17 @@ Cell = tuple[Image.Image, str]
 
 
 class Studio:
-    """A model, its world and its adapters."""
+    """A model and its adapters."""
 
     def __init__(self, folder: str | None, controlnet: str | None, lora: str | None) -> None:
         self.model = kgcli.load(folder, device="cpu")
-        self.size = world_of_model(self.model.folder)
-        self.examples = HERE.parent / "recipes" / RECIPES[self.size]
         self.controlnet, self.lora = controlnet, lora
-        if self.size == shipped_world():
+        if folder is None:
             self.controlnet, self.lora = controlnet or "nano/canny", lora or "nano/comic"
 
     def path(self, name: str) -> str:
         """Return the path of an example image."""
-        return str(self.examples / f"{name}.png")
+        return str(HERE.parent / "recipes" / "nano" / f"{name}.png")
 
     def generate(self, case: Case) -> Image.Image:
         """Generate the output of a case."""
@@ -141,9 +137,9 @@ def main() -> None:
 
 def compared(studio: Studio) -> dict[str, list[Cell]]:
     """Return outputs, what a perfect model would generate, and what is left of that by the VAE alone."""
-    cat = example_spec("cat.png", studio.size)
+    cat = example_spec("cat.png")
     specs = [replace(cat, scene=scene, style=style) for scene, style in KNOWN.values()]
-    truth = [render(spec, studio.size).image for spec in specs]
+    truth = [render(spec).image for spec in specs]
     rebuilt = Reconstruction.of(Given(truth), studio.model).draw([], HERE, HERE)
     alone = lambda images: [(beside([], image), prompt) for image, prompt in zip(images, KNOWN, strict=True)]  # noqa: E731
     return {

@@ -146,7 +146,7 @@ def export(checkpoint: Path, out: Path, *, overwrite: bool = False) -> Path:
     """Write the weights of a checkpoint as its run's result; see `kgcli.training.export.export_checkpoint`.
 
     Example:
-        >>> export(Path("runs/nano128/unet"), Path("unet_now"))  # doctest: +SKIP
+        >>> export(Path("runs/nano/unet"), Path("unet_now"))  # doctest: +SKIP
         PosixPath('unet_now')
     """
     from kgcli.training.export import export_checkpoint

@@ -171,7 +171,7 @@ class Recipe(Strict):
     validation: ValidationConfig = ValidationConfig()
     trackers: tuple[Literal["wandb", "trackio"], ...] = ()  # beside metrics.jsonl and TensorBoard
     max_skipped: int = Field(default=10, ge=1)  # steps in a row with NaN or infinity, skipped, before the run ends
-    image_size: int = Field(default=64, ge=8, le=2048)  # pixels of targets, and of the images in world samples
+    image_size: int = Field(default=128, ge=8, le=2048)  # pixels of targets, and of the images in world samples
     model: ModelConfig = ModelConfig()
     parts: dict[str, dict[str, Any]] = {}  # library configurations of the parts a base stage builds
     options: dict[str, float] = {}  # the stage's own options, described in its docstring

@@ -79,7 +79,7 @@ def test_example_pictures_are_found_by_name(name, tmp_path, monkeypatch):
     for given in (f"nano/{name}", f"recipes/nano/{name}"):
         path = find_image(given)
         assert Path(path).is_file()
-        assert open_image(path).size == (256, 256)
+        assert open_image(path).size == (128, 128)
 
 
 def test_a_picture_at_hand_comes_before_a_shipped_one(tmp_path, monkeypatch):
@@ -91,19 +91,16 @@ def test_a_picture_at_hand_comes_before_a_shipped_one(tmp_path, monkeypatch):
 
 def test_recipes_are_found_by_name():
     names = shipped_names()
-    assert {"nano/pretrain", "nano/align", "nano/instruct", "smoke/align", "nano/base/vae", "nano/cat.png"} <= set(
-        names
-    )
+    assert {"nano/pretrain", "nano/align", "nano/instruct", "smoke/align", "nano/vae", "nano/cat.png"} <= set(names)
     assert all(find_shipped(name) for name in names)
     assert find_shipped("../pyproject.toml") is None
 
 
 def test_the_sprites_carry_their_licence():
     folder = PACKAGE / "nano" / "sprites"
-    text = (folder / "OFL.txt").read_text("utf-8")
-    assert "SIL OPEN FONT LICENSE Version 1.1" in text
-    assert "Noto Color Emoji" in text
-    assert (folder / "bank.png").is_file()
+    text = (folder / "NOTICE.txt").read_text("utf-8")
+    assert "MIT License" in text and "Microsoft Corporation" in text
+    assert (folder / "bank.webp").is_file()
 
 
 def test_the_default_model_ships_and_is_small():

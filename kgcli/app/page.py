@@ -14,7 +14,6 @@ from kgcli.app.limits import MAX_IMAGES, NONE, RANGES
 from kgcli.app.listeners import answer, on_button, on_cancel, on_compare, on_replay, read_settings
 from kgcli.app.widgets import make_examples, make_gallery, make_tray
 from kgcli.config import SCHEDULERS, SIZE_MULTIPLE
-from kgcli.evaluation.benchmarks.nano_world import world_of_model
 
 if TYPE_CHECKING:
     from kgcli.app.handlers import Handlers
@@ -125,7 +124,7 @@ class Page:
             prompt="#kg-prompt",
             weights=True,
         )
-        make_examples("main", world_of_model(self.handlers.folder))
+        make_examples("main")
         with gr.Row(elem_classes="kg-chips"):
             self.chips = [gr.Button(name, size="sm", min_width=90) for name, _, _ in EXAMPLE_PROMPTS]
         return gr.Button("Generate", variant="primary", elem_id="kg-generate")
@@ -228,9 +227,8 @@ class Page:
     def _wire_fillers(self) -> None:
         """Wire what fills fields: the example prompts, and an image dropped for its settings."""
         filled = [self.fields["prompt"], self.fields["images"]]
-        world = world_of_model(self.handlers.folder)
         for chip, (_, prompt, images) in zip(self.chips, EXAMPLE_PROMPTS, strict=True):
-            fill = partial(_example, prompt, images, world)
+            fill = partial(_example, prompt, images)
             chip.click(fill, None, filled, queue=False, api_visibility=PRIVATE)
         names = [name for name in RESTORED if name in self.fields]
         trays = [self.fields["images"], self.edited, self.fields["control_images"]]
@@ -280,5 +278,5 @@ def _scheduler(value: str | None, label: str) -> gr.Dropdown:
     return gr.Dropdown(list(SCHEDULERS), value=value, label=label)
 
 
-def _example(prompt: str, images: tuple[str, ...], world: int) -> tuple[str, list[dict[str, Any]]]:
-    return prompt, [example_item(name, world) for name in images]
+def _example(prompt: str, images: tuple[str, ...]) -> tuple[str, list[dict[str, Any]]]:
+    return prompt, [example_item(name) for name in images]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,6 @@ from kgcli.weights.hashes import hash_files
 from kgcli.weights.lora.header import lora_file, lora_files
 from kgcli.weights.shipped import find_adapter
 from kgcli.world.examples import EXAMPLES
-from kgcli.world.sizes import RECIPES
 
 if TYPE_CHECKING:
     from kgcli.inference.model import Model
@@ -169,9 +167,9 @@ def _find_image(digest: str, name: str, held: Sequence[tuple[Any, Upload]]) -> A
     for item, upload in held:
         if upload.file.sha256 == digest:
             return {**dict(item), "weight": 1.0}  # the weight is in the prompt
-    for world, example in itertools.product(RECIPES, EXAMPLES):
-        if sha256(example_path(example, world)) == digest:
-            return example_item(example, world)
+    for example in EXAMPLES:
+        if sha256(example_path(example)) == digest:
+            return example_item(example)
     raise MissingError(f"the image {name} it was made from is not on this page; add it, then drop this one again")
 
 

@@ -69,9 +69,9 @@ def make_gallery(hint: str) -> gr.HTML:
     return _widget("gallery.js", None, "kg-results", hint=hint, most=MAX_SHOWN, actions=actions)
 
 
-def make_examples(tray: str, world: int) -> gr.HTML:
-    """Return the example images of a world that ship with the package; a click adds one to a tray."""
-    return _widget("examples.js", [example_item(name, world) for name in EXAMPLES], "kg-examples", tray=tray)
+def make_examples(tray: str) -> gr.HTML:
+    """Return the example images that ship with the package; a click adds one to a tray."""
+    return _widget("examples.js", [example_item(name) for name in EXAMPLES], "kg-examples", tray=tray)
 
 
 def _widget(source: str, value: Any, elem_id: str, **props: Any) -> gr.HTML:

@@ -25,7 +25,7 @@ def export(
 
     The recipe's data and the weights that the run started from must still be there.
 
-    Example: kg export runs/nano128/unet -o unet_now
+    Example: kg export runs/nano/unet -o unet_now
     """
     from kgcli.training.export import check_export
 

@@ -102,7 +102,7 @@ def _app(table: dict[str, str]) -> typer.Typer:
     app = App()
     for stage, text in table.items():
         command = stage if stage in PAPER else f"base {stage}"
-        app.command(stage, help=f"{text}\n\nExample: kg {command} nano128/{stage}")(_command(stage))
+        app.command(stage, help=f"{text}\n\nExample: kg {command} nano/{stage}")(_command(stage))
     return app
 
 
@@ -123,7 +123,7 @@ def train(
     chain: Annotated[
         str,
         typer.Argument(
-            help="Name of a chain of recipes: nano (the 128 px world), nano64 (the 64 px world), smoke (seconds).",
+            help="Name of a chain of recipes: nano, or smoke (seconds).",
             show_default=False,
         ),
     ],

@@ -15,7 +15,9 @@ from kgcli.construction.stage import Cut, Draft, Options, Place
 from kgcli.data.sources.world import draw
 from kgcli.errors import UsageError
 from kgcli.world import text
-from kgcli.world.spec import Spec, crop, render
+from kgcli.world.rendering import crop, render
+from kgcli.world.spec import Spec
+from kgcli.world.tables import SIZE
 
 KINDS = {"compositional": 1.0}
 _INDEX = re.compile(r"\d+$")
@@ -25,7 +27,7 @@ class WorldOptions(Options):
     """Which world."""
 
     seed: int = Field(default=0, ge=0)
-    size: int = Field(default=64, ge=8)  # pixels
+    size: int = Field(default=SIZE, ge=8)  # pixels
 
 
 class _Oracle:

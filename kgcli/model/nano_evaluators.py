@@ -22,7 +22,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from kgcli.errors import MissingError
 from kgcli.model.nano_recognisers import Trunk
-from kgcli.world.sizes import FIRST_SIZE, WORLD
+from kgcli.world.tables import SIZE
+from kgcli.world.view import WORLD, check_world, how_to_train
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
 
@@ -34,16 +35,9 @@ class EvalClip(nn.Module):
         pixels_B3SS: in [-1, 1] -> (B, E); tokens_NL -> (N, E); both of length 1
     """
 
-    def __init__(
-        self,
-        channels: Sequence[int],
-        width: int,
-        text: dict[str, Any],
-        tokenizer: CLIPTokenizer,
-        world: int = FIRST_SIZE,
-    ) -> None:
+    def __init__(self, channels: Sequence[int], width: int, text: dict[str, Any], tokenizer: CLIPTokenizer) -> None:
         super().__init__()
-        self.config = {"channels": list(channels), "width": width, "text": dict(text), WORLD: world}
+        self.config = {"channels": list(channels), "width": width, "text": dict(text)}
         self.tokenizer = tokenizer
         self.trunk = Trunk(channels)
         self.picture_projection = nn.Linear(2 * channels[-1] + 2 * channels[0], width)
@@ -77,7 +71,7 @@ class EvalClip(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> EvalClip:
-        """Load the network of a folder, in fp32 on the CPU. Raises: MissingError."""
+        """Load the network of a folder, in fp32 on the CPU. Raises: MissingError, IncompatibleError."""
         config, weights = _load(folder, "eval_clip")
         model = cls(**config, tokenizer=CLIPTokenizer.from_pretrained(folder / TOKENIZER))
         model.load_state_dict(weights)
@@ -91,9 +85,9 @@ class EvalVit(nn.Module):
         pixels_B3SS: in [-1, 1] -> (B, E) of length 1
     """
 
-    def __init__(self, vit: dict[str, Any], width: int, world: int = FIRST_SIZE) -> None:
+    def __init__(self, vit: dict[str, Any], width: int) -> None:
         super().__init__()
-        self.config = {"vit": dict(vit), "width": width, WORLD: world}
+        self.config = {"vit": dict(vit), "width": width}
         self.vit = VisionTransformer(**vit, num_classes=0)
         self.projection = nn.Linear(self.vit.num_features, width)
 
@@ -106,7 +100,7 @@ class EvalVit(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> EvalVit:
-        """Load the network of a folder, in fp32 on the CPU. Raises: MissingError."""
+        """Load the network of a folder, in fp32 on the CPU. Raises: MissingError, IncompatibleError."""
         config, weights = _load(folder, "eval_dino")
         model = cls(**config)
         model.load_state_dict(weights)
@@ -119,12 +113,14 @@ def _mean_and_max(features_BCXY: Tensor) -> Tensor:
 
 def _save(model: nn.Module, config: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    (folder / CONFIG).write_text(json.dumps({**config, WORLD: SIZE}, indent=2) + "\n", "utf-8")
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS)
 
 
 def _load(folder: Path, stage: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
-        raise MissingError(f"there is no {stage} in {folder}; train it with `kg base {stage} nano/{stage}`")
+        raise MissingError(f"there is no {stage} in {folder}; train it with {how_to_train(stage)}")
+    config = json.loads((folder / CONFIG).read_text("utf-8"))
+    check_world(config, folder, stage)
     weights = {name: value.float() for name, value in load_file(folder / WEIGHTS).items()}
-    return json.loads((folder / CONFIG).read_text("utf-8")), weights
+    return {name: value for name, value in config.items() if name != WORLD}, weights

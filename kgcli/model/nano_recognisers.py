@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kgcli.errors import IncompatibleError, MissingError
-from kgcli.world.sizes import FIRST_SIZE, WORLD, check_world, how_to_train, world_of
 from kgcli.world.spec import Spec
-from kgcli.world.tables import ACCESSORIES, COLOURS, NOUNS, SCENES, STYLES
+from kgcli.world.tables import ACCESSORIES, COLOURS, NOUNS, SCENES, SIZE, STYLES
+from kgcli.world.view import WORLD, check_world, how_to_train
 
 # The classes of each head. None of the lists may be reordered: weights depend on it.
 SUBJECT_HEADS: dict[str, list[str]] = {"noun": list(NOUNS), "colour": list(COLOURS)}  # of the one subject in the crop
@@ -123,11 +123,10 @@ class Recognisers(nn.Module):
         scene: Sequence[int] = (32, 48, 64, 96),
         subject: Sequence[int] = (32, 64, 96, 192),
         width: int = 96,
-        world: int = FIRST_SIZE,
     ) -> None:
         super().__init__()
         sizes = {"scene": list(scene), "subject": list(subject), "width": width, "heads": _sizes()}
-        self.config = {**sizes, WORLD: world}
+        self.config = {**sizes, WORLD: SIZE}
         self.scene = SceneRecogniser(scene)
         self.subject = SubjectRecogniser(subject, width)
 
@@ -157,25 +156,21 @@ class Recognisers(nn.Module):
         save_file(weights, folder / "model.safetensors")
 
     @classmethod
-    def load(cls, folder: Path, world: int | None = None) -> Recognisers:
-        """Load the recognisers of a folder, in fp32 on the CPU; `world` is the world they must have been trained on.
+    def load(cls, folder: Path) -> Recognisers:
+        """Load the recognisers of a folder, in fp32 on the CPU.
 
         Raises:
             MissingError: they are not there. IncompatibleError: they were trained on another world.
         """
         if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
-            raise MissingError(
-                f"there are no recognisers in {folder}; train them with {how_to_train('judge', world_of(world))}"
-            )
+            raise MissingError(f"there are no recognisers in {folder}; train them with {how_to_train('judge')}")
         config = json.loads((folder / "config.json").read_text("utf-8"))
-        if world is not None:
-            check_world(config, world, folder, "judge")
+        check_world(config, folder, "judge")
         if config.get("heads") != _sizes() or "scene" not in config:
             raise IncompatibleError(
-                f"the recognisers in {folder} were trained on another world; train them: "
-                f"{how_to_train('judge', world_of(world))}"
+                f"the recognisers in {folder} were trained on another world; train them: {how_to_train('judge')}"
             )
-        loaded = cls(config["scene"], config["subject"], config["width"], config.get(WORLD, FIRST_SIZE))
+        loaded = cls(config["scene"], config["subject"], config["width"])
         loaded.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})
         return loaded.eval().to(memory_format=torch.channels_last)
 

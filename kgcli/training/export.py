@@ -69,7 +69,7 @@ def export_checkpoint(folder: Path, out: Path, *, overwrite: bool = False) -> Pa
     Raises: MissingError, ConfigError, UsageError, IncompatibleError.
 
     Example:
-        >>> export_checkpoint(Path("runs/nano128/unet"), Path("unet_now"))  # doctest: +SKIP
+        >>> export_checkpoint(Path("runs/nano/unet"), Path("unet_now"))  # doctest: +SKIP
         PosixPath('unet_now')
     """
     found = check_export(folder, out, overwrite=overwrite)

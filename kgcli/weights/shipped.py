@@ -13,24 +13,19 @@ from kgcli.files import PACKAGE, recipes_folder
 DEFAULT_MODEL = PACKAGE / "nano" / "model"
 DEFAULT_NAME = "nano"
 ADAPTERS = PACKAGE / "nano" / "adapters"  # of the default model's decoder: ControlNet folders and LoRA files
+RECOGNISERS = PACKAGE / "nano" / "judges"  # of nano evaluation
+EVALUATORS = PACKAGE / "nano" / "evaluators"  # of nano evaluation: the extractors eval_clip and eval_dino
 SD15_SIZES = PACKAGE / "decoders" / "sd15"  # config.json files without weights
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 # What each example image shows.
 EXAMPLE_IMAGES = {
-    "nano/cat.png": "a teal cat with orange stripes on a wooden floor",
+    "nano/cat.png": "a teal cat with orange stripes in the forest",
     "nano/dog.png": "a blue dog with yellow spots in a flower garden",
     "nano/robot.png": "a pink robot with lime stripes in the city",
     "nano/fox.png": "a blue fox with pink stripes in the snow",
     "nano/car.png": "a pink car with blue spots on the beach",
-    "nano/teapot.png": "an orange teapot with blue spots in front of a brick wall",
+    "nano/teapot.png": "an orange teapot with blue spots on a wooden floor",
     "nano/owl.png": "a red owl with yellow patches in the forest",
-    "nano128/cat.png": "a teal cat with orange stripes in the forest",
-    "nano128/dog.png": "a blue dog with yellow spots in a flower garden",
-    "nano128/robot.png": "a pink robot with lime stripes in the city",
-    "nano128/fox.png": "a blue fox with pink stripes in the snow",
-    "nano128/car.png": "a pink car with blue spots on the beach",
-    "nano128/teapot.png": "an orange teapot with blue spots on a wooden floor",
-    "nano128/owl.png": "a red owl with yellow patches in the forest",
 }
 _FIELD = re.compile(r"# *(Needs|Run|Expect|Full size): ")  # of a recipe's header, after its description
 _CLAUSE_END = re.compile(r"; |\. ")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-# Clear, compact silhouettes of the Noto Color Emoji font, by noun. The order is part of the world: append only.
+SIZE = 128  # pixels, square, of the world's images
+
+# Emoji with clear, compact silhouettes, by noun. The order is part of the world: append only.
 SEEN_NOUNS = {
     "cat": "\U0001f431", "dog": "\U0001f436", "fox": "\U0001f98a", "bear": "\U0001f43b", "panda": "\U0001f43c",
     "koala": "\U0001f428", "tiger": "\U0001f42f", "cow": "\U0001f42e", "pig": "\U0001f437", "frog": "\U0001f438",

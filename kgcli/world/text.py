@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from kgcli.world.spec import FLUENT_SIZE, Placed, Spec, Subject
+from kgcli.world.spec import Placed, Spec, Subject
 from kgcli.world.tables import ACCESSORIES, COLOURS, SCENES, STYLES
 
 Rng = np.random.Generator
@@ -43,11 +43,6 @@ def short_caption(spec: Spec, rng: Rng, *, colours: float = 0.8) -> str:
         if len(words.replace(",", " ,").split()) <= MAX_WORDS:
             return words
         colours *= 0.7  # three subjects with patterns and accessories are too much to tell
-
-
-def prompt_for(spec: Spec, rng: Rng, size: int) -> str:
-    """Return a caption as the prompt of an image of `size` pixels; at 128 px it fits the CLIP text encoder."""
-    return (short_caption if size == FLUENT_SIZE else caption)(spec, rng)
 
 
 def compositional(spec: Spec, rng: Rng, *, drop: bool) -> Fragments:

@@ -1,6 +1,6 @@
 """The words of the world, as the `words.json` of a model that was trained on it.
 
-Write it with `python -m kgcli.world.words kgcli/nano/model --size 64 --subjects 2`.
+Write it with `python -m kgcli.world.words kgcli/nano/model --subjects 2`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kgcli.world.tables import ACCESSORIES, BASE_ONLY_NOUNS, COLOURS, PATTERNS, SCENES, SEEN_NOUNS, STYLES
+from kgcli.world.tables import ACCESSORIES, BASE_ONLY_NOUNS, COLOURS, PATTERNS, SCENES, SEEN_NOUNS, SIZE, STYLES
 
 # Words around the others: those of the world's captions, edits and stories, and the common ones of English, which
 # change nothing that a list could tell.
@@ -47,7 +47,7 @@ def main() -> None:
     """Write the list into a model folder."""
     parser = argparse.ArgumentParser(description="Write the words.json of a model of the nano world.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--size", type=int, default=64, help="side of the model's images, pixels")
+    parser.add_argument("--size", type=int, default=SIZE, help="side of the model's images, pixels")
     parser.add_argument("--subjects", type=int, default=2, help="most subjects in one image")
     args = parser.parse_args()
     text = json.dumps(known_words(args.size, args.subjects), indent=1, ensure_ascii=False)

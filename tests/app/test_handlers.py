@@ -4,7 +4,6 @@ import base64
 import gc
 import io
 import json
-import shutil
 import threading
 
 import pytest
@@ -119,24 +118,18 @@ def test_what_a_page_cannot_restore_is_noted(handlers, changes, notes):
     assert len(found) == len(notes) and all(part in note for part, note in zip(notes, found, strict=True))
 
 
-@pytest.mark.parametrize("world", [64, 128])
-def test_an_example_of_either_world_is_restored(handlers, world):
-    cat = example_item("cat.png", world)
+def test_an_example_is_restored(handlers):
+    cat = example_item("cat.png")
     (tile,) = handlers.images_of({"prompt": "a <image:-1>", "images": [cat], "seed": 9})
     assert handlers.restore(dropped(tile), []).values["images"] == [cat]
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("world", [64, 128])
-def test_a_page_offers_the_examples_of_its_model_s_world(tiny_model, tmp_path, world):
+def test_a_page_offers_the_examples(handlers):
     Page = pytest.importorskip("kgcli.app.page", exc_type=ImportError).Page
-    folder = shutil.copytree(tiny_model, tmp_path / "model")
-    config = json.loads((folder / "config.json").read_text())
-    config["generation"] |= {"width": world, "height": world}
-    (folder / "config.json").write_text(json.dumps(config))
-    page = Page(Handlers(Studio(engine.load(str(folder), device="cpu")), Offer())).build()
+    page = Page(handlers).build()
     offered = next(block.value for block in page.blocks.values() if getattr(block, "elem_id", "") == "kg-examples")
-    assert offered == [example_item(name, world) for name in EXAMPLES]
+    assert offered == [example_item(name) for name in EXAMPLES]
     del page
     gc.collect()  # here, where gradio's open event loops are no fault of the test's
 

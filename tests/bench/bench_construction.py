@@ -40,8 +40,8 @@ from kgcli.files import write_whole
 from kgcli.recipe import load_recipe
 from kgcli.training.run import Run
 from kgcli.weights.shipped import DEFAULT_MODEL
+from kgcli.world.tables import SIZE
 
-SIZE = 64
 KINDS = {"compositional": 1.0}
 NUM_INFERENCE_STEPS = 12  # half of nano's default, for a busy machine
 HELD_OUT_SEED, NUM_HELD_OUT, HELD_OUT_BATCH = 1, 256, 8
@@ -96,7 +96,7 @@ def score(model: Path, num: int, steps: int) -> dict[str, dict[str, float]]:
     sampling = SamplingConfig(num_inference_steps=NUM_INFERENCE_STEPS)
     decoder = str(DEFAULT_MODEL / "decoder")  # the start has none
     method = KosmosG(MethodOptions(model=str(model), decoder=decoder, device="cpu", sampling=sampling))
-    recognisers = load_judges(SIZE)
+    recognisers = load_judges()
     scores: dict[str, dict[str, float]] = {}
     for task in SCORED:
         items = [item for item in plan.items if item.category == task]

@@ -41,7 +41,7 @@ from kgcli.training.run import Run
 SIZE, VISION_SIZE = 512, 224  # pixels, of the published model
 TARGETS = {"decode": 7.0, "whole sample": 4.0, "cached moments": 1.3}  # at least
 # Positions per token, at most. Samples of 32 steps are sorted; of steps of equal size no other cut pads less.
-MOST_PADDED = {"bucket 32": 1.10, "nano128/align": 1.10, "packed": 1.005}
+MOST_PADDED = {"as it is": 1.10, "packed": 1.005}
 
 
 def smooth_image(number: int) -> Image.Image:
@@ -120,19 +120,13 @@ def reading(folder: Path, num: int, repeats: int) -> dict[str, float]:
 
 
 def padding() -> dict[str, float]:
-    """Return positions per token of nano's align recipe, as it is, in buckets, and packed; of nano128's, as it is."""
+    """Return positions per token of nano's align recipe: without and with buckets, as it is, and packed."""
     collator = Collator(frozenset({"tokens"}), 64, 64, num_slots=16, tokenizer=_nano_tokenizer())
     found = {}
-    for name, shipped, bucket in (
-        ("plain", "nano/align", 1),
-        ("bucket 16", "nano/align", 16),
-        ("bucket 32", "nano/align", 32),
-        ("nano128/align", "nano128/align", None),
-    ):
-        recipe = load_recipe(shipped, ["init_from={model: nano}", "output_dir=unused"])
+    recipe = load_recipe("nano/align", ["init_from={model: nano}", "output_dir=unused"])
+    for name, bucket in (("plain", 1), ("bucket 16", 16), ("as it is", recipe.data.bucket)):
         source = open_source(recipe.data, recipe.image_size, "generate")
-        steps = bucket or recipe.data.bucket
-        batches = Batches(source, collator, batch_size=recipe.data.batch_size, bucket=steps)
+        batches = Batches(source, collator, batch_size=recipe.data.batch_size, bucket=bucket)
         masks = [batches[step].token_mask for step in range(32)]
         found[name] = sum(mask.numel() for mask in masks) / sum(int(mask.sum()) for mask in masks)
         if name == "plain":

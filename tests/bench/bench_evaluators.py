@@ -1,4 +1,4 @@
-"""How well the evaluators tell individuals apart: python tests/bench/bench_evaluators.py [FOLDER] [--size 64]
+"""How well the evaluators tell individuals apart: python tests/bench/bench_evaluators.py [FOLDER]
 
 One individual is shown in two scenes, each with candidates: the right one in a third scene, and nine others there.
 """
@@ -12,10 +12,11 @@ from kgcli.data.sources.world_sample import BASE_NOUNS
 from kgcli.evaluation.benchmarks.nano_world import find_weights
 from kgcli.evaluation.extractors.nano import nano_extractors
 from kgcli.model.nano_recognisers import Recognisers
-from kgcli.world.sizes import view
-from kgcli.world.spec import Spec, Subject, place, render
+from kgcli.world.rendering import render
+from kgcli.world.spec import NUM_VARIANTS, Spec, Subject, place
 from kgcli.world.tables import FIRST_NEW_IDENTITY, SCENES
 from kgcli.world.text import describe
+from kgcli.world.view import view
 
 NUM_OTHERS = 9
 FIRST = FIRST_NEW_IDENTITY + FIRST_NEW_IDENTITY // 2
@@ -28,9 +29,9 @@ def draw(rng, noun=None, colour=None):
             return subject
 
 
-def photo(subject, rng, size, scene=None):
+def photo(subject, rng, scene=None):
     scene = scene or str(rng.choice(list(SCENES)))
-    return render(Spec(place([subject], rng), scene, "photo", int(rng.integers(192))), size).image
+    return render(Spec(place([subject], rng), scene, "photo", int(rng.integers(NUM_VARIANTS)))).image
 
 
 def candidates(subject, kind, rng):
@@ -43,11 +44,10 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--num", type=int, default=60)
-    parser.add_argument("--size", type=int, default=64, help="of the world's images, pixels")
     args = parser.parse_args()
-    weights = find_weights(args.size, args.folder)
-    extractors = nano_extractors(weights.evaluators, args.size)
-    judges = Recognisers.load(weights.judges, args.size)
+    weights = find_weights(args.folder)
+    extractors = nano_extractors(weights.evaluators)
+    judges = Recognisers.load(weights.judges)
     embed = {"dino": extractors.dino.images, "clip": extractors.clip.images}
     embed["judge"] = lambda images: judges.embed([view(image) for image in images])
     rng = np.random.default_rng(31)
@@ -56,8 +56,8 @@ def main():
         for _ in range(args.num):
             subject = draw(rng)
             scenes = [str(scene) for scene in rng.permutation(list(SCENES))[:2]]
-            asked = photo(subject, rng, args.size, scenes[0])
-            shown = [photo(one, rng, args.size, scenes[1]) for one in candidates(subject, kind, rng)]
+            asked = photo(subject, rng, scenes[0])
+            shown = [photo(one, rng, scenes[1]) for one in candidates(subject, kind, rng)]
             for name, run in embed.items():
                 vectors = run([asked, *shown])
                 like = vectors[1:] @ vectors[0]
@@ -69,7 +69,7 @@ def main():
     words, pictures = [], []
     for _ in range(args.num):
         subject, scene = draw(rng), str(rng.choice(list(SCENES)))
-        pictures.append(photo(subject, rng, args.size, scene))
+        pictures.append(photo(subject, rng, scene))
         words.append(f"{describe(subject, colours=True)} {SCENES[scene]}")
     like = extractors.clip.images(pictures) @ extractors.clip.texts(words).T
     right = (like.argmax(axis=1) == np.arange(len(like))).mean()

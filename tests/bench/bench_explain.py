@@ -25,17 +25,17 @@ from scipy.special import stdtrit
 
 from kgcli import engine
 from kgcli.data.prompt import ImageRef, Prompt, encode, pad_sequences
-from kgcli.evaluation.benchmarks.nano_world import world_of_model
 from kgcli.evaluation.benchmarks.skills import draw_case
 from kgcli.inference.denoise import denoise, seeded
 from kgcli.inference.explain.maps import NUM_STEPS, _Recorder, explain, relative
 from kgcli.inference.request import Request
 from kgcli.model.layers import Attention
+from kgcli.world.tables import SIZE
 
 TASK, SEED, OTHER_SEED = "pair", 7, 8
-LATENTS = 16  # across and down, of the models of both worlds; changes are averaged over cells as large as one
+LATENTS = 16  # across and down, of the small model; changes are averaged over cells as large as one
 TOP = 0.75
-WHITE = Image.new("RGB", (64, 64), "white")
+WHITE = Image.new("RGB", (SIZE, SIZE), "white")
 
 
 class Given:
@@ -171,9 +171,8 @@ def gradient(model, request, inputs, step=1e-2):
 @torch.no_grad()
 def measure_case(model, index):
     """The maps of a case by each method, (M, H, W), and the changes of the image, (M, H, W)."""
-    size = world_of_model(model.folder)
-    request = request_of(model, draw_case(TASK, SEED, index, size))
-    other = draw_case(TASK, OTHER_SEED, index, size)
+    request = request_of(model, draw_case(TASK, SEED, index))
+    other = draw_case(TASK, OTHER_SEED, index)
     explanation = explain(model, request, words=False)
     recorder = _Recorder(model.pipeline.decoder.unet, request.row)
     before = pixels(model, request, recorder)

@@ -64,4 +64,4 @@ def test_the_python_of_the_page_runs():
 
     (code,) = re.findall(r"`(kgcli\.load.*)`", PAGE.read_text("utf-8"))
     images = eval(code, {"kgcli": kgcli})
-    assert [image.size for image in images] == [(64, 64)] * 3
+    assert [image.size for image in images] == [(128, 128)] * 3

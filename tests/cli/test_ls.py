@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from kgcli.weights.shipped import EXAMPLE_IMAGES, describe_shipped, is_image, shipped_names
-from kgcli.world.examples import EXAMPLES, SIZES, example_spec
+from kgcli.world.examples import EXAMPLES, example_spec
 from kgcli.world.tables import SCENES
 from kgcli.world.text import describe
 
@@ -15,7 +15,7 @@ def test_recipes_and_images_stand_apart(kg, monkeypatch):
     recipes, images = kg("ls").out.split("\n\n")
     assert recipes.startswith("Recipes") and images.startswith("Images")
     assert "nano/align" in recipes and ".png" not in recipes
-    assert "nano/cat.png        a teal cat with orange stripes on a wooden floor" in images
+    assert "nano/cat.png     a teal cat with orange stripes in the forest" in images
     assert all(len(line) <= 100 for line in kg("ls").lines)
 
 
@@ -30,11 +30,10 @@ def test_names_alone_for_other_programs(kg):
 
 def test_descriptions_of_images_are_the_worlds():
     assert set(EXAMPLE_IMAGES) == {name for name in shipped_names() if is_image(name)}
-    for folder, size in SIZES.items():
-        for name in EXAMPLES:
-            spec = example_spec(name, size)
-            subject = describe(spec.subjects[0].subject, colours=True)
-            assert EXAMPLE_IMAGES[f"{folder}/{name}"] == f"{subject} {SCENES[spec.scene]}"
+    for name in EXAMPLES:
+        spec = example_spec(name)
+        subject = describe(spec.subjects[0].subject, colours=True)
+        assert EXAMPLE_IMAGES[f"nano/{name}"] == f"{subject} {SCENES[spec.scene]}"
 
 
 def test_descriptions_of_recipes_are_one_clause():

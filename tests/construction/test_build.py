@@ -31,7 +31,7 @@ from kgcli.data.shards.write import Row, ShardWriter, encode_image, write_datase
 from kgcli.data.sources.world import draw
 from kgcli.errors import ConfigError, KgError, MissingError, UsageError
 from kgcli.files import sha256
-from kgcli.world.spec import crop, render
+from kgcli.world.rendering import crop, render
 
 SIZE = 64
 WORLD = [

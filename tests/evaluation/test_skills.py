@@ -31,13 +31,13 @@ from kgcli.evaluation.report.grid import write_cases
 from kgcli.evaluation.report.skills import Report, summarise
 from kgcli.evaluation.scores import image_score
 from kgcli.model.nano_recognisers import HEADS, IGNORED, Recognisers, around, label_row, labels
-from kgcli.world.sizes import shipped_for, view
-from kgcli.world.spec import is_held_out, render, stands_out
-from kgcli.world.tables import BASE_ONLY_NOUNS, FIRST_NEW_IDENTITY, FIRST_RECOGNISER_IDENTITY
+from kgcli.weights.shipped import RECOGNISERS
+from kgcli.world.rendering import render, stands_out
+from kgcli.world.spec import is_held_out
+from kgcli.world.tables import BASE_ONLY_NOUNS, FIRST_NEW_IDENTITY, FIRST_RECOGNISER_IDENTITY, SIZE
+from kgcli.world.view import view
 
 NUM = 6  # cases of a task of scale 1
-SIZES = (64, 128)
-SHIPPED = shipped_for("judges", 64)
 
 
 class OracleRecogniser:
@@ -48,9 +48,9 @@ class OracleRecogniser:
         for case in cases:
             other = distractor_spec(case.spec, np.random.default_rng(case.seed), BASE_NOUNS)
             for spec in filter(None, (case.spec, other, case.before)):
-                self._learn(render(spec, case.size).image, spec)
+                self._learn(render(spec).image, spec)
             for subject in {subject for gallery in case.galleries.values() for subject in gallery}:
-                self.known[view(portrait(subject, case.size)).tobytes()] = (None, _vector(subject))
+                self.known[view(portrait(subject)).tobytes()] = (None, _vector(subject))
 
     def classify(self, images):
         rows = [self.known.get(image.tobytes(), ({}, None))[0] or {} for image in images]
@@ -78,34 +78,29 @@ def _one_hot(head, choice):
     return row
 
 
-@pytest.fixture(scope="module", params=SIZES)
-def size(request):
-    return request.param
+@pytest.fixture(scope="module")
+def cases():
+    return {task: draw_cases(task, NUM, 1) for task in TASKS}
 
 
 @pytest.fixture(scope="module")
-def cases(size):
-    return {task: draw_cases(task, NUM, 1, size) for task in TASKS}
-
-
-@pytest.fixture(scope="module")
-def plan(tmp_path_factory, size):
-    made = skills_plan(tmp_path_factory.mktemp("skills"), NUM, 1, {}, tuple(TASKS), size)
+def plan(tmp_path_factory):
+    made = skills_plan(tmp_path_factory.mktemp("skills"), NUM, 1, {}, tuple(TASKS))
     write_inputs(made)
     return made
 
 
 @pytest.fixture(scope="module")
-def rows(cases, plan, size):
+def rows(cases, plan):
     options = MethodOptions()
-    columns = {"model": (Truth(options, size), tuple(TASKS)), "other": (Other(options, size), tuple(TASKS))}
+    columns = {"model": (Truth(options), tuple(TASKS)), "other": (Other(options), tuple(TASKS))}
     columns["copy"] = (CopyInput(options), tuple(task for task in TASKS if task not in BASE_TASKS))
     recognisers = OracleRecogniser([case for of_task in cases.values() for case in of_task])
     return nano.measure(columns, plan, recognisers, say=lambda line: None)
 
 
 def truth(cases):
-    return [render(case.spec, case.size).image for case in cases]
+    return [render(case.spec).image for case in cases]
 
 
 def scores_of(cases, seen):
@@ -145,16 +140,16 @@ def test_proportions_and_other_means_get_their_own_interval():
 # ---------------------------------------------------------------- cases
 
 
-def test_cases_are_a_function_of_task_seed_index_and_world(cases, size):
-    again = draw_cases("pair", NUM, 1, size)
+def test_cases_are_a_function_of_task_seed_and_index(cases):
+    again = draw_cases("pair", NUM, 1)
     for one, other in zip(cases["pair"], again, strict=True):
         assert (one.spec, one.seed, one.words, one.galleries) == (other.spec, other.seed, other.words, other.galleries)
         assert [image.tobytes() for image in one.images] == [image.tobytes() for image in other.images]
-    assert draw_cases("pair", NUM, 2, size)[0].spec != again[0].spec
+    assert draw_cases("pair", NUM, 2)[0].spec != again[0].spec
 
 
-def test_more_cases_begin_with_the_same_ones(cases, size):
-    more = draw_cases("subject", NUM + 2, 1, size)
+def test_more_cases_begin_with_the_same_ones(cases):
+    more = draw_cases("subject", NUM + 2, 1)
     assert [case.spec for case in more[:NUM]] == [case.spec for case in cases["subject"]]
 
 
@@ -214,14 +209,14 @@ def test_items_say_all_that_a_method_needs(cases, plan):
     assert again == dataclasses.replace(plan, data="") and max(len(unit) for unit in again.units()) <= 16
 
 
-def test_images_have_the_size_of_their_world_and_cases_survive_their_items(cases, plan, size):
-    assert {image.size for of_task in cases.values() for case in of_task for image in case.images} == {(size, size)}
-    assert Truth(MethodOptions(), size).draw(plan.items[:1], Path(), Path())[0].size == (size, size)
+def test_images_have_the_size_of_the_world_and_cases_survive_their_items(cases, plan):
+    assert {image.size for of_task in cases.values() for case in of_task for image in case.images} == {(SIZE, SIZE)}
+    assert Truth(MethodOptions()).draw(plan.items[:1], Path(), Path())[0].size == (SIZE, SIZE)
     assert [case_of(item).spec for item in plan.items] == [case.spec for one in cases.values() for case in one]
 
 
-def test_subjects_stand_out_from_the_scene_of_every_prompt(cases, size):
-    assert all(stands_out(case.spec, size) for of_task in cases.values() for case in of_task)
+def test_subjects_stand_out_from_the_scene_of_every_prompt(cases):
+    assert all(stands_out(case.spec) for of_task in cases.values() for case in of_task)
 
 
 def test_a_base_is_asked_for_what_text_alone_can_say(cases):
@@ -314,9 +309,9 @@ def test_heads_that_do_not_apply_are_not_asked(cases):
     assert asked(two) == set(HEADS) - {"accessory"}
 
 
-@pytest.mark.skipif(not SHIPPED.is_dir(), reason="no recognisers are shipped")
 def test_the_shipped_recognisers_know_true_images_from_others(tmp_path):
-    items, recognisers, data = skills_plan(tmp_path, 24, 3, {}, ("subject",)).items, Recognisers.load(SHIPPED), tmp_path
+    items, data = skills_plan(tmp_path, 24, 3, {}, ("subject",)).items, tmp_path
+    recognisers = Recognisers.load(RECOGNISERS)
     cases = [case_of(item) for item in items]
     recognise = nano.recognition_of(recognisers, cases)
 
@@ -348,7 +343,7 @@ def test_the_json_holds_all_figures_and_versions(report):
 
 
 def test_the_grid_has_a_cell_for_each_answer(cases, tmp_path):
-    answers = [(case, render(case.spec, case.size).image) for case in cases["pair"] + cases["edit"]]
+    answers = [(case, render(case.spec).image) for case in cases["pair"] + cases["edit"]]
     write_cases(answers * 2, tmp_path / "grid.png")
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.width > grid.height > 100

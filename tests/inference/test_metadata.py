@@ -60,9 +60,8 @@ def test_replay_finds_the_input_by_its_hash(generated, kg, tiny_model, cat, tmp_
     assert Image.open(tmp_path / "again.png").tobytes() == Image.open(generated).tobytes()
 
 
-@pytest.mark.parametrize("example", ["nano/cat.png", "nano128/cat.png"])
-def test_replay_finds_the_examples_of_both_worlds(kg, tiny_model, tmp_path, example):
-    assert kg("generate", f"a <image:{example}>", "--model", tiny_model, "-o", "out.png").code == 0
+def test_replay_finds_the_examples(kg, tiny_model, tmp_path):
+    assert kg("generate", "a <image:nano/cat.png>", "--model", tiny_model, "-o", "out.png").code == 0
     done = kg("generate", "--from", "out.png", "--model", tiny_model, "-o", "again.png")
     assert done.code == 0, done.err
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "out.png").read_bytes()

@@ -37,8 +37,8 @@ from kgcli.weights.decoder import load_decoder
 from kgcli.weights.lora.header import LORA_NAME
 from kgcli.weights.ship import ship
 from kgcli.weights.shipped import ADAPTERS, find_adapter
-from kgcli.world.spec import render, stylize
-from kgcli.world.tables import ADAPTER_STYLES, STYLES, is_held_out_combination
+from kgcli.world.rendering import render, stylize
+from kgcli.world.tables import ADAPTER_STYLES, SIZE, STYLES, is_held_out_combination
 
 STAGES = ("controlnet", "lora")
 LENGTH = 16  # tokens of a caption
@@ -238,19 +238,14 @@ def test_the_style_of_the_lora_is_shown_and_named_nowhere_else():
     assert all(is_held_out_combination(*two, "comic") == is_held_out_combination(*two, "photo") for two in combination)
 
 
-@pytest.fixture(scope="module", params=[64, 128])
-def size(request):
-    return request.param
-
-
 @pytest.fixture(scope="module")
-def renders(size):
-    return [render(case.spec, size).image for case in draw_cases("subject", 24, 5, size)]
+def renders():
+    return [render(case.spec).image for case in draw_cases("subject", 24, 5)]
 
 
-def test_the_scale_of_a_style_goes_from_the_true_render_to_the_one_in_the_style(renders, size):
+def test_the_scale_of_a_style_goes_from_the_true_render_to_the_one_in_the_style(renders):
     scale = StyleScale(renders, "comic")
-    fresh = [render(case.spec, size).image for case in draw_cases("subject", 6, 6, size)]
+    fresh = [render(case.spec).image for case in draw_cases("subject", 6, 6)]
     assert scale(fresh, fresh) == pytest.approx([0.0] * 6)
     assert scale([stylize(image, "comic") for image in fresh], fresh) == pytest.approx([1.0] * 6)
     halfway = [Image.blend(image, stylize(image, "comic"), 0.5) for image in fresh]
@@ -262,8 +257,9 @@ def shifted(image, by):
     return Image.fromarray(np.roll(np.asarray(image), by, axis=1))
 
 
-def test_edges_are_followed_within_a_pixel(renders, size):
-    image, blank = renders[0], Image.new("RGB", (size, size))
+@pytest.mark.parametrize("size", [SIZE // 2, SIZE])
+def test_edges_are_followed_within_a_few_pixels_in_proportion_to_the_size(renders, size):
+    image, blank = renders[0].resize((size, size)), Image.new("RGB", (size, size))
     wanted = make_map("canny", image)
     assert edge_f1(image, wanted) == 1.0
     assert edge_f1(shifted(image, size // 64), wanted) > 0.95 > edge_f1(shifted(image, size // 16), wanted)
@@ -301,7 +297,7 @@ def answers(model, folder, num, controls):
     write_inputs(plan)
     columns = suite.columns_of(model, find_controlnet("canny", None, model.folder), read_lora("nano/comic"))
     methods = {name: columns[controls][name] for name in ("without", "with", "true")}
-    truth = [render(case_of(item).spec, 64).image for item in plan.items]
+    truth = [render(case_of(item).spec).image for item in plan.items]
     return suite.answer_all(plan, {controls: methods})[controls], truth
 
 
@@ -338,7 +334,7 @@ def test_the_command_prints_figures_and_a_grid(kg, tmp_path):
     done = kg("eval", "adapters", "--num", "4", "--grid", "grid.png")
     assert done.code == 0 and suite.PROTOCOL in done.out, done.err
     with Image.open(tmp_path / "grid.png") as grid:
-        assert grid.size == (2 * 4 * 64, 2 * 6 * 64)
+        assert grid.size == (4 * SIZE, 6 * SIZE)
 
 
 def test_maps_of_images_of_any_size_are_those_of_the_square_that_the_vae_sees():

@@ -49,9 +49,9 @@ def test_the_state_of_a_run_is_read_off_its_folder(tmp_path):
 @pytest.mark.parametrize(
     ("folder", "command"),
     [
-        ("runs/nano128/clip/final", "kg base clip nano128/clip"),
+        ("runs/nano/clip/final", "kg base clip nano/clip"),
         ("runs/nano/align/final", "kg align nano/align"),
-        ("runs/nano/unet/final/vae", "kg base unet nano/base/unet"),
+        ("runs/nano/unet_many/final/vae", "kg base unet nano/unet_many"),
     ],
 )
 def test_the_command_that_makes_what_is_missing_is_named(folder, command):
@@ -67,7 +67,7 @@ def test_no_command_is_named_for_what_no_recipe_makes():
 
 
 def test_an_unknown_chain_names_those_there_are():
-    with pytest.raises(MissingError, match="no chain of recipes 'micro'; the chains are nano, nano64, smoke"):
+    with pytest.raises(MissingError, match="no chain of recipes 'micro'; the chains are nano, smoke"):
         load_chain("micro")
 
 
@@ -85,7 +85,7 @@ def test_a_chain_runs_what_is_left_and_says_what_is_next(kg, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("stage", ["judge", "eval_clip", "eval_dino"])
-def test_evaluators_see_every_world_at_the_size_at_which_outputs_are_scored(stage):
+def test_evaluators_see_images_of_every_size_as_outputs_are_scored(stage):
     views = []
     for size in (64, 128):
         few = ["options.captions=300"] if stage == "eval_clip" else []

@@ -62,7 +62,7 @@ def test_the_result_generates_and_another_run_can_start_from_it(trained, tmp_pat
 
     mode, folder = trained
     model = kgcli.load(str(folder / "final"), device="cpu")
-    assert model.generate("a cat", seed=0, num_inference_steps=1)[0].size == (64, 64)
+    assert model.generate("a cat", seed=0, num_inference_steps=1)[0].size == (128, 128)
     again = recipe_of(tmp_path, "steps=1", f"train={mode}").model_copy(
         update={"init_from": {"model": str(folder / "final"), "decoder": str(folder / "final/decoder")}}
     )

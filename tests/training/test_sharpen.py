@@ -107,9 +107,9 @@ def test_the_degree_of_a_style_goes_from_the_plain_image_to_the_styled_one():
 
 
 def test_a_vae_is_measured_on_new_instances_alone(vae_folder):
-    specs = reconstruction.draw_specs(20, 128, 0)
+    specs = reconstruction.draw_specs(20, 0)
     assert all(placed.subject.identity >= 1_000_000 for spec in specs for placed in spec.subjects)
-    measured = reconstruction.evaluate_vae(vae_folder, size=64, num=4)
+    measured = reconstruction.evaluate_vae(vae_folder, num=4)
     assert "PSNR (dB)" in str(measured)
     assert measured.estimates["psnr"].low <= measured.estimates["psnr"].value <= measured.estimates["psnr"].high
     assert all(f"style {name}" in measured.estimates for name in ("minecraft", "oil", "watercolor"))
@@ -118,7 +118,7 @@ def test_a_vae_is_measured_on_new_instances_alone(vae_folder):
 
 def test_a_folder_without_a_vae_is_one_clear_error(tmp_path):
     with pytest.raises(MissingError, match="there is no VAE in"):
-        reconstruction.evaluate_vae(tmp_path, size=128)
+        reconstruction.evaluate_vae(tmp_path)
 
 
 def test_low_noise_adds_to_the_beginning_of_the_schedule_and_takes_evenly_from_all_of_it():

@@ -78,7 +78,7 @@ def test_a_folder_may_have_no_list(tmp_path, tiny_model):
 def test_models_show_lists_what_a_model_knows(kg, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     shown = kg("models", "show", "nano")
-    for words in ("cat, dog, fox", "on the beach", "in Minecraft", "sunglasses", "at most 2", "64 x 64 pixels"):
+    for words in ("cat, dog, fox", "on the beach", "in Minecraft", "sunglasses", "at most 2", "128 x 128 pixels"):
         assert words in shown.out
     assert json.loads(kg("models", "show", "--json").out)["knows"]["num_subjects"] == 2
 

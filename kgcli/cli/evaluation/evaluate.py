@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,9 @@ from kgcli.cli.logs import set_up_logs
 from kgcli.cli.options import DECODER, DEVICE, MODEL, flag
 from kgcli.cli.parsing.command import App
 from kgcli.errors import Checks
+
+if TYPE_CHECKING:
+    from kgcli.weights.folder import ModelFolder
 
 app = App()
 app.command()(compare)
@@ -60,16 +63,14 @@ def nano(
 
     Example: kg eval nano --num 24 --grid grid.png
     """
-    from kgcli.weights.folder import open_model
-
     options: dict[str, Any] = {"num": num, "seed": seed, "judges": judges, "grid": grid}
     with Checks() as check:
         check(_check_grid, grid)
         if folder is not None:
             check(_check_base, folder, model, before)
         else:
-            whole = check(open_model, model)
-            earlier = None if before is None else check(open_model, before, whole.decoder if whole else None)
+            whole = check(_open_model, model)
+            earlier = None if before is None else check(_open_model, before, whole.decoder if whole else None)
     from kgcli import engine  # torch loads here, after all checks
 
     if folder is not None:
@@ -81,10 +82,23 @@ def nano(
     typer.echo(report.to_json() if as_json else str(report))
 
 
+def _open_model(model: str | None, decoder: str | None = None) -> ModelFolder:
+    """Open a model folder and check that its images have the world's size. Raises: MissingError, IncompatibleError."""
+    from kgcli.evaluation.benchmarks.nano_world import check_model
+    from kgcli.weights.folder import open_model
+
+    folder = open_model(model, decoder)
+    check_model(folder)
+    return folder
+
+
 def _check_base(folder: Path, model: str | None, before: str | None) -> None:
-    """Check that a diffusers folder is there and is all that is to be evaluated. Raises: UsageError, MissingError."""
+    """Check that a diffusers folder is there and is all that is to be evaluated.
+
+    Raises: UsageError, MissingError, IncompatibleError.
+    """
     from kgcli.errors import UsageError
-    from kgcli.evaluation.benchmarks.nano_world import decoder_size
+    from kgcli.evaluation.benchmarks.nano_world import check_decoder
     from kgcli.weights.folder import is_model
 
     if is_model(folder):
@@ -92,7 +106,7 @@ def _check_base(folder: Path, model: str | None, before: str | None) -> None:
     if model is not None or before is not None:
         given = "--model" if model is not None else "--before"
         raise UsageError(f"{folder} is evaluated by itself, from text alone; leave out {given}, or the folder")
-    decoder_size(folder)
+    check_decoder(folder)
 
 
 @app.command()
@@ -116,11 +130,9 @@ def adapters(
 
     Example: kg eval adapters --num 24
     """
-    from kgcli.weights.folder import open_model
-
     with Checks() as check:
         check(_check_grid, grid)
-        folder = check(open_model, model, decoder)
+        folder = check(_open_model, model, decoder)
     assert folder is not None
     from kgcli import engine  # torch loads here, after all checks
 
@@ -133,9 +145,6 @@ def adapters(
 @app.command()
 def vae(
     folder: Annotated[Path, typer.Argument(help="Diffusers folder, or its vae folder.", show_default=False)],
-    size: Annotated[
-        int, typer.Option("--size", metavar="PIXELS", help="Side of the nano world's images: 64 or 128 pixels.")
-    ] = 128,
     num: Annotated[int, typer.Option("--num", min=2, metavar="INT", help="Number of images.")] = 64,
     seed: Seed = 0,
     grid: Grid = None,
@@ -143,14 +152,14 @@ def vae(
 ) -> None:
     """VAE reconstruction of images of the nano world: PSNR, strong edges, fine detail, styles.
 
-    Example: kg eval vae runs/nano128/vae/final
+    Example: kg eval vae runs/nano/vae/final
     """
     _check_grid(grid)
     weights = (*folder.glob("*.safetensors"), *folder.glob("vae/*.safetensors"))
     runtime.set_threads(runtime.choose_threads(sum(file.stat().st_size for file in weights)))
     from kgcli.evaluation.benchmarks.reconstruction import evaluate_vae
 
-    measured = evaluate_vae(folder, size=size, num=num, seed=seed, grid=grid)
+    measured = evaluate_vae(folder, num=num, seed=seed, grid=grid)
     typer.echo(measured.to_json() if as_json else str(measured))
 
 

@@ -77,8 +77,7 @@ def _cached_inputs(scores: Scores) -> Path | None:
     """Return the folder of a nano suite's input images, None for other suites."""
     from kgcli.evaluation.benchmarks.nano import COCO, DREAMBENCH
     from kgcli.evaluation.benchmarks.nano_data import cached_folder
-    from kgcli.evaluation.benchmarks.nano_world import size_of_protocol
 
     if scores.suite not in (COCO, DREAMBENCH):
         return None
-    return cached_folder(scores.suite, size_of_protocol(scores.protocol))
+    return cached_folder(scores.suite)

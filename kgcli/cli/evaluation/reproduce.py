@@ -20,7 +20,7 @@ Scale = Annotated[
     flag(
         "--scale",
         metavar="NAME",
-        help="nano (64 px), nano128 (128 px), or smoke (minutes; numbers are meaningless); default: nano.",
+        help="nano, or smoke (minutes; numbers are meaningless); default: nano.",
     ),
 ]
 Out = Annotated[

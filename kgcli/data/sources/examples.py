@@ -14,8 +14,8 @@ from PIL import Image
 from kgcli.data.prompt import ImageRef, Prompt
 from kgcli.data.sample import Sample
 from kgcli.data.sources.world import draw
+from kgcli.world.tables import SIZE
 
-SIZE = 64  # pixels, square
 SEED = 5050
 NUM_PROMPTS = 30  # lines of prompts.jsonl: images and words, and the image to be generated
 NUM_PHOTOS = 20  # images of photos/, each with its caption in a .txt file beside it

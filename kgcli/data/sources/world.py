@@ -17,17 +17,8 @@ from kgcli.data.sample import Sample
 from kgcli.data.sources.world_recognition import contrast, described, judged, rescened
 from kgcli.data.sources.world_sample import BASE_NOUNS, Randomness, reference, with_target
 from kgcli.world import text
-from kgcli.world.spec import (
-    Spec,
-    Subject,
-    crop,
-    draw_spec,
-    draw_subject,
-    is_held_out,
-    place,
-    render,
-    stands_out,
-)
+from kgcli.world.rendering import crop, render, stands_out
+from kgcli.world.spec import Spec, Subject, draw_spec, draw_subject, is_held_out, place
 from kgcli.world.tables import SEEN_NOUNS
 
 STAGE_NOUNS = list(SEEN_NOUNS)
@@ -61,7 +52,7 @@ def _captioned(random: Randomness, styled: float = 0.3) -> Sample:
     """Return a captioned image for the text-to-image base."""
     two = random.shown.random() < 0.3
     spec = _draw_legible(random, BASE_NOUNS, num_subjects=1 + two, accessory=0.15, styled=styled)
-    return with_target(spec, Sample(caption=_caption_of(spec, random)))
+    return with_target(spec, Sample(caption=text.short_caption(spec, random.told)))
 
 
 def _numbered(num: int, random: Randomness) -> Sample:
@@ -74,13 +65,8 @@ def _draw_legible(random: Randomness, nouns: list[str], **fractions: Any) -> Spe
     """Return a random spec of `nouns` whose subjects stand out from its scene; `fractions` as of `draw_spec`."""
     while True:
         spec = draw_spec(random.shown, nouns, **fractions)
-        if stands_out(spec, random.size):
+        if stands_out(spec):
             return spec
-
-
-def _caption_of(spec: Spec, random: Randomness) -> str:
-    """Return the caption of a spec; at 128 px it fits the CLIP text encoder."""
-    return text.prompt_for(spec, random.told, random.size)
 
 
 def _comic(random: Randomness) -> Sample:
@@ -93,7 +79,7 @@ def _text(random: Randomness) -> Sample:
     """Return a caption alone, for language modelling and for stage 2."""
     spec = draw_spec(random.shown, STAGE_NOUNS, num_subjects=1 + (random.shown.random() < 0.3))
     # A few empty captions: stage 2 has to learn the null condition.
-    words = "" if random.told.random() < NOTHING_SAID else _caption_of(spec, random)
+    words = "" if random.told.random() < NOTHING_SAID else text.short_caption(spec, random.told)
     return Sample(fragments=text.as_typed((words,) if words else (), random.told), caption=words)
 
 
@@ -143,7 +129,7 @@ def _edit(random: Randomness) -> Sample:
     """Return an image, an edit instruction, and the image after the edit."""
     before = _draw_legible(random, STAGE_NOUNS, accessory=0.1, styled=0.1)
     after, instruction = text.edit(before, random.shown)
-    while is_held_out(after) or not stands_out(after, random.size):
+    while is_held_out(after) or not stands_out(after):
         after, instruction = text.edit(before, random.shown)
     fragments: text.Fragments = (None, " " + instruction)
     if random.told.random() < 0.25:  # the input caption, when kept
@@ -156,7 +142,7 @@ def _edit(random: Randomness) -> Sample:
 def _caption(random: Randomness) -> Sample:
     """Return a caption and the image it describes: keeps text following alive in stage 3."""
     spec = _draw_legible(random, STAGE_NOUNS, num_subjects=1 + (random.shown.random() < 0.3))
-    words = _caption_of(spec, random)
+    words = text.short_caption(spec, random.told)
     return with_target(spec, Sample(fragments=text.as_typed((words,), random.told), caption=words))
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from kgcli.data.sample import Sample
 from kgcli.data.sources.world_sample import BASE_NOUNS, Randomness, Truth, reference, with_target
 from kgcli.world import text
-from kgcli.world.scenes import NUM_VARIANTS
-from kgcli.world.spec import Spec, Subject, crop, draw_spec, draw_subject, is_held_out, place, render
+from kgcli.world.rendering import crop, render
+from kgcli.world.spec import NUM_VARIANTS, Spec, Subject, draw_spec, draw_subject, is_held_out, place
 from kgcli.world.tables import ACCESSORIES, FIRST_RECOGNISER_IDENTITY, NOUNS, SCENES, STYLES
 
 GROUP = 8  # neighbours in a batch of the recognisers that differ in one property

@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 
 from kgcli.data.sample import Sample, Target
-from kgcli.world.spec import Spec, Subject, crop, draw_spec, place, render
+from kgcli.world.rendering import crop, render
+from kgcli.world.spec import Spec, Subject, draw_spec, place
 from kgcli.world.tables import BASE_ONLY_NOUNS, SEEN_NOUNS
 
 BASE_NOUNS = [*SEEN_NOUNS, *BASE_ONLY_NOUNS]

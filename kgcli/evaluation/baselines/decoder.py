@@ -37,7 +37,7 @@ DTYPES = ("auto", "float32", "bfloat16")  # of the forward pass; weights stay fl
 # Sampling defaults. Full size: the protocol of DreamBench (`kg eval dreambench`); small: the shipped model's settings.
 SAMPLING = {
     "sd": SamplingConfig(num_inference_steps=100, guidance_scale=7.5, guidance_rescale=0.0, scheduler="dpm++"),
-    "small": SamplingConfig(num_inference_steps=25, guidance_scale=3.0, guidance_rescale=0.7, scheduler="ddim"),
+    "small": SamplingConfig(num_inference_steps=25, guidance_scale=2.5, guidance_rescale=0.7, scheduler="ddim"),
 }
 
 

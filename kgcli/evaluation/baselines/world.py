@@ -15,12 +15,13 @@ from PIL import Image
 from kgcli.data.images import to_vae_pixels
 from kgcli.errors import UsageError
 from kgcli.evaluation.baselines.base import Method, MethodOptions
-from kgcli.evaluation.benchmarks.nano import BASE_NOUNS, COCO, DREAMBENCH, VERSION, spec_of, subjects
-from kgcli.evaluation.benchmarks.nano_world import size_facts, world_of_method
+from kgcli.evaluation.benchmarks.nano import BASE_NOUNS, COCO, DREAMBENCH, SEED, spec_of, subjects
+from kgcli.evaluation.benchmarks.nano_world import VERSION
 from kgcli.evaluation.benchmarks.skills import case_of, is_skill
 from kgcli.evaluation.metrics.recognition import distractor_spec
 from kgcli.evaluation.plan import Item
-from kgcli.world.spec import Spec, render
+from kgcli.world.rendering import render
+from kgcli.world.spec import Spec
 
 if TYPE_CHECKING:
     from kgcli.inference.model import Model
@@ -28,19 +29,17 @@ if TYPE_CHECKING:
 
 
 class Truth:
-    """A true render of the prompt, in a world or that of the options' model; layout and background come from the item's
-    seed."""
+    """A true render of the prompt; layout and background come from the item's seed."""
 
     name = "truth"
 
-    def __init__(self, options: MethodOptions, world: int | None = None) -> None:
+    def __init__(self, options: MethodOptions) -> None:
         if options.extra:
             raise UsageError(f"--set {options.extra[0][0]}: the method {self.name} has no settings of its own")
-        self.size = world_of_method(options) if world is None else world
 
     def facts(self) -> dict[str, Any]:
-        """Return its name, the version of the suites, and the size unless it is that of the first world."""
-        return {"name": self.name, "version": VERSION, **size_facts(self.size)}
+        """Return its name and the version of the suites."""
+        return {"name": self.name, "version": VERSION}
 
     def prepare(self, subject: str, items: Sequence[Item], data: Path, folder: Path) -> None:
         """Check that the items are of a nano suite. Raises: UsageError."""
@@ -49,11 +48,11 @@ class Truth:
 
     def draw(self, items: Sequence[Item], data: Path, folder: Path) -> list[Image.Image]:
         """Render the items."""
-        return [render(self.spec(item), self.size).image for item in items]
+        return [render(self.spec(item)).image for item in items]
 
     def spec(self, item: Item) -> Spec:
         """Return the spec of an item's image."""
-        return case_of(item).spec if is_skill(item) else spec_of(item, DREAMBENCH if item.inputs else COCO, self.size)
+        return case_of(item).spec if is_skill(item) else spec_of(item, DREAMBENCH if item.inputs else COCO)
 
 
 class Other(Truth):
@@ -63,7 +62,7 @@ class Other(Truth):
 
     def spec(self, item: Item) -> Spec:
         """Return the spec of an item's image."""
-        rng = np.random.default_rng(item.seed if is_skill(item) else [25, VERSION, item.seed])
+        rng = np.random.default_rng(item.seed if is_skill(item) else [25, SEED, item.seed])
         return distractor_spec(super().spec(item), rng, BASE_NOUNS)
 
 

@@ -18,17 +18,16 @@ from typing import Any
 import numpy as np
 
 from kgcli.errors import UsageError
-from kgcli.evaluation.benchmarks.nano_world import size_facts
+from kgcli.evaluation.benchmarks.nano_world import VERSION
 from kgcli.evaluation.plan import DreamBenchOptions, Item, Plan, derive_seed, fingerprint, requested_prompts
 from kgcli.world import text
-from kgcli.world.scenes import NUM_VARIANTS
-from kgcli.world.sizes import FIRST_SIZE
-from kgcli.world.spec import Spec, Subject, draw_spec, draw_subject, place, stands_out
+from kgcli.world.rendering import stands_out
+from kgcli.world.spec import NUM_VARIANTS, Spec, Subject, draw_spec, draw_subject, place
 from kgcli.world.tables import BASE_ONLY_NOUNS, SCENES, SEEN_NOUNS, STYLES
 
 BASE_NOUNS = [*SEEN_NOUNS, *BASE_ONLY_NOUNS]
 DREAMBENCH, COCO = "nano-dreambench", "nano-coco"
-VERSION = 1  # of data and prompts: raised whenever a change makes scores incomparable
+SEED = 1  # of subjects, photos and captions
 LIVE_NOUNS = (
     "cat", "dog", "fox", "bear", "panda", "koala", "tiger", "cow", "pig", "frog", "monkey", "rabbit", "mouse", "chick",
     "penguin", "owl", "duck", "turtle", "fish", "whale", "elephant", "ladybug", "lion",
@@ -79,7 +78,7 @@ PROMPTS = (
 @functools.cache
 def subjects() -> Mapping[str, Subject]:
     """Return the instances of `nano-dreambench` by name, which is their noun: objects first."""
-    rng = np.random.default_rng([21, VERSION])
+    rng = np.random.default_rng([21, SEED])
     objects = [noun for noun in BASE_NOUNS if noun not in LIVE_NOUNS]
     live = [noun for noun in BASE_NOUNS if noun in LIVE_NOUNS]
     nouns = [*rng.permutation(objects)[:NUM_OBJECTS], *rng.permutation(live)[:NUM_LIVE]]
@@ -91,15 +90,15 @@ def category_of(noun: str) -> str:
     return "live" if noun in LIVE_NOUNS else "object"
 
 
-def photo_specs(name: str, size: int = FIRST_SIZE) -> list[Spec]:
+def photo_specs(name: str) -> list[Spec]:
     """Return the specs of a subject's four to six photos, the input first: the subject alone, in different scenes from
     which it stands out."""
     order = list(subjects()).index(name)
-    rng = np.random.default_rng([22, VERSION, order])
+    rng = np.random.default_rng([22, SEED, order])
     specs: list[Spec] = []
     for scene in rng.permutation(list(SCENES)):
         spec = Spec(place([subjects()[name]], rng), str(scene), "photo", int(rng.integers(NUM_VARIANTS)))
-        if stands_out(spec, size):
+        if stands_out(spec):
             specs.append(spec)
         if len(specs) == 4 + order % 3:
             break
@@ -108,25 +107,23 @@ def photo_specs(name: str, size: int = FIRST_SIZE) -> list[Spec]:
 
 def prompt_spec(subject: Subject, prompt: Prompt, seed: int) -> Spec:
     """Return the spec of a true image for a prompt: a function of the instance, the prompt and a seed."""
-    rng = np.random.default_rng([23, VERSION, seed])
+    rng = np.random.default_rng([23, SEED, seed])
     worn = dataclasses.replace(subject, accessory=prompt.accessory)
     return Spec(place([worn], rng), prompt.scene, prompt.style, int(rng.integers(NUM_VARIANTS)))
 
 
 @functools.cache
-def caption_of(index: int, size: int = FIRST_SIZE) -> tuple[str, Spec]:
+def caption_of(index: int) -> tuple[str, Spec]:
     """Return caption `index` of `nano-coco` and the spec of its true image."""
-    rng = np.random.default_rng([24, VERSION, index])
+    rng = np.random.default_rng([24, SEED, index])
     num, held_out = 1 + (rng.random() < 0.3), index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
     while True:
         spec = draw_spec(rng, BASE_NOUNS, num_subjects=num, new=True, held_out=held_out)
-        if stands_out(spec, size):
-            return text.prompt_for(spec, rng, size), spec
+        if stands_out(spec):
+            return text.short_caption(spec, rng), spec
 
 
-def dreambench_plan(
-    data_sha256: str, data: Path, options: DreamBenchOptions, method: Mapping[str, Any], size: int = FIRST_SIZE
-) -> Plan:
+def dreambench_plan(data_sha256: str, data: Path, options: DreamBenchOptions, method: Mapping[str, Any]) -> Plan:
     """Return the plan of `nano-dreambench`; `data` is the folder of `nano_data.dreambench_data`, with its hash.
 
     Raises: UsageError for subjects or noise that the suite does not have.
@@ -139,7 +136,6 @@ def dreambench_plan(
     protocol = {
         "suite": DREAMBENCH,
         "version": VERSION,
-        **size_facts(size),
         "num_items": len(items),
         "num_subjects": len(names),
         "num_images": options.num_images,
@@ -158,18 +154,16 @@ def coco_plan(
     seed: int,
     method: Mapping[str, Any],
     num_real: int = NUM_REAL,
-    size: int = FIRST_SIZE,
 ) -> Plan:
     """Return the plan of one image for each of the first captions; `data` is the folder of `nano_data.coco_data`.
 
     Raises: UsageError for more captions than there are true images.
     """
     check_captions(num, num_real)
-    items = tuple(_item_of_caption(index, seed, size) for index in range(num))
+    items = tuple(_item_of_caption(index, seed) for index in range(num))
     protocol = {
         "suite": COCO,
         "version": VERSION,
-        **size_facts(size),
         "num_items": num,
         "num_real": num_real,
         "captions_sha256": fingerprint([item.scored_text for item in items]),
@@ -185,10 +179,10 @@ def check_captions(num: int, num_real: int = NUM_REAL) -> None:
         raise UsageError(f"{num} captions are requested, but {COCO} has {num_real}; give --num")
 
 
-def spec_of(item: Item, suite: str, size: int = FIRST_SIZE) -> Spec:
+def spec_of(item: Item, suite: str) -> Spec:
     """Return the spec of a true image for an item."""
     if suite == COCO:
-        return caption_of(item.prompt, size)[1]
+        return caption_of(item.prompt)[1]
     return prompt_spec(subjects()[item.subject], PROMPTS[item.prompt], item.seed)
 
 
@@ -213,8 +207,8 @@ def _items_of_subject(name: str, options: DreamBenchOptions) -> Iterator[Item]:
             )
 
 
-def _item_of_caption(index: int, seed: int, size: int) -> Item:
-    words = caption_of(index, size)[0]
+def _item_of_caption(index: int, seed: int) -> Item:
+    words = caption_of(index)[0]
     return Item(
         path=f"images/{index // 1000:03d}/{index:06d}.png",
         unit=f"{index // UNIT:06d}",

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from kgcli.data.images import ImageFile
-from kgcli.errors import UsageError
 from kgcli.evaluation.baselines.base import Method, MethodOptions
 from kgcli.evaluation.baselines.kosmosg import KosmosG
 from kgcli.evaluation.baselines.world import Other, Reconstruction, Truth
@@ -29,7 +28,7 @@ from kgcli.evaluation.benchmarks.nano_skills import (
     note,
     recognition_of,
 )
-from kgcli.evaluation.benchmarks.nano_world import shipped_world, size_facts, world_of_model
+from kgcli.evaluation.benchmarks.nano_world import check_model
 from kgcli.evaluation.benchmarks.skills import TASKS, case_of, draw_cases, skills_plan, write_inputs
 from kgcli.evaluation.metrics.exact import StyleScale, edge_f1
 from kgcli.evaluation.metrics.intervals import estimate
@@ -39,13 +38,13 @@ from kgcli.evaluation.report.skills import Layout, Report, Row
 from kgcli.evaluation.scores import ALL
 from kgcli.inference.adapters.control_maps import make_map
 from kgcli.inference.adapters.named import Adapters, Control, Lora, Source, find_controlnet, read_lora
-from kgcli.world.spec import render, stylize
+from kgcli.world.rendering import render, stylize
 from kgcli.world.tables import ADAPTER_STYLES
 
 if TYPE_CHECKING:
     from kgcli.inference.model import Model
 
-PROTOCOL = "kgcli-adapters-1"  # raised whenever a change makes scores incomparable
+PROTOCOL = "kgcli-adapters-2"  # raised whenever a change makes scores incomparable
 SHIPPED_LORA = "nano/comic"
 STYLE = ADAPTER_STYLES[0]
 NUM_FITTED = 128  # true renders that the scale of the style is fitted to
@@ -88,19 +87,15 @@ def evaluate(
 ) -> Report:
     """Measure a ControlNet and a LoRA on a model (default: the shipped adapters).
 
-    Raises: MissingError, IncompatibleError, UsageError.
+    Raises: MissingError, IncompatibleError.
     """
-    start, world = time.monotonic(), world_of_model(model.folder)
-    if (controlnet is None or lora is None) and world != shipped_world():
-        raise UsageError(
-            f"the adapters that ship are for the world of {shipped_world()} px, this model belongs to that of {world} "
-            "px; give --controlnet and --lora"
-        )
+    start = time.monotonic()
+    check_model(model.folder)
     source = find_controlnet("canny", controlnet, model.folder)
     style = read_lora(lora or SHIPPED_LORA)
-    recognisers = load_judges(world, judges)
+    recognisers = load_judges(judges)
     with tempfile.TemporaryDirectory() as work:
-        plan = skills_plan(Path(work), num, seed, {}, (SUBJECT,), world)
+        plan = skills_plan(Path(work), num, seed, {}, (SUBJECT,))
         write_inputs(plan)
         note(f"{len(plan.items)} images without an adapter, then with {source.name}, then with {style.source.name}")
         answers = answer_all(plan, columns_of(model, source, style))
@@ -112,7 +107,6 @@ def evaluate(
         _write_grid(plan, answers, grid)
     facts = {
         "protocol": PROTOCOL,
-        **size_facts(world),
         "seed": seed,
         "num": len(cases),
         "model": model_fingerprint(model),
@@ -125,8 +119,8 @@ def evaluate(
 
 def columns_of(model: Model, source: Source, style: Lora) -> dict[str, dict[str, Method]]:
     """Return the methods to measure, by adapter and column."""
-    options, world = MethodOptions(), world_of_model(model.folder)
-    truth, styled, plain = Truth(options, world), StyledTruth(options, world), KosmosG.of(model)
+    options = MethodOptions()
+    truth, styled, plain = Truth(options), StyledTruth(options), KosmosG.of(model)
     steered, with_lora = Steered.of(model), Styled.of(model)
     steered.source, with_lora.lora = source, style
     return {
@@ -135,7 +129,7 @@ def columns_of(model: Model, source: Source, style: Lora) -> dict[str, dict[str,
             "with": steered,
             "true": truth,
             "vae": Reconstruction.of(truth, model),
-            "floor": Other(options, world),
+            "floor": Other(options),
         },
         "lora": {
             "without": plain,
@@ -166,7 +160,7 @@ class Steered(KosmosG):
         images = []
         for item in items:
             case = case_of(item)
-            truth = render(case.spec, case.size).image
+            truth = render(case.spec).image
             shown = ImageFile(Path("render.png"), "render.png", hashlib.sha256(truth.tobytes()).hexdigest(), truth)
             control = Control(kind="canny", source=self.source, image=shown)
             with self.loaded().attachments.on(Adapters(controls=(control,)), self.sampling.size):
@@ -204,19 +198,19 @@ def measure_edges(truth: Sequence[Image.Image], images: Sequence[Image.Image]) -
 
 def measure_style(truth: Sequence[Image.Image], images: Sequence[Image.Image]) -> list[dict[str, float]]:
     """Return each image's degree of the style (0 as the plain true render, 1 as the styled one) and if it is > 0.5."""
-    degrees = _style_scale(truth[0].width)(images, truth)
+    degrees = _style_scale()(images, truth)
     return [{"style": float(degree > 0.5), "degree": degree} for degree in degrees]
 
 
 @functools.cache
-def _style_scale(size: int) -> StyleScale:
-    plain = [render(case.spec, size).image for case in draw_cases(SUBJECT, NUM_FITTED, FITTED_SEED, size)]
+def _style_scale() -> StyleScale:
+    plain = [render(case.spec).image for case in draw_cases(SUBJECT, NUM_FITTED, FITTED_SEED)]
     return StyleScale(plain, STYLE)
 
 
 def _rows(section: str, found: Mapping[str, Images], plan: Plan, recognise: Recognition) -> list[Row]:
     cases = [case_of(item) for item in plan.items]
-    truth = [render(case.spec, case.size).image for case in cases]
+    truth = [render(case.spec).image for case in cases]
     own = {"controlnet": measure_edges, "lora": measure_style}[section]
     rows = []
     for column, images in found.items():

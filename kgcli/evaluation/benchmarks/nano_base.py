@@ -18,14 +18,13 @@ from kgcli.evaluation.baselines.base import Method, MethodOptions
 from kgcli.evaluation.baselines.decoder import TextDecoder, find_decoder
 from kgcli.evaluation.baselines.world import Other, Reconstruction, Truth
 from kgcli.evaluation.benchmarks.nano_skills import DEFAULT_NUM, Answers, in_turns, load_judges, measure
-from kgcli.evaluation.benchmarks.nano_world import SAMPLING, size_facts
+from kgcli.evaluation.benchmarks.nano_world import SAMPLING, check_decoder
 from kgcli.evaluation.benchmarks.skills import BASE_TASKS, skills_plan
 from kgcli.evaluation.plan import Item
 from kgcli.evaluation.report.skills import Report
 from kgcli.runtime import memory_errors
-from kgcli.world.sizes import world_of
 
-PROTOCOL = "kgcli-nano-base-1"  # raised whenever a change makes scores incomparable
+PROTOCOL = "kgcli-nano-base-2"  # raised whenever a change makes scores incomparable
 
 
 def evaluate(
@@ -41,25 +40,25 @@ def evaluate(
 
     Args:
         num: prompts of one subject, and as many of two
-        judges: folder of recognisers, instead of those that ship for the folder's world
+        judges: folder of recognisers, instead of those that ship
         grid: file for prompts, true renders and outputs
 
     Raises: MissingError, IncompatibleError.
     """
     start, found = time.monotonic(), find_decoder(str(folder), offline=True)
-    world = world_of(found.size)
-    recognisers = load_judges(world, judges)
-    options = MethodOptions(decoder=str(folder), device=device, sampling=SAMPLING[world], offline=True)
-    base, truth = TextToImage(TextDecoder(found, options)), Truth(options, world)
+    check_decoder(found.path)
+    recognisers = load_judges(judges)
+    options = MethodOptions(decoder=str(folder), device=device, sampling=SAMPLING, offline=True)
+    base, truth = TextToImage(TextDecoder(found, options)), Truth(options)
     methods: dict[str, Method] = {
         "base": base,
         "true": truth,
         "vae": Reconstruction(truth, base.decoder.diffusion, found.sha256),
-        "other": Other(options, world),
+        "other": Other(options),
     }
     answers: Answers = {}
     with tempfile.TemporaryDirectory() as work, memory_errors():
-        plan = skills_plan(Path(work), num, seed, {}, BASE_TASKS, world)
+        plan = skills_plan(Path(work), num, seed, {}, BASE_TASKS)
         rows = measure({name: (one, BASE_TASKS) for name, one in methods.items()}, plan, recognisers, keep=answers)
     if grid is not None:
         from kgcli.evaluation.report.grid import write_cases
@@ -67,7 +66,6 @@ def evaluate(
         write_cases(in_turns(answers, BASE_TASKS), grid)
     facts = {
         "protocol": PROTOCOL,
-        **size_facts(world),
         "seed": seed,
         "num": num,
         "model": {"name": folder.name, "sha256": found.sha256},

@@ -20,20 +20,11 @@ from typing import Any
 from PIL import Image
 
 from kgcli.errors import MissingError, UsageError
-from kgcli.evaluation.benchmarks.nano import (
-    COCO,
-    DREAMBENCH,
-    INPUT,
-    NUM_REAL,
-    VERSION,
-    caption_of,
-    photo_specs,
-    subjects,
-)
+from kgcli.evaluation.benchmarks.nano import COCO, DREAMBENCH, INPUT, NUM_REAL, caption_of, photo_specs, subjects
+from kgcli.evaluation.benchmarks.nano_world import VERSION
 from kgcli.files import sha256
 from kgcli.runtime import user_cache
-from kgcli.world.sizes import FIRST_SIZE
-from kgcli.world.spec import render
+from kgcli.world.rendering import render
 
 INDEX = "data.json"
 MASKS = "masks"
@@ -58,40 +49,39 @@ class NanoData:
         return self.folder / MASKS
 
 
-def cached_folder(suite: str, size: int = FIRST_SIZE) -> Path:
-    """Return the folder of a nano suite's images, of a world's size, in the user's cache."""
-    return user_cache() / (f"{suite}-{VERSION}" if size == FIRST_SIZE else f"{suite}{size}-{VERSION}")
+def cached_folder(suite: str) -> Path:
+    """Return the folder of a nano suite's images in the user's cache."""
+    return user_cache() / f"{suite}-{VERSION}"
 
 
-def dreambench_data(folder: Path, size: int = FIRST_SIZE) -> NanoData:
+def dreambench_data(folder: Path) -> NanoData:
     """Return the photos of `nano-dreambench` in a folder, rendered first if it does not exist.
 
     Raises: UsageError if the folder holds other data, MissingError for missing or damaged files.
     """
-    settings = {"suite": DREAMBENCH, "version": VERSION, "size": size}
-    index = _open_or_make(folder, settings, lambda: _dreambench_images(size))
+    index = _open_or_make(folder, {"suite": DREAMBENCH, "version": VERSION}, _dreambench_images)
     photos = {name: tuple(path for path in index if path.startswith(f"{name}/")) for name in subjects()}
     return NanoData(folder, photos, _hash_of(index))
 
 
-def coco_data(folder: Path, num: int = NUM_REAL, size: int = FIRST_SIZE) -> NanoData:
+def coco_data(folder: Path, num: int = NUM_REAL) -> NanoData:
     """Return the real set of `nano-coco` in a folder, rendered first if absent. Raises as `dreambench_data`."""
-    settings = {"suite": COCO, "version": VERSION, "size": size, "num": num}
-    index = _open_or_make(folder, settings, lambda: _coco_images(num, size))
+    settings = {"suite": COCO, "version": VERSION, "num": num}
+    index = _open_or_make(folder, settings, lambda: _coco_images(num))
     return NanoData(folder, {"": tuple(index)}, _hash_of(index))
 
 
-def _dreambench_images(size: int) -> Images:
+def _dreambench_images() -> Images:
     for name in subjects():
-        for number, spec in enumerate(photo_specs(name, size)):
-            rendered = render(spec, size)
+        for number, spec in enumerate(photo_specs(name)):
+            rendered = render(spec)
             yield f"{name}/{number:02d}.png", rendered.image
             yield f"{MASKS}/{name}/{number:02d}.png", rendered.masks[0]
 
 
-def _coco_images(num: int, size: int) -> Images:
+def _coco_images(num: int) -> Images:
     for index in range(num):
-        yield f"real/{index // 1000:03d}/{index:06d}.png", render(caption_of(index, size)[1], size).image
+        yield f"real/{index // 1000:03d}/{index:06d}.png", render(caption_of(index)[1]).image
 
 
 def _open_or_make(folder: Path, settings: dict[str, Any], make: Callable[[], Images]) -> dict[str, str]:

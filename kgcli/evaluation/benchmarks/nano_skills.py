@@ -16,23 +16,22 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from kgcli.errors import MissingError
 from kgcli.evaluation.baselines.base import Method, MethodOptions
 from kgcli.evaluation.baselines.world import Other, Reconstruction, Truth
-from kgcli.evaluation.benchmarks.nano_world import JUDGES, size_facts, world_of_model
+from kgcli.evaluation.benchmarks.nano_world import check_model
 from kgcli.evaluation.benchmarks.skills import SKILLS, TASKS, Case, case_of, skills_plan, write_inputs
 from kgcli.evaluation.metrics.recognition import Recognition
 from kgcli.evaluation.plan import Item, Plan
 from kgcli.evaluation.report.skills import Report, Row, summarise
 from kgcli.evaluation.run.generate import Progress
 from kgcli.evaluation.scores import image_score
-from kgcli.world.sizes import how_to_train, shipped_for
+from kgcli.weights.shipped import RECOGNISERS
 
 if TYPE_CHECKING:
     from kgcli.inference.model import Model
     from kgcli.model.nano_recognisers import Recognisers
 
-PROTOCOL = "kgcli-nano-3"  # raised whenever a change makes scores incomparable
+PROTOCOL = "kgcli-nano-4"  # raised whenever a change makes scores incomparable
 DEFAULT_NUM = 96
 NUM_GRID = 100
 BEFORE_TASKS = ("subject", "named")  # also measured before instruct
@@ -55,16 +54,18 @@ def evaluate(
     Args:
         num: cases of a task with `scale` 1
         before: the same model before instruct
-        judges: folder of recognisers, instead of those that ship for the model's world
+        judges: folder of recognisers, instead of those that ship
         grid: file for prompts, their images and the outputs
 
-    Raises: MissingError if there are no recognisers, IncompatibleError for those of the other world.
+    Raises: MissingError if there are no recognisers, IncompatibleError for those of another world or a model of images
+        of another size.
     """
-    start, world = time.monotonic(), world_of_model(model.folder)
-    chosen = load_judges(world, judges)
+    start = time.monotonic()
+    check_model(model.folder)
+    chosen = load_judges(judges)
     answers: Answers = {}
     with tempfile.TemporaryDirectory() as work:
-        plan = skills_plan(Path(work), num, seed, {}, size=world)
+        plan = skills_plan(Path(work), num, seed, {})
         write_inputs(plan)
         rows = measure(columns_of(model, before), plan, chosen, keep=answers)
     if grid is not None:
@@ -73,7 +74,6 @@ def evaluate(
         write_cases(in_turns(answers, [task for task in answers if task != "text"]), grid)
     facts = {
         "protocol": PROTOCOL,
-        **size_facts(world),
         "seed": seed,
         "num": num,
         "model": model_fingerprint(model),
@@ -93,8 +93,8 @@ def columns_of(model: Model, before: Model | None = None) -> Columns:
     from kgcli.evaluation.baselines.kosmosg import KosmosG
     from kgcli.evaluation.baselines.sd import StableDiffusion, has_text_encoder
 
-    options, all_tasks, world = MethodOptions(), SKILLS, world_of_model(model.folder)
-    truth = Truth(options, world)
+    options, all_tasks = MethodOptions(), SKILLS
+    truth = Truth(options)
     columns: dict[str, tuple[Method, Sequence[str]]] = {"model": (KosmosG.of(model), all_tasks)}
     if before is not None:
         columns["before"] = (KosmosG.of(before), BEFORE_TASKS)
@@ -102,7 +102,7 @@ def columns_of(model: Model, before: Model | None = None) -> Columns:
         columns["base"] = (StableDiffusion.of(model), ("text",))
     columns["true"] = (truth, all_tasks)
     columns["vae"] = (Reconstruction.of(truth, model), all_tasks)
-    columns["other"] = (Other(options, world), all_tasks)
+    columns["other"] = (Other(options), all_tasks)
     columns["copy"] = (CopyInput(options), tuple(name for name in SKILLS if name != "text"))
     return columns
 
@@ -133,26 +133,20 @@ def measure(
     return rows
 
 
-def load_judges(world: int, folder: Path | None = None) -> Recognisers:
-    """Load the recognisers that ship for a world, or those of a folder.
+def load_judges(folder: Path | None = None) -> Recognisers:
+    """Load the recognisers that ship, or those of a folder.
 
-    Raises: MissingError; IncompatibleError for recognisers of the other world.
+    Raises: MissingError; IncompatibleError for recognisers of another world.
     """
     from kgcli.model.nano_recognisers import Recognisers
 
-    shipped = shipped_for(JUDGES, world)
-    if folder is None and not shipped.is_dir():
-        raise MissingError(
-            f"no recognisers of the world of {world} px ship; train them with {how_to_train('judge', world)} and give "
-            "--judges FOLDER"
-        )
-    return Recognisers.load(folder or shipped, world)
+    return Recognisers.load(folder or RECOGNISERS)
 
 
 def recognition_of(recognisers: Recognisers, cases: Sequence[Case]) -> Recognition:
     """Return the recognition of one image for each case."""
     specs, galleries = [case.spec for case in cases], [case.galleries for case in cases]
-    return Recognition(recognisers, specs, galleries, cases[0].size)
+    return Recognition(recognisers, specs, galleries)
 
 
 def answer(method: Method, plan: Plan, items: Sequence[Item]) -> list[Image.Image]:

@@ -19,7 +19,8 @@ from torch import Tensor
 from kgcli.data.sources.world_sample import BASE_NOUNS
 from kgcli.errors import MissingError
 from kgcli.evaluation.metrics.intervals import Estimate, bootstrap
-from kgcli.world.spec import Spec, draw_spec, render, stands_out
+from kgcli.world.rendering import render, stands_out
+from kgcli.world.spec import Spec, draw_spec
 from kgcli.world.tables import STYLES
 
 STRONG_EDGE = 0.2  # of a range of 2: steeper places of the truth are counted
@@ -57,13 +58,13 @@ class Reconstruction:
         )
 
 
-def evaluate_vae(folder: Path, *, size: int, num: int = 64, seed: int = 0, grid: Path | None = None) -> Reconstruction:
+def evaluate_vae(folder: Path, *, num: int = 64, seed: int = 0, grid: Path | None = None) -> Reconstruction:
     """Measure the VAE of a folder (its own, or one with a `vae` folder inside) on `num` new instances.
 
     Raises: MissingError where there is no VAE.
     """
     vae = load_vae(folder)
-    pixels_N3XY = torch.cat([_pixels(spec, size) for spec in draw_specs(num, size, seed)])
+    pixels_N3XY = torch.cat([_pixels(spec) for spec in draw_specs(num, seed)])
     rebuilt_N3XY = torch.cat([_rebuild(vae, part) for part in pixels_N3XY.split(BATCH)])
     if grid is not None:
         draw_rows([pixels_N3XY[:12], rebuilt_N3XY[:12]]).save(grid)
@@ -71,12 +72,12 @@ def evaluate_vae(folder: Path, *, size: int, num: int = 64, seed: int = 0, grid:
         "psnr": psnr(pixels_N3XY, rebuilt_N3XY),
         "edges": edge_ratio(pixels_N3XY, rebuilt_N3XY),
         "laplacian": laplacian_ratio(pixels_N3XY, rebuilt_N3XY),
-    } | {f"style {name}": _style_kept(vae, name, size, seed) for name in list(STYLES)[1:]}
+    } | {f"style {name}": _style_kept(vae, name, seed) for name in list(STYLES)[1:]}
     estimates = {
         name: Estimate(float(values.mean()), *bootstrap(values.tolist()), len(values), "bootstrap")
         for name, values in measured.items()
     }
-    return Reconstruction({"num": num, "seed": seed, "size": size}, estimates, _channel_effects(vae, pixels_N3XY[:16]))
+    return Reconstruction({"num": num, "seed": seed}, estimates, _channel_effects(vae, pixels_N3XY[:16]))
 
 
 def load_vae(folder: Path) -> AutoencoderKL:
@@ -88,12 +89,12 @@ def load_vae(folder: Path) -> AutoencoderKL:
     return vae.eval().to(memory_format=torch.channels_last)
 
 
-def draw_specs(num: int, size: int, seed: int) -> list[Spec]:
+def draw_specs(num: int, seed: int) -> list[Spec]:
     """Return specs of new instances that no stage sees, in all scenes and styles, three in ten with two subjects."""
     rng, specs = np.random.default_rng([23, seed]), list[Spec]()
     while len(specs) < num:
         spec = draw_spec(rng, BASE_NOUNS, num_subjects=1 + int(rng.random() < TWO_SUBJECTS), new=True)
-        if stands_out(spec, size):
+        if stands_out(spec):
             specs.append(spec)
     return specs
 
@@ -128,8 +129,8 @@ def draw_rows(rows: list[Tensor]) -> Image.Image:
     return Image.fromarray(((sheet.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
 
 
-def _pixels(spec: Spec, size: int) -> Tensor:
-    image = np.asarray(render(spec, size).image)
+def _pixels(spec: Spec) -> Tensor:
+    image = np.asarray(render(spec).image)
     return torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
@@ -139,11 +140,9 @@ def _rebuild(vae: AutoencoderKL, pixels_N3XY: Tensor) -> Tensor:
     return vae.decode(latents).sample.clamp(-1, 1)
 
 
-def _style_kept(vae: AutoencoderKL, style: str, size: int, seed: int) -> Tensor:
-    specs = [spec for spec in draw_specs(NUM_STYLED, size, seed + 1) if spec.scene]
-    plain, styled = (
-        torch.cat([_pixels(replace(spec, style=name), size) for spec in specs]) for name in ("photo", style)
-    )
+def _style_kept(vae: AutoencoderKL, style: str, seed: int) -> Tensor:
+    specs = [spec for spec in draw_specs(NUM_STYLED, seed + 1) if spec.scene]
+    plain, styled = (torch.cat([_pixels(replace(spec, style=name)) for spec in specs]) for name in ("photo", style))
     return style_kept(plain, styled, torch.cat([_rebuild(vae, part) for part in styled.split(BATCH)]))
 
 

@@ -18,13 +18,12 @@ import numpy as np
 from PIL import Image
 
 from kgcli.data.sources.world_sample import BASE_NOUNS, reference
-from kgcli.evaluation.benchmarks.nano_world import size_facts
 from kgcli.evaluation.metrics.recognition import Gallery, Prediction, Rng, draw_distractor, gallery_of
 from kgcli.evaluation.plan import Item, Plan
 from kgcli.world import text
-from kgcli.world.sizes import FIRST_SIZE
-from kgcli.world.spec import Spec, draw_spec, is_held_out, render, stands_out
-from kgcli.world.tables import BASE_ONLY_NOUNS, UNSEEN_NOUNS
+from kgcli.world.rendering import render, stands_out
+from kgcli.world.spec import Spec, draw_spec, is_held_out
+from kgcli.world.tables import BASE_ONLY_NOUNS, SIZE, UNSEEN_NOUNS
 
 SUITE = "nano-skills"
 UNIT = 16  # cases generated at once
@@ -57,7 +56,6 @@ class Case:
     parts: tuple[Part, ...]  # of the prompt, in order
     spec: Spec  # of the true image
     seed: int  # of the noise
-    size: int = FIRST_SIZE  # of the world's images, pixels
     kind: str = ""  # of an edit
     before: Spec | None = None  # of an edit: the image in the prompt
     galleries: dict[str, Gallery] = field(default_factory=dict)  # measure -> candidates
@@ -79,14 +77,13 @@ class Draw:
 
     task: str
     index: int
-    size: int  # of the world's images, pixels
     rng: Rng
 
     def spec(self, nouns: Sequence[str] = BASE_NOUNS, **options: Any) -> Spec:
         """Return a random spec of new instances that stand out from their scene; `options` as of `draw_spec`."""
         while True:
             spec = draw_spec(self.rng, list(nouns), new=True, **{"accessory": 0.0, **options})
-            if stands_out(spec, self.size):
+            if stands_out(spec):
                 return spec
 
 
@@ -100,9 +97,9 @@ class Task:
     score: Callable[[Case, Prediction], dict[str, float]]
 
 
-def draw_cases(name: str, num: int, seed: int, size: int = FIRST_SIZE) -> list[Case]:
-    """Return the cases of a task for a world's size; `num` scales all tasks alike."""
-    return [draw_case(name, seed, index, size) for index in range(max(round(TASKS[name].scale * num), 4))]
+def draw_cases(name: str, num: int, seed: int) -> list[Case]:
+    """Return the cases of a task; `num` scales all tasks alike."""
+    return [draw_case(name, seed, index) for index in range(max(round(TASKS[name].scale * num), 4))]
 
 
 def skills_plan(
@@ -111,12 +108,11 @@ def skills_plan(
     seed: int,
     method: Mapping[str, Any],
     tasks: Sequence[str] = (),
-    size: int = FIRST_SIZE,
 ) -> Plan:
-    """Return the plan of some tasks (default: `SKILLS`) in a world; `data` is the folder of `write_inputs`."""
+    """Return the plan of some tasks (default: `SKILLS`); `data` is the folder of `write_inputs`."""
     names = [name for name in TASKS if name in (tasks or SKILLS)]
-    items = tuple(_item(case, seed, at) for name in names for at, case in enumerate(draw_cases(name, num, seed, size)))
-    protocol = {"seed": seed, "num": num, **size_facts(size)}
+    items = tuple(_item(case, seed, at) for name in names for at, case in enumerate(draw_cases(name, num, seed)))
+    protocol = {"seed": seed, "num": num}
     return Plan(suite=SUITE, protocol=protocol, method=dict(method), data=str(data), items=items)
 
 
@@ -131,20 +127,20 @@ def write_inputs(plan: Plan) -> None:
 
 def case_of(item: Item) -> Case:
     """Return the case of an item of this suite."""
-    suite, seed, task, index = item.subject.split("/")
-    return draw_case(task, int(seed), int(index), int(suite.removeprefix(SUITE) or FIRST_SIZE))
+    _, seed, task, index = item.subject.split("/")
+    return draw_case(task, int(seed), int(index))
 
 
 def is_skill(item: Item) -> bool:
     """Tell whether an item is of this suite."""
-    return item.subject.startswith(SUITE)
+    return item.subject.startswith(f"{SUITE}/")
 
 
 @functools.lru_cache(maxsize=4096)
-def draw_case(task: str, seed: int, index: int, size: int = FIRST_SIZE) -> Case:
-    """Return one case of a task in the world of a size."""
+def draw_case(task: str, seed: int, index: int) -> Case:
+    """Return one case of a task."""
     rng = np.random.default_rng([5, seed, list(TASKS).index(task), index])
-    return TASKS[task].draw(Draw(task, index, size, rng))
+    return TASKS[task].draw(Draw(task, index, rng))
 
 
 def _item(case: Case, seed: int, index: int) -> Item:
@@ -152,7 +148,7 @@ def _item(case: Case, seed: int, index: int) -> Item:
     return Item(
         path=f"images/{name}.png",
         unit=f"{case.task}/{index // UNIT}",
-        subject=f"{SUITE}{'' if case.size == FIRST_SIZE else case.size}/{seed}/{name}",
+        subject=f"{SUITE}/{seed}/{name}",
         prompt=index,
         image=0,
         input_text="".join(part if isinstance(part, str) else MARK for part in case.parts),
@@ -217,15 +213,15 @@ def _edit(draw: Draw) -> Case:
     while True:
         before = draw.spec(accessory=0.1, styled=0.1)
         after, instruction = text.edit(before, rng)
-        if _kind_of_edit(before, after) == kind and not is_held_out(after) and stands_out(after, draw.size):
+        if _kind_of_edit(before, after) == kind and not is_held_out(after) and stands_out(after):
             break
-    image = render(before, draw.size).image
+    image = render(before).image
     gallery = gallery_of(after.subjects[0].subject, rng, BASE_NOUNS)
     return _case(draw, (image, " " + instruction), after, kind=kind, before=before, galleries={"picked": gallery})
 
 
 def _told(draw: Draw, spec: Spec) -> Case:
-    return _case(draw, (text.prompt_for(spec, draw.rng, draw.size),), spec)
+    return _case(draw, (text.short_caption(spec, draw.rng),), spec)
 
 
 def _make(draw: Draw, spec: Spec, *, drop: bool = True, one_noun: bool = False) -> Case:
@@ -241,14 +237,14 @@ def _filled(fragments: text.Fragments, spec: Spec, draw: Draw, *, keep: bool) ->
     """Fill a prompt with an image of each subject; `keep` keeps its background, which every other case does."""
     subjects = iter([placed.subject for placed in spec.subjects])
     return tuple(
-        reference(next(subjects), draw.rng, draw.size, keep_background=keep) if fragment is None else fragment
+        reference(next(subjects), draw.rng, SIZE, keep_background=keep) if fragment is None else fragment
         for fragment in fragments
     )
 
 
 def _case(draw: Draw, parts: tuple[Part, ...], spec: Spec, **more: Any) -> Case:
     """Return a case; the seed of its noise is the last that is drawn."""
-    return Case(draw.task, parts, spec, int(draw.rng.integers(1 << 31)), draw.size, **more)
+    return Case(draw.task, parts, spec, int(draw.rng.integers(1 << 31)), **more)
 
 
 def _kind_of_edit(before: Spec, after: Spec) -> str:

@@ -20,7 +20,8 @@ from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.extractors.base import Extractors, ImageExtractor
 from kgcli.evaluation.extractors.processes import compute_exactly
 from kgcli.files import sha256
-from kgcli.world.sizes import FIRST_SIZE, VIEW_SIZE, WORLD, check_world, how_to_train, shipped_for, view
+from kgcli.weights.shipped import EVALUATORS
+from kgcli.world.view import VIEW_SIZE, WORLD, check_world, how_to_train, view
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,9 +40,9 @@ class NanoDino:
 
     name = "nano-dino"
 
-    def __init__(self, folder: Path, world: int = FIRST_SIZE) -> None:
-        self._folder, self._world = folder, world
-        self._config, self._sha256 = _identify(folder, DINO_FOLDER, world)
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._config, self._sha256 = _identify(folder, DINO_FOLDER)
 
     def facts(self) -> dict[str, Any]:
         """Return architecture, transform and weights."""
@@ -49,7 +50,6 @@ class NanoDino:
             "extractor": self.name,
             "architecture": "timm ViT trained by SimCLR on the nano world, projected feature",
             "sizes": self._config,
-            **_world_facts(self._world),
             "transform": TRANSFORM,
             "precision": "float32",
             "weights_sha256": self._sha256,
@@ -57,7 +57,7 @@ class NanoDino:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Open the weights again in another process."""
-        return type(self), (self._folder, self._world)
+        return type(self), (self._folder,)
 
     def images(self, images: Sequence[Image.Image]) -> Rows:
         """Embed images to (N, D), rows of length 1."""
@@ -76,9 +76,9 @@ class NanoClip:
 
     name = "nano-clip"
 
-    def __init__(self, folder: Path, world: int = FIRST_SIZE) -> None:
-        self._folder, self._world = folder, world
-        self._config, self._sha256 = _identify(folder, CLIP_FOLDER, world)
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._config, self._sha256 = _identify(folder, CLIP_FOLDER)
 
     def facts(self) -> dict[str, Any]:
         """Return architecture, transform and weights."""
@@ -86,7 +86,6 @@ class NanoClip:
             "extractor": self.name,
             "architecture": "convolutional CLIP trained on the nano world",
             "sizes": self._config,
-            **_world_facts(self._world),
             "transform": TRANSFORM,
             "texts": "as they are: no prefix; plain cosine",
             "precision": "float32",
@@ -95,7 +94,7 @@ class NanoClip:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Open the weights again in another process."""
-        return type(self), (self._folder, self._world)
+        return type(self), (self._folder,)
 
     def images(self, images: Sequence[Image.Image]) -> Rows:
         """Embed images to (N, D), rows of length 1."""
@@ -143,27 +142,21 @@ class UnitVariance:
         return longer
 
 
-def nano_extractors(folder: Path | None = None, world: int = FIRST_SIZE) -> Extractors:
-    """Return both extractors of a world's suites, those that ship or those of a folder.
+def nano_extractors(folder: Path = EVALUATORS) -> Extractors:
+    """Return both extractors of the nano suites, those that ship or those of a folder.
 
-    Raises: MissingError; IncompatibleError for extractors of the other world.
+    Raises: MissingError; IncompatibleError for extractors of another world.
     """
-    place = folder or shipped_for("evaluators", world)
-    return Extractors(dino=NanoDino(place / DINO_FOLDER, world), clip=NanoClip(place / CLIP_FOLDER, world))
+    return Extractors(dino=NanoDino(folder / DINO_FOLDER), clip=NanoClip(folder / CLIP_FOLDER))
 
 
-def _identify(folder: Path, stage: str, world: int) -> tuple[dict[str, Any], str]:
+def _identify(folder: Path, stage: str) -> tuple[dict[str, Any], str]:
     """Return the sizes of a network and the hash of its weights. Raises: MissingError, IncompatibleError."""
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
-        raise MissingError(f"there is no {stage} in {folder}; train it with {how_to_train(stage, world)}")
+        raise MissingError(f"there is no {stage} in {folder}; train it with {how_to_train(stage)}")
     config = json.loads((folder / CONFIG).read_text("utf-8"))
-    check_world(config, world, folder, stage)
+    check_world(config, folder, stage)
     return {name: value for name, value in config.items() if name != WORLD}, sha256(folder / WEIGHTS)
-
-
-def _world_facts(world: int) -> dict[str, int]:
-    """Return the world as facts hold it: nothing for the first."""
-    return {} if world == FIRST_SIZE else {WORLD: world}
 
 
 def _fitted(image: Image.Image) -> Tensor:

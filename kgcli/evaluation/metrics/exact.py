@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from kgcli.inference.adapters.control_maps import make_map
-from kgcli.world.sizes import FIRST_SIZE
-from kgcli.world.spec import stylize
+from kgcli.world.rendering import stylize
+from kgcli.world.tables import SIZE
 
-TOLERANCE = 1  # pixels of an image of FIRST_SIZE, in all eight directions; in proportion in larger ones
+TOLERANCE = 2  # pixels of an image of SIZE, in all eight directions; in proportion in others
 NUM_LEVELS = 8  # of the histograms of brightness and colourfulness
 RIDGE = 1e-3  # on the covariance of features that lie between 0 and 1
 
@@ -26,7 +26,7 @@ def edge_f1(image: Image.Image, wanted: Image.Image) -> float:
     edges, target = (np.asarray(one.convert("L")) > 127 for one in (make_map("canny", image), wanted))
     if not edges.any() or not target.any():
         return float(edges.any() == target.any())
-    reach = max(round(TOLERANCE * image.width / FIRST_SIZE), 1)
+    reach = max(round(TOLERANCE * image.width / SIZE), 1)
     precision = (edges & _widened(target, reach)).sum() / edges.sum()
     recall = (target & _widened(edges, reach)).sum() / target.sum()
     return float(2 * precision * recall / max(precision + recall, 1e-9))

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kgcli.world.sizes import view
-from kgcli.world.spec import Spec, Subject, crop, place, render
-from kgcli.world.tables import FIRST_NEW_IDENTITY
+from kgcli.world.rendering import crop, render
+from kgcli.world.spec import Spec, Subject, place
+from kgcli.world.tables import FIRST_NEW_IDENTITY, SIZE
+from kgcli.world.view import view
 
 if TYPE_CHECKING:
     from kgcli.model.nano_recognisers import Recognisers
@@ -61,28 +62,26 @@ class Prediction:
 class Recognition:
     """Recognition of images of one list of specs; portraits of candidates are embedded once.
 
-    `size` is that of the world's images: portraits are rendered at it, and images that have another are resized to it
-    before their subjects are cut out. The recognisers see `view` of all.
+    Images of another size are resized to the world's before their subjects are cut out. The recognisers see `view` of
+    all.
     """
 
     def __init__(
-        self, recognisers: Recognisers, specs: Sequence[Spec], galleries: Sequence[Mapping[str, Gallery]], size: int
+        self, recognisers: Recognisers, specs: Sequence[Spec], galleries: Sequence[Mapping[str, Gallery]]
     ) -> None:
         self.recognisers = recognisers
         self.specs = specs
-        self.size = size
         known: dict[Gallery, NDArray[np.float32]] = {}
         for gallery in (one for of in galleries for one in of.values()):
             if gallery not in known:
-                known[gallery] = recognisers.embed([view(portrait(subject, size)) for subject in gallery])
+                known[gallery] = recognisers.embed([view(portrait(subject)) for subject in gallery])
         self.galleries = [{name: known[gallery] for name, gallery in of.items()} for of in galleries]
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Prediction]:
         """Recognise one image per spec."""
         from kgcli.model.nano_recognisers import HEADS, around, labels
 
-        side = (self.size, self.size)
-        fitted = [image.convert("RGB").resize(side, Image.Resampling.BICUBIC) for image in images]
+        fitted = [image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC) for image in images]
         predicted = self.recognisers.classify([view(image) for image in fitted])
         rows = []
         for row, (spec, image) in enumerate(zip(self.specs, fitted, strict=True)):
@@ -101,11 +100,11 @@ class Recognition:
         return {name: (embedded @ known.T).argmax(axis=1).tolist() for name, known in self.galleries[row].items()}
 
 
-def portrait(subject: Subject, size: int) -> Image.Image:
+def portrait(subject: Subject) -> Image.Image:
     """Render a candidate's reference image: alone on white, without accessory; a function of the instance."""
     rng = np.random.default_rng([6, subject.identity])
     bare = dataclasses.replace(subject, accessory=None)
-    return crop(render(Spec(place([bare], rng), "studio"), size), 0, size, keep_background=False)
+    return crop(render(Spec(place([bare], rng), "studio")), 0, SIZE, keep_background=False)
 
 
 def gallery_of(subject: Subject, rng: Rng, nouns: list[str]) -> Gallery:

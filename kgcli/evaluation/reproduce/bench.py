@@ -25,7 +25,6 @@ from kgcli.evaluation.run.nano_score import score_nano
 from kgcli.evaluation.scores import Scores
 from kgcli.files import write_whole
 from kgcli.runtime import choose_device
-from kgcli.world.sizes import FIRST_SIZE
 
 
 class NanoBench:
@@ -37,28 +36,25 @@ class NanoBench:
         extractors: Extractors,
         num_real: int = NUM_REAL,
         *,
-        world: int = FIRST_SIZE,
         weights: NanoWeights | None = None,
     ) -> None:
         self.folder = data
         self.extractors = extractors
         self.num_real = num_real  # real images that captions are compared with
-        self.world = world  # size of its images
-        self.weights = weights  # with the recognisers; None: those that ship for the world
+        self.weights = weights  # with the recognisers; None: those that ship
 
     @classmethod
-    def open(cls, data: Path, world: int, folder: Path | None = None) -> NanoBench:
-        """Open with what ships for a world or the weights of a folder. Raises: MissingError, IncompatibleError."""
-        weights = find_weights(world, folder)
-        return cls(data, nano_extractors(weights.evaluators, world), world=world, weights=weights)
+    def open(cls, data: Path, folder: Path | None = None) -> NanoBench:
+        """Open with what ships or the weights of a folder. Raises: MissingError, IncompatibleError."""
+        weights = find_weights(folder)
+        return cls(data, nano_extractors(weights.evaluators), weights=weights)
 
     def __call__(self, job: Job) -> Scores:
         """Return the scores of a row and seed. Raises: UsageError if its folder holds a run of other options."""
-        sampling = job.options.sampling.over(SAMPLING[self.world])
+        sampling = job.options.sampling.over(SAMPLING)
         method = make(job.row.method, dataclasses.replace(job.options, sampling=sampling))
         folder = self.folder / job.suite
-        world = self.world
-        data = coco_data(folder, self.num_real, world) if job.suite == COCO else dreambench_data(folder, world)
+        data = coco_data(folder, self.num_real) if job.suite == COCO else dreambench_data(folder)
         run = RunFolder.start(job.out, self.plan(job, data, method))
         print(f"{job.row.title}, seed {job.seed}: {len(run.missing())} images to generate", file=sys.stderr, flush=True)
         start = time.monotonic()
@@ -71,8 +67,8 @@ class NanoBench:
         """Return the plan of a row."""
         facts = method_fingerprint(method, job.row.method)
         if job.suite == COCO:
-            return coco_plan(data.sha256, data.folder, job.num, job.seed, facts, self.num_real, self.world)
-        return dreambench_plan(data.sha256, data.folder, job.suite_options, facts, self.world)
+            return coco_plan(data.sha256, data.folder, job.num, job.seed, facts, self.num_real)
+        return dreambench_plan(data.sha256, data.folder, job.suite_options, facts)
 
 
 def run(options: Reproduction, weights: Path | None = None) -> str:
@@ -80,7 +76,7 @@ def run(options: Reproduction, weights: Path | None = None) -> str:
     from kgcli.training.loop import train
 
     choose_device(options.device)  # checked before training, as are the extractors
-    bench = NanoBench.open(options.out / "data", options.world, weights)
+    bench = NanoBench.open(options.out / "data", weights)
     return write_table(options, reproduce(options, train, bench))
 
 

@@ -18,8 +18,8 @@ from kgcli.recipe import Recipe, load_recipe
 
 RUNS = "runs"  # where shipped recipes write
 FINAL = "final"  # the result inside a run folder
-SCALES = ("nano", "nano128", "smoke")
-AT_128 = {"unet": "unet_many"}  # stage -> its recipe of the 128 px world, where that has another name
+SCALES = ("nano", "smoke")
+DECODER = "nano/unet_many"  # the recipe of the image decoder
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,7 @@ class Compute:
 def recipe_at(name: str, scale: str, runs: Path, seed: int = 0) -> Recipe:
     """Load a nano recipe at a scale, writing below `runs`; seeds other than 0 have their own folders.
 
-    At scale "smoke" an ablation is the smoke recipe of its stage with the ablation's changes; at "nano128" it is the
-    same ablation of the 128 px world.
+    At scale "smoke" an ablation is the smoke recipe of its stage with the ablation's changes.
     """
     recipe = _place(_scaled(name, scale), runs)
     if seed == 0:
@@ -65,7 +64,7 @@ def result_of(recipe: Recipe) -> Path:
 
 def decoder_of(scale: str, runs: Path) -> Path:
     """Return the image decoder's folder of a scale."""
-    return result_of(recipe_at("nano/base/unet", scale, runs))
+    return result_of(recipe_at(DECODER, scale, runs))
 
 
 def compute_of(run: Path) -> Compute:
@@ -115,12 +114,10 @@ def _scaled(name: str, scale: str) -> Recipe:
     recipe = load_recipe(name)
     if scale == "nano":
         return recipe
-    if scale == "nano128":
-        return _at_128(name, recipe)
     small = load_recipe(f"smoke/{recipe.stage}")
     if name.startswith("nano/"):
         return small
-    sources = {part: folder.replace(f"{RUNS}/nano/", f"{RUNS}/smoke/") for part, folder in recipe.init_from.items()}
+    sources = {part: _small_source(folder) for part, folder in recipe.init_from.items()}
     settings = {name: getattr(recipe.data, name) for name in ("kinds", "drop_entity_text", "keep_background")}
     return small.model_copy(
         update={
@@ -132,30 +129,10 @@ def _scaled(name: str, scale: str) -> Recipe:
     )
 
 
-def _at_128(name: str, recipe: Recipe) -> Recipe:
-    own = load_recipe(f"nano128/{AT_128.get(recipe.stage, recipe.stage)}")
-    if name.startswith("nano/"):
-        return own
-    # The text encoder to align with is the U-Net's, wherever the other recipes of the world take it from.
-    sources = {
-        part: own.init_from[part] if part == "text" else _source_at_128(folder)
-        for part, folder in recipe.init_from.items()
-    }
-    return recipe.model_copy(
-        update={
-            "output_dir": recipe.output_dir.replace(f"{RUNS}/", f"{RUNS}/nano128/", 1),
-            "init_from": sources,
-            "image_size": own.image_size,
-            "precision": own.precision,
-            "compile": own.compile,
-            "data": recipe.data.model_copy(update={"bucket": own.data.bucket}),
-        }
-    )
-
-
-def _source_at_128(folder: str) -> str:
-    stage, _, result = folder.removeprefix(f"{RUNS}/nano/").partition("/")
-    return f"{RUNS}/nano128/{AT_128.get(stage, stage)}/{result}"
+def _small_source(folder: str) -> str:
+    """Return the folder of the smoke recipe that stands for the one that makes `folder`."""
+    name = folder.removeprefix(f"{RUNS}/nano/").removesuffix(f"/{FINAL}")
+    return f"{RUNS}/smoke/{load_recipe(f'nano/{name}').stage}/{FINAL}"
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from kgcli.evaluation.benchmarks.nano import NUM_CAPTIONS, check_captions
 from kgcli.evaluation.benchmarks.nano import subjects as known_subjects
 from kgcli.evaluation.plan import NUM_IMAGES, DreamBenchOptions
 from kgcli.evaluation.reproduce.lineage import (
+    DECODER,
     Compute,
     compute_in_all,
     compute_of,
@@ -33,7 +34,6 @@ from kgcli.evaluation.reproduce.lineage import (
 from kgcli.evaluation.reproduce.paper import Row, Table
 from kgcli.evaluation.scores import Scores
 from kgcli.recipe import Recipe
-from kgcli.world.sizes import world_of
 
 CAPTIONS = "nano-coco"  # the suite of captions; the other has subjects
 LEARNING = ("textual-inversion", "dreambooth")  # methods with a setting `seed` of their own
@@ -72,11 +72,6 @@ class Reproduction:
         if self.num is not None:
             check_captions(self.num)
         self.subject_options(seed=0).check_subjects(known_subjects())
-
-    @property
-    def world(self) -> int:
-        """Size of the images of the world that the models of the scale are trained on."""
-        return world_of(recipe_at("nano/base/unet", self.scale, self.runs).image_size)
 
     @property
     def chosen(self) -> tuple[Row, ...]:
@@ -128,7 +123,7 @@ def trainings(options: Reproduction) -> list[Recipe]:
         for seed in range(options.num_seeds):
             for recipe in pending(options.recipe(row, seed), options.scale, options.runs):
                 waiting.setdefault(recipe.output_dir, recipe)
-    decoder = recipe_at("nano/base/unet", options.scale, options.runs)
+    decoder = recipe_at(DECODER, options.scale, options.runs)
     for recipe in pending(decoder, options.scale, options.runs):
         waiting.setdefault(recipe.output_dir, recipe)
     return list(waiting.values())

@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from kgcli.errors import Checks, MissingError, UsageError, raise_all
 from kgcli.evaluation.baselines.base import Method, MethodOptions
 from kgcli.evaluation.baselines.table import make, source_facts
 from kgcli.evaluation.benchmarks.nano_world import SAMPLING as NANO_SAMPLING
-from kgcli.evaluation.benchmarks.nano_world import size_of_protocol, world_of_method
+from kgcli.evaluation.benchmarks.nano_world import check_method, check_version
 from kgcli.evaluation.plan import PLAN, DreamBenchOptions, Plan
 from kgcli.evaluation.run.folder import RunFolder
 from kgcli.evaluation.run.generate import LOCKS, POLL_SECONDS, finish, generate_run, wait_for_images
@@ -54,15 +53,6 @@ class Bench:
     suite_options: DreamBenchOptions = DreamBenchOptions()
     captions: str = PUBLISHED
     num: int | None = None  # captions
-
-    @cached_property
-    def world(self) -> int:
-        """The nano world of its images, by size: that of given images, else its method's."""
-        if self.images is None:
-            return world_of_method(self.options)
-        from kgcli.evaluation.run.foreign import world_of_images
-
-        return world_of_images(self.images)
 
     def __post_init__(self) -> None:
         raise_all([UsageError(message) for message in self._faults()])
@@ -115,7 +105,7 @@ def run_benchmark(bench: Bench) -> RunFolder:
     resources: Resources | None
     if bench.only == "score" and bench.images is None:
         run = _open_to_score(bench)
-        resources = find_resources(run.plan.suite, bench.data, bench.scoring, size_of_protocol(run.plan.protocol))
+        resources = find_resources(run.plan.suite, bench.data, bench.scoring)
     else:
         inputs = check_inputs(bench, shard)
         resources = inputs.resources
@@ -146,10 +136,12 @@ def check_inputs(bench: Bench, shard: tuple[int, int] = (0, 1)) -> Inputs:
         method = None if bench.images is not None else check(make, bench.method, options)
         facts = None if method is None else check(method_fingerprint, method, bench.method)
         nano, resources = bench.suite.startswith("nano-"), None
+        if nano and method is not None:
+            check(check_method, options)
         if bench.only != "generate":
             check(check_suits, bench.suite, bench.scoring)
             if nano and not check.faults:
-                resources = check(find_resources, bench.suite, bench.data, bench.scoring, bench.world)
+                resources = check(find_resources, bench.suite, bench.data, bench.scoring)
         worth_it = not (check.faults and nano)  # its data would be made for nothing
         # Without a method a plan still shows the faults of the data.
         plan = check(SUITES[bench.suite](bench).plan, facts or {}) if worth_it else None
@@ -215,7 +207,8 @@ def _open_to_score(bench: Bench) -> RunFolder:
         raise MissingError(f"{bench.out / PLAN} has the suite {run.plan.suite!r}, which this version does not know")
     data: Path | None
     if run.plan.suite.startswith("nano-"):
-        data = _nano_folder(bench, run.plan.suite, size_of_protocol(run.plan.protocol))
+        check_version(run.plan.protocol, bench.out)
+        data = _nano_folder(bench, run.plan.suite)
     else:
         data = _given_data(bench) if run.plan.suite != "coco" else bench.data
     where = "" if data is None else str(data.expanduser().resolve())
@@ -281,35 +274,31 @@ def _nano_dreambench(bench: Bench) -> Suite:
     from kgcli.evaluation.benchmarks.nano import DREAMBENCH, dreambench_plan
     from kgcli.evaluation.benchmarks.nano_data import dreambench_data
 
-    size = bench.world
-
     def plan(method: Mapping[str, Any]) -> Plan:
-        data = dreambench_data(_nano_folder(bench, DREAMBENCH, size), size)
-        return dreambench_plan(data.sha256, data.folder, bench.suite_options, method, size)
+        data = dreambench_data(_nano_folder(bench, DREAMBENCH))
+        return dreambench_plan(data.sha256, data.folder, bench.suite_options, method)
 
-    return Suite(plan, NANO_SAMPLING[size])
+    return Suite(plan, NANO_SAMPLING)
 
 
 def _nano_coco(bench: Bench) -> Suite:
     from kgcli.evaluation.benchmarks.nano import COCO, NUM_CAPTIONS, check_captions, coco_plan
     from kgcli.evaluation.benchmarks.nano_data import coco_data
 
-    size = bench.world
-
     def plan(method: Mapping[str, Any]) -> Plan:
         num = NUM_CAPTIONS if bench.num is None else bench.num
         check_captions(num)
-        data = coco_data(_nano_folder(bench, COCO, size), size=size)
-        return coco_plan(data.sha256, data.folder, num, bench.suite_options.seed, method, size=size)
+        data = coco_data(_nano_folder(bench, COCO))
+        return coco_plan(data.sha256, data.folder, num, bench.suite_options.seed, method)
 
-    return Suite(plan, NANO_SAMPLING[size])
+    return Suite(plan, NANO_SAMPLING)
 
 
-def _nano_folder(bench: Bench, suite: str, size: int) -> Path:
-    """Return the image folder of a nano suite: the given one, or that of its world in the user's cache."""
+def _nano_folder(bench: Bench, suite: str) -> Path:
+    """Return the image folder of a nano suite: the given one, or that in the user's cache."""
     from kgcli.evaluation.benchmarks.nano_data import cached_folder
 
-    return (bench.data or cached_folder(suite, size)).expanduser().resolve()
+    return (bench.data or cached_folder(suite)).expanduser().resolve()
 
 
 # Keyed by the suite name in plans and scores; a suite's module is imported on use.

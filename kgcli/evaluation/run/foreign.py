@@ -22,12 +22,11 @@ from kgcli.errors import ImageError, MissingError, UsageError
 from kgcli.evaluation.plan import MANIFEST, Item, Plan
 from kgcli.evaluation.run.folder import RunFolder
 from kgcli.evaluation.run.generate import FOREIGN, check_foreign, digest_of
-from kgcli.world.sizes import FIRST_SIZE, world_of
-from kgcli.world.spec import FLUENT_SIZE
+from kgcli.world.tables import SIZE
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _SHOWN = 5
-NANO = "nano-"  # begins the names of the suites of the nano worlds
+NANO = "nano-"  # begins the names of the suites of the nano world
 
 Sources = dict[str, Path]  # path of an item -> file
 
@@ -50,35 +49,18 @@ def find_images(images: Path, plan: Plan) -> Sources:
             f"{images}: {len(plan.items) - len(absent)} of {len(plan.items)} images are present; missing are "
             f"{_listed([path.removeprefix('images/') for path in absent])}"
         )
-    faults, worlds = [], set()
+    faults = []
     for path in found.values():
         try:
-            worlds.add(world_of(open_image(path).width))
+            size = open_image(path).size
         except ImageError as error:
             faults.append(str(error))
+            continue
+        if plan.suite.startswith(NANO) and size != (SIZE, SIZE):
+            faults.append(f"{path} has {size[0]} x {size[1]} pixels; images of {plan.suite} have {SIZE} x {SIZE}")
     if faults:
         raise MissingError(f"{images}: {len(faults)} files cannot be scored, the first of them: {faults[0]}")
-    if plan.suite.startswith(NANO) and len(worlds) > 1:
-        raise UsageError(f"{images} mixes images of {FLUENT_SIZE} px with smaller ones; give those of one world")
     return found
-
-
-def world_of_images(images: Path) -> int:
-    """Return the nano world, by size, that the images of another system belong to: that of the first of them.
-
-    Where none can be read it is the first world: `find_images` says why.
-    """
-    images = images.expanduser()
-    try:
-        if images.is_dir():
-            first = next(data_files(images, suffixes=SUFFIXES, recursive=True), None)
-        else:
-            with images.open(newline="", encoding="utf-8-sig") as file:
-                row = next(csv.DictReader(file), {})
-            first = images.parent / row["path"] if row.get("path") else None
-        return FIRST_SIZE if first is None else world_of(open_image(first).width)
-    except (OSError, UnicodeDecodeError, csv.Error, ImageError):
-        return FIRST_SIZE
 
 
 def foreign_plan(plan: Plan, sources: Sources, name: str) -> Plan:

@@ -17,9 +17,9 @@ from PIL import Image
 
 from kgcli.data.images import open_image
 from kgcli.errors import MissingError
-from kgcli.evaluation.benchmarks.nano import BASE_NOUNS, COCO, NUM_CAPTIONS, NUM_REAL, VERSION, spec_of, subjects
+from kgcli.evaluation.benchmarks.nano import BASE_NOUNS, COCO, NUM_CAPTIONS, NUM_REAL, SEED, spec_of, subjects
 from kgcli.evaluation.benchmarks.nano_data import NanoData, coco_data, dreambench_data
-from kgcli.evaluation.benchmarks.nano_world import NanoWeights, find_weights, size_of_protocol
+from kgcli.evaluation.benchmarks.nano_world import VERSION, NanoWeights, check_version, find_weights
 from kgcli.evaluation.extractors.base import Extractors, ImageExtractor
 from kgcli.evaluation.extractors.cache import FOLDER, FeatureCache, hashes
 from kgcli.evaluation.extractors.nano import UnitVariance, nano_extractors
@@ -31,7 +31,6 @@ from kgcli.evaluation.run.folder import RunFolder
 from kgcli.evaluation.run.score import RealImages, score_distribution, score_subjects, write_tables
 from kgcli.evaluation.scores import Figure, Measure, Scores, figures_of, image_score
 from kgcli.files import make_folder, sha256, write_whole
-from kgcli.world.sizes import FIRST_SIZE
 
 Progress = Callable[[int], None]
 Values = list[dict[str, float]]  # by measure, for each item; measures that do not apply are absent
@@ -59,14 +58,15 @@ def score_nano(
 
     Args:
         cache: folder for statistics of real images, shared between runs
-        weights: instead of those that ship for the run's world
+        weights: instead of those that ship
         extractors: instead of those of the weights
 
-    Raises: MissingError for missing images, photos or weights, IncompatibleError for weights of the other world.
+    Raises: MissingError for missing images, photos or weights, IncompatibleError for a run or weights of another
+        world.
     """
-    score, size = _coco if run.plan.suite == COCO else _dreambench, size_of_protocol(run.plan.protocol)
-    used = weights or find_weights(size)
-    found = score(run, cache, extractors or nano_extractors(used.evaluators, size), progress, processes)
+    check_version(run.plan.protocol, run.path)
+    score, used = _coco if run.plan.suite == COCO else _dreambench, weights or find_weights()
+    found = score(run, cache, extractors or nano_extractors(used.evaluators), progress, processes)
     measures = tuple(dataclasses.replace(one, title=one.title.replace("DINO", BACKBONE)) for one in found.measures)
     scores = dataclasses.replace(found, measures=measures)
     scores = add_recognition(scores, run.plan.items, run.path, NOTE, used.judges)
@@ -82,15 +82,13 @@ def add_recognition(
     Args:
         folder: of the run
         note: first note of the scores
-        judges: folder of the recognisers, instead of those that ship for the run's world
+        judges: folder of the recognisers, instead of those that ship
     """
     by_subject = scores.suite != COCO
     files = {"method": [folder / item.path for item in items]}
     if by_subject:
         files[COPY_INPUT] = [Path(scores.data) / item.inputs[0] for item in items]
-    size = size_of_protocol(scores.protocol)
-    of_world = judges or find_weights(size).judges
-    found = _recognised(items, scores.suite, files, folder / FOLDER, size, of_world)
+    found = _recognised(items, scores.suite, files, folder / FOLDER, judges or find_weights().judges)
     figures: tuple[Figure, ...] = ()
     for row, values in found["values"].items():
         scored = [image_score(item, one) for item, one in zip(items, values, strict=True)]
@@ -114,7 +112,6 @@ def recognise(
     suite: str,
     rows: Sequence[Sequence[Image.Image]],
     recognisers: Any,
-    size: int = FIRST_SIZE,
 ) -> list[Values]:
     """Return the recognisers' scores of each row of images, one image per item."""
     galleries: dict[str, Any] = {}
@@ -122,22 +119,19 @@ def recognise(
         names = {item.subject for item in items}
         for order, (name, subject) in enumerate(subjects().items()):
             if name in names:
-                galleries[name] = {
-                    "picked": gallery_of(subject, np.random.default_rng([26, VERSION, order]), BASE_NOUNS)
-                }
-    specs = [spec_of(item, suite, size) for item in items]
-    recognition = Recognition(recognisers, specs, [galleries.get(item.subject, {}) for item in items], size)
+                galleries[name] = {"picked": gallery_of(subject, np.random.default_rng([26, SEED, order]), BASE_NOUNS)}
+    specs = [spec_of(item, suite) for item in items]
+    recognition = Recognition(recognisers, specs, [galleries.get(item.subject, {}) for item in items])
     return [[_values(one) for one in recognition(images)] for images in rows]
 
 
 def _recognised(
-    items: Sequence[Item], suite: str, files: Mapping[str, Sequence[Path]], folder: Path, size: int, judges: Path
+    items: Sequence[Item], suite: str, files: Mapping[str, Sequence[Path]], folder: Path, judges: Path
 ) -> dict[str, Any]:
     """Return the scores of `recognise` by row and the recognisers' hash, cached in the folder."""
     weights = sha256(judges / "model.safetensors") if (judges / "model.safetensors").is_file() else ""
     fields = [dataclasses.asdict(item) for item in items]
-    known: list[Any] = [weights, suite, VERSION, fields, {row: hashes(of) for row, of in files.items()}]
-    key = fingerprint(known if size == FIRST_SIZE else [*known, size])
+    key = fingerprint([weights, suite, VERSION, fields, {row: hashes(of) for row, of in files.items()}])
     kept = folder / f"recognition-{key[:32]}.json"
     if kept.is_file():
         try:
@@ -149,9 +143,9 @@ def _recognised(
     from kgcli.model.nano_recognisers import Recognisers
 
     compute_exactly("cpu")
-    recognisers = Recognisers.load(judges, size)
+    recognisers = Recognisers.load(judges)
     rows = [[open_image(file, srgb=False) for file in of] for of in files.values()]
-    values = recognise(items, suite, rows, recognisers, size)
+    values = recognise(items, suite, rows, recognisers)
     found = {"key": key, "judges_sha256": recognisers.sha256(), "values": dict(zip(files, values, strict=True))}
     make_folder(folder)
     write_whole(kept, json.dumps(found) + "\n")
@@ -171,7 +165,7 @@ def _values(prediction: Prediction) -> dict[str, float]:
 def _dreambench(
     run: RunFolder, cache: Path, both: Extractors, progress: Progress | None, processes: Processes | None
 ) -> Scores:
-    data = dreambench_data(Path(run.plan.data), size_of_protocol(run.plan.protocol))
+    data = dreambench_data(Path(run.plan.data))
     _check(data, run)
     names = {item.subject for item in run.plan.items}
     references = {name: SubjectPhotos(data.photos[name], data.input_of(name)) for name in data.photos if name in names}
@@ -192,7 +186,7 @@ def _coco(
 ) -> Scores:
     from kgcli.evaluation.metrics.distribution import DistributionExtractor
 
-    data = coco_data(Path(run.plan.data), _num_real(run), size_of_protocol(run.plan.protocol))
+    data = coco_data(Path(run.plan.data), _num_real(run))
     _check(data, run)
     photos = [data.folder / photo for photo in data.photos[""]]
     real = RealImages(files=photos, cache=cache, num_reference=NUM_CAPTIONS)

@@ -17,7 +17,6 @@ from kgcli.evaluation.plan import Plan
 from kgcli.evaluation.run.folder import RunFolder
 from kgcli.evaluation.run.generate import Progress
 from kgcli.runtime import choose_device, user_cache
-from kgcli.world.sizes import FIRST_SIZE
 
 if TYPE_CHECKING:
     from kgcli.evaluation.extractors.weight_files import Weights
@@ -79,15 +78,15 @@ class Resources:
     nano: NanoWeights | None = None  # of a nano suite
 
 
-def find_resources(suite: str, data: Path | None, scoring: Scoring, world: int = FIRST_SIZE) -> Resources:
-    """Find the weights and real images that scoring a suite needs; `world` is the size of a nano suite's images.
+def find_resources(suite: str, data: Path | None, scoring: Scoring) -> Resources:
+    """Find the weights and real images that scoring a suite needs.
 
     Raises: UsageError, MissingError, IncompatibleError.
     """
     check_suits(suite, scoring)
     also = [ALSO[suite.removesuffix("-multi")][name] for name in scoring.also]
     if suite.startswith("nano-"):
-        return Resources(scoring, {}, nano=find_weights(world, scoring.weights))
+        return Resources(scoring, {}, nano=find_weights(scoring.weights))
     from kgcli.evaluation.run.suites import coco_resources, subject_resources
 
     if suite == "coco":

@@ -22,7 +22,7 @@ from kgcli.model.randomness import StepRandom
 from kgcli.training.stages.base import Setup, Stage, Whole, alone
 from kgcli.training.stages.clip import caption_contrast, clip_tokenizer
 from kgcli.training.stages.nano_recognisers import degrade, stack_views
-from kgcli.world.sizes import VIEW_SIZE, world_of
+from kgcli.world.view import VIEW_SIZE
 
 MAX_LOG_SCALE = 4.6  # of similarities: a hundred, as in CLIP
 
@@ -73,8 +73,7 @@ class EvalClipStage(Stage):
         captions = [draw({"captioned": 1.0}, setup.seed, index, setup.image_size).caption for index in range(num)]
         length = int(text["max_position_embeddings"])
         tokenizer = clip_tokenizer(captions, self.options.clip_vocab, length)
-        sizes = {**setup.part("pictures"), "width": self.options.projection, "text": text}
-        self.clip = EvalClip(**sizes, tokenizer=tokenizer, world=world_of(setup.image_size))
+        self.clip = EvalClip(**setup.part("pictures"), width=self.options.projection, text=text, tokenizer=tokenizer)
         self.clip.to(memory_format=torch.channels_last)
 
     def collator(self, pool: Pool | None) -> Collator:
@@ -111,7 +110,7 @@ class EvalDinoStage(Stage):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self.dino = EvalVit(setup.part("vit"), self.options.width, world_of(setup.image_size))
+        self.dino = EvalVit(setup.part("vit"), self.options.width)
 
     def collator(self, pool: Pool | None) -> Collator:
         return ViewCollator(self.needs, self.setup.image_size, VIEW_SIZE)

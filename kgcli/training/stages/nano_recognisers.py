@@ -23,7 +23,7 @@ from kgcli.data.sources.world_sample import Truth
 from kgcli.model.nano_recognisers import HEADS, IGNORED, Recognisers, around, label_row
 from kgcli.model.randomness import StepRandom
 from kgcli.training.stages.base import Setup, Stage, Whole, alone
-from kgcli.world.sizes import VIEW_SIZE, WORLD, view, world_of
+from kgcli.world.view import VIEW_SIZE, view
 
 
 class RecogniserCollator(Collator):
@@ -67,7 +67,6 @@ class RecogniserStage(Stage):
             self.judges = Recognisers.load(self.setup.source("judges"))
         else:
             self.judges = Recognisers(**setup.parts.get("judges", {}))
-        self.judges.config[WORLD] = world_of(setup.image_size)
         self.judges.to(memory_format=torch.channels_last)
         self.log_scale = nn.Parameter(torch.tensor(2.3))  # of the similarities, starts at 10
 

@@ -15,9 +15,10 @@ from kgcli.evaluation.plan import DreamBenchOptions, Plan
 from kgcli.evaluation.run import nano_score
 from kgcli.evaluation.scores import Scores, figures_of, image_score
 from kgcli.model.nano_recognisers import Recognisers
-from kgcli.world.sizes import shipped_for
-from kgcli.world.spec import is_held_out, render
-from kgcli.world.tables import FIRST_NEW_IDENTITY, FIRST_RECOGNISER_IDENTITY
+from kgcli.weights.shipped import RECOGNISERS
+from kgcli.world.rendering import render, stands_out
+from kgcli.world.spec import is_held_out
+from kgcli.world.tables import FIRST_NEW_IDENTITY, FIRST_RECOGNISER_IDENTITY, SIZE
 
 METHOD = {"name": "test"}
 
@@ -82,8 +83,9 @@ def test_texts_drop_or_keep_the_noun_and_the_scored_text_has_it():
 
 
 def test_captions_include_combinations_that_no_stage_saw():
-    held_out = [is_held_out(nano_suites.caption_of(index)[1]) for index in range(24)]
-    assert held_out == [index in (11, 23) for index in range(24)]
+    specs = [nano_suites.caption_of(index)[1] for index in range(24)]
+    assert [is_held_out(spec) for spec in specs] == [index in (11, 23) for index in range(24)]
+    assert all(stands_out(spec) for spec in specs)
 
 
 def test_what_cannot_be_asked_is_said():
@@ -102,9 +104,10 @@ def test_photos_are_whole_and_show_the_subject_in_different_scenes(data):
     for name, photos in data.photos.items():
         assert 4 <= len(photos) <= 6 and data.input_of(name) in photos
         assert len({spec.scene for spec in nano_suites.photo_specs(name)}) == len(photos)
+        assert all(stands_out(spec) for spec in nano_suites.photo_specs(name))
     path = next(iter(data.photos.values()))[1]
     photo, mask = open_image(data.folder / path), open_image(data.masks / path)
-    assert photo.size == mask.size == (64, 64) and 0.15 < (np.asarray(mask)[..., 0] > 127).mean() < 0.8
+    assert photo.size == mask.size == (SIZE, SIZE) and 0.15 < (np.asarray(mask)[..., 0] > 127).mean() < 0.8
     assert all((data.folder / item.inputs[0]).is_file() for item in dreambench(num_images=1).items)
 
 
@@ -133,11 +136,11 @@ def test_a_folder_of_other_or_damaged_data_is_refused(tmp_path):
 
 
 def test_the_recognisers_know_true_images_from_those_of_others(data, tmp_path):
-    recognisers, suite = Recognisers.load(shipped_for("judges", 64)), nano_suites.DREAMBENCH
+    recognisers, suite = Recognisers.load(RECOGNISERS), nano_suites.DREAMBENCH
     names = list(nano_suites.subjects())[16:26]
     items = [item for item in dreambench(num_images=1, subjects=tuple(names)).items if item.prompt in (1, 12)]
-    true = [render(nano_suites.spec_of(item, suite), 64).image for item in items]
-    others = [render(Other(MethodOptions()).spec(item), 64).image for item in items]
+    true = [render(nano_suites.spec_of(item, suite)).image for item in items]
+    others = [render(Other(MethodOptions()).spec(item)).image for item in items]
     found = {}
     rows = zip(("true", "other"), nano_score.recognise(items, suite, [true, others], recognisers), strict=True)
     for row, values in rows:
@@ -151,8 +154,8 @@ def test_the_recognisers_know_true_images_from_those_of_others(data, tmp_path):
 
 
 def test_the_recognisers_score_captions_of_one_and_two_subjects():
-    recognisers, items = Recognisers.load(shipped_for("judges", 64)), coco(num=24).items
-    true = [render(nano_suites.spec_of(item, nano_suites.COCO), 64).image for item in items]
+    recognisers, items = Recognisers.load(RECOGNISERS), coco(num=24).items
+    true = [render(nano_suites.spec_of(item, nano_suites.COCO)).image for item in items]
     (values,) = nano_score.recognise(items, nano_suites.COCO, [true], recognisers)
     assert np.mean([one["judge_noun"] for one in values]) > 0.7
     assert not any("judge_picked" in one for one in values)
@@ -160,13 +163,13 @@ def test_the_recognisers_score_captions_of_one_and_two_subjects():
 
 
 def test_the_recognisers_are_added_to_scores(data, tmp_path):
-    recognisers = Recognisers.load(shipped_for("judges", 64))
+    recognisers = Recognisers.load(RECOGNISERS)
     name = next(iter(nano_suites.subjects()))
     options = DreamBenchOptions(num_images=1, subjects=(name,))
     plan = nano_suites.dreambench_plan(data.sha256, data.folder, options, METHOD)
     for item in plan.items:
         (tmp_path / item.path).parent.mkdir(parents=True, exist_ok=True)
-        render(nano_suites.spec_of(item, plan.suite), 64).image.save(tmp_path / item.path)
+        render(nano_suites.spec_of(item, plan.suite)).image.save(tmp_path / item.path)
     bare = [image_score(item) for item in plan.items]
     scores = Scores(
         suite=plan.suite, protocol=plan.protocol, method=METHOD, versions={}, data=plan.data, measures=(), figures=(),

@@ -15,7 +15,8 @@ from kgcli.model.randomness import StepRandom
 from kgcli.recipe import load_recipe
 from kgcli.training.loop import train
 from kgcli.training.run import Run
-from kgcli.world.spec import Spec, Subject, place, render
+from kgcli.world.rendering import render
+from kgcli.world.spec import Spec, Subject, place
 from kgcli.world.tables import FIRST_NEW_IDENTITY, FIRST_RECOGNISER_IDENTITY
 
 
@@ -26,7 +27,7 @@ def shipped():
 
 def photo(subject, scene, seed):
     rng = np.random.default_rng(seed)
-    return render(Spec(place([subject], rng), scene, "photo", seed), 64).image
+    return render(Spec(place([subject], rng), scene, "photo", seed)).image
 
 
 def of_colour(noun, colour, start):
@@ -91,7 +92,7 @@ def test_a_caption_is_more_like_its_image_than_those_of_others(shipped):
         next(item for item in _plan().items if item.subject == name and item.prompt == number)
         for number, name in enumerate(names)
     ]
-    images = [render(nano_suites.spec_of(item, nano_suites.DREAMBENCH), 64).image for item in items]
+    images = [render(nano_suites.spec_of(item, nano_suites.DREAMBENCH)).image for item in items]
     like = shipped.clip.images(images) @ shipped.clip.texts([item.scored_text for item in items]).T
     assert (like.argmax(axis=1) == np.arange(10)).mean() >= 0.8
 
@@ -122,7 +123,7 @@ def test_evaluators_see_instances_of_their_own(kind):
 
 
 def test_evaluators_share_no_seed_with_another_recipe():
-    names = ["align", "instruct", "pretrain", "judge", "base/clip", "base/unet", "base/vae", "eval_clip", "eval_dino"]
+    names = ["align", "instruct", "pretrain", "judge", "clip", "unet", "vae", "eval_clip", "eval_dino"]
     recipes = {name: load_recipe(f"nano/{name}") for name in names}
     for name in ("eval_clip", "eval_dino"):
         others = [recipe for other, recipe in recipes.items() if other != name]

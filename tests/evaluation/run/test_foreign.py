@@ -5,9 +5,8 @@ import pytest
 from benchmark_data import write_dreambench
 from PIL import Image
 
-from kgcli.errors import MissingError, UsageError
+from kgcli.errors import MissingError
 from kgcli.evaluation.benchmarks.nano import coco_plan
-from kgcli.evaluation.run.benchmark import Bench
 from kgcli.evaluation.run.folder import RunFolder
 from kgcli.evaluation.run.foreign import find_images
 from kgcli.evaluation.run.generate import finish
@@ -151,25 +150,16 @@ def test_other_images_do_not_join_a_run(kg, tmp_path, data, images):
     assert ran.code == 2 and "holds another run" in ran.err
 
 
-@pytest.mark.parametrize("size", [64, 128])
 @pytest.mark.parametrize("table", [False, True])
-def test_images_of_another_system_are_of_the_world_of_their_size(tmp_path, size, table):
-    plan = coco_plan("0" * 64, tmp_path, 2, 0, {}, size=size)
+def test_images_of_a_nano_suite_have_the_size_of_its_world(tmp_path, table):
+    plan = coco_plan("0" * 64, tmp_path, 2, 0, {})
     for item in plan.items:
         path = tmp_path / "theirs" / item.path.removeprefix("images/")
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (size, size), "red").save(path)
+        Image.new("RGB", (128, 128), "red").save(path)
     rows = [{"path": f"theirs/{item.path.removeprefix('images/')}", "prompt": item.prompt} for item in plan.items]
     given = write_table(tmp_path / "theirs.csv", rows) if table else tmp_path / "theirs"
-    assert Bench(out=tmp_path / "run", suite="nano-coco", images=given).world == size
     assert len(find_images(given, plan)) == 2
-    Image.new("RGB", (192 - size, 192 - size), "red").save(path)
-    with pytest.raises(UsageError, match="mixes images of 128 px with smaller ones"):
+    Image.new("RGB", (64, 64), "red").save(path)
+    with pytest.raises(MissingError, match="has 64 x 64 pixels; images of nano-coco have 128 x 128"):
         find_images(given, plan)
-
-
-def test_given_images_that_cannot_be_read_are_left_to_their_check(tmp_path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "theirs.csv").write_text("path,prompt\ngone.png,1\n")
-    for given in ("nowhere", "empty", "theirs.csv"):
-        assert Bench(out=tmp_path / "run", suite="nano-coco", images=tmp_path / given).world == 64

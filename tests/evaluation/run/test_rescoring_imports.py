@@ -38,7 +38,8 @@ OURS = {
     *(f"evaluation.metrics.{name}" for name in ("distribution", "frechet", "kernels", "manifolds", "subjects")),
     *(f"evaluation.run{name}" for name in ("", ".benchmark", ".folder", ".generate", ".nano_score", ".real_set")),
     *("evaluation.run.score", "evaluation.run.scoring"),
-    *("world", "world.scenes", "world.spec", "world.sprites", "world.tables", "world.text"),
+    *(f"world{name}" for name in ("", ".bank", ".looks", ".oklab", ".rendering", ".scenes", ".spec", ".styles")),
+    *("world.subjects", "world.tables", "world.text", "world.view"),
 }
 HEAVY = {"torch", "torchvision", "transformers", "diffusers", "timm", "accelerate", "peft", "safetensors", "open_clip"}
 HEAVY |= {"scipy.stats", "jinja2", "huggingface_hub", "torchmetrics", "cleanfid", "cv2"}

@@ -1,4 +1,4 @@
-"""Styles of the 128 px world, each made of marks of at least four to eight pixels, which a VAE of factor 8 keeps."""
+"""Styles of the whole image, each made of marks of at least four to eight pixels, which a VAE of factor 8 keeps."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from kgcli.world.fluent.oklab import Array
-from kgcli.world.fluent.scenes import NUM_BLOCKS, SIZE
+from kgcli.world.oklab import Array
+from kgcli.world.scenes import NUM_BLOCKS
+from kgcli.world.tables import SIZE
 
 PIXEL = 4  # pixels of the image, the side of one in Minecraft
 BLOCK_CONTRAST = 0.09  # largest difference of a block of a Minecraft scene from the scene

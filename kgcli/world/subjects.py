@@ -1,19 +1,16 @@
-"""A subject of the 128 px world: a sprite tinted in OKLab, with a shaded pattern and an accessory."""
+"""One subject's pixels: a sprite tinted in OKLab, with a shaded pattern and an accessory."""
 
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from kgcli.world.fluent import oklab
-from kgcli.world.fluent.bank import CELL, sprite
-from kgcli.world.fluent.oklab import Array
-
-if TYPE_CHECKING:
-    from kgcli.world.spec import Look
+from kgcli.world import oklab
+from kgcli.world.bank import CELL, sprite
+from kgcli.world.looks import Look
+from kgcli.world.oklab import Array
 
 MARGIN = 36  # pixels round a body, where a hat may stand out
 PATTERN_OPACITY = 0.9

@@ -1,15 +1,17 @@
-"""Laws of the 128 px world: images are functions of their specs, and everything a caption names can be seen."""
+"""Laws of the renderer: images are functions of their specs, and everything a caption names can be seen."""
 
 import dataclasses
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from kgcli.data.sources import world as samples
 from kgcli.errors import MissingError
-from kgcli.world.fluent import bank, oklab, scenes, subjects
-from kgcli.world.spec import FLUENT_SIZE, Placed, Spec, Subject, crop, draw_spec, place, render, stands_out
-from kgcli.world.tables import ACCESSORIES, GLYPHS, NOUNS, SCENES, STYLES
+from kgcli.world import bank, oklab, scenes, subjects
+from kgcli.world.rendering import crop, render, stands_out, stylize
+from kgcli.world.spec import NUM_VARIANTS, Placed, Spec, Subject, draw_spec, place
+from kgcli.world.tables import ACCESSORIES, GLYPHS, NOUNS, SCENES, SIZE, STYLES
 
 CAT = Placed(Subject("cat", 12), x=0.5, y=0.53, side=0.75, tilt=0.0, flip=False)
 
@@ -18,20 +20,36 @@ def pixels(image):
     return np.asarray(image, np.float32)
 
 
-def shown(spec):
-    return render(spec, FLUENT_SIZE)
-
-
 def distance(one, other):
-    return np.abs(pixels(shown(one).image) - pixels(shown(other).image)).max(-1)
+    return distance_of(render(one).image, render(other).image)
 
 
-def test_the_same_spec_is_the_same_image_and_other_sizes_are_of_the_first_world():
-    spec = Spec((CAT,), "beach", "photo", 3)
-    assert shown(spec).image.tobytes() == shown(spec).image.tobytes()
-    assert shown(spec).image.size == (FLUENT_SIZE, FLUENT_SIZE)
-    halved = shown(spec).image.resize((64, 64))
-    assert np.abs(pixels(halved) - pixels(render(spec, 64).image)).mean() > 10
+def distance_of(one, other):
+    return np.abs(pixels(one) - pixels(other)).max(-1)
+
+
+@pytest.mark.parametrize("style", [*STYLES, "comic"])
+def test_the_same_spec_is_the_same_image_and_other_sizes_are_resized(style):
+    spec = Spec((CAT,), "beach", style, 3)
+    whole, half = render(spec), render(spec, SIZE // 2)
+    assert whole.image.tobytes() == render(spec).image.tobytes()
+    assert whole.image.size == (SIZE, SIZE)
+    assert half.image.tobytes() == whole.image.resize((SIZE // 2, SIZE // 2), Image.Resampling.BICUBIC).tobytes()
+    assert half.masks[0].size == (SIZE // 2, SIZE // 2)
+    assert np.abs(2 * np.array(half.boxes) - np.array(whole.boxes)).max() <= 2
+
+
+@pytest.mark.parametrize("size", [SIZE // 2, SIZE, 2 * SIZE])
+def test_a_finished_image_takes_a_style_at_its_own_size(size):
+    plain, comic = (render(Spec((CAT,), "beach", style, 3), size).image for style in ("photo", "comic"))
+    assert stylize(plain, "comic").size == (size, size)
+    assert distance_of(stylize(plain, "comic"), comic).mean() < (2 if size == SIZE else 25)
+
+
+def test_a_variant_is_one_of_the_views_of_a_scene():
+    assert NUM_VARIANTS % scenes.NUM_VIEWS == 0  # each view is drawn as often
+    one, other = (scenes.background("city", variant) for variant in (5, 5 + scenes.NUM_VIEWS))
+    assert np.array_equal(one, other)
 
 
 @pytest.mark.parametrize("name", sorted(GLYPHS))
@@ -61,7 +79,7 @@ def test_colours_come_back_from_oklab():
 @pytest.mark.parametrize("scene", [*SCENES, "blocks"])
 def test_a_scene_has_many_views_within_range(scene):
     views = [scenes.background(scene, variant) for variant in range(3)]
-    assert all(view.shape == (FLUENT_SIZE, FLUENT_SIZE, 3) and 0 <= view.min() <= view.max() <= 1 for view in views)
+    assert all(view.shape == (SIZE, SIZE, 3) and 0 <= view.min() <= view.max() <= 1 for view in views)
     assert (np.abs(views[0] - views[1]).max() > 0.05) == (scene != "studio")
 
 
@@ -82,7 +100,7 @@ def test_an_accessory_is_seen_and_belongs_to_the_mask(accessory):
     worn = dataclasses.replace(CAT, subject=Subject("cat", 12, accessory))
     changed = distance(Spec((CAT,), "studio"), Spec((worn,), "studio")) > 40
     assert changed.mean() > 0.02
-    (mask,) = shown(Spec((worn,), "studio")).masks
+    (mask,) = render(Spec((worn,), "studio")).masks
     assert pixels(mask)[changed].mean() > 150
 
 
@@ -94,15 +112,16 @@ def test_a_body_takes_its_colour_and_keeps_its_eyes():
     assert pixels(red)[ink][:, :3].max(-1).min() < 80  # eyes
 
 
-def test_masks_and_boxes_are_where_the_subjects_are():
-    spec = Spec(place([Subject("cat", 12), Subject("rocket", 5), Subject("owl", 9)], np.random.default_rng(4)), "snow")
-    rendered = shown(spec)
+@pytest.mark.parametrize("scene", sorted(SCENES))
+def test_masks_and_boxes_are_where_the_subjects_are(scene):
+    spec = Spec(place([Subject("cat", 12), Subject("rocket", 5), Subject("owl", 9)], np.random.default_rng(4)), scene)
+    rendered = render(spec)
     assert [box[0] for box in rendered.boxes] == sorted(box[0] for box in rendered.boxes)
     for mask, (left, top, right, bottom) in zip(rendered.masks, rendered.boxes, strict=True):
         rows, columns = np.nonzero(pixels(mask) > 40)
         assert (left, top, right, bottom) == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
     covered = np.max([pixels(mask) for mask in rendered.masks], axis=0)
-    changed = distance(spec, Spec((), "snow"))
+    changed = distance(spec, Spec((), scene))
     assert (changed[covered == 255] > 2).mean() > 0.95
     bare = crop(rendered, 1, 64, keep_background=False)
     assert (pixels(bare)[0, 0] == 255).all()
@@ -113,34 +132,33 @@ def test_a_body_in_the_colour_of_its_scene_does_not_stand_out():
     blue, orange = (
         dataclasses.replace(CAT, subject=Subject("whale", plain, None, name)) for name in ("blue", "orange")
     )
-    assert not stands_out(Spec((blue,), "ocean"), FLUENT_SIZE)
-    assert stands_out(Spec((orange,), "ocean"), FLUENT_SIZE)
-    assert stands_out(Spec((blue,), "ocean"), 64)  # the first world has a rim
+    assert not stands_out(Spec((blue,), "ocean"))
+    assert stands_out(Spec((orange,), "ocean"))
 
 
 @pytest.mark.parametrize(("kind", "num"), [("one", 1), ("two", 2), ("three", 3)])
 def test_numbered_kinds_show_and_name_that_many_subjects(kind, num):
     for index in range(12):
-        sample = samples.draw({kind: 1.0}, 5, index, FLUENT_SIZE)
+        sample = samples.draw({kind: 1.0}, 5, index, SIZE)
         nouns = [placed.subject.noun for placed in sample.truth.spec.subjects]
         assert len(nouns) == num
         assert all(noun in sample.caption for noun in nouns)
         assert len(sample.caption.split()) <= 28
-        assert stands_out(sample.truth.spec, FLUENT_SIZE)
+        assert stands_out(sample.truth.spec)
 
 
 def test_every_noun_renders():
     rng = np.random.default_rng(0)
     for noun in NOUNS:
         spec = draw_spec(rng, [noun], new=True, accessory=0.0)
-        (mask,) = shown(spec).masks
+        (mask,) = render(spec).masks
         assert 0.08 < (pixels(mask) > 128).mean() < 0.75
 
 
 @pytest.mark.parametrize("kind", ["captioned", "compositional", "edit", "caption"])
 def test_what_is_to_be_generated_stands_out_and_its_caption_is_read_whole(kind):
     for index in range(6):
-        sample = samples.draw({kind: 1.0}, 3, index, FLUENT_SIZE)
-        assert stands_out(sample.truth.spec, FLUENT_SIZE)
+        sample = samples.draw({kind: 1.0}, 3, index, SIZE)
+        assert stands_out(sample.truth.spec)
         assert len(sample.caption.split()) <= 28
-        assert all(image.size == (FLUENT_SIZE, FLUENT_SIZE) for image in sample.images)
+        assert all(image.size == (SIZE, SIZE) for image in sample.images)

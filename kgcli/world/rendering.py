@@ -1,20 +1,19 @@
-"""The pure function from a `Spec` to its 128 px image, and the contrast check of its subjects."""
+"""The pure function from a `Spec` to its image and ground truth, and the contrast check of its subjects."""
 
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageFilter
 
-from kgcli.world.fluent import oklab, scenes, styles, subjects
-from kgcli.world.fluent.bank import CELL
-from kgcli.world.fluent.oklab import Array
-from kgcli.world.fluent.scenes import SIZE
-
-if TYPE_CHECKING:
-    from kgcli.world.spec import Placed, Spec
+from kgcli.world import oklab, scenes, styles, subjects
+from kgcli.world.bank import CELL
+from kgcli.world.oklab import Array
+from kgcli.world.spec import Placed, Spec
+from kgcli.world.tables import SIZE
 
 MIN_CONTRAST = 0.12  # OKLab distance between a body and what is behind it
 _GROUND = 16  # cells across and down in which a background's colours are averaged
@@ -23,30 +22,49 @@ _INKED = 40  # of 255: less opaque pixels do not count for a subject's box
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 
 
-def render(spec: Spec) -> tuple[Image.Image, tuple[Image.Image, ...], tuple[Box, ...]]:
-    """Return the image, and for each subject a mask in [0, 255] and its box."""
-    image = scenes.background(spec.scene or "blocks", spec.variant)
-    if spec.style == "minecraft":  # large blocks for the scene, small ones for the subject, which has to stay itself
-        image = styles.in_blocks(image)
+@dataclass(frozen=True)
+class Rendered:
+    """An image with its ground truth: for each subject a mask in [0, 255] and its box."""
+
+    image: Image.Image
+    masks: tuple[Image.Image, ...]
+    boxes: tuple[Box, ...]
+
+
+def render(spec: Spec, size: int = SIZE) -> Rendered:
+    """Render `spec` at SIZE x SIZE pixels; for another `size` the image and its masks are resized."""
     layers = [_layer(placed) for placed in spec.subjects]
-    alphas = [np.asarray(layer.getchannel("A"), np.float32) / 255 for layer in layers]
-    for layer, alpha in zip(layers, alphas, strict=True):
-        image = image * _shade(layer, alpha)[..., None]
-    for layer, alpha in zip(layers, alphas, strict=True):
-        image = image + alpha[..., None] * (np.asarray(layer, np.float32)[..., :3] / 255 - image)
-    finished = _finished(image, spec.style)
-    masks = tuple(layer.getchannel("A") for layer in layers)
-    return finished, masks, tuple(_box(mask) for mask in masks)
+    image = _resized(_composed(spec, layers), size)
+    masks = tuple(_resized(layer.getchannel("A"), size) for layer in layers)
+    return Rendered(image, masks, tuple(_box(mask) for mask in masks))
 
 
 def stylize(image: Image.Image, style: str) -> Image.Image:
     """Return a finished render in `style`; "photo" changes nothing."""
-    return _finished(np.asarray(image.convert("RGB"), np.float32) / 255, style)
+    pixels = np.asarray(_resized(image.convert("RGB"), SIZE), np.float32) / 255
+    return _resized(_finished(pixels, style), image.width)
+
+
+def crop(rendered: Rendered, index: int, size: int, *, keep_background: bool) -> Image.Image:
+    """Return the square around one subject, with its background or on white, as a reference image."""
+    image = rendered.image
+    if not keep_background:
+        image = Image.composite(image, Image.new("RGB", image.size, "white"), rendered.masks[index])
+    left, top, right, bottom = rendered.boxes[index]
+    side = max(right - left, bottom - top) + 2
+    x, y = (left + right - side) // 2, (top + bottom - side) // 2
+    if keep_background:  # stay inside the image
+        side = min(side, image.width)
+        x, y = min(max(x, 0), image.width - side), min(max(y, 0), image.height - side)
+        return image.crop((x, y, x + side, y + side)).resize((size, size), Image.Resampling.BICUBIC)
+    square = Image.new("RGB", (side, side), "white")
+    square.paste(image, (-x, -y))
+    return square.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def stands_out(spec: Spec) -> bool:
     """Return True if every colour of every body differs enough from the background behind it."""
-    ground = _ground(spec.scene or "blocks", spec.variant % scenes.NUM_VARIANTS)
+    ground = _ground(spec.scene or "blocks", spec.variant % scenes.NUM_VIEWS)
     for placed in spec.subjects:
         rows, columns = (
             slice(max(0, int((at - placed.side / 2) * _GROUND)), int(np.ceil((at + placed.side / 2) * _GROUND)))
@@ -60,6 +78,23 @@ def stands_out(spec: Spec) -> bool:
                 if distance < MIN_CONTRAST:
                     return False
     return True
+
+
+def _composed(spec: Spec, layers: Sequence[Image.Image]) -> Image.Image:
+    """Return the scene with its subjects and their shadows, in the style: SIZE x SIZE pixels."""
+    image = scenes.background(spec.scene or "blocks", spec.variant)
+    if spec.style == "minecraft":  # large blocks for the scene, small ones for the subject, which has to stay itself
+        image = styles.in_blocks(image)
+    alphas = [np.asarray(layer.getchannel("A"), np.float32) / 255 for layer in layers]
+    for layer, alpha in zip(layers, alphas, strict=True):
+        image = image * _shade(layer, alpha)[..., None]
+    for layer, alpha in zip(layers, alphas, strict=True):
+        image = image + alpha[..., None] * (np.asarray(layer, np.float32)[..., :3] / 255 - image)
+    return _finished(image, spec.style)
+
+
+def _resized(image: Image.Image, size: int) -> Image.Image:
+    return image if image.width == size else image.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def _finished(image: Array, style: str) -> Image.Image:
@@ -102,5 +137,5 @@ def _box(mask: Image.Image) -> Box:
     inked = np.asarray(mask) > _INKED
     columns, rows = (np.flatnonzero(inked.any(axis)) for axis in (0, 1))
     if not len(columns):
-        return (0, 0, SIZE, SIZE)
+        return (0, 0, *mask.size)
     return (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)

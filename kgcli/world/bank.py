@@ -1,6 +1,6 @@
-"""The sprite bank of the 128 px world: Fluent Emoji 3D (Microsoft, MIT; see `NOTICE.txt` beside it) in one image.
+"""The sprite bank: Fluent Emoji 3D (Microsoft, MIT; see `NOTICE.txt` beside it) in one image.
 
-Rebuild it with `python -m kgcli.world.fluent.bank lobehub-fluent-emoji-3d-1.1.0.tgz`, the file that
+Rebuild it with `python -m kgcli.world.bank lobehub-fluent-emoji-3d-1.1.0.tgz`, the file that
 `npm pack @lobehub/fluent-emoji-3d@1.1.0` downloads; nothing else is needed.
 """
 
@@ -22,7 +22,7 @@ from kgcli.world.tables import GLYPHS
 PACKAGE_SHA256 = "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58"  # of the .tgz, version 1.1.0
 CELL = 128  # pixels, square, one sprite of the bank
 COLUMNS = 8
-BANK = Path(__file__).parents[2] / "nano" / "sprites128" / "bank.webp"
+BANK = Path(__file__).parents[1] / "nano" / "sprites" / "bank.webp"
 _INKED = 24  # of 255: less opaque pixels do not count for a sprite's box
 
 
