@@ -28,7 +28,7 @@ def load(model: str | ModelFolder | None = None, **options: Any) -> Model:
     Example:
         >>> model = load(device="cpu")
         >>> model.generate("a cat in the snow", seed=0, num_inference_steps=2)[0].size
-        (64, 64)
+        (128, 128)
     """
     from kgcli.weights.folder import ModelFolder
 
@@ -53,7 +53,7 @@ def generate(
         >>> model = load(device="cpu")
         >>> request = make_request(model.folder, "a cat", seed=1, sampling=SamplingConfig(num_inference_steps=2))
         >>> [image.size for _, image in generate(model, [request])]
-        [(64, 64)]
+        [(128, 128)]
     """
     from kgcli.inference.model import generate as run
 
@@ -69,7 +69,7 @@ def edit(
         >>> from kgcli.config import SamplingConfig
         >>> model = load(device="cpu")
         >>> edit(model, "nano/cat.png", "add a hat", seed=1, sampling=SamplingConfig(num_inference_steps=2)).size
-        (64, 64)
+        (128, 128)
     """
     from kgcli.inference.request import edit_prompt, make_request, random_seed
 

@@ -11,6 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 from scored_run import make_subject_run
 
 from kgcli.errors import MissingError, UsageError
+from kgcli.evaluation.benchmarks.nano_world import VERSION
 from kgcli.evaluation.report.compare import open_runs
 from kgcli.evaluation.report.page import build_page
 from kgcli.evaluation.report.page.thumbnails import Thumbnails
@@ -58,12 +59,13 @@ def test_scoring_makes_and_reads_no_folder_that_the_plan_names(kg, run, tmp_path
     monkeypatch.setattr("kgcli.evaluation.run.benchmark.score_run", lambda run, ready: looked_in.append(run.plan.data))
     for item in RunFolder.open(run).plan.items:
         Image.new("RGB", (8, 8)).save(run / item.path)
-    change(run / "plan.json", data=str(tmp_path / "chosen"))
+    protocol = {**RunFolder.open(run).plan.protocol, "version": VERSION}
+    change(run / "plan.json", data=str(tmp_path / "chosen"), protocol=protocol)
     RunFolder.open(run).write_manifest()
     score = ("eval", "dreambench", "--suite", "nano", "--only", "score", "-o", "run")
     assert kg(*score).code == 0
     assert kg(*score, "--data", "mine").code == 0
-    assert looked_in == [str(tmp_path / "cache/kgcli/nano-dreambench-1"), str(tmp_path / "mine")]
+    assert looked_in == [str(tmp_path / f"cache/kgcli/nano-dreambench-{VERSION}"), str(tmp_path / "mine")]
     assert not (tmp_path / "chosen").exists()
 
 

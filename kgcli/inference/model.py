@@ -110,7 +110,7 @@ class Model:
             >>> model = load(device="cpu")
             >>> images = model.generate("a cat in the snow", seed=0, num_images=2, steps=2)
             >>> [image.size for image in images]
-            [(64, 64), (64, 64)]
+            [(128, 128), (128, 128)]
         """
         slots = _several(image, settings, "images")
         adapters = read_adapters(

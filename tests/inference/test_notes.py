@@ -18,7 +18,7 @@ from kgcli.weights.folder import open_model
 from kgcli.weights.words import WORDS_NAME
 
 ROOT = Path(__file__).parents[2]
-DEFAULT = SamplingConfig(width=64, height=64)
+DEFAULT = SamplingConfig(width=128, height=128)
 
 
 def notes(text, sampling=DEFAULT):

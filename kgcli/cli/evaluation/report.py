@@ -74,10 +74,11 @@ def report(
 
 
 def _cached_inputs(scores: Scores) -> Path | None:
-    """Return the folder of a nano suite's input images, None for other suites."""
+    """Return the folder of a nano suite's input images, None for other suites and earlier versions."""
     from kgcli.evaluation.benchmarks.nano import COCO, DREAMBENCH
     from kgcli.evaluation.benchmarks.nano_data import cached_folder
+    from kgcli.evaluation.benchmarks.nano_world import VERSION
 
-    if scores.suite not in (COCO, DREAMBENCH):
+    if scores.suite not in (COCO, DREAMBENCH) or scores.protocol.get("version") != VERSION:
         return None
     return cached_folder(scores.suite)

@@ -92,7 +92,7 @@ def explain(
         >>> text = "<image:nano/cat.png> and <image:nano/dog.png> in the snow"
         >>> explanation = explain(model, make_request(model.folder, text, sampling=sampling), words=False)
         >>> [part.label for part in explanation.parts], explanation.maps_MYX.shape
-        (['cat.png', 'dog.png'], (2, 64, 64))
+        (['cat.png', 'dog.png'], (2, 128, 128))
     """
     from kgcli.inference.model import generate
 

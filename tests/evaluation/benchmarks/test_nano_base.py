@@ -16,7 +16,7 @@ def test_a_decoder_is_asked_for_one_and_for_two_subjects_by_their_words(kg, tmp_
     done = kg("eval", "nano", DECODER, "--num", "4", "--json", "--grid", "grid.png")
     assert done.code == 0, done.err
     report = json.loads(done.out)
-    assert report["protocol"] == PROTOCOL and "size" not in report and report["generation"]["width"] == 64
+    assert report["protocol"] == PROTOCOL and report["generation"]["width"] == 128
     rows = {(row["task"], row["measure"], row["painter"]): row for row in report["rows"]}
     assert {task for task, _, _ in rows} == {"text", "text_pair"}
     assert {column for _, _, column in rows} == {"base", "true", "vae", "other"}

@@ -367,7 +367,8 @@ def test_the_shipped_model_takes_both(tmp_path):
     nano = engine.load(device="cpu")
     decoder = nano.folder.decoder
     write_diffusers(tmp_path / "style.safetensors", lora_weights(Path(decoder), 1))
-    network = ControlNetModel.from_unet(nano.pipeline.decoder.unet, conditioning_embedding_out_channels=(4, 8, 16))
+    channels = (4, 8, 16, 32)  # for three halvings, as of the VAE
+    network = ControlNetModel.from_unet(nano.pipeline.decoder.unet, conditioning_embedding_out_channels=channels)
     scatter([*network.controlnet_down_blocks.parameters(), *network.controlnet_mid_block.parameters()], 3, size=0.1)
     scatter(network.controlnet_cond_embedding.parameters(), 4)
     network.save_pretrained(tmp_path / "canny")
@@ -378,5 +379,5 @@ def test_the_shipped_model_takes_both(tmp_path):
     images = [
         generate(nano, num_steps=2, **given) for given in ({}, *options.values(), options["lora"] | options["control"])
     ]
-    assert {image.shape for image in images} == {(64, 64, 3)}
+    assert {image.shape for image in images} == {(128, 128, 3)}
     assert len({image.tobytes() for image in images}) == 4
