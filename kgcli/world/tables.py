@@ -29,14 +29,8 @@ UNSEEN_NOUNS = {
 }  # fmt: skip
 NOUNS = {**SEEN_NOUNS, **BASE_ONLY_NOUNS, **UNSEEN_NOUNS}
 
-# Name -> (the glyph, width and height of its box, centre, all in units of the subject's box).
-ACCESSORIES = {
-    "hat": ("\U0001f3a9", 0.62, (0.5, -0.02)),
-    "crown": ("\U0001f451", 0.58, (0.5, 0.0)),
-    "sunglasses": ("\U0001f576", 0.66, (0.5, 0.42)),
-    "scarf": ("\U0001f9e3", 0.56, (0.5, 0.86)),
-}
-GLYPHS = {**NOUNS, **{name: glyph for name, (glyph, _, _) in ACCESSORIES.items()}}
+ACCESSORIES = {"hat": "\U0001f3a9", "crown": "\U0001f451", "sunglasses": "\U0001f576", "scarf": "\U0001f9e3"}
+GLYPHS = {**NOUNS, **ACCESSORIES}
 
 # Name -> centre in HSV, each in [0, 1]. A subject's colour is sampled around one of them, so a word does not fix it.
 COLOURS = {

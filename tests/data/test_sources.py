@@ -423,6 +423,6 @@ def test_the_example_data_are_fifty_samples_that_can_be_read():
     for row in range(50):
         sample = source.read(row)
         assert sample.fragments.count(None) == len(sample.images)
-        assert sample.render(64).image.size == (64, 64)
+        assert sample.render(recipe.image_size).image.size == (recipe.image_size,) * 2 == (128, 128)
     taken = Counter("photos" in source.sample(number).origin for number in range(3006))
     assert taken == {False: 2004, True: 1002}

@@ -61,7 +61,7 @@ class Case:
     def control(self, seed):
         """A ControlNet of this decoder whose output is not nothing, as if it were trained."""
         depth = int(np.log2(self.kosmos.decoder.pixels_per_latent)) + 1
-        network = ControlNetModel.from_unet(self.unet, conditioning_embedding_out_channels=(4, 8, 16)[:depth])
+        network = ControlNetModel.from_unet(self.unet, conditioning_embedding_out_channels=(4, 8, 16, 32)[:depth])
         awaken(
             network.controlnet_down_blocks, network.controlnet_mid_block, network.controlnet_cond_embedding, seed=seed
         )

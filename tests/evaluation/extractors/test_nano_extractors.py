@@ -154,7 +154,7 @@ def test_the_contrast_of_views_falls_when_features_are_right():
     stage, batch = run.stage, next(run.batches(None, 0))
     optimizer = torch.optim.Adam(stage.parameters(), lr=2e-3)
     losses = []
-    for _ in range(15):
+    for _ in range(40):
         loss = stage(batch, StepRandom(1, 0, batch.numbers))["contrast"]
         optimizer.zero_grad()
         loss.backward()
