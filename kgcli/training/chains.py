@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from kgcli.errors import MissingError
+from kgcli.errors import ConfigError, MissingError
+from kgcli.reading import read_yaml
 from kgcli.recipe import Recipe, load_recipe
 
 STEPS = "checkpoints/step_*"  # of a run folder: its checkpoints
@@ -56,11 +57,29 @@ def load_chain(name: str, overrides: list[str] | None = None) -> list[Link]:
 
     Raises:
         MissingError: no such chain.
-        ConfigError: an override fits no recipe.
+        ConfigError: an override fits no recipe, or a run was made at another image size.
     """
     if name not in CHAINS:
         raise MissingError(f"there is no chain of recipes {name!r}; the chains are {', '.join(CHAINS)}")
-    return [Link(recipe, load_recipe(recipe, overrides)) for recipe in CHAINS[name]]
+    links = [Link(recipe, load_recipe(recipe, overrides)) for recipe in CHAINS[name]]
+    for link in links:
+        check_size(link.recipe)
+    return links
+
+
+def check_size(recipe: Recipe) -> None:
+    """Check that a run in the recipe's folder has its image size: one of an earlier world has another.
+
+    Raises: ConfigError.
+    """
+    path = Path(recipe.output_dir) / "recipe.yaml"
+    made = read_yaml(path, error=ConfigError) if path.is_file() else None
+    size = made.get("image_size", recipe.image_size) if isinstance(made, dict) else recipe.image_size
+    if size != recipe.image_size:
+        raise ConfigError(
+            f"{recipe.output_dir} holds a run at {size} px, this recipe makes images of {recipe.image_size} px; move "
+            "the folder away"
+        )
 
 
 def describe_chain(links: list[Link]) -> str:

@@ -6,8 +6,8 @@ import pytest
 
 from kgcli.data.loader import Batches
 from kgcli.data.sources import open_source
-from kgcli.errors import MissingError
-from kgcli.recipe import load_recipe, maker_of
+from kgcli.errors import ConfigError, MissingError
+from kgcli.recipe import dump_recipe, load_recipe, maker_of
 from kgcli.training import chains
 from kgcli.training.chains import CHAINS, Link, describe_chain, load_chain
 from kgcli.training.stages import make_stage
@@ -64,6 +64,17 @@ def test_no_command_is_named_for_what_no_recipe_makes():
     assert maker_of("runs/of/my/own") is None
     with pytest.raises(MissingError, match="run the stage that makes it first"):
         find_start("model", "runs/of/my/own")
+
+
+def test_runs_of_an_earlier_world_are_not_taken_for_those_of_a_chain(kg, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert kg("train", "nano", "--list").code == 0
+    old = tmp_path / "runs/nano/clip"
+    (old / "final").mkdir(parents=True)
+    (old / "recipe.yaml").write_text(dump_recipe(load_recipe("nano/clip", ["image_size=64"])))
+    done = kg("train", "nano", "--list")
+    assert done.code == ConfigError.exit_code
+    assert "runs/nano/clip holds a run at 64 px, this recipe makes images of 128 px; move the folder away" in done.err
 
 
 def test_an_unknown_chain_names_those_there_are():

@@ -15,6 +15,7 @@ from pathlib import Path
 from kgcli.errors import ConfigError, MissingError
 from kgcli.files import recipes_folder
 from kgcli.recipe import Recipe, load_recipe
+from kgcli.training.chains import check_size
 
 RUNS = "runs"  # where shipped recipes write
 FINAL = "final"  # the result inside a run folder
@@ -49,7 +50,7 @@ def recipe_at(name: str, scale: str, runs: Path, seed: int = 0) -> Recipe:
 def pending(recipe: Recipe, scale: str, runs: Path) -> list[Recipe]:
     """Return the recipes that must still run for a recipe's result, itself included, in order.
 
-    Raises: MissingError for a folder that no shipped recipe makes.
+    Raises: MissingError for a folder that no shipped recipe makes, ConfigError for a run at another image size.
     """
     makers = {made.output_dir: made for made in (_place(one, runs) for one in _shipped(scale))}
     found: dict[str, Recipe] = {}
@@ -150,12 +151,15 @@ def _moved(folder: str, runs: Path) -> str:
 
 
 def _collect(recipe: Recipe, makers: dict[str, Recipe], found: dict[str, Recipe]) -> None:
+    check_size(recipe)
     if recipe.output_dir in found or result_of(recipe).is_dir():
         return
     for part, source in recipe.init_from.items():
+        maker = makers.get(str(Path(source).parent))
+        if maker is not None:
+            check_size(maker)
         if Path(source).is_dir():
             continue
-        maker = makers.get(str(Path(source).parent))
         if maker is None:
             raise MissingError(f"{recipe.output_dir} starts from {part} in {source}, which no shipped recipe makes")
         _collect(maker, makers, found)

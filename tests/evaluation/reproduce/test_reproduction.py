@@ -76,6 +76,14 @@ def test_what_is_there_is_not_trained_again(tmp_path):
     assert trainings(options) == []
 
 
+def test_what_was_trained_on_an_earlier_world_is_not_taken(tmp_path):
+    options = Reproduction(table=TABLE_2, out=tmp_path / "out", runs=tmp_path, rows=("aligner-12",))
+    first, *_ = trainings(options)
+    finish(first.model_copy(update={"image_size": 64}))
+    with pytest.raises(ConfigError, match=f"{first.output_dir} holds a run at 64 px"):
+        trainings(options)
+
+
 def test_seeds_train_runs_of_their_own_on_one_base(tmp_path):
     one = Reproduction(table=TABLE_2, out=tmp_path / "out", runs=tmp_path)
     two = dataclasses.replace(one, num_seeds=2)
