@@ -220,13 +220,46 @@ def command_of(stage: str) -> str:
 
 def maker_of(folder: str) -> str | None:
     """Return the command of the shipped recipe that exports a folder, such as runs/nano/align/final."""
+    path = _maker_of(folder)
+    if path is None:
+        return None
+    stage = read_yaml(path, error=ConfigError).get("stage")
+    return f"kg {command_of(str(stage))} {path.relative_to(recipes_folder()).with_suffix('').as_posix()}"
+
+
+def _maker_of(folder: str) -> Path | None:
     for path in sorted(recipes_folder().rglob("*.yaml")):
-        values = read_yaml(path, error=ConfigError)
-        result = Path(str(values.get("output_dir"))) / RESULT
+        result = Path(str(read_yaml(path, error=ConfigError).get("output_dir"))) / RESULT
         if Path(folder).is_relative_to(result):
-            name = path.relative_to(recipes_folder()).with_suffix("").as_posix()
-            return f"kg {command_of(str(values.get('stage')))} {name}"
+            return path
     return None
+
+
+def check_start_size(folder: str, image_size: int) -> None:
+    """Check that a result to start from, where a shipped recipe names its folder, is not of another image size than
+    that recipe has: one of an earlier nano world is. It may have the size of the run that starts, `image_size`.
+
+    Raises: ConfigError.
+    """
+    runs = [run for run in Path(folder).parents if Path(folder).is_relative_to(run / RESULT)]
+    size = run_size(runs[0]) if runs else None
+    if size in (None, image_size) or (path := _maker_of(folder)) is None:
+        return
+    expected = load_recipe(str(path)).image_size
+    if size != expected:
+        raise ConfigError(
+            f"{folder} is of a run at {size} px, its recipe makes images of {expected} px; move the folder away"
+        )
+
+
+def run_size(run: Path) -> int | None:
+    """Return the image size of the run in a folder, pixels; None if there is none.
+
+    Raises: ConfigError for a recipe that is not YAML.
+    """
+    path = run / "recipe.yaml"
+    made = read_yaml(path, error=ConfigError) if path.is_file() else None
+    return made.get("image_size") if isinstance(made, dict) else None
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from kgcli.errors import ConfigError, MissingError
-from kgcli.reading import read_yaml
-from kgcli.recipe import Recipe, load_recipe
+from kgcli.errors import Checks, ConfigError, MissingError
+from kgcli.recipe import Recipe, load_recipe, run_size
 
 STEPS = "checkpoints/step_*"  # of a run folder: its checkpoints
 # Chain -> its recipes. The parts of the generator come first, then its evaluation, then adapters.
@@ -57,13 +56,14 @@ def load_chain(name: str, overrides: list[str] | None = None) -> list[Link]:
 
     Raises:
         MissingError: no such chain.
-        ConfigError: an override fits no recipe, or a run was made at another image size.
+        ConfigError: an override fits no recipe, or a run was made at another image size; several: SeveralErrors.
     """
     if name not in CHAINS:
         raise MissingError(f"there is no chain of recipes {name!r}; the chains are {', '.join(CHAINS)}")
     links = [Link(recipe, load_recipe(recipe, overrides)) for recipe in CHAINS[name]]
-    for link in links:
-        check_size(link.recipe)
+    with Checks() as check:
+        for link in links:
+            check(check_size, link.recipe)
     return links
 
 
@@ -72,10 +72,8 @@ def check_size(recipe: Recipe) -> None:
 
     Raises: ConfigError.
     """
-    path = Path(recipe.output_dir) / "recipe.yaml"
-    made = read_yaml(path, error=ConfigError) if path.is_file() else None
-    size = made.get("image_size", recipe.image_size) if isinstance(made, dict) else recipe.image_size
-    if size != recipe.image_size:
+    size = run_size(Path(recipe.output_dir))
+    if size not in (None, recipe.image_size):
         raise ConfigError(
             f"{recipe.output_dir} holds a run at {size} px, this recipe makes images of {recipe.image_size} px; move "
             "the folder away"
