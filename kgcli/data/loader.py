@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from kgcli.data.batch import Batch, Collator
@@ -66,6 +67,39 @@ class Batches(Dataset[Batch]):
             faults.clear()
             batch = self._fitting_batch(indices, rows, faults)
         return dataclasses.replace(batch, numbers=tuple(indices), faults=tuple(faults))
+
+    def indices(self, step: int) -> list[int]:
+        """Return the sample numbers that this process takes in a step."""
+        if self.bucket == 1:
+            return list(self._numbers(step, 1))[self.rank :: self.num_ranks]
+        first = step - step % self.bucket
+        if self._dealt[0] != first:
+            self._dealt = (first, self._deal(first))
+        return self._dealt[1][step - first]
+
+    def _numbers(self, first: int, num_steps: int) -> range:
+        return range(first * self.batch_size, (first + num_steps) * self.batch_size)
+
+    def _deal(self, first: int) -> list[list[int]]:
+        """Sort the samples of a bucket by kind and length, cut them into steps, shuffle these; return this process's
+        part.
+        """
+        lengths, samples = {}, {}
+        for index in self._numbers(first, self.bucket):
+            fragments = self.source.fragments(index)
+            if fragments is None:
+                try:
+                    samples[index] = self.source.sample(index)
+                    fragments = samples[index].fragments
+                except PassingError:
+                    fragments = ()  # for its step to try again
+            lengths[index] = self.collator.length(fragments)
+        ordered = sorted(lengths, key=lambda index: (self._kind(index), lengths[index]))
+        order = np.random.default_rng([7, self.seed, first]).permutation(self.bucket)
+        steps = [ordered[place * self.batch_size : (place + 1) * self.batch_size] for place in order]
+        own = [step[self.rank :: self.num_ranks] for step in steps]
+        self._ahead = {index: samples[index] for step in own for index in step if index in samples}
+        return own
 
     def _read(self, indices: list[int], faults: list[Fault]) -> Iterator[Sample]:
         """Yield the samples of numbers, one at a time: decoded images take much more memory than a batch of them."""
