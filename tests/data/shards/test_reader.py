@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import threading
+import weakref
 from collections import Counter
 from contextlib import contextmanager
 from functools import partial
@@ -99,6 +100,22 @@ def test_a_run_resumes_at_any_step_bit_for_bit(shards):
     for first in np.random.default_rng(0).integers(0, 20, 6):
         rest = stream(shard_source(shards, window=2), int(first), 20, workers=int(first) % 2)
         assert all((one.targets == other.targets).all() for one, other in zip(rest, through[first:], strict=True))
+
+
+def test_decoded_samples_do_not_wait_for_their_batch(shards):
+    source, made, most = shard_source(shards), [], 0
+    read = source.sample
+
+    def counted(number):
+        nonlocal most
+        most = max(most, sum(one() is not None for one in made))
+        found = read(number)
+        made.append(weakref.ref(found))
+        return found
+
+    source.sample = counted
+    assert len(Batches(source, collator(), batch_size=16)[0].targets) == 16
+    assert len(made) == 16 and most <= 1
 
 
 def test_sources_have_their_exact_fractions(shards, tmp_path):
