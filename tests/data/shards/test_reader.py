@@ -619,12 +619,13 @@ def test_what_stands_for_a_row_of_a_busy_server_is_cached_as_its_own_alone(shard
     with served(shards, busy=busy) as url:
         source = skipping(url)
         part = source.parts()[3]
-        before = [pixels for pixels, _ in PoolImages(source, part, 8, 1)]
+        images = PoolImages(source, part, 8, 1)
+        before = [images[place][0] for place in range(part.num_rows)]
         collate = Collator(frozenset({"targets", "moments"}), image_size=8, vision_size=8, pool=Rows())
         batches = Batches(source, collate, batch_size=19)
         whole = batches[0]
         busy.add("00003.tar")
-        found = PoolImages(source, part, 8, 1)[0]
+        found = images[0]
         assert isinstance(found, PassingError) and "the server answers 503" in str(found)
         batch = batches[0]
         assert len(batch.faults) == part.num_rows and all("503" in fault.reason for fault in batch.faults)
@@ -634,7 +635,7 @@ def test_what_stands_for_a_row_of_a_busy_server_is_cached_as_its_own_alone(shard
         )
         assert set(batch.moments.tolist()) <= set(range(part.first))
         busy.clear()
-        assert all(map(torch.equal, before, [pixels for pixels, _ in PoolImages(source, part, 8, 1)]))
+        assert all(torch.equal(images[place][0], one) for place, one in enumerate(before))
         assert torch.equal(batches[0].targets, whole.targets) and not batches[0].faults
 
 
