@@ -104,9 +104,9 @@ def save_kosmosg(
     write_whole(folder / CONFIG_NAME, model.cfg.model_dump_json(indent=2) + "\n")
 
 
-def has_aligner(folder: Path) -> bool:
-    """Tell whether a model folder has an AlignerNet; a stage 1 model does not. Raises: MissingError."""
-    return any(name.startswith(ALIGNER) for name in stored_names(folder / WEIGHTS_NAME))
+def has_aligner(folder: Path, part: str = ALIGNER) -> bool:
+    """Tell whether a model folder has an AlignerNet, or a part of it. Raises: MissingError."""
+    return any(name.startswith(part) for name in stored_names(folder / WEIGHTS_NAME))
 
 
 def load_tower(folder: Path, cfg: VisionConfig, *, device: str = "cpu") -> dict[str, Tensor]:

@@ -32,7 +32,7 @@ from kgcli.recipe import LoraConfig, explain
 from kgcli.training.stages.start import find_start
 from kgcli.weights.config import read_model_config
 from kgcli.weights.decoder import load_decoder
-from kgcli.weights.load import has_aligner, load_kosmosg, load_tower
+from kgcli.weights.load import ALIGNER_DECODER, has_aligner, load_kosmosg, load_tower
 from kgcli.weights.safetensors import assign_weights
 
 _log = logging.getLogger(__name__)
@@ -90,16 +90,25 @@ class Setup:
     def load_model(self, *, with_aligner_decoder: bool = False, aligner: AlignerConfig | None = None) -> KosmosG:
         """Load the model that the stage starts from, with `aligner` in place of its own AlignerNet.
 
-        The alignment stage, which alone has the aligner's decoder, makes an AlignerNet where the model has none.
+        Stages before instruct, which alone have the aligner's decoder, make what the model has not of an AlignerNet.
 
         Raises: ConfigError, MissingError, IncompatibleError.
         """
         folder = self.source("model")
         fresh: tuple[str, ...] = ()
-        if with_aligner_decoder and not has_aligner(folder):
-            _log.warning("%s has no AlignerNet, as any result of stage 1: initialising it randomly", folder)
-            fresh = (ALIGNER,)
+        if with_aligner_decoder:
+            fresh = self._absent(folder, renewed=aligner is not None)
         return self.load_folder(folder, with_aligner_decoder=with_aligner_decoder, fresh=fresh, aligner=aligner)
+
+    def _absent(self, folder: Path, renewed: bool) -> tuple[str, ...]:
+        """Return the prefix of what a model has not of an AlignerNet, unless that is `renewed` anyway."""
+        if not has_aligner(folder):
+            _log.warning("%s has no AlignerNet, as any result of stage 1: initialising it randomly", folder)
+            return (ALIGNER,)
+        if not renewed and self.model_config().aligner.kind == "full" and not has_aligner(folder, ALIGNER_DECODER):
+            _log.warning("AlignerNet of %s has no way back, as after stage 3: initialising that randomly", folder)
+            return (ALIGNER_DECODER,)
+        return ()
 
     def load_folder(self, folder: Path, **options: Any) -> KosmosG:
         """Load a model folder with the options of `load_kosmosg`."""

@@ -27,6 +27,7 @@ from kgcli.weights.load import save_kosmosg
 DROP_CONDITION = 0.1  # fraction of rows whose conditioning becomes the null one. Source: the published instruct stage
 TOKENIZER = "tokenizer"  # folders inside a model folder
 DECODER = "decoder"
+SETTINGS = ("generation", "max_images", "max_subjects")  # of a model's configuration: no weight depends on them
 
 
 class EncoderOptions(Strict):
@@ -113,6 +114,9 @@ class PretrainStage(KosmosGStage):
     """Stage 1: next-token prediction over text, caption pairs and interleaved documents.
 
     Only text is predicted; image slots and their brackets never are. Source: KOSMOS-G (arXiv:2310.02992), section 2.1.
+
+    With `init_from.model`, a model folder, it continues from that model: sizes, tokenizer and vision tower are the
+    folder's; the recipe's `model` may give other generation settings, and limits of images and subjects.
     """
 
     needs = frozenset({"tokens", "images"})
@@ -123,14 +127,38 @@ class PretrainStage(KosmosGStage):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.tokenizer = setup.load_tokenizer(self.tokenizer_folder)
-        sizes = setup.model.mllm.model_copy(update={"vocab_size": self.tokenizer.vocab_size})
-        cfg = setup.model.model_copy(update={"mllm": sizes, "special_ids": self.tokenizer.special_ids})
-        self.model = KosmosG(ModelConfig.model_validate(cfg.model_dump()), with_aligner_decoder=True)
-        setup.load_tower(self.model.vision)
+        self.model = self._continued() if "model" in setup.init_from else self._fresh()
         self.trains = self.trained_encoder(self.options.vision_blocks)
 
+    def _fresh(self) -> KosmosG:
+        """Return a new model of the recipe's sizes around the vision tower of a CLIP."""
+        given = self.setup.model
+        sizes = given.mllm.model_copy(update={"vocab_size": self.tokenizer.vocab_size})
+        cfg = given.model_copy(update={"mllm": sizes, "special_ids": self.tokenizer.special_ids})
+        model = KosmosG(ModelConfig.model_validate(cfg.model_dump()), with_aligner_decoder=True)
+        self.setup.load_tower(model.vision)
+        return model
+
+    def _continued(self) -> KosmosG:
+        """Return the model of `init_from.model` with the recipe's settings of generation and limits.
+
+        Raises: ConfigError where the recipe's sizes are not the model's.
+        """
+        for part in ("clip", "tokenizer"):
+            if part in self.setup.init_from:
+                raise ConfigError(f"init_from has model and {part}: a model has both a vision tower and a tokenizer")
+        model, given = self.setup.load_model(with_aligner_decoder=True), self.setup.model
+        for part in ("vision", "resampler", "mllm", "aligner"):
+            _check_same_sizes(part, getattr(given, part), getattr(model.cfg, part))
+        settings = {name: getattr(given, name) for name in SETTINGS if name in given.model_fields_set}
+        model.cfg = model.cfg.model_copy(update=settings)
+        return model
+
     def tokenizer_folder(self) -> Path:
-        """Return the folder of the SentencePiece model: `init_from.tokenizer`, or beside the CLIP of `kg base clip`."""
+        """Return the folder of the SentencePiece model: that of the model, `init_from.tokenizer`, or beside the CLIP
+        of `kg base clip`."""
+        if "model" in self.setup.init_from:
+            return self.setup.source("model") / TOKENIZER
         if "tokenizer" in self.setup.init_from:
             return self.setup.source("tokenizer")
         folder = self.setup.source("clip") / "sentencepiece"
@@ -295,3 +323,10 @@ class InstructStage(KosmosGStage):
         if batch.hidden is not None:
             return self.model.aligner.encode(batch.hidden[:, : batch.tokens.shape[1]], batch.token_mask)
         return self.model.encode(batch.tokens, batch.token_mask, batch.image_mask, batch.images)
+
+
+def _check_same_sizes(part: str, given: Strict, found: Strict) -> None:
+    """Check the sizes that a recipe gives against a model's. Raises: ConfigError."""
+    for name in given.model_fields_set - {"vocab_size"}:
+        if (wanted := getattr(given, name)) != (has := getattr(found, name)):
+            raise ConfigError(f"model.{part}.{name} is {wanted}, that of init_from.model {has}: it keeps its sizes")
