@@ -171,7 +171,7 @@ class Recipe(Strict):
     validation: ValidationConfig = ValidationConfig()
     trackers: tuple[Literal["wandb", "trackio"], ...] = ()  # beside metrics.jsonl and TensorBoard
     max_skipped: int = Field(default=10, ge=1)  # steps in a row with NaN or infinity, skipped, before the run ends
-    image_size: int = Field(default=128, ge=8, le=2048)  # pixels of targets, and of the images in world samples
+    image_size: int = Field(default=64, ge=8, le=2048)  # pixels of targets, and of the images in world samples
     model: ModelConfig = ModelConfig()
     parts: dict[str, dict[str, Any]] = {}  # library configurations of the parts a base stage builds
     options: dict[str, float] = {}  # the stage's own options, described in its docstring
@@ -220,12 +220,18 @@ def command_of(stage: str) -> str:
 
 def maker_of(folder: str) -> str | None:
     """Return the command of the shipped recipe that exports a folder, such as runs/nano/align/final."""
+    if (path := find_maker(folder)) is None:
+        return None
+    stage = read_yaml(path, error=ConfigError).get("stage")
+    return f"kg {command_of(str(stage))} {path.relative_to(recipes_folder()).with_suffix('').as_posix()}"
+
+
+def find_maker(folder: str) -> Path | None:
+    """Return the file of the shipped recipe that exports a folder."""
     for path in sorted(recipes_folder().rglob("*.yaml")):
-        values = read_yaml(path, error=ConfigError)
-        result = Path(str(values.get("output_dir"))) / RESULT
+        result = Path(str(read_yaml(path, error=ConfigError).get("output_dir"))) / RESULT
         if Path(folder).is_relative_to(result):
-            name = path.relative_to(recipes_folder()).with_suffix("").as_posix()
-            return f"kg {command_of(str(values.get('stage')))} {name}"
+            return path
     return None
 
 

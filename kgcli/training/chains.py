@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from kgcli.errors import ConfigError, MissingError
+from kgcli.errors import Checks, ConfigError, MissingError
 from kgcli.reading import read_yaml
-from kgcli.recipe import Recipe, load_recipe
+from kgcli.recipe import RESULT, Recipe, find_maker, load_recipe
 
 STEPS = "checkpoints/step_*"  # of a run folder: its checkpoints
 # Chain -> its recipes. The parts of the generator come first, then its evaluation, then adapters.
@@ -57,13 +57,14 @@ def load_chain(name: str, overrides: list[str] | None = None) -> list[Link]:
 
     Raises:
         MissingError: no such chain.
-        ConfigError: an override fits no recipe, or a run was made at another image size.
+        ConfigError: an override fits no recipe, or a run was made at another image size; several: SeveralErrors.
     """
     if name not in CHAINS:
         raise MissingError(f"there is no chain of recipes {name!r}; the chains are {', '.join(CHAINS)}")
     links = [Link(recipe, load_recipe(recipe, overrides)) for recipe in CHAINS[name]]
-    for link in links:
-        check_size(link.recipe)
+    with Checks() as check:
+        for link in links:
+            check(check_size, link.recipe)
     return links
 
 
@@ -72,13 +73,33 @@ def check_size(recipe: Recipe) -> None:
 
     Raises: ConfigError.
     """
-    path = Path(recipe.output_dir) / "recipe.yaml"
+    run = Path(recipe.output_dir)
+    _refuse(run, _size_of(run), recipe.image_size)
+
+
+def check_start(folder: str, image_size: int) -> None:
+    """Check that a folder to start from, which a shipped recipe exports, is not of a run at another image size than
+    that recipe has: one of an earlier world is. The run that starts may have changed both, to its own `image_size`.
+
+    Raises: ConfigError.
+    """
+    run = next((run for run in Path(folder).parents if Path(folder).is_relative_to(run / RESULT)), None)
+    size = None if run is None else _size_of(run)
+    if run is not None and size not in (None, image_size) and (maker := find_maker(folder)) is not None:
+        _refuse(run, size, load_recipe(str(maker)).image_size)
+
+
+def _size_of(run: Path) -> int | None:
+    """Return the image size of the run in a folder, pixels; None if there is none. Raises: ConfigError."""
+    path = run / "recipe.yaml"
     made = read_yaml(path, error=ConfigError) if path.is_file() else None
-    size = made.get("image_size", recipe.image_size) if isinstance(made, dict) else recipe.image_size
-    if size != recipe.image_size:
+    return made.get("image_size") if isinstance(made, dict) else None
+
+
+def _refuse(run: Path, size: int | None, expected: int) -> None:
+    if size not in (None, expected):
         raise ConfigError(
-            f"{recipe.output_dir} holds a run at {size} px, this recipe makes images of {recipe.image_size} px; move "
-            "the folder away"
+            f"{run} holds a run at {size} px, its recipe makes images of {expected} px; move the folder away"
         )
 
 

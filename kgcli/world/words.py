@@ -47,10 +47,9 @@ def main() -> None:
     """Write the list into a model folder."""
     parser = argparse.ArgumentParser(description="Write the words.json of a model of the nano world.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--size", type=int, default=SIZE, help="side of the model's images, pixels")
     parser.add_argument("--subjects", type=int, default=2, help="most subjects in one image")
     args = parser.parse_args()
-    text = json.dumps(known_words(args.size, args.subjects), indent=1, ensure_ascii=False)
+    text = json.dumps(known_words(SIZE, args.subjects), indent=1, ensure_ascii=False)
     (args.folder / "words.json").write_text(text + "\n", "utf-8")
 
 

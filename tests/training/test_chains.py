@@ -74,7 +74,7 @@ def test_runs_of_an_earlier_world_are_not_taken_for_those_of_a_chain(kg, tmp_pat
     (old / "recipe.yaml").write_text(dump_recipe(load_recipe("nano/clip", ["image_size=64"])))
     done = kg("train", "nano", "--list")
     assert done.code == ConfigError.exit_code
-    assert "runs/nano/clip holds a run at 64 px, this recipe makes images of 128 px; move the folder away" in done.err
+    assert "runs/nano/clip holds a run at 64 px, its recipe makes images of 128 px; move the folder away" in done.err
 
 
 def test_an_unknown_chain_names_those_there_are():

@@ -92,6 +92,13 @@ def _open_model(model: str | None, decoder: str | None = None) -> ModelFolder:
     return folder
 
 
+def _check_given_decoder(folder: ModelFolder) -> None:
+    """Check that the decoder given makes images of the world's size. Raises: MissingError, IncompatibleError."""
+    from kgcli.evaluation.benchmarks.nano_world import check_given_decoder
+
+    check_given_decoder(folder)
+
+
 def _check_base(folder: Path, model: str | None, before: str | None) -> None:
     """Check that a diffusers folder is there and is all that is to be evaluated.
 
@@ -133,6 +140,8 @@ def adapters(
     with Checks() as check:
         check(_check_grid, grid)
         folder = check(_open_model, model, decoder)
+        if folder is not None and decoder is not None:
+            check(_check_given_decoder, folder)
     assert folder is not None
     from kgcli import engine  # torch loads here, after all checks
 

@@ -14,7 +14,8 @@ from kgcli.config import SamplingConfig
 from kgcli.errors import IncompatibleError, KgError, MissingError
 from kgcli.evaluation.baselines.base import MethodOptions
 from kgcli.reading import read_json
-from kgcli.weights.folder import ModelFolder, check_diffusers_part, open_model
+from kgcli.weights.folder import RENAMED_REPOSITORIES, ModelFolder, check_diffusers_part, open_model
+from kgcli.weights.hub import is_hub_id, snapshot
 from kgcli.weights.shipped import EVALUATORS, RECOGNISERS
 from kgcli.world.tables import SIZE
 from kgcli.world.view import check_world, how_to_train
@@ -22,6 +23,7 @@ from kgcli.world.view import check_world, how_to_train
 VERSION = 2  # of the suites' data and prompts: raised whenever a change makes scores incomparable
 JUDGES = "judges"  # folder of the recognisers, in a folder of weights for scoring
 EXTRACTORS = ("eval_clip", "eval_dino")  # stages that train the extractors, and their folders
+_SIZED = ("unet", "vae")  # parts of a decoder whose configurations tell the size of its images
 # Sampling settings of nano models.
 SAMPLING = SamplingConfig(num_inference_steps=25, guidance_scale=2.5, scheduler="ddim", width=SIZE, height=SIZE)
 
@@ -58,22 +60,40 @@ def find_weights(folder: Path | None = None) -> NanoWeights:
 
 def check_model(folder: ModelFolder) -> None:
     """Check that a model makes images of the world's size. Raises: IncompatibleError."""
-    _check_size(folder.cfg.generation.size[0], folder.name)
+    _check_size(folder.cfg.generation.size, folder.name)
 
 
-def check_decoder(folder: Path) -> None:
-    """Check that a diffusers folder was trained for the world's size, where its configurations tell.
+def check_decoder(decoder: str | Path, *, offline: bool = False) -> None:
+    """Check that a diffusers folder, or one on the Hub, was trained for the world's size, where its configurations
+    tell. Of the Hub's, only those are fetched.
 
     Raises: MissingError, IncompatibleError.
     """
-    latents = check_diffusers_part(folder, "unet").get("sample_size")
-    blocks = check_diffusers_part(folder, "vae").get("block_out_channels")
-    if isinstance(latents, int) and isinstance(blocks, list):
-        _check_size(latents * 2 ** (len(blocks) - 1), str(folder))
+    folder = Path(decoder).expanduser()
+    if folder.is_dir() or not is_hub_id(str(decoder)):
+        configs = [check_diffusers_part(folder, part) for part in _SIZED]
+    else:
+        repository = RENAMED_REPOSITORIES.get(str(decoder), str(decoder))
+        folder = snapshot(repository, files=[f"{part}/config.json" for part in _SIZED], offline=offline)
+        configs = [read_json(folder / part / "config.json") for part in _SIZED]
+    _check_configs(*configs, str(decoder))
+
+
+def check_given_decoder(folder: ModelFolder) -> None:
+    """Check that the decoder given with a model was trained for the world's size, as `check_decoder` does; of a single
+    file, the configurations that it is loaded with tell.
+
+    Raises: MissingError, IncompatibleError.
+    """
+    if folder.decoder_sizes is None:
+        check_decoder(folder.decoder)
+    else:
+        configs = [read_json(folder.decoder_sizes / part / "config.json") for part in _SIZED]
+        _check_configs(*configs, folder.decoder)
 
 
 def check_method(options: MethodOptions) -> None:
-    """Check that the decoder of a method, or else its model, makes images of the world's size.
+    """Check that the decoder and the model given to a method, or else its own model, make images of the world's size.
 
     Folders that cannot be read are left to the method's own checks.
 
@@ -81,8 +101,8 @@ def check_method(options: MethodOptions) -> None:
     """
     try:
         if options.decoder is not None:
-            check_decoder(Path(options.decoder).expanduser())
-        else:
+            check_decoder(options.decoder, offline=options.offline)
+        if options.decoder is None or options.model is not None:
             check_model(open_model(options.model, offline=options.offline, with_decoder=False))
     except IncompatibleError:
         raise
@@ -95,13 +115,25 @@ def check_version(protocol: Mapping[str, Any], place: Path) -> None:
     made = protocol.get("version")
     if made != VERSION:
         raise IncompatibleError(
-            f"{place} is a run of version {made} of the nano suites, whose images were of another world; this is "
-            f"version {VERSION}: generate again into another folder"
+            f"{place} was made by version {made} of the nano suites; this is version {VERSION}: generate again into "
+            "another folder"
         )
 
 
-def _check_size(pixels: int, name: str) -> None:
-    if pixels != SIZE:
+def _check_configs(unet: Any, vae: Any, name: str) -> None:
+    """Check the size that the configurations of a decoder's U-Net and VAE tell; others than dicts tell none."""
+    if not isinstance(unet, dict) or not isinstance(vae, dict):
+        return
+    latents, blocks = unet.get("sample_size"), vae.get("block_out_channels")
+    if isinstance(latents, int) and isinstance(blocks, list):
+        side = latents * 2 ** (len(blocks) - 1)
+        _check_size((side, side), name)
+
+
+def _check_size(size: tuple[int, int], name: str) -> None:
+    width, height = size
+    if size != (SIZE, SIZE):
+        pixels = f"{width}" if width == height else f"{width} x {height}"
         raise IncompatibleError(
             f"{name} makes images of {pixels} px; the nano world has images of {SIZE} px and measures only models "
             "that make those"

@@ -16,7 +16,7 @@ from kgcli.model.diffusion import Diffusion
 from kgcli.model.kosmosg import KosmosG
 from kgcli.model.vision import VisionTower
 from kgcli.training.stages.base import Setup, Stage
-from kgcli.training.stages.start import NotFetchedError, find_start
+from kgcli.training.stages.start import NotFetchedError
 from kgcli.weights.decoder import shape_decoder
 from kgcli.weights.load import load_kosmosg, load_tower
 from kgcli.weights.meta import on_meta
@@ -50,7 +50,7 @@ class ShapeSetup(Setup):
     def source(self, part: str) -> Path:
         if part in self.init_from and part not in self.found:
             try:
-                self.found[part] = find_start(part, self.init_from[part], fetch=False)
+                self.found[part] = self.find(part, fetch=False)
             except NotFetchedError as error:
                 self.to_fetch[part] = str(error)
                 raise

@@ -29,6 +29,7 @@ from kgcli.model.kosmosg import KosmosG
 from kgcli.model.randomness import StepRandom
 from kgcli.model.vision import VisionTower
 from kgcli.recipe import LoraConfig, explain
+from kgcli.training.chains import check_start
 from kgcli.training.stages.start import find_start
 from kgcli.weights.config import read_model_config
 from kgcli.weights.decoder import load_decoder
@@ -80,8 +81,17 @@ class Setup:
         if part not in self.init_from:
             raise ConfigError(f"stage {self.stage} needs init_from.{part}: the folder its {part} starts from")
         if part not in self.found:
-            self.found[part] = find_start(part, self.init_from[part])
+            self.found[part] = self.find(part)
         return self.found[part]
+
+    def find(self, part: str, *, fetch: bool = True) -> Path:
+        """Return the folder of a part that the recipe names, as `find_start` does.
+
+        Raises: MissingError; ConfigError where it is of a run at another image size than its recipe has.
+        """
+        folder = find_start(part, self.init_from[part], fetch=fetch)
+        check_start(self.init_from[part], self.image_size)
+        return folder
 
     def model_config(self) -> ModelConfig:
         """Return the configuration of the model that the stage starts from. Raises: ConfigError, MissingError."""
