@@ -38,7 +38,7 @@ WORLD = [
     "filters=[{use: duplicates}]",
     "captioner={use: world}",
     "extractor={use: world}",
-    "segmenter={use: world}",
+    f"segmenter={{use: world, size: {SIZE}}}",
     f"size={SIZE}",
     "format=png",
 ]
