@@ -43,6 +43,10 @@ class MissingError(KgError):
     exit_code = 3
 
 
+class PassingError(MissingError):
+    """A file cannot be reached now: a fault of its server or network, which may pass."""
+
+
 class ImageError(MissingError):
     """An image is missing or cannot be used."""
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -21,6 +23,7 @@ from kgcli.data.images import (
     to_square,
     to_uint8,
     to_vision_square,
+    write_pixels,
 )
 from kgcli.data.pool import Pool
 from kgcli.data.prompt import Sequence, encode, pad_sequences
@@ -118,6 +121,18 @@ def sample_fields(needs: frozenset[str]) -> frozenset[str]:
 
 
 @dataclass
+class _Taken:
+    """What a batch holds of its samples."""
+
+    targets_B3SS: NDArray[np.uint8]
+    sequences: list[Sequence] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
+    images: list[NDArray[np.uint8]] = field(default_factory=list)  # (3, S, S) each, in reading order
+    num_images: list[int] = field(default_factory=list)
+    digests: list[int] = field(default_factory=list)  # of the images of a sample, for cached hidden states
+
+
+@dataclass
 class Collator:
     """Collates samples to a `Batch`, with the tokenizers and sizes of the model."""
 
@@ -134,32 +149,55 @@ class Collator:
     eos: bool = False  # end sequences in </s>, for language modelling
     uint8: bool = False  # leave the normalisation of images and targets to the device: a quarter of the bytes
 
-    def __call__(self, samples: list[Sample], rows: list[int]) -> Batch:
-        """Return the batch of samples; `rows` are their sources' rows, by which cached moments are found."""
+    def __call__(self, samples: Iterable[Sample], rows: list[int]) -> Batch:
+        """Return the batch of samples, each taken once and kept no longer than its pixels and tokens are copied.
+
+        Args:
+            rows: of their sources, one of each sample, by which cached moments are found
+        """
+        taken = self._take(samples, rows)
         fields: dict[str, Any] = {}
         if "tokens" in self.needs:
-            fields |= self._tokens(samples)
-        if "images" in self.needs:
-            shown = [self.squares(sample) for sample in samples]
-            if self.hidden is None:
-                squares = [square for of_sample in shown for square in of_sample]
-                fields["images"] = self._pixels("images", squares, self.vision_size)
-                fields["num_images"] = tuple(map(len, shown))
+            assert self.tokenizer is not None
+            padded = pad_sequences(taken.sequences, self.tokenizer.special_ids.pad)
+            fields |= dict(zip(("tokens", "token_mask", "image_mask"), padded, strict=True))
+        if "images" in self.needs and self.hidden is None:
+            empty = np.zeros((0, 3, self.vision_size, self.vision_size), np.uint8)
+            fields["images"] = self._pixels("images", np.stack(taken.images) if taken.images else empty)
+            fields["num_images"] = tuple(taken.num_images)
         if self.hidden is not None:
-            digests = [image_digest(squares) for squares in shown] if "images" in self.needs else []
-            fields["hidden"] = self.hidden.rows(rows, fields["tokens"], digests)
+            fields["hidden"] = self.hidden.rows(rows, fields["tokens"], taken.digests)
         if "clip_tokens" in self.needs:
-            captions = [sample.caption for sample in samples]
             fields["clip_tokens"] = self.clip_tokenizer(
-                captions, padding="max_length", truncation=True, return_tensors="pt"
+                taken.captions, padding="max_length", truncation=True, return_tensors="pt"
             ).input_ids
         if "targets" in self.needs:
-            squares = [to_square(sample.render(self.image_size).image, self.image_size) for sample in samples]
-            fields["targets"] = self._pixels("targets", squares, self.image_size)
+            fields["targets"] = self._pixels("targets", taken.targets_B3SS)
         if "moments" in self.needs:
             assert self.pool is not None
             fields |= self.pool.rows(rows)
         return Batch(**fields)
+
+    def _take(self, samples: Iterable[Sample], rows: list[int]) -> _Taken:
+        """Return what a batch holds of samples, each of which may go before the next is read."""
+        side = self.image_size
+        taken = _Taken(np.empty((len(rows) if "targets" in self.needs else 0, 3, side, side), np.uint8))
+        for place, sample in enumerate(samples):  # a zip would keep the one before as well
+            if "tokens" in self.needs:
+                taken.sequences.append(self.encode(sample))
+            if "clip_tokens" in self.needs:
+                taken.captions.append(sample.caption)
+            if "targets" in self.needs:
+                write_pixels(to_square(sample.render(side).image, side), taken.targets_B3SS[place])
+            if "images" not in self.needs:
+                continue
+            squares = self.squares(sample)
+            taken.num_images.append(len(squares))
+            if self.hidden is None:
+                taken.images += map(to_uint8, squares)
+            else:
+                taken.digests.append(image_digest(squares))
+        return taken
 
     def squares(self, sample: Sample) -> list[Image.Image]:
         """Return the images of a sample as the vision tower reads them."""
@@ -190,14 +228,7 @@ class Collator:
             )
         return sequence
 
-    def _pixels(self, name: str, squares: list[Image.Image], size: int) -> Tensor:
-        """Return images as a field of the batch, (N, 3, size, size), normalised unless the device does it."""
-        empty = np.zeros((0, 3, size, size), np.uint8)
-        pixels = torch.from_numpy(np.stack([to_uint8(image) for image in squares]) if squares else empty)
+    def _pixels(self, name: str, pixels_N3SS: NDArray[np.uint8]) -> Tensor:
+        """Return images as a field of the batch, normalised unless the device does it."""
+        pixels = torch.from_numpy(pixels_N3SS)
         return pixels if self.uint8 else normalised(name, pixels)
-
-    def _tokens(self, samples: list[Sample]) -> dict[str, Tensor]:
-        assert self.tokenizer is not None
-        rows = [self.encode(sample) for sample in samples]
-        tokens, token_mask, image_mask = pad_sequences(rows, self.tokenizer.special_ids.pad)
-        return {"tokens": tokens, "token_mask": token_mask, "image_mask": image_mask}

@@ -112,15 +112,22 @@ def decode_image(data: bytes, name: str = "image", *, srgb: bool = True) -> Imag
                 image.seek(0)
         except DECODER_ERRORS as error:
             raise ImageError(f"{name} is damaged or cut short: {_one_line(error)}") from None
-        return upright_rgb(image, name, srgb=srgb)
+        found = _upright_rgb(image, name, srgb=srgb)
+        return found if getattr(found, "fp", None) is None else found.copy()  # without the file, as of an animation
 
 
 def upright_rgb(image: Image.Image, name: str = "the image", *, srgb: bool = True) -> Image.Image:
-    """Convert an opened image as `open_image` does.
+    """Convert an opened image as `open_image` does; the image given stays the caller's own.
 
     Raises: ImageError if it is too large or cannot be decoded.
     """
     _check_size(image.size, name)
+    found = _upright_rgb(image, name, srgb=srgb)
+    return found.copy() if found is image else found
+
+
+def _upright_rgb(image: Image.Image, name: str, *, srgb: bool) -> Image.Image:
+    """Return an opened image as upright RGB; the image itself where it is that already."""
     try:
         image.load()
         profile = image.info.get("icc_profile")
@@ -191,20 +198,33 @@ def to_vae_pixels(image: Image.Image, size: int) -> NDArray[np.float32]:
 
 
 def _resize_and_crop(image: Image.Image, size: int, resampling: Image.Resampling) -> Image.Image:
-    """Resize the shorter side to `size`, the longer truncated to int, and crop the centre square."""
+    """Resize the shorter side to `size`, the longer truncated to int, and crop the centre square.
+
+    An image that is this square already is returned itself.
+    """
     width, height = image.size
     shorter, longer = min(width, height), max(width, height)
     resized_longer = int(size * longer / shorter)
     resized = (size, resized_longer) if width <= height else (resized_longer, size)
     if image.size != resized:
         image = image.resize(resized, resampling)
+    if resized_longer == size:
+        return image
     left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)  # Python's rounding: half to even
     return image.crop((left, top, left + size, top + size))
 
 
 def to_uint8(image: Image.Image) -> NDArray[np.uint8]:
     """Return the pixels of a square, (3, size, size), for a device to normalise by `normalised_values`."""
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+    pixels = np.empty((3, image.height, image.width), np.uint8)
+    write_pixels(image, pixels)
+    return pixels
+
+
+def write_pixels(image: Image.Image, pixels_3SS: NDArray[np.uint8]) -> None:
+    """Write the pixels of a square into an array."""
+    for plane, band in zip(pixels_3SS, image.split(), strict=True):
+        plane[:] = np.asarray(band)
 
 
 @functools.cache
@@ -270,7 +290,7 @@ def _check_size(size: tuple[int, int], name: str) -> None:
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     """Convert any mode to RGB: 16 bit to 8 bit by the high byte, transparency on white."""
     if image.mode == "RGB" and "transparency" not in image.info:
-        return image.copy()  # without the file that it was read from
+        return image
     if image.mode == "F":
         raise ImageError(f"{name} holds floating-point pixels; save it with 8 or 16 bits per channel")
     if image.mode.startswith("I"):

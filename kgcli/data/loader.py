@@ -11,9 +11,9 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from kgcli.data.batch import Batch, Collator
-from kgcli.data.sample import Sample
+from kgcli.data.sample import Fault, Sample
 from kgcli.data.sources.base import Source
-from kgcli.errors import ConfigError, KgError, PromptError
+from kgcli.errors import ConfigError, KgError, PassingError, PromptError
 
 EVALUATION_STEP = 1 << 40  # samples from here on are never trained on, but for those of files: their rows come again
 
@@ -59,14 +59,14 @@ class Batches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         indices = self.indices(step)
-        shown = [(self._sample(index), self.source.row_of(index)) for index in indices]
+        rows = [self.source.row_of(index) for index in indices]
+        faults: list[Fault] = []
         try:
-            batch = self._collate(shown)
-        except PromptError:
-            shown = [self._fitting(index, *one) for index, one in zip(indices, shown, strict=True)]
-            batch = self._collate(shown)
-        faults = tuple(fault for sample, _ in shown for fault in sample.faults)
-        return dataclasses.replace(batch, numbers=tuple(indices), faults=faults)
+            batch = self.collator(self._read(indices, faults), rows)
+        except (PromptError, PassingError):
+            faults.clear()
+            batch = self._fitting_batch(indices, rows, faults)
+        return dataclasses.replace(batch, numbers=tuple(indices), faults=tuple(faults))
 
     def indices(self, step: int) -> list[int]:
         """Return the sample numbers that this process takes in a step."""
@@ -88,8 +88,11 @@ class Batches(Dataset[Batch]):
         for index in self._numbers(first, self.bucket):
             fragments = self.source.fragments(index)
             if fragments is None:
-                samples[index] = self.source.sample(index)
-                fragments = samples[index].fragments
+                try:
+                    samples[index] = self.source.sample(index)
+                    fragments = samples[index].fragments
+                except PassingError:
+                    fragments = ()  # for its step to try again
             lengths[index] = self.collator.length(fragments)
         ordered = sorted(lengths, key=lambda index: (self._kind(index), lengths[index]))
         order = np.random.default_rng([7, self.seed, first]).permutation(self.bucket)
@@ -98,25 +101,38 @@ class Batches(Dataset[Batch]):
         self._ahead = {index: samples[index] for step in own for index in step if index in samples}
         return own
 
-    def _collate(self, shown: list[tuple[Sample, int]]) -> Batch:
+    def _read(self, indices: list[int], faults: list[Fault]) -> Iterator[Sample]:
+        """Yield the samples of numbers, one at a time: decoded images take much more memory than a batch of them."""
+        for index in indices:
+            sample = self._sample(index)
+            faults += sample.faults
+            yield sample
+
+    def _fitting_batch(self, indices: list[int], rows: list[int], faults: list[Fault]) -> Batch:
+        """Return the batch of numbers, of which at least one sample cannot be read now or taken by the model."""
+        shown = [self._fitting(index, row) for index, row in zip(indices, rows, strict=True)]
+        faults += [fault for sample, _ in shown for fault in sample.faults]
         return self.collator([sample for sample, _ in shown], [row for _, row in shown])
 
-    def _fitting(self, index: int, sample: Sample, row: int) -> tuple[Sample, int]:
-        """Return a sample with its row, or where the model cannot take it one that stands for it.
+    def _fitting(self, index: int, row: int) -> tuple[Sample, int]:
+        """Return a sample with its row, or where it cannot be read now or taken by the model one that stands for it.
 
-        The batch keeps the sample's own number. Raises: PromptError where nothing stands for it.
+        The batch keeps the sample's own number. Raises: PromptError, PassingError where nothing stands for it.
         """
+        faults: tuple[Fault, ...] = ()
         try:
+            sample = self._sample(index)
+            faults = sample.faults
             self.collator.check(sample)
             return sample, row
-        except PromptError as error:
+        except (PromptError, PassingError) as error:
             fault = error
         for other, other_row in self.source.substitutes(index, str(fault)):
             try:
                 self.collator.check(other)
             except PromptError:
                 continue
-            return dataclasses.replace(other, faults=sample.faults + other.faults), other_row
+            return dataclasses.replace(other, faults=faults + other.faults), other_row
         raise fault
 
     def _kind(self, index: int) -> int:

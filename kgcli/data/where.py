@@ -24,6 +24,7 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
 _VALUE = r"""(?:"[^"]*"|'[^']*'|[^<>=!]+?)"""  # within quotes, signs of comparison are a text's own
 _CONDITION = re.compile(rf"\s*([^<>=!]+?)\s*({'|'.join(_COMPARE)})\s*({_VALUE})\s*")
 _BOOLEANS = ("true", "false")  # in any case: JSON has true where Python and tables have True
+FIRST_ROWS = 100  # of a tar or folder of another program: its columns come up in these
 _MOST_LISTED = 20  # columns named in a message
 
 
@@ -91,6 +92,27 @@ def check_columns(conditions: Iterable[Condition], columns: Collection[str], sou
         raise UsageError(
             f"{name}: {printable(source)} has no column {printable(condition.column)[:100]}; {printable(hint)}"
         )
+
+
+def look_for_columns(
+    conditions: Iterable[Condition], rows: Iterable[Collection[str]], source: str, *, name: str = FLAG
+) -> None:
+    """See that a source has the columns of all conditions; a source without a row that can be read may have any.
+
+    Args:
+        rows: columns of each row that can be read, of which no more are asked for than it takes
+
+    Raises: UsageError.
+    """
+    conditions = list(conditions)
+    wanted, found, is_read = {one.column for one in conditions}, set[str](), False
+    for columns in rows if wanted else ():
+        is_read = True
+        found.update(columns)
+        if wanted <= found:
+            return
+    if is_read:
+        check_columns(conditions, found, source, name=name)
 
 
 def unmet(conditions: Iterable[Condition], cells: Mapping[str, Any]) -> str:

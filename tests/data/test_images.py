@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kgcli.data import images
-from kgcli.data.images import decode_image, open_image, pad_to_square, read_image, to_vae_pixels, to_vision_pixels
+from kgcli.data.images import (
+    decode_image,
+    open_image,
+    pad_to_square,
+    read_image,
+    to_square,
+    to_uint8,
+    to_vae_pixels,
+    to_vision_pixels,
+    upright_rgb,
+)
 from kgcli.errors import ImageError
 
 
@@ -176,3 +186,19 @@ def test_a_table_of_all_values_is_the_float64_arithmetic_bit_for_bit(mean, std):
     pixels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
     published = ((np.asarray(pixels, np.float64) / 255.0 - mean) / std).transpose(2, 0, 1).astype(np.float32)
     assert np.array_equal(images._normalise(Image.fromarray(pixels), mean, std), published)
+
+
+def test_pixels_are_those_of_the_square_channel_by_channel():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (6, 9, 3), dtype=np.uint8))
+    assert np.array_equal(to_uint8(image), np.asarray(image).transpose(2, 0, 1))
+    assert np.array_equal(to_uint8(to_square(image, 6)), np.asarray(image)[:, 2:8].transpose(2, 0, 1))
+
+
+def test_an_image_that_is_given_stays_the_callers_own():
+    image = Image.new("RGB", (4, 4), "red")
+    found = upright_rgb(image)
+    image.putpixel((0, 0), (0, 0, 255))
+    assert found.getpixel((0, 0)) == (255, 0, 0)
+    animated = io.BytesIO()
+    image.save(animated, "PNG", save_all=True, append_images=[Image.new("RGB", (4, 4), "white")])
+    assert getattr(decode_image(animated.getvalue()), "fp", None) is None

@@ -238,7 +238,8 @@ def _run(
         rest = {"name": flags.name, "only": only, "engine": flags.engine, "num_workers": workers, **more}
         bench = check(Bench, **needed, **rest)
         if check.faults:  # in the inputs too?
-            check(check_inputs, bench or Bench(**needed))
+            known, check.faults = check.faults, []
+            check(check_inputs, bench or Bench(**needed), known=known)
     assert bench is not None
     run = run_benchmark(bench)
     if run.is_scored and bench.only != "generate" and not flags.quiet:

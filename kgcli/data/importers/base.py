@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from kgcli.data.shards.records import Pair, Record
 from kgcli.data.shards.write import as_member
-from kgcli.data.where import Condition, check_columns, unmet
+from kgcli.data.where import Condition, look_for_columns, unmet
 from kgcli.errors import MissingError, UsageError, printable
 
 MAX_LINE = 512 * 2**20  # bytes of a line with images in base64
@@ -63,16 +63,7 @@ class ImportOptions:
 
         Raises: UsageError.
         """
-        wanted = {one.column for one in self.where}
-        found: set[str] = set()
-        is_read = False
-        for columns in rows if wanted else ():
-            is_read = True
-            found.update(columns)
-            if wanted <= found:
-                return
-        if is_read:
-            check_columns(self.where, found, source)
+        look_for_columns(self.where, rows, source)
 
     def check(self, cells: Mapping[str, Any]) -> None:
         """Check an item's columns against the conditions. Raises: Skipped for an item that one of them leaves out."""

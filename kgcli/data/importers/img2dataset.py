@@ -23,10 +23,9 @@ from kgcli.data.shards.contents import (
 )
 from kgcli.data.shards.records import Pair
 from kgcli.data.shards.tars import Place, read_place, size_fault, walk_keys
+from kgcli.data.where import FIRST_ROWS
 from kgcli.errors import MissingError, reason
 from kgcli.reading import read_bytes
-
-FIRST_ROWS = 100  # of a tar or folder: its columns come up in these
 
 
 class Img2Dataset:

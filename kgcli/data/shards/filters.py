@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kgcli.data.where import check_columns, parse_condition, unmet
+from kgcli.data.where import check_columns, look_for_columns, parse_condition, unmet
 from kgcli.recipe import FilterConfig
 
 FAULT = "fault"  # kind of a row that cannot be read: it keeps its number, and reading it tells why
@@ -60,6 +60,17 @@ class RowFilter:
         if self.conditions:
             keep &= self._meets(table) | (kinds == FAULT)
         return table.filter(keep)
+
+    def look_for_columns(self, rows: Iterable[Collection[str]], name: str) -> None:
+        """See that shards have the columns of all conditions, before they are scanned.
+
+        Args:
+            rows: columns of each row, of which no more are asked for than it takes
+            name: of the shards, for messages
+
+        Raises: UsageError.
+        """
+        look_for_columns(self.conditions, rows, name, name=WHERE)
 
     def check(self, name: str) -> None:
         """See that the shards, all of them filtered, have the columns of all conditions.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from kgcli.data.shards.contents import IMAGE
 from kgcli.data.shards.filters import FAULT, RowFilter
 from kgcli.data.shards.layout import NOTES, index_schema, pyarrow_parts, scan_schema
 from kgcli.data.shards.records import KINDS
-from kgcli.data.shards.scan import scan_tar
+from kgcli.data.shards.scan import first_columns, scan_tar
 from kgcli.errors import MissingError, printable
 from kgcli.files import make_folder, whole_file, write_whole
 from kgcli.reading import parse_json
@@ -142,16 +142,34 @@ class _Shard:
     def rows(self) -> tuple[Any, str, int, str]:
         """Return a table of all rows, what identifies the content, the number of groups that are no sample, and a
         fault."""
-        own = _read_parquet(_beside(self.place), index_schema())
-        notes = None if own is None else _notes_of(own)
-        if notes is not None and _has_rows(own):  # of another program or damaged: the tar itself is read
-            identity = str(notes.get("sha256", "")) or self._identity()
+        own = self._own()
+        if own is not None:
+            identity = str((_notes_of(own) or {}).get("sha256", "")) or self._identity()
             return own, identity, 0, self._fault(own)
         scanned = self._scanned()
         if scanned is None:
             return scan_schema().empty_table(), self._identity(), 0, "it is not there"
         noted = json.loads(scanned.schema.metadata[NOTES])
         return scanned, self._identity(), noted["skipped"], noted["fault"] if self.stamp else "it is not there"
+
+    def _own(self) -> Any:
+        """Return the index beside the tar, None where there is none, or another program's or a damaged one."""
+        own = _read_parquet(_beside(self.place), index_schema())
+        return own if own is not None and _notes_of(own) is not None and _has_rows(own) else None
+
+    def columns(self) -> Iterator[Collection[str]]:
+        """Yield the columns of each row: of all where the tar was scanned before, or else of the first; none of ours.
+
+        Raises: MissingError where the tar cannot be read.
+        """
+        if self._own() is not None:
+            yield ()
+            return
+        known = self._known()
+        if known is None:
+            yield from first_columns(self.place)
+        else:
+            yield from map(json.loads, known.column("told").to_pylist())
 
     def _fault(self, table: Any) -> str:
         if self.stamp is None:
@@ -164,26 +182,36 @@ class _Shard:
 
     def _scanned(self) -> Any:
         """Return the rows of a tar without an index, from the cache if it is as it was, or not there any more."""
-        pyarrow, parquet = pyarrow_parts()
-        path = self.folder / f"{_sha256([VERSION, self.place])}.parquet"
-        known = _read_parquet(str(path), scan_schema())
-        if known is not None:
-            noted = json.loads(known.schema.metadata[NOTES])
-            if self.stamp is None or noted["stamp"] == asdict(self.stamp):
-                return known
-        if self.stamp is None:
-            return None
+        known = self._known()
+        if known is not None or self.stamp is None:
+            return known
+        _, parquet = pyarrow_parts()
         found = scan_tar(self.place)
         noted = {"stamp": asdict(self.stamp), "skipped": found.num_skipped, "fault": found.fault}
         table = found.table.replace_schema_metadata({NOTES: json.dumps(noted)})
-        with whole_file(path) as partial:
+        with whole_file(self._cached) as partial:
             parquet.write_table(table, partial, compression="zstd")
         return table
+
+    def _known(self) -> Any:
+        """Return the rows of a tar that was scanned before and is as it was or not there any more, None of another."""
+        known = _read_parquet(str(self._cached), scan_schema())
+        if known is None:
+            return None
+        is_same = self.stamp is None or json.loads(known.schema.metadata[NOTES])["stamp"] == asdict(self.stamp)
+        return known if is_same else None
+
+    @property
+    def _cached(self) -> Path:
+        return self.folder / f"{_sha256([VERSION, self.place])}.parquet"
 
 
 def _make(path: Path, shards: Sequence[_Shard], row_filter: RowFilter) -> None:
     """Write the index of all shards; its JSON first, as the Arrow file marks it complete."""
     pyarrow, _ = pyarrow_parts()
+    first, *others = (shard.place for shard in shards)
+    name = f"{first}, like all after it," if others else first
+    row_filter.look_for_columns((columns for shard in shards for columns in shard.columns()), name)
     infos = []
     with whole_file(path) as partial:
         with pyarrow.ipc.new_file(str(partial), index_schema()) as writer:
@@ -204,8 +232,7 @@ def _make(path: Path, shards: Sequence[_Shard], row_filter: RowFilter) -> None:
                         kinds=_kinds(kept),
                     )
                 )
-        first, *others = (shard.place for shard in shards)
-        row_filter.check(f"{first}, like all after it," if others else first)
+        row_filter.check(name)
         write_whole(path.with_suffix(".json"), json.dumps([asdict(info) for info in infos]))
 
 

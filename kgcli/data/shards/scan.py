@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import IO, Any, cast
 
 from PIL import Image
@@ -16,6 +20,7 @@ from kgcli.data.shards.filters import FAULT, told_text
 from kgcli.data.shards.layout import pyarrow_parts, scan_schema
 from kgcli.data.shards.records import MAX_RECORD_BYTES
 from kgcli.data.shards.tars import KeyPlaces, Place, read_place, size_fault, walk_places
+from kgcli.data.where import FIRST_ROWS
 from kgcli.errors import MissingError
 
 
@@ -47,6 +52,22 @@ def scan_tar(place: str) -> Scan:
         except (tarfile.TarError, ValueError, EOFError) as error:
             fault = f"cut short or damaged after {len(rows) + skipped} rows ({' '.join(str(error).split())})"
     return Scan(pyarrow.Table.from_pylist(rows, schema=scan_schema()), skipped, fault)
+
+
+def first_columns(place: str) -> Iterator[Collection[str]]:
+    """Yield the columns of the first rows of a tar that another program wrote, by their JSON texts.
+
+    Raises: MissingError where it cannot be read.
+    """
+    found = storage.stamp(place)
+    if found is None:
+        return
+    with storage.open_stream(place, found.size) as stream:
+        with suppress(tarfile.TarError, ValueError, EOFError):  # for the scan to tell
+            for group in islice(walk_places(stream, found.size), FIRST_ROWS):
+                row = _row(group, stream)
+                if row is not None and row["kind"] != FAULT:
+                    yield json.loads(row["told"])
 
 
 def _row(group: KeyPlaces, stream: IO[bytes]) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kgcli.data.shards.layout import DATASET, read_dataset
-from kgcli.errors import MissingError, UsageError, printable, reason
+from kgcli.errors import MissingError, PassingError, UsageError, printable, reason
 
 MOST_OPEN = 128  # local files kept open at once
 MOST_SHARDS = 10**6  # of one list
@@ -23,6 +23,8 @@ BLOCK_BYTES = 4 * 2**20  # read at once while a tar is scanned
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)", re.ASCII)
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASCII)
+# Faults of a file itself; all others of a file system are of the way to it.
+LASTING = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, ValueError)
 _BUSY = (429, 500, 502, 503, 504)  # a server's answers that may be another the next time
 
 # path -> what is open, and its descriptor; reads name their place, so forks may share it
@@ -82,7 +84,7 @@ def stamp(place: str) -> Stamp | None:
 def read_range(place: str, start: int, size: int) -> bytes:
     """Return `size` bytes of a file from `start` on; fewer where it ends before.
 
-    Raises: MissingError where it cannot be read.
+    Raises: MissingError where it cannot be read; PassingError where that may be otherwise the next time.
     """
     if is_local(place):
         return _read_local(place, start, size)
@@ -92,7 +94,8 @@ def read_range(place: str, start: int, size: int) -> bytes:
     try:
         return bytes(files.cat_file(path, start=start, end=start + size))
     except (OSError, ValueError) as error:
-        raise MissingError(f"{place} cannot be read: {reason(error)}") from None
+        kind = MissingError if isinstance(error, LASTING) else PassingError
+        raise kind(f"{place} cannot be read: {reason(error)}") from None
 
 
 def read_all(place: str, max_bytes: int) -> bytes:
@@ -231,7 +234,8 @@ class _Answer:
 def _request(url: str, start: int, size: int) -> _Answer:
     """Return a range of a file of a server; nothing is read of an answer that is another.
 
-    Raises: MissingError where it cannot be read, UsageError where the server knows no ranges.
+    Raises: MissingError where it cannot be read, PassingError where the server is busy or not reached, UsageError where
+        it knows no ranges.
     """
     from httpx2 import HTTPError
 
@@ -251,8 +255,8 @@ def _request(url: str, start: int, size: int) -> _Answer:
             said = str(error) or type(error).__name__
             continue
         if answer.status_code not in _BUSY:
-            break
-    raise MissingError(f"{url} cannot be read: {said}")
+            raise MissingError(f"{url} cannot be read: {said}")
+    raise PassingError(f"{url} cannot be read: {said}")
 
 
 def _range_of(answer: Any, url: str, start: int, size: int) -> _Answer:

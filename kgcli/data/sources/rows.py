@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kgcli.data.sample import Fault, Fragments, Sample
 from kgcli.data.sources.base import Part
-from kgcli.errors import MissingError, PromptError
+from kgcli.errors import MissingError, PassingError, PromptError
 from kgcli.recipe import OnFault
 
 MAX_TRIES = 64  # rows of a chain: as many bad ones in a row are no accident
@@ -23,7 +23,8 @@ class RowSource(ABC):
     """A source over a finite set of rows, which stops at a bad row or skips it.
 
     A bad row is replaced by a row that its own number decides, so that no sample but its own changes: numbers do not
-    shift, and every process and every resumed run sees the same replacement.
+    shift, and every process and every resumed run sees the same replacement. A row that cannot be read now, but may be
+    later, is not replaced here: what caches know of it has to be its own. Its samples have `substitutes`.
 
     Args:
         num_rows: of the source
@@ -47,7 +48,7 @@ class RowSource(ABC):
     def load(self, row: int, number: int) -> Sample:
         """Return a row as the sample of a number, which decides its words.
 
-        Raises: MissingError, PromptError: the row cannot be read.
+        Raises: MissingError, PromptError: the row cannot be read; PassingError: it cannot be read now.
         """
 
     @abstractmethod
@@ -103,12 +104,19 @@ class RowSource(ABC):
         if self.faults == "stop":
             return
         assert self.num_rows is not None
-        shown, _ = self._good(*self._drawn(index))  # may itself stand for a bad row
+        row, number = self._drawn(index)
+        try:
+            shown, _ = self._good(row, number)  # may itself stand for a bad row
+        except PassingError:
+            shown = row
         told = Fault(*self.place_of(shown), reason)
         rng = np.random.default_rng([36, *self.seed, index])
         for _ in range(MAX_TRIES):
             number = int(rng.integers(self.num_rows))
-            other = self.sample(number)
+            try:
+                other = self.sample(number)
+            except PassingError:
+                continue
             yield replace(other, faults=(told, *other.faults)), self.row_of(number)
 
     def _drawn(self, index: int) -> tuple[int, int]:
@@ -116,13 +124,18 @@ class RowSource(ABC):
         return self.row_of(index), index
 
     def _good(self, row: int, number: int) -> tuple[int, Sample]:
-        """Return a row with its sample, or the first good one of its chain with the faults of those before it."""
+        """Return a row with its sample, or the first good one of its chain with the faults of those before it.
+
+        Raises: PassingError where it is not known now which row that is; MissingError where none is good.
+        """
         if self.faults == "stop":
             return row, self.load(row, number)
         faults: list[Fault] = []
         for one in self._chain(row):
             try:
                 found = self._checked(self.stand_in(one, number) if faults else self.load(one, number))
+            except PassingError:
+                raise
             except (MissingError, PromptError) as error:
                 faults.append(Fault(*self.place_of(one), str(error)))
                 continue

@@ -76,7 +76,8 @@ class ShardSource(RowSource):
         except MissingError as error:
             if self.faults == "skip":
                 raise
-            raise MissingError(f"{found.name}: {error}; `data.faults: skip` shows another row in its place") from None
+            message = f"{found.name}: {error}; `data.faults: skip` shows another row in its place"
+            raise type(error)(message) from None
 
     def told(self, row: int, number: int) -> Fragments:
         """Return the fragments of a row, of which the texts alone are read."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kgcli.config import SamplingConfig
-from kgcli.errors import Checks, MissingError, UsageError, raise_all
+from kgcli.errors import Checks, KgError, MissingError, UsageError, raise_all
 from kgcli.evaluation.baselines.base import Method, MethodOptions
 from kgcli.evaluation.baselines.table import make, source_facts
 from kgcli.evaluation.benchmarks.nano_world import SAMPLING as NANO_SAMPLING
@@ -121,13 +121,14 @@ def run_benchmark(bench: Bench) -> RunFolder:
     return run
 
 
-def check_inputs(bench: Bench, shard: tuple[int, int] = (0, 1)) -> Inputs:
+def check_inputs(bench: Bench, shard: tuple[int, int] = (0, 1), known: Sequence[KgError] = ()) -> Inputs:
     """Check everything that a benchmark starts from before anything is generated: weights for scoring last, but those
-    of nano suites, which are no download, before the suite's data are rendered.
+    of nano suites, which are no download, before the suite's data are rendered. `known` are faults found before.
 
     Raises: SeveralErrors with all faults, or the only one.
     """
     with Checks() as check:
+        check.faults += known
         if bench.engine == "ray":
             from kgcli.evaluation.run.ray_engine import check_ray
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,8 +161,8 @@ def _fill(
         images = None
         if len(texts.digests):
             shown = range(len(texts.tokens))[rows]
-            samples = [Sample() if row in texts.too_long else source.read(row) for row in shown]
-            images = _images(samples, collator).to(device)
+            samples = (Sample() if row in texts.too_long else source.read(row) for row in shown)
+            images = _images(samples, list(shown), collator).to(device)
         hidden[rows] = model.hidden(tokens, mask, image_mask, images).float().cpu().numpy()
         if first % (100 * BATCH) == 0 and first:
             say(f"encoded {first} of {len(texts.tokens)} texts")
@@ -172,10 +172,10 @@ def _fill(
         new_array(folder / IMAGES, np.int64, texts.digests.shape)[:] = texts.digests
 
 
-def _images(samples: list[Sample], collator: Collator) -> Tensor:
-    """Return the images of samples as the vision tower reads them, (N, 3, S, S)."""
+def _images(samples: Iterable[Sample], rows: list[int], collator: Collator) -> Tensor:
+    """Return the images of rows' samples as the vision tower reads them, (N, 3, S, S)."""
     pixels = dataclasses.replace(collator, needs=frozenset({"images"}), hidden=None, uint8=False)
-    images = pixels(samples, []).images
+    images = pixels(samples, rows).images
     assert images is not None
     return images
 

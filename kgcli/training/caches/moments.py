@@ -43,7 +43,7 @@ def make_pool(
 
     Raises:
         ConfigError: the source is endless.
-        KgError: a target cannot be read.
+        KgError: a target cannot be read, or not now: what stands for it would be cached as its own.
         BusyError: another run fills the shared folder.
     """
     check_pool_source(source)

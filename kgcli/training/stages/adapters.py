@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,8 @@ MAP_CHANNELS = (16, 32, 64, 96, 128)
 class MapCollator(Collator):
     """Captions, moments, and the canny map of each target, computed as by `kg generate --controlnet canny=`."""
 
-    def __call__(self, samples: list[Sample], rows: list[int]) -> Batch:
-        size = self.image_size
+    def __call__(self, samples: Iterable[Sample], rows: list[int]) -> Batch:
+        samples, size = list(samples), self.image_size
         maps = [np.asarray(make_map("canny", to_square(sample.render(size).image, size))) for sample in samples]
         pixels = torch.from_numpy(np.stack(maps)).permute(0, 3, 1, 2).float() / 255
         return dataclasses.replace(super().__call__(samples, rows), maps=pixels)

@@ -5,6 +5,7 @@ No generator is trained with them. Shape letters: B samples, V views of each, S 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,8 @@ MAX_LOG_SCALE = 4.6  # of similarities: a hundred, as in CLIP
 class ViewCollator(Collator):
     """All images of each sample as uint8, and its caption's tokens where they are needed."""
 
-    def __call__(self, samples: list[Sample], rows: list[int]) -> Batch:
+    def __call__(self, samples: Iterable[Sample], rows: list[int]) -> Batch:
+        samples = list(samples)
         views = np.stack([stack_views(sample.images) for sample in samples])
         words = super().__call__(samples, rows)
         return Batch(views=torch.from_numpy(views).permute(0, 1, 4, 2, 3), clip_tokens=words.clip_tokens)

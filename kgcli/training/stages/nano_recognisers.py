@@ -5,7 +5,7 @@ Shape letters: B samples, V views of each, S pixels, E embedding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from kgcli.world.view import VIEW_SIZE, view
 class RecogniserCollator(Collator):
     """Three views of each instance, and the labels of it and of the whole image."""
 
-    def __call__(self, samples: list[Sample], rows: list[int]) -> Batch:
+    def __call__(self, samples: Iterable[Sample], rows: list[int]) -> Batch:
         views, labels = [], []
         for sample in samples:
             truth: Truth = sample.truth

@@ -7,7 +7,7 @@ from foreign_shards import encoded, solid, write_tar
 
 from kgcli.data.importers.base import ImportOptions, Skipped
 from kgcli.data.importers.table import find_importer
-from kgcli.data.shards import filters
+from kgcli.data.shards import filters, scan
 from kgcli.data.shards.filters import MAX_CELL, MAX_COLUMNS, told_text
 from kgcli.data.shards.scan import scan_tar
 from kgcli.data.sources import open_source
@@ -74,6 +74,20 @@ def test_what_the_index_keeps_of_a_row_is_bounded(tmp_path):
     (row,) = scan_tar(str(tmp_path / "a.tar")).table.to_pylist()
     assert len(row["told"]) < 200 * MAX_COLUMNS
     assert told_text({"n": 2**63, "b": True, "large": 2**65}) == '{"n": 9223372036854775808, "b": true, "large": null}'
+
+
+def test_a_misspelt_column_is_refused_before_shards_are_scanned(tmp_path, monkeypatch):
+    write(tmp_path / "a.tar", *({"score": 1, "width": 3} for _ in range(3)))
+    write(tmp_path / "b.tar", {"score": 1})
+    with pytest.raises(UsageError, match=r"a\.tar, like all after it, has no column scor; did you mean score"):
+        taken(tmp_path, "scor >= 0.3")
+    assert not list((tmp_path / "cache").rglob("*.parquet"))
+    monkeypatch.setattr(scan, "FIRST_ROWS", 2)
+    write(tmp_path / "c.tar", {}, {}, {"late": 1})
+    with pytest.raises(UsageError, match="late"):
+        taken(tmp_path, "late == 1")
+    assert len(taken(tmp_path, "score == 1")) == 4  # which scans all of them: columns of any row are known then
+    assert taken(tmp_path, "late == 1") == ["c2"]
 
 
 def test_a_wrong_condition_is_refused_before_shards_are_read(tmp_path):

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import threading
+import weakref
 from collections import Counter
 from contextlib import contextmanager
 from functools import partial
@@ -11,10 +12,13 @@ from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+import torch
 from foreign_shards import encoded, numbers_of, pairs, solid, write_shards, write_tar
 
 from kgcli.data.batch import Collator
 from kgcli.data.loader import Batches, load_batches
+from kgcli.data.pool import PoolImages
+from kgcli.data.shards import storage
 from kgcli.data.shards.index import open_index
 from kgcli.data.shards.layout import index_path
 from kgcli.data.shards.order import WindowOrder
@@ -22,7 +26,7 @@ from kgcli.data.shards.records import Compositional, Edit, Entity, Interleaved, 
 from kgcli.data.shards.storage import list_shards, read_range
 from kgcli.data.shards.write import Row, encode_image, write_shard
 from kgcli.data.sources import open_source
-from kgcli.errors import MissingError, UsageError
+from kgcli.errors import MissingError, PassingError, UsageError
 from kgcli.recipe import DataConfig, FilterConfig
 
 pytest.importorskip("pyarrow")
@@ -96,6 +100,22 @@ def test_a_run_resumes_at_any_step_bit_for_bit(shards):
     for first in np.random.default_rng(0).integers(0, 20, 6):
         rest = stream(shard_source(shards, window=2), int(first), 20, workers=int(first) % 2)
         assert all((one.targets == other.targets).all() for one, other in zip(rest, through[first:], strict=True))
+
+
+def test_decoded_samples_do_not_wait_for_their_batch(shards):
+    source, made, most = shard_source(shards), [], 0
+    read = source.sample
+
+    def counted(number):
+        nonlocal most
+        most = max(most, sum(one() is not None for one in made))
+        found = read(number)
+        made.append(weakref.ref(found))
+        return found
+
+    source.sample = counted
+    assert len(Batches(source, collator(), batch_size=16)[0].targets) == 16
+    assert len(made) == 16 and most <= 1
 
 
 def test_sources_have_their_exact_fractions(shards, tmp_path):
@@ -536,12 +556,15 @@ def test_all_rows_bad_ends_with_the_last_fault(tmp_path):
 class _Server(BaseHTTPRequestHandler):
     """A web server with byte ranges over a folder."""
 
-    def __init__(self, folder, gone, *given):
-        self.folder, self.gone = folder, gone
+    def __init__(self, folder, gone, busy, *given):
+        self.folder, self.gone, self.busy = folder, gone, busy
         super().__init__(*given)
 
     def do_GET(self):
         path = self.folder / self.path.lstrip("/")
+        if path.name in self.busy:
+            self.send_error(503)
+            return
         if not path.is_file() or path.name in self.gone:
             self.send_error(404)
             return
@@ -559,12 +582,21 @@ class _Server(BaseHTTPRequestHandler):
         pass
 
 
+@contextmanager
+def served(folder, gone=(), busy=()):
+    """Serve four shards; yields their URL."""
+    server = HTTPServer(("127.0.0.1", 0), partial(_Server, folder, gone, busy))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/{{00000..00003}}.tar"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 def test_shards_of_a_web_server_are_read_and_may_vanish(shards):
     gone = set()
-    server = HTTPServer(("127.0.0.1", 0), partial(_Server, shards, gone))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}/{{00000..00003}}.tar"
-    try:
+    with served(shards, gone) as url:
         source = skipping(url)
         before = shown_by(source)
         assert before == shown_by(skipping(url)) and set(before) == set(range(19))
@@ -572,9 +604,39 @@ def test_shards_of_a_web_server_are_read_and_may_vanish(shards):
         faults = check_replaced(before, source, set(range(15, 19)))
         assert "the server answers 404" in faults[0].reason
         check_replaced(before, skipping(url), set(range(15, 19)))
-    finally:
-        server.shutdown()
-        server.server_close()
+
+
+class Rows:
+    """Moments of rows that tell which rows they are of."""
+
+    def rows(self, indices):
+        return {"moments": torch.tensor(indices)}
+
+
+def test_what_stands_for_a_row_of_a_busy_server_is_cached_as_its_own_alone(shards, monkeypatch):
+    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
+    busy = set()
+    with served(shards, busy=busy) as url:
+        source = skipping(url)
+        part = source.parts()[3]
+        images = PoolImages(source, part, 8, 1)
+        before = [images[place][0] for place in range(part.num_rows)]
+        collate = Collator(frozenset({"targets", "moments"}), image_size=8, vision_size=8, pool=Rows())
+        batches = Batches(source, collate, batch_size=19)
+        whole = batches[0]
+        busy.add("00003.tar")
+        found = images[0]
+        assert isinstance(found, PassingError) and "the server answers 503" in str(found)
+        batch = batches[0]
+        assert len(batch.faults) == part.num_rows and all("503" in fault.reason for fault in batch.faults)
+        target_of = dict(zip(whole.moments.tolist(), whole.targets, strict=True))
+        assert all(
+            torch.equal(target_of[row], one) for row, one in zip(batch.moments.tolist(), batch.targets, strict=True)
+        )
+        assert set(batch.moments.tolist()) <= set(range(part.first))
+        busy.clear()
+        assert all(torch.equal(images[place][0], one) for place, one in enumerate(before))
+        assert torch.equal(batches[0].targets, whole.targets) and not batches[0].faults
 
 
 class _Endless(BaseHTTPRequestHandler):
