@@ -93,7 +93,8 @@ def _size_of(run: Path) -> int | None:
     """Return the image size of the run in a folder, pixels; None if there is none. Raises: ConfigError."""
     path = run / "recipe.yaml"
     made = read_yaml(path, error=ConfigError) if path.is_file() else None
-    return made.get("image_size") if isinstance(made, dict) else None
+    size: int | None = made.get("image_size") if isinstance(made, dict) else None
+    return size
 
 
 def _refuse(run: Path, size: int | None, expected: int) -> None:

@@ -47,9 +47,10 @@ def _vignette() -> Array:
 
 
 @functools.cache
-def _grid() -> Array:
-    """Return the places of a canvas's pixels, from top and from left, in [0, 1): (2, _CANVAS, _CANVAS)."""
-    return np.mgrid[0:_CANVAS, 0:_CANVAS].astype(np.float32) / _CANVAS
+def _grid() -> tuple[Array, Array]:
+    """Return the places of a canvas's pixels, from top and from left, in [0, 1): each (_CANVAS, _CANVAS)."""
+    y, x = np.mgrid[0:_CANVAS, 0:_CANVAS].astype(np.float32) / _CANVAS
+    return y, x
 
 
 def _y() -> Array:
