@@ -171,7 +171,7 @@ class Recipe(Strict):
     validation: ValidationConfig = ValidationConfig()
     trackers: tuple[Literal["wandb", "trackio"], ...] = ()  # beside metrics.jsonl and TensorBoard
     max_skipped: int = Field(default=10, ge=1)  # steps in a row with NaN or infinity, skipped, before the run ends
-    image_size: int = Field(default=128, ge=8, le=2048)  # pixels of targets, and of the images in world samples
+    image_size: int = Field(default=64, ge=8, le=2048)  # pixels of targets, and of the images in world samples
     model: ModelConfig = ModelConfig()
     parts: dict[str, dict[str, Any]] = {}  # library configurations of the parts a base stage builds
     options: dict[str, float] = {}  # the stage's own options, described in its docstring
@@ -220,46 +220,19 @@ def command_of(stage: str) -> str:
 
 def maker_of(folder: str) -> str | None:
     """Return the command of the shipped recipe that exports a folder, such as runs/nano/align/final."""
-    path = _maker_of(folder)
-    if path is None:
+    if (path := find_maker(folder)) is None:
         return None
     stage = read_yaml(path, error=ConfigError).get("stage")
     return f"kg {command_of(str(stage))} {path.relative_to(recipes_folder()).with_suffix('').as_posix()}"
 
 
-def _maker_of(folder: str) -> Path | None:
+def find_maker(folder: str) -> Path | None:
+    """Return the file of the shipped recipe that exports a folder."""
     for path in sorted(recipes_folder().rglob("*.yaml")):
         result = Path(str(read_yaml(path, error=ConfigError).get("output_dir"))) / RESULT
         if Path(folder).is_relative_to(result):
             return path
     return None
-
-
-def check_start_size(folder: str, image_size: int) -> None:
-    """Check that a result to start from, where a shipped recipe names its folder, is not of another image size than
-    that recipe has: one of an earlier nano world is. It may have the size of the run that starts, `image_size`.
-
-    Raises: ConfigError.
-    """
-    runs = [run for run in Path(folder).parents if Path(folder).is_relative_to(run / RESULT)]
-    size = run_size(runs[0]) if runs else None
-    if size in (None, image_size) or (path := _maker_of(folder)) is None:
-        return
-    expected = load_recipe(str(path)).image_size
-    if size != expected:
-        raise ConfigError(
-            f"{folder} is of a run at {size} px, its recipe makes images of {expected} px; move the folder away"
-        )
-
-
-def run_size(run: Path) -> int | None:
-    """Return the image size of the run in a folder, pixels; None if there is none.
-
-    Raises: ConfigError for a recipe that is not YAML.
-    """
-    path = run / "recipe.yaml"
-    made = read_yaml(path, error=ConfigError) if path.is_file() else None
-    return made.get("image_size") if isinstance(made, dict) else None
 
 
 def dump_recipe(recipe: Recipe) -> str:

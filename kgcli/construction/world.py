@@ -20,6 +20,7 @@ from kgcli.world.spec import Spec
 from kgcli.world.tables import SIZE
 
 KINDS = {"compositional": 1.0}
+MAX_CHANGE = 12  # of 255, in the mean: what JPEG and resizing change of an image
 _INDEX = re.compile(r"\d+$")
 
 
@@ -37,11 +38,23 @@ class _Oracle:
         self.options = options
 
     def spec(self, draft: Draft) -> Spec:
-        """Return the spec of a draft's image."""
+        """Return the spec of a draft's image.
+
+        Raises: UsageError if that is no image of a sample, or of another one: of another seed, size or renderer.
+        """
         found = _INDEX.search(draft.key)
         if not found:
             raise UsageError(f"{draft.key} is no sample of the nano world: its key does not end in an index")
         spec: Spec = draw(KINDS, self.options.seed, int(found.group()), self.options.size).truth.spec
+        shown = render(spec, self.options.size).image.resize(draft.image.size)
+        if (
+            np.abs(np.asarray(shown, np.float32) - np.asarray(draft.image.convert("RGB"), np.float32)).mean()
+            > MAX_CHANGE
+        ):
+            raise UsageError(
+                f"the image of {draft.key} is not what the nano world shows there: seed or size are others, or another "
+                "version wrote the shard"
+            )
         return spec
 
 

@@ -64,9 +64,9 @@ class EvalClip(nn.Module):
         pooled = self.text(input_ids=tokens_NL).pooler_output
         return F.normalize(self.text_projection(pooled).float(), dim=-1)
 
-    def save(self, folder: Path) -> None:
-        """Write sizes, weights and tokenizer into a folder."""
-        _save(self, self.config, folder)
+    def save(self, folder: Path, image_size: int = SIZE) -> None:
+        """Write sizes, weights and tokenizer into a folder; `image_size` is that of the images it learnt from."""
+        _save(self, {**self.config, WORLD: image_size}, folder)
         self.tokenizer.save_pretrained(folder / TOKENIZER)
 
     @classmethod
@@ -94,9 +94,9 @@ class EvalVit(nn.Module):
     def forward(self, pixels_B3SS: Tensor) -> Tensor:
         return F.normalize(self.projection(self.vit(pixels_B3SS)).float(), dim=-1)
 
-    def save(self, folder: Path) -> None:
-        """Write sizes and weights into a folder."""
-        _save(self, self.config, folder)
+    def save(self, folder: Path, image_size: int = SIZE) -> None:
+        """Write sizes and weights into a folder; `image_size` is that of the images it learnt from."""
+        _save(self, {**self.config, WORLD: image_size}, folder)
 
     @classmethod
     def load(cls, folder: Path) -> EvalVit:
@@ -113,7 +113,7 @@ def _mean_and_max(features_BCXY: Tensor) -> Tensor:
 
 def _save(model: nn.Module, config: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps({**config, WORLD: SIZE}, indent=2) + "\n", "utf-8")
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS)
 
 

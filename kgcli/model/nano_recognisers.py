@@ -125,8 +125,7 @@ class Recognisers(nn.Module):
         width: int = 96,
     ) -> None:
         super().__init__()
-        sizes = {"scene": list(scene), "subject": list(subject), "width": width, "heads": _sizes()}
-        self.config = {**sizes, WORLD: SIZE}
+        self.config = {"scene": list(scene), "subject": list(subject), "width": width, "heads": _sizes()}
         self.scene = SceneRecogniser(scene)
         self.subject = SubjectRecogniser(subject, width)
 
@@ -148,10 +147,11 @@ class Recognisers(nn.Module):
             digest.update(name.encode() + value.half().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def save(self, folder: Path) -> None:
-        """Write config.json and the weights in half precision."""
+    def save(self, folder: Path, image_size: int = SIZE) -> None:
+        """Write config.json and the weights in half precision; `image_size` is that of the images they learnt from."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n", "utf-8")
+        config = {**self.config, WORLD: image_size}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
         weights = {name: value.half().contiguous() for name, value in self.state_dict().items()}
         save_file(weights, folder / "model.safetensors")
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kgcli.errors import Checks, ConfigError, MissingError
-from kgcli.recipe import Recipe, load_recipe, run_size
+from kgcli.reading import read_yaml
+from kgcli.recipe import RESULT, Recipe, find_maker, load_recipe
 
 STEPS = "checkpoints/step_*"  # of a run folder: its checkpoints
 # Chain -> its recipes. The parts of the generator come first, then its evaluation, then adapters.
@@ -72,11 +73,34 @@ def check_size(recipe: Recipe) -> None:
 
     Raises: ConfigError.
     """
-    size = run_size(Path(recipe.output_dir))
-    if size not in (None, recipe.image_size):
+    run = Path(recipe.output_dir)
+    _refuse(run, _size_of(run), recipe.image_size)
+
+
+def check_start(folder: str, image_size: int) -> None:
+    """Check that a folder to start from, which a shipped recipe exports, is not of a run at another image size than
+    that recipe has: one of an earlier world is. The run that starts may have changed both, to its own `image_size`.
+
+    Raises: ConfigError.
+    """
+    run = next((run for run in Path(folder).parents if Path(folder).is_relative_to(run / RESULT)), None)
+    size = None if run is None else _size_of(run)
+    if run is not None and size not in (None, image_size) and (maker := find_maker(folder)) is not None:
+        _refuse(run, size, load_recipe(str(maker)).image_size)
+
+
+def _size_of(run: Path) -> int | None:
+    """Return the image size of the run in a folder, pixels; None if there is none. Raises: ConfigError."""
+    path = run / "recipe.yaml"
+    made = read_yaml(path, error=ConfigError) if path.is_file() else None
+    size: int | None = made.get("image_size") if isinstance(made, dict) else None
+    return size
+
+
+def _refuse(run: Path, size: int | None, expected: int) -> None:
+    if size not in (None, expected):
         raise ConfigError(
-            f"{recipe.output_dir} holds a run at {size} px, this recipe makes images of {recipe.image_size} px; move "
-            "the folder away"
+            f"{run} holds a run at {size} px, its recipe makes images of {expected} px; move the folder away"
         )
 
 

@@ -40,8 +40,15 @@ def render(spec: Spec, size: int = SIZE) -> Rendered:
 
 
 def stylize(image: Image.Image, style: str) -> Image.Image:
-    """Return a finished render in `style`; "photo" changes nothing."""
-    pixels = np.asarray(_resized(image.convert("RGB"), SIZE), np.float32) / 255
+    """Return a finished render, a square image, in `style`; "photo" changes nothing.
+
+    Styles are of SIZE x SIZE pixels: an image of another size is resized to them and back.
+    """
+    assert image.width == image.height, f"a render is square, not {image.width} x {image.height}"
+    image = image.convert("RGB")
+    if style == "photo":
+        return image
+    pixels = np.asarray(_resized(image, SIZE), np.float32) / 255
     return _resized(_finished(pixels, style), image.width)
 
 

@@ -16,7 +16,6 @@ NUM_VIEWS = 64  # of each scene, rendered once per process
 NUM_BLOCKS = 8  # of a Minecraft scene, across and down: 16 pixels each, two latents wide for a VAE of factor 8
 _CANVAS = 256  # pixels, square
 _BLUR = 2.2  # pixels of the canvas
-_Y, _X = np.mgrid[0:_CANVAS, 0:_CANVAS].astype(np.float32) / _CANVAS
 
 Rng = np.random.Generator
 Colour = tuple[int, int, int] | Array  # of 255
@@ -27,7 +26,7 @@ def background(scene: str, variant: int) -> Array:
     """Return the view of a scene that a variant shows: (SIZE, SIZE, 3) in [0, 1]."""
     small = _view(scene, variant % NUM_VIEWS).astype(np.float32) / 255
     if scene not in ("studio", "blocks"):
-        small = small * _VIGNETTE
+        small = small * _vignette()
     return np.clip(small, 0, 1)
 
 
@@ -41,12 +40,25 @@ def _view(scene: str, view: int) -> NDArray[np.uint8]:
     return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX))
 
 
+@functools.cache
 def _vignette() -> Array:
     y, x = np.mgrid[0:SIZE, 0:SIZE] / SIZE - 0.5
     return (1.03 - 0.22 * (x**2 + y**2)).astype(np.float32)[..., None]
 
 
-_VIGNETTE = _vignette()
+@functools.cache
+def _grid() -> tuple[Array, Array]:
+    """Return the places of a canvas's pixels, from top and from left, in [0, 1): each (_CANVAS, _CANVAS)."""
+    y, x = np.mgrid[0:_CANVAS, 0:_CANVAS].astype(np.float32) / _CANVAS
+    return y, x
+
+
+def _y() -> Array:
+    return _grid()[0]
+
+
+def _x() -> Array:
+    return _grid()[1]
 
 
 def _jitter(colour: tuple[int, int, int], rng: Rng, by: int = 12) -> Array:
@@ -74,7 +86,7 @@ def _disc(
     columns, rows = (
         slice(max(0, int((place - reach) * _CANVAS)), max(0, int((place + reach) * _CANVAS) + 2)) for place in at
     )
-    distance = np.hypot(_X[rows, columns] - at[0], _Y[rows, columns] - at[1])
+    distance = np.hypot(_x()[rows, columns] - at[0], _y()[rows, columns] - at[1])
     mask = opacity * np.clip((radius - distance) / soft + 0.5, 0, 1).astype(np.float32)
     image = image.copy()
     image[rows, columns] = _over(image[rows, columns], mask, colour)
@@ -83,7 +95,7 @@ def _disc(
 
 def _below(height: Array | float, slope: float = _CANVAS / 2) -> Array:
     """Return a mask of what lies below a height, which may differ by column."""
-    return np.clip((_Y - height) * slope, 0, 1).astype(np.float32)
+    return np.clip((_y() - height) * slope, 0, 1).astype(np.float32)
 
 
 def _ridge(rng: Rng, base: float, rise: float, num_peaks: int = 6) -> Array:
@@ -112,7 +124,7 @@ def _beach(rng: Rng) -> Array:
     sand: Stops = [(sea + 0.24, _jitter((244, 222, 170), rng, 8)), (1, _jitter((226, 190, 130), rng, 8))]
     image = _gradient([*sky, *water, (sea + 0.2, (250, 250, 244)), *sand])
     image = _disc(image, (rng.uniform(0.1, 0.9), rng.uniform(0.08, 0.22)), 0.05, 0.03, (255, 240, 170))
-    return image * (1 + 0.05 * (_noise(rng, 24) - 0.5) * (_Y > sea + 0.22))[..., None]
+    return image * (1 + 0.05 * (_noise(rng, 24) - 0.5) * (_y() > sea + 0.22))[..., None]
 
 
 def _snow(rng: Rng) -> Array:
@@ -128,7 +140,7 @@ def _forest(rng: Rng) -> Array:
     image = _gradient([*leaves, (0.72, _jitter((62, 112, 52), rng)), (1, _jitter((96, 132, 60), rng))])
     for _ in range(9):
         x, width = rng.uniform(0, 1), rng.uniform(0.015, 0.035)
-        trunk = np.clip((width - np.abs(_X - x)) * 60 + 0.5, 0, 1) * (_Y < 0.72)
+        trunk = np.clip((width - np.abs(_x() - x)) * 60 + 0.5, 0, 1) * (_y() < 0.72)
         image = _over(image, trunk, _jitter((74, 56, 40), rng))
     for _ in range(22):
         at, radius = (rng.uniform(0, 1), rng.uniform(-0.05, 0.35)), rng.uniform(0.05, 0.13)
@@ -142,12 +154,14 @@ def _city(rng: Rng) -> Array:
     x = -rng.uniform(0, 0.1)
     while x < 1:
         width, top = rng.uniform(0.1, 0.2), rng.uniform(0.08, 0.42)
-        house = np.clip((width / 2 - np.abs(_X - x - width / 2)) * _CANVAS / 2 + 0.5, 0, 1) * (_Y > top) * (_Y < 0.76)
+        house = (
+            np.clip((width / 2 - np.abs(_x() - x - width / 2)) * _CANVAS / 2 + 0.5, 0, 1) * (_y() > top) * (_y() < 0.76)
+        )
         image = _over(image, house, _jitter((120, 130, 156), rng, 26))
-        lit = ((_X - x) % 0.045 > 0.018) * ((_Y - top) % 0.06 > 0.026) * (_X < x + width - 0.02)
+        lit = ((_x() - x) % 0.045 > 0.018) * ((_y() - top) % 0.06 > 0.026) * (_x() < x + width - 0.02)
         image = _over(image, house * lit, _jitter((250, 222, 150), rng, 18))
         x += width + 0.008
-    return _over(image, (_Y > 0.76).astype(np.float32), _jitter((108, 112, 122), rng))
+    return _over(image, (_y() > 0.76).astype(np.float32), _jitter((108, 112, 122), rng))
 
 
 def _desert(rng: Rng) -> Array:
@@ -164,7 +178,7 @@ def _night(rng: Rng) -> Array:
     sky: Stops = [(0, _jitter((14, 18, 52), rng, 6)), (0.7, _jitter((54, 52, 116), rng, 8))]
     image = _gradient([*sky, (1, _jitter((30, 34, 70), rng, 6))])
     x, y = rng.uniform(0.12, 0.88), rng.uniform(0.1, 0.22)
-    image = image + 0.25 * np.exp(-((_X - x) ** 2 + (_Y - y) ** 2) / 0.03)[..., None]
+    image = image + 0.25 * np.exp(-((_x() - x) ** 2 + (_y() - y) ** 2) / 0.03)[..., None]
     image = _disc(image, (x, y), 0.065, 0.012, (255, 246, 214))
     image = _dots(image, rng, 26, (0.005, 0.011), (255, 250, 235), bottom=0.65)
     return _over(image, _ridge(rng, 0.82, 0.12, 4), _jitter((24, 34, 58), rng, 6))
@@ -175,7 +189,7 @@ def _ocean(rng: Rng) -> Array:
     image = _gradient([(0, _jitter((84, 200, 236), rng)), *deep])
     for _ in range(4):
         x, slant = rng.uniform(0, 1), rng.uniform(-0.5, 0.5)
-        image = image + 0.12 * (np.clip(1 - np.abs(_X - x - slant * _Y) / 0.1, 0, 1) * (1 - _Y))[..., None]
+        image = image + 0.12 * (np.clip(1 - np.abs(_x() - x - slant * _y()) / 0.1, 0, 1) * (1 - _y()))[..., None]
     for _ in range(12):
         x, y, radius = rng.uniform(0, 1), rng.uniform(0, 1), rng.uniform(0.01, 0.028)
         image = _disc(image, (x, y), radius, 0.01, (230, 250, 255), 0.35)
@@ -189,7 +203,7 @@ def _mountains(rng: Rng) -> Array:
     )
     peaks = _ridge(rng, 0.58, 0.46, 5)
     image = _over(image, peaks, _jitter((128, 142, 176), rng))
-    image = _over(image, peaks * np.clip((0.30 - _Y) * 20, 0, 1), (248, 250, 252))
+    image = _over(image, peaks * np.clip((0.30 - _y()) * 20, 0, 1), (248, 250, 252))
     image = _over(image, _ridge(rng, 0.68, 0.18, 5), _jitter((86, 128, 120), rng))
     return _over(image, _ridge(rng, 0.84, 0.1, 3), _jitter((120, 176, 92), rng))
 
@@ -198,11 +212,11 @@ def _brick(rng: Rng) -> Array:
     tone = _jitter((186, 98, 76), rng, 16)
     image = _gradient([(0, (222, 206, 192)), (1, (204, 188, 176))])
     height = 1 / rng.uniform(6.5, 8)
-    row = np.floor(_Y / height)
-    along = _X / (height * 2.2) + 0.5 * (row % 2)
+    row = np.floor(_y() / height)
+    along = _x() / (height * 2.2) + 0.5 * (row % 2)
     column = np.floor(along)
     across = np.minimum(along - column, 1 - along + column) * 2.2
-    edge = np.minimum(across, np.minimum(_Y / height - row, 1 - _Y / height + row))
+    edge = np.minimum(across, np.minimum(_y() / height - row, 1 - _y() / height + row))
     shade = (np.sin(row * 12.9 + column * 78.2) * 43758.5) % 1  # one tone a brick
     brick = np.clip((edge - 0.06) * 18, 0, 1)
     image = _over(image, brick, tone) * (1 - 0.16 * (shade - 0.5) * brick)[..., None]
@@ -214,14 +228,14 @@ def _wood(rng: Rng) -> Array:
     image = _gradient(
         [(0, _jitter((238, 230, 216), rng, 8)), (wall, _jitter((222, 210, 192), rng, 8)), (1, (222, 210, 192))]
     )
-    along = (_X - 0.5) / (np.maximum(_Y - wall, 0) + 0.35) * 3.2
+    along = (_x() - 0.5) / (np.maximum(_y() - wall, 0) + 0.35) * 3.2
     plank = np.floor(along)
     shade = (np.sin(plank * 37.7) * 43758.5) % 1
     edge = np.minimum(along - plank, 1 - along + plank)
     floor = _below(wall)
     image = _over(image, floor, _jitter((198, 142, 88), rng, 14))
     image = image * (1 - floor * (0.22 * (shade - 0.5) + 0.28 * np.clip(1 - edge * 16, 0, 1)))[..., None]
-    return _over(image, np.clip((0.012 - np.abs(_Y - wall + 0.012)) * _CANVAS, 0, 1), (252, 250, 246))
+    return _over(image, np.clip((0.012 - np.abs(_y() - wall + 0.012)) * _CANVAS, 0, 1), (252, 250, 246))
 
 
 def _garden(rng: Rng) -> Array:

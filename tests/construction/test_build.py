@@ -20,8 +20,8 @@ from kgcli.construction.given import Given
 from kgcli.construction.models import process
 from kgcli.construction.run import BuildPlan, run_build
 from kgcli.construction.shard import SLICE, ShardTask, build_shard
-from kgcli.construction.stage import Cut, NotTaken, Options, Place
-from kgcli.construction.world import world_caption
+from kgcli.construction.stage import Cut, Draft, NotTaken, Options, Place
+from kgcli.construction.world import WorldCaptioner, WorldOptions, WorldSegmenter, world_caption
 from kgcli.data.images import decode_image
 from kgcli.data.looking.rows import read_rows
 from kgcli.data.looking.validate import validate
@@ -101,6 +101,18 @@ def test_its_captions_have_images_where_the_generators_have_them():
         assert world_caption(spec, index) == " ".join(words)
         for placed, before in zip(spec.subjects, words, strict=False):
             assert before.endswith(placed.subject.noun)
+
+
+@pytest.mark.parametrize("stage", ["captioner", "segmenter"])
+def test_an_image_that_the_world_does_not_show_there_is_refused(stage):
+    kinds = {"captioner": WorldCaptioner, "segmenter": WorldSegmenter}
+    oracle = kinds[stage](WorldOptions(size=SIZE), Place())
+    shown, other = (draw({"compositional": 1.0}, 0, index, SIZE).render(SIZE).image for index in (3, 4))
+    buffer = io.BytesIO()
+    shown.save(buffer, "JPEG", quality=50)
+    oracle.apply([Draft("00003", "", Image.open(buffer))])
+    with pytest.raises(UsageError, match="the image of 00003 is not what the nano world shows there"):
+        oracle.apply([Draft("00003", "", other)])
 
 
 class Whole:

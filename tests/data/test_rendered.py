@@ -12,6 +12,7 @@ from kgcli.data.loader import Batches
 from kgcli.data.pool import PoolImages
 from kgcli.data.sources import open_source, rendered
 from kgcli.data.sources.rendered import make_rendered
+from kgcli.data.sources.world_source import WorldSource
 from kgcli.errors import BusyError, ConfigError
 from kgcli.files import locked
 from kgcli.recipe import DataConfig
@@ -54,6 +55,25 @@ def test_batches_read_it_and_never_render(folder, monkeypatch):
 def test_the_words_are_those_of_the_stream_not_of_the_row(folder):
     fresh, read = source(None), source(folder)
     assert [read.sample(i).caption for i in (0, 6, 12)] == [fresh.sample(i).caption for i in (0, 6, 12)]
+
+
+def test_images_of_another_renderer_are_refused_and_those_of_the_worlds_size_stay(folder, tmp_path):
+    made_of = json.loads((folder / rendered.MADE_OF).read_text())
+    assert made_of == {"kinds": {"one": 0.5, "two": 0.5}, "seed": 0, "num": NUM, "image_size": SIZE}
+    small = WorldSource({"one": 1.0}, seed=0, image_size=64, pool=2)
+    make_rendered(tmp_path, small, 64)
+    made_of = json.loads((tmp_path / rendered.MADE_OF).read_text())
+    assert made_of.pop("renderer") == 2
+    make_rendered(tmp_path, small, 64)
+    (tmp_path / rendered.MADE_OF).write_text(json.dumps(made_of))  # as the first renderer's were
+    with pytest.raises(ConfigError, match="holds images of another source"):
+        make_rendered(tmp_path, small, 64)
+
+
+def test_a_part_of_a_mixture_tells_its_renderer_too():
+    for size, told in ((SIZE, {}), (64, {"renderer": 2})):
+        (part,) = WorldSource({"one": 1.0}, seed=3, image_size=size, pool=2).parts()
+        assert part.fingerprint == {"kinds": {"one": 1.0}, "seed": 3, "num": 2, **told}
 
 
 def test_another_size_than_the_rendered_one_is_rendered_anew(folder):

@@ -1,5 +1,6 @@
 """Laws of `kg train`: recipes in an order in which each finds what it needs, and a run that goes on where it was."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from kgcli.errors import ConfigError, MissingError
 from kgcli.recipe import dump_recipe, load_recipe, maker_of
 from kgcli.training import chains
 from kgcli.training.chains import CHAINS, Link, describe_chain, load_chain
+from kgcli.training.checks.shapes import ShapeSetup
 from kgcli.training.stages import make_stage
+from kgcli.training.stages.base import Setup
 from kgcli.training.stages.nano_recognisers import VIEW_SIZE
 from kgcli.training.stages.start import find_start
 
@@ -69,12 +72,46 @@ def test_no_command_is_named_for_what_no_recipe_makes():
 def test_runs_of_an_earlier_world_are_not_taken_for_those_of_a_chain(kg, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert kg("train", "nano", "--list").code == 0
-    old = tmp_path / "runs/nano/clip"
-    (old / "final").mkdir(parents=True)
-    (old / "recipe.yaml").write_text(dump_recipe(load_recipe("nano/clip", ["image_size=64"])))
+    for name in ("clip", "judge"):
+        leave_run(f"nano/{name}", "image_size=64")
     done = kg("train", "nano", "--list")
     assert done.code == ConfigError.exit_code
-    assert "runs/nano/clip holds a run at 64 px, this recipe makes images of 128 px; move the folder away" in done.err
+    for name in ("clip", "judge"):
+        assert f"runs/nano/{name} holds a run at 64 px, its recipe makes images of 128 px; move the" in done.err
+
+
+def leave_run(name, *overrides):
+    """Make the folder of a finished run, as far as its recipe."""
+    recipe = load_recipe(name, list(overrides))
+    Path(recipe.output_dir, "final").mkdir(parents=True)
+    Path(recipe.output_dir, "recipe.yaml").write_text(dump_recipe(recipe))
+
+
+@pytest.mark.parametrize("of_dry_run", [False, True])
+def test_no_run_starts_from_one_of_an_earlier_world(tmp_path, monkeypatch, of_dry_run):
+    monkeypatch.chdir(tmp_path)
+    kind = ShapeSetup if of_dry_run else Setup
+    leave_run("nano/clip", "image_size=64")
+    recipe = load_recipe("nano/unet")
+    with pytest.raises(ConfigError, match="runs/nano/clip holds a run at 64 px, its recipe makes images of 128 px"):
+        setup_of(recipe, kind).source("clip")
+    for size in (64, 128):  # a chain at another size, and what the user has named anew
+        own = recipe.model_copy(update={"image_size": size, "init_from": {"clip": "mine/clip/final"}})
+        shutil.copytree("runs/nano/clip", "mine/clip", dirs_exist_ok=True)
+        assert setup_of(own, kind).source("clip") == Path("mine/clip/final")
+    setup_of(recipe.model_copy(update={"image_size": 64}), kind).source("clip")
+
+
+def test_sizes_of_stages_that_show_no_images_need_not_agree(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    leave_run("kosmosg/align")
+    setup_of(load_recipe("kosmosg/instruct"), Setup).source("model")
+
+
+def setup_of(recipe, kind):
+    """The setup of a recipe's stage."""
+    names = ("stage", "init_from", "parts", "options", "model", "image_size", "seed")
+    return kind(texts=None, **{name: getattr(recipe, name) for name in names})
 
 
 def test_an_unknown_chain_names_those_there_are():

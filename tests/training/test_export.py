@@ -34,7 +34,7 @@ def test_the_last_checkpoint_gives_the_result_and_an_earlier_one_does_not(kg, ru
     earlier = contents(tmp_path / "earlier")
     assert earlier.keys() == contents(run / "final").keys() and earlier != contents(run / "final")
     assert contents(run) == before
-    assert json.loads((tmp_path / "now/judges/config.json").read_text())["world"] == 64
+    assert json.loads((tmp_path / "now/judges/config.json").read_text())["world"] == 128
 
 
 def test_what_is_no_checkpoint_and_what_is_there_are_said(kg, tmp_path):

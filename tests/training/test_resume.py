@@ -11,10 +11,11 @@ import pytest
 
 from kgcli.data.loader import stop_signals
 from kgcli.errors import BusyError, IncompatibleError, MissingError
-from kgcli.files import locked
-from kgcli.recipe import load_recipe
+from kgcli.files import locked, recipes_folder
+from kgcli.recipe import dump_recipe, load_recipe
 from kgcli.training import checkpoint
 from kgcli.training import loop as training
+from kgcli.training.resume import recipe_changes
 
 HOST = "a.host.of-mine"
 SETTINGS = ["data.batch_size=4", "data.num_workers=0", "save_every=1", "keep_checkpoints=4", "steps=2"]
@@ -129,3 +130,17 @@ def test_a_running_mean_that_begins_on_resume_starts_from_the_weights_reached(ru
     resumed.trainer.restore(run, step, weights, state)
     with resumed.trainer.averaged():
         assert all((parameter == weights[name]).all() for name, parameter in resumed.trainer.trained.items())
+
+
+@pytest.mark.parametrize("name", ["kosmosg/pretrain", "kosmosg/align", "kosmosg/8gpu/align", "kosmosg/one-gpu/align"])
+def test_runs_of_recipes_that_name_no_size_of_images_go_on(name, tmp_path):
+    recipe = load_recipe(name)
+    saved = tmp_path / "recipe.yaml"
+    saved.write_text(dump_recipe(recipe.model_copy(update={"image_size": 64})))  # the default of all versions
+    assert recipe_changes(saved, recipe) == []
+
+
+@pytest.mark.parametrize("folder", ["nano", "smoke", "ablations", "example-data"])
+def test_recipes_of_the_nano_world_name_the_size_of_their_images(folder):
+    for path in (recipes_folder() / folder).glob("*.yaml"):
+        assert "image_size" in load_recipe(str(path)).model_fields_set, path

@@ -11,6 +11,10 @@ from kgcli.data.sample import Fragments, Sample
 from kgcli.data.sources.base import Part
 from kgcli.data.sources.world import GIVES, SAMPLERS, draw
 from kgcli.errors import ConfigError
+from kgcli.world.tables import SIZE
+
+# At sizes other than SIZE, images and captions once were another renderer's: caches of those are stale.
+RENDERER = 2
 
 
 class WorldSource:
@@ -76,7 +80,8 @@ class WorldSource:
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what decides the images of the pool."""
-        return {"kinds": self.kinds, "seed": self.seed, "num": self.num_rows}
+        drawn = {"kinds": self.kinds, "seed": self.seed, "num": self.num_rows}
+        return drawn if self.image_size == SIZE else {**drawn, "renderer": RENDERER}
 
     def parts(self) -> list[Part]:
         """Return the pool as one part; none where the source is endless."""

@@ -5,7 +5,7 @@ True renders, inputs, galleries and generated images have SIZE x SIZE pixels; mo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,13 +70,13 @@ def check_decoder(decoder: str | Path, *, offline: bool = False) -> None:
     Raises: MissingError, IncompatibleError.
     """
     folder = Path(decoder).expanduser()
-    if folder.is_dir() or not is_hub_id(str(decoder)):
+    if folder.exists() or not is_hub_id(str(decoder)):
         configs = [check_diffusers_part(folder, part) for part in _SIZED]
     else:
         repository = RENAMED_REPOSITORIES.get(str(decoder), str(decoder))
         folder = snapshot(repository, files=[f"{part}/config.json" for part in _SIZED], offline=offline)
         configs = [read_json(folder / part / "config.json") for part in _SIZED]
-    _check_configs(*configs, str(decoder))
+    _check_configs(configs, str(decoder))
 
 
 def check_given_decoder(folder: ModelFolder) -> None:
@@ -89,7 +89,7 @@ def check_given_decoder(folder: ModelFolder) -> None:
         check_decoder(folder.decoder)
     else:
         configs = [read_json(folder.decoder_sizes / part / "config.json") for part in _SIZED]
-        _check_configs(*configs, folder.decoder)
+        _check_configs(configs, folder.decoder)
 
 
 def check_method(options: MethodOptions) -> None:
@@ -100,7 +100,9 @@ def check_method(options: MethodOptions) -> None:
     Raises: IncompatibleError.
     """
     try:
-        if options.decoder is not None:
+        if options.decoder is not None and Path(options.decoder).expanduser().is_file():
+            check_given_decoder(open_model(options.model, options.decoder, options.offline))
+        elif options.decoder is not None:
             check_decoder(options.decoder, offline=options.offline)
         if options.decoder is None or options.model is not None:
             check_model(open_model(options.model, offline=options.offline, with_decoder=False))
@@ -115,15 +117,14 @@ def check_version(protocol: Mapping[str, Any], place: Path) -> None:
     made = protocol.get("version")
     if made != VERSION:
         raise IncompatibleError(
-            f"{place} is a run of version {made} of the nano suites, whose images were of another world; this is "
-            f"version {VERSION}: generate again into another folder"
+            f"{place} was made by version {made} of the nano suites; this is version {VERSION}: generate again into "
+            "another folder"
         )
 
 
-def _check_configs(unet: Any, vae: Any, name: str) -> None:
+def _check_configs(configs: Sequence[Any], name: str) -> None:
     """Check the size that the configurations of a decoder's U-Net and VAE tell; others than dicts tell none."""
-    if not isinstance(unet, dict) or not isinstance(vae, dict):
-        return
+    unet, vae = (config if isinstance(config, dict) else {} for config in configs)
     latents, blocks = unet.get("sample_size"), vae.get("block_out_channels")
     if isinstance(latents, int) and isinstance(blocks, list):
         side = latents * 2 ** (len(blocks) - 1)

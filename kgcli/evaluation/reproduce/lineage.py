@@ -119,7 +119,7 @@ def _scaled(name: str, scale: str) -> Recipe:
     if name.startswith("nano/"):
         return small
     sources = {part: _small_source(folder) for part, folder in recipe.init_from.items()}
-    settings = {name: getattr(recipe.data, name) for name in ("kinds", "drop_entity_text", "keep_background")}
+    settings = {key: getattr(recipe.data, key) for key in ("kinds", "drop_entity_text", "keep_background")}
     return small.model_copy(
         update={
             "output_dir": recipe.output_dir.replace(f"{RUNS}/", f"{RUNS}/smoke/", 1),

@@ -28,7 +28,8 @@ from kgcli.model.diffusion import Diffusion
 from kgcli.model.kosmosg import KosmosG
 from kgcli.model.randomness import StepRandom
 from kgcli.model.vision import VisionTower
-from kgcli.recipe import LoraConfig, check_start_size, explain
+from kgcli.recipe import LoraConfig, explain
+from kgcli.training.chains import check_start
 from kgcli.training.stages.start import find_start
 from kgcli.weights.config import read_model_config
 from kgcli.weights.decoder import load_decoder
@@ -89,7 +90,7 @@ class Setup:
         Raises: MissingError; ConfigError where it is of a run at another image size than its recipe has.
         """
         folder = find_start(part, self.init_from[part], fetch=fetch)
-        check_start_size(self.init_from[part], self.image_size)
+        check_start(self.init_from[part], self.image_size)
         return folder
 
     def model_config(self) -> ModelConfig:

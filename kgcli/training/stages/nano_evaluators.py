@@ -92,7 +92,7 @@ class EvalClipStage(Stage):
         return {"contrast": caption_contrast(logits_BB, tokens_BL)}
 
     def export(self, folder: Path) -> None:
-        self.clip.save(folder / "eval_clip")
+        self.clip.save(folder / "eval_clip", self.setup.image_size)
 
 
 class EvalDinoStage(Stage):
@@ -133,7 +133,7 @@ class EvalDinoStage(Stage):
         return {"contrast": F.cross_entropy(logits, partner)}
 
     def export(self, folder: Path) -> None:
-        self.dino.save(folder / "eval_dino")
+        self.dino.save(folder / "eval_dino", self.setup.image_size)
 
     def _cropped(self, pixels_B3SS: Tensor, random: StepRandom) -> Tensor:
         """Return a random crop of each image, of random size and aspect ratio, half of them mirrored."""

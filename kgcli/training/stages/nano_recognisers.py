@@ -97,7 +97,7 @@ class RecogniserStage(Stage):
         return dict(zip(HEADS, (batch.labels != IGNORED).sum(0).tolist(), strict=True))
 
     def export(self, folder: Path) -> None:
-        self.judges.save(folder / "judges")
+        self.judges.save(folder / "judges", self.setup.image_size)
 
     def _degraded(self, view_B3SS: Tensor, random: StepRandom) -> Tensor:
         return degrade(view_B3SS, random, blur=self.options.blur, noise=self.options.noise)

@@ -1,16 +1,19 @@
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from kgcli.data.images import open_image
+from kgcli.data.sources.world import SAMPLERS, draw
 from kgcli.data.sources.world_sample import BASE_NOUNS
 from kgcli.errors import MissingError, UsageError
 from kgcli.evaluation.baselines.base import MethodOptions
 from kgcli.evaluation.baselines.world import Other
 from kgcli.evaluation.benchmarks import nano as nano_suites
 from kgcli.evaluation.benchmarks import nano_data
+from kgcli.evaluation.benchmarks.skills import skills_plan
 from kgcli.evaluation.plan import DreamBenchOptions, Plan
 from kgcli.evaluation.run import nano_score
 from kgcli.evaluation.scores import Scores, figures_of, image_score
@@ -21,6 +24,33 @@ from kgcli.world.spec import is_held_out
 from kgcli.world.tables import FIRST_NEW_IDENTITY, FIRST_RECOGNISER_IDENTITY, SIZE
 
 METHOD = {"name": "test"}
+# The start of the SHA-256 of the plans and of each kind's first samples, without images.
+PLANS = {
+    "dreambench": "bfdbfd2fb98ed7e4",
+    "coco": "056455d5756267bf",
+    "skills": "70973e23d3592e51",
+}
+DRAWS = {
+    "captioned": "b55b7ad1f2e5c54d",
+    "contrast": "70597f1a7b8fc739",
+    "text": "dac180cca7cbcba4",
+    "pair": "d7d2f2b9267c178e",
+    "interleaved": "0f42862f5b422f05",
+    "compositional": "2b79d7e1a4d95179",
+    "edit": "e74ed4803c54c72d",
+    "caption": "2bb63cf0f046da4a",
+    "judged": "f37ec087ea8806ac",
+    "described": "4fe151bafd2e99a4",
+    "rescened": "82ed3d95aa14a0ef",
+    "comic": "2ef7bb4c3bb2d1db",
+    "one": "543211163668bcc5",
+    "two": "1ccdbe7f35e1a1c6",
+    "three": "ef5ff432cb5435d0",
+}
+
+
+def digest(text):
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def dreambench(**options):
@@ -54,6 +84,19 @@ def test_a_plan_is_a_function_of_the_seed_and_the_seed_is_of_the_noise_alone():
         without = [[dataclasses.replace(item, seed=0) for item in one.items] for one in (plan, other)]
         assert without[0] == without[1]
         assert all(a.seed != b.seed for a, b in zip(plan.items, other.items, strict=True))
+
+
+def test_plans_are_those_of_this_version_of_the_suites():
+    """A change of one makes scores incomparable: raise VERSION with it."""
+    plans = {"dreambench": dreambench(), "coco": coco(40), "skills": skills_plan(Path("x"), 8, 0, {})}
+    assert {name: digest(plan.to_json()) for name, plan in plans.items()} == PLANS
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_the_world_draws_what_models_were_trained_on(kind):
+    """Words and specs alone: pixels differ from machine to machine."""
+    samples = [draw({kind: 1.0}, 0, index, SIZE) for index in range(2)]
+    assert digest(repr([(one.caption, one.fragments, one.truth) for one in samples])) == DRAWS[kind]
 
 
 def test_the_seed_of_an_image_does_not_depend_on_what_else_is_asked():

@@ -9,7 +9,9 @@ import torch
 from transformers import CLIPTokenizer
 
 from kgcli.config import SamplingConfig
-from kgcli.errors import ConfigError, MissingError, UsageError
+from kgcli.errors import ConfigError, IncompatibleError, MissingError, UsageError
+from kgcli.evaluation.benchmarks.nano_world import VERSION
+from kgcli.evaluation.plan import DreamBenchOptions
 from kgcli.evaluation.reproduce.lineage import compute_in_all, compute_of, pending, recipe_at, result_of
 from kgcli.evaluation.reproduce.order import compare_order
 from kgcli.evaluation.reproduce.paper import TABLE_1, TABLE_2, TABLES, Row
@@ -202,6 +204,29 @@ def test_the_device_is_looked_for_before_anything_is_trained(tmp_path, monkeypat
     monkeypatch.setattr(reproduction_bench, "reproduce", pytest.fail)
     with pytest.raises(UsageError, match="--device is toaster"):
         reproduction_bench.run(Reproduction(table=TABLE_1, out=tmp_path, device="toaster"))
+
+
+@pytest.mark.parametrize("left", ["run", "data"])
+def test_what_an_earlier_version_left_is_found_before_anything_is_trained(tmp_path, monkeypatch, left):
+    from kgcli.evaluation.benchmarks import nano as suites
+    from kgcli.evaluation.reproduce import bench as reproduction_bench
+
+    monkeypatch.setattr(reproduction_bench, "reproduce", pytest.fail)
+    options = Reproduction(table=TABLE_1, out=tmp_path, rows=("copy-input",), runs=tmp_path / "runs")
+    if left == "run":
+        plan = suites.dreambench_plan("0" * 64, tmp_path, DreamBenchOptions(num_images=1), {})
+        plan.protocol["version"] = VERSION - 1
+        (job,) = jobs(options)
+        RunFolder.start(job.out, plan)
+        fault = pytest.raises(IncompatibleError, match=f"seed0 was made by version {VERSION - 1} of the nano suites")
+    else:
+        folder = tmp_path / "data" / TABLE_1.suite
+        folder.mkdir(parents=True)
+        held = {"suite": TABLE_1.suite, "version": VERSION - 1, "files": {}}
+        (folder / "data.json").write_text(json.dumps(held))
+        fault = pytest.raises(UsageError, match=f"holds other data .version {VERSION - 1}, not {VERSION}")
+    with fault:
+        reproduction_bench.run(options)
 
 
 def test_an_interval_of_resampled_images_is_shown_where_there_are_no_subjects(tmp_path):
