@@ -6,6 +6,7 @@ user's cache. Rows that filters drop are dropped here, so that numbers do not sh
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -23,7 +24,8 @@ from kgcli.data.shards.filters import FAULT, RowFilter
 from kgcli.data.shards.layout import NOTES, index_schema, pyarrow_parts, scan_schema
 from kgcli.data.shards.records import KINDS
 from kgcli.data.shards.scan import first_columns, scan_tar
-from kgcli.errors import MissingError, printable
+from kgcli.data.where import FIRST_ROWS
+from kgcli.errors import MissingError, PassingError, printable
 from kgcli.files import make_folder, whole_file, write_whole
 from kgcli.reading import parse_json
 from kgcli.recipe import FilterConfig
@@ -108,20 +110,21 @@ def open_index(places: Sequence[str], filters: FilterConfig, cache: Path | None 
 
     A shard that has vanished keeps the rows that its parquet file or the cache knows of: reading one is a fault.
 
-    Raises: UsageError without pyarrow or for a wrong filter, OutputError where the cache cannot be written.
+    Raises: UsageError without pyarrow or for a wrong filter, OutputError where the cache cannot be written,
+        PassingError where the rows of a shard cannot be known now: its samples would have other numbers.
     """
     pyarrow_parts()
     row_filter = RowFilter(filters)
     folder = cache or cache_folder()
     make_folder(folder)
     with ThreadPoolExecutor(REQUESTS) as pool:
-        stamps = list(pool.map(storage.stamp, [*places, *map(_beside, places)]))
-    tars = stamps[: len(places)]
-    decides = [VERSION, list(places), [one and asdict(one) for one in stamps], filters.model_dump(mode="json")]
+        found = list(pool.map(_stamp_or_fault, [*places, *map(_beside, places)]))
+    stamps = [asdict(one) if isinstance(one, storage.Stamp) else None for one in found]
+    decides = [VERSION, list(places), stamps, filters.model_dump(mode="json")]
     path = folder / f"{_sha256(decides)}.arrow"
     with FileLock(folder / f"{path.stem}.lock"):  # several processes of one run open the same source
         if not path.is_file():
-            _make(path, [_Shard(place, found, folder) for place, found in zip(places, tars, strict=True)], row_filter)
+            _make(path, [_Shard(*one, folder) for one in zip(places, found, strict=False)], row_filter)
     return Index(path)
 
 
@@ -131,45 +134,66 @@ def cache_folder() -> Path:
     return (Path(given) if given else Path.home() / ".cache") / "kgcli" / "shards"
 
 
-@dataclass(frozen=True)
+def _stamp_or_fault(place: str) -> storage.Stamp | MissingError:
+    try:
+        return storage.stamp(place)
+    except MissingError as error:
+        return error
+
+
+@dataclass
 class _Shard:
     """A shard whose rows are looked up: in its parquet file, in the cache, in the tar itself."""
 
     place: str
-    stamp: storage.Stamp | None  # None: it is not there
+    found: storage.Stamp | MissingError  # why it cannot be read
     folder: Path  # of the cache
+
+    @property
+    def stamp(self) -> storage.Stamp | None:
+        """Size and version of the tar, None where it is not there or not reached."""
+        return self.found if isinstance(self.found, storage.Stamp) else None
 
     def rows(self) -> tuple[Any, str, int, str]:
         """Return a table of all rows, what identifies the content, the number of groups that are no sample, and a
-        fault."""
-        own = self._own()
+        fault.
+
+        Raises: PassingError where the rows cannot be known now.
+        """
+        own = self._own
+        del self._own  # no more than one table at a time
         if own is not None:
             identity = str((_notes_of(own) or {}).get("sha256", "")) or self._identity()
             return own, identity, 0, self._fault(own)
         scanned = self._scanned()
         if scanned is None:
+            if isinstance(self.found, PassingError):
+                raise self.found
             return scan_schema().empty_table(), self._identity(), 0, "it is not there"
         noted = json.loads(scanned.schema.metadata[NOTES])
         return scanned, self._identity(), noted["skipped"], noted["fault"] if self.stamp else "it is not there"
 
+    @functools.cached_property
     def _own(self) -> Any:
-        """Return the index beside the tar, None where there is none, or another program's or a damaged one."""
+        """The index beside the tar, None where there is none, or another program's or a damaged one."""
         own = _read_parquet(_beside(self.place), index_schema())
         return own if own is not None and _notes_of(own) is not None and _has_rows(own) else None
 
     def columns(self) -> Iterator[Collection[str]]:
-        """Yield the columns of each row: of all where the tar was scanned before, or else of the first; none of ours.
+        """Yield the columns of each row that can be read: of all where the tar was scanned before, or else of the
+        first; none of ours.
 
         Raises: MissingError where the tar cannot be read.
         """
-        if self._own() is not None:
+        if self._own is not None:
             yield ()
             return
         known = self._known()
-        if known is None:
-            yield from first_columns(self.place)
-        else:
-            yield from map(json.loads, known.column("told").to_pylist())
+        if known is not None:
+            lines = zip(known.column("kind").to_pylist(), known.column("told").to_pylist(), strict=True)
+            yield from (json.loads(told) for kind, told in lines if kind != FAULT)
+        elif self.stamp is not None:
+            yield from first_columns(self.place, self.stamp.size)
 
     def _fault(self, table: Any) -> str:
         if self.stamp is None:
@@ -211,7 +235,9 @@ def _make(path: Path, shards: Sequence[_Shard], row_filter: RowFilter) -> None:
     pyarrow, _ = pyarrow_parts()
     first, *others = (shard.place for shard in shards)
     name = f"{first}, like all after it," if others else first
-    row_filter.look_for_columns((columns for shard in shards for columns in shard.columns()), name)
+    row_filter.look_for_columns(
+        (columns for shard in shards for columns in shard.columns()), f"{name} in its first {FIRST_ROWS} rows"
+    )
     infos = []
     with whole_file(path) as partial:
         with pyarrow.ipc.new_file(str(partial), index_schema()) as writer:
@@ -248,12 +274,17 @@ def _beside(place: str) -> str:
 
 
 def _read_parquet(place: str, schema: Any) -> Any:
-    """Return the table of a file with the columns of a schema; None if it is not there, damaged or another's."""
+    """Return the table of a file with the columns of a schema; None if it is not there, damaged or another's.
+
+    Raises: PassingError where that cannot be known now.
+    """
     pyarrow, parquet = pyarrow_parts()
     try:
         table = parquet.read_table(pyarrow.BufferReader(storage.read_all(place, MAX_INDEX_BYTES)))
         metadata = table.schema.metadata
         return table.select(schema.names).cast(schema).replace_schema_metadata(metadata)
+    except PassingError:
+        raise
     except (MissingError, KeyError, TypeError, ValueError, OSError, pyarrow.ArrowException):
         return None
 
