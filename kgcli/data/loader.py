@@ -126,7 +126,7 @@ class Batches(Dataset[Batch]):
             return sample, self.source.row_of(index)
         except (PromptError, PassingError) as error:
             fault = error.with_traceback(None)  # whose frames hold the sample
-        sample = Sample()
+        sample = Sample()  # in place of one with large images
         for other, row in self.source.substitutes(index, fault):
             try:
                 self.collator.check(other)
