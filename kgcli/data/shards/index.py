@@ -19,19 +19,16 @@ from typing import Any
 from filelock import FileLock
 
 from kgcli.data.shards import storage
-from kgcli.data.shards.contents import IMAGE
 from kgcli.data.shards.filters import FAULT, RowFilter
 from kgcli.data.shards.layout import NOTES, index_schema, pyarrow_parts, scan_schema
-from kgcli.data.shards.records import KINDS
+from kgcli.data.shards.parquet import has_rows, notes_of, read_table
 from kgcli.data.shards.scan import first_columns, scan_tar
 from kgcli.data.where import FIRST_ROWS
 from kgcli.errors import MissingError, PassingError, printable
 from kgcli.files import make_folder, whole_file, write_whole
-from kgcli.reading import parse_json
 from kgcli.recipe import FilterConfig
 
 VERSION = 3  # of the cached files; another is made anew
-MAX_INDEX_BYTES = 2**30  # of the parquet file of one shard
 UNTARGETED = "untargeted"
 REQUESTS = 16  # servers are asked for the state of so many files at once
 
@@ -124,7 +121,8 @@ def open_index(places: Sequence[str], filters: FilterConfig, cache: Path | None 
     path = folder / f"{_sha256(decides)}.arrow"
     with FileLock(folder / f"{path.stem}.lock"):  # several processes of one run open the same source
         if not path.is_file():
-            _make(path, [_Shard(*one, folder) for one in zip(places, found, strict=False)], row_filter)
+            shards = zip(places, found[: len(places)], found[len(places) :], strict=True)
+            _make(path, [_Shard(*one, folder) for one in shards], row_filter)
     return Index(path)
 
 
@@ -147,6 +145,7 @@ class _Shard:
 
     place: str
     found: storage.Stamp | MissingError  # why it cannot be read
+    found_beside: storage.Stamp | MissingError  # the parquet file
     folder: Path  # of the cache
 
     @property
@@ -163,7 +162,7 @@ class _Shard:
         own = self._own
         del self._own  # no more than one table at a time
         if own is not None:
-            identity = str((_notes_of(own) or {}).get("sha256", "")) or self._identity()
+            identity = str((notes_of(own) or {}).get("sha256", "")) or self._identity()
             return own, identity, 0, self._fault(own)
         scanned = self._scanned()
         if scanned is None:
@@ -176,8 +175,12 @@ class _Shard:
     @functools.cached_property
     def _own(self) -> Any:
         """The index beside the tar, None where there is none, or another program's or a damaged one."""
-        own = _read_parquet(_beside(self.place), index_schema())
-        return own if own is not None and _notes_of(own) is not None and _has_rows(own) else None
+        if isinstance(self.found_beside, PassingError):
+            raise self.found_beside
+        if isinstance(self.found_beside, MissingError):
+            return None
+        own = read_table(_beside(self.place), index_schema())
+        return own if own is not None and notes_of(own) is not None and has_rows(own) else None
 
     def columns(self) -> Iterator[Collection[str]]:
         """Yield the columns of each row that can be read: of all where the tar was scanned before, or else of the
@@ -219,7 +222,7 @@ class _Shard:
 
     def _known(self) -> Any:
         """Return the rows of a tar that was scanned before and is as it was or not there any more, None of another."""
-        known = _read_parquet(str(self._cached), scan_schema())
+        known = read_table(str(self._cached), scan_schema())
         if known is None:
             return None
         is_same = self.stamp is None or json.loads(known.schema.metadata[NOTES])["stamp"] == asdict(self.stamp)
@@ -271,49 +274,6 @@ def _kinds(table: Any) -> tuple[str, ...]:
 def _beside(place: str) -> str:
     """Return the parquet file beside a tar."""
     return place.removesuffix(".tar") + ".parquet"
-
-
-def _read_parquet(place: str, schema: Any) -> Any:
-    """Return the table of a file with the columns of a schema; None if it is not there, damaged or another's.
-
-    Raises: PassingError where that cannot be known now.
-    """
-    pyarrow, parquet = pyarrow_parts()
-    try:
-        table = parquet.read_table(pyarrow.BufferReader(storage.read_all(place, MAX_INDEX_BYTES)))
-        metadata = table.schema.metadata
-        return table.select(schema.names).cast(schema).replace_schema_metadata(metadata)
-    except PassingError:
-        raise
-    except (MissingError, KeyError, TypeError, ValueError, OSError, pyarrow.ArrowException):
-        return None
-
-
-def _notes_of(table: Any) -> dict[str, Any] | None:
-    """Return the metadata of an index, empty without any; None where they are damaged or another's."""
-    try:
-        notes = parse_json((table.schema.metadata or {}).get(NOTES, b"{}"), name="the index")
-    except MissingError:
-        return None
-    return notes if isinstance(notes, dict) and isinstance(notes.get("sha256", ""), str) else None
-
-
-def _has_rows(table: Any) -> bool:
-    """Tell if each row of a table has a key, a known kind, members and numbers, as an index has."""
-    pyarrow, _ = pyarrow_parts()
-    import pyarrow.compute as compute
-
-    try:
-        table.validate(full=True)
-    except pyarrow.ArrowException:
-        return False
-    if any(table.column(name).null_count for name in ("key", "kind", "members", "width", "height", "num_tokens")):
-        return False
-    kinds = compute.unique(table.column("kind")).to_pylist()
-    fewest = compute.min(compute.list_value_length(table.column("members"))).as_py()
-    members = compute.list_flatten(table.column("members"))
-    fields = [compute.struct_field(members, name) for name in ("name", "offset", "size")]
-    return {*kinds} <= {*KINDS, IMAGE} and fewest != 0 and not any(one.null_count for one in (members, *fields))
 
 
 def _sha256(value: Any) -> str:

@@ -11,7 +11,9 @@ from kgcli.data.importers.table import find_importer
 from kgcli.data.shards import filters, index, scan, storage
 from kgcli.data.shards.filters import MAX_CELL, MAX_COLUMNS, told_text
 from kgcli.data.shards.index import open_index
+from kgcli.data.shards.records import Text
 from kgcli.data.shards.scan import scan_tar
+from kgcli.data.shards.write import Row, write_shard
 from kgcli.data.sources import open_source
 from kgcli.data.where import parse_condition
 from kgcli.errors import UsageError
@@ -115,8 +117,11 @@ def test_columns_of_a_shard_are_looked_for_with_one_read_of_its_index_and_none_w
     monkeypatch.setattr(storage, "stamp", lambda place: asked.append(place) or stamp(place))
     monkeypatch.setattr(storage, "read_all", lambda place, size: read.append(place) or read_all(place, size))
     open_index(places, FilterConfig(where=["score > 0"]), tmp_path / "cache")
-    assert asked.count(places[0]) == 1
-    assert all(read.count(place.replace(".tar", ".parquet")) == 1 for place in places)
+    assert asked.count(places[0]) == asked.count(places[0].replace(".tar", ".parquet")) == 1
+    write_shard(tmp_path / "own.tar", [Row("0", Text(text="a cat"), {})])
+    own = [str(tmp_path / "own.tar"), *places]
+    open_index(own, FilterConfig(where=["score > 0"]), tmp_path / "cache")
+    assert read.count(own[0].replace(".tar", ".parquet")) == 1
 
 
 def test_a_wrong_condition_is_refused_before_shards_are_read(tmp_path):
