@@ -234,7 +234,7 @@ def _find_decoder(folder: Path, decoder: str, width: int) -> str:
         check_diffusers_part(found, "vae")
         _read_json(found, "scheduler/scheduler_config.json")
         check_width(str(found), config.get("cross_attention_dim"), width)
-        check_inputs(str(found), config.get("in_channels"), config.get("out_channels"))
+        check_inputs(str(found), config.get("in_channels", 4), config.get("out_channels", 4))  # defaults of diffusers
         return str(found)
     if found.is_file():
         shapes = check_single_file(found)

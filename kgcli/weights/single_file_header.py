@@ -53,6 +53,8 @@ def check_inputs(source: str, inputs: object, outputs: object) -> None:
     """
     if not (isinstance(inputs, int) and isinstance(outputs, int)) or inputs == outputs:
         return
+    if outputs > inputs:
+        raise IncompatibleError(f"{source} predicts {outputs} channels for latents of {inputs}, which is not supported")
     kind = _OTHER_INPUTS.get((inputs, outputs), f"a checkpoint for latents of {outputs} channels and further inputs")
     raise IncompatibleError(
         f"{source} is {kind}: its U-Net needs {inputs} input channels, which a prompt alone does not give; use the "

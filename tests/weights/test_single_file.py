@@ -114,6 +114,7 @@ def test_tensors_without_a_place_are_counted_and_named(load, tensors, caplog):
         ({f"{UNET}input_blocks.0.0.weight": torch.zeros(8, 9, 3, 3)}, "is an inpainting checkpoint"),
         ({f"{UNET}input_blocks.0.0.weight": torch.zeros(8, 8, 3, 3)}, "InstructPix2Pix"),
         ({f"{UNET}input_blocks.0.0.weight": torch.zeros(8, 7, 3, 3)}, "for latents of 4 channels and further inputs"),
+        ({f"{UNET}input_blocks.0.0.weight": torch.zeros(8, 3, 3, 3)}, "predicts 4 channels for latents of 3"),
         ({"edm_mean": torch.zeros(4)}, "EDM"),
     ],
 )
@@ -139,10 +140,12 @@ def test_unfit_files_are_found_before_torch(kg, tensors, tiny_model, tmp_path, w
     assert done.code == 4 and words in done.err and done.err.count("\n") == 1, done.err
 
 
-def test_an_inpainting_folder_is_refused_too(kg, tiny_model, tmp_path, without_engine):
+@pytest.mark.parametrize("left_out", [(), ("out_channels",)])  # 4, as diffusers reads it
+def test_an_inpainting_folder_is_refused_too(kg, tiny_model, tmp_path, without_engine, left_out):
     shutil.copytree(tiny_model / "decoder", tmp_path / "inpaint")
     config = tmp_path / "inpaint" / "unet" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "in_channels": 9}))
+    values = {**json.loads(config.read_text()), "in_channels": 9}
+    config.write_text(json.dumps({name: value for name, value in values.items() if name not in left_out}))
     done = kg("generate", "a cat", "--model", tiny_model, "--decoder", "inpaint")
     assert done.code == 4 and "inpaint is an inpainting checkpoint" in done.err
 

@@ -90,23 +90,23 @@ class Setup:
     def load_model(self, *, with_aligner_decoder: bool = False, aligner: AlignerConfig | None = None) -> KosmosG:
         """Load the model that the stage starts from, with `aligner` in place of its own AlignerNet.
 
-        Stages before instruct, which alone have the aligner's decoder, make what the model has not of an AlignerNet.
+        Stages before instruct, which alone have the aligner's decoder, initialise what the model lacks of AlignerNet.
 
         Raises: ConfigError, MissingError, IncompatibleError.
         """
         folder = self.source("model")
         fresh: tuple[str, ...] = ()
         if with_aligner_decoder:
-            fresh = self._absent(folder, renewed=aligner is not None)
+            fresh = self._missing_aligner(folder, renewed=aligner is not None)
         return self.load_folder(folder, with_aligner_decoder=with_aligner_decoder, fresh=fresh, aligner=aligner)
 
-    def _absent(self, folder: Path, renewed: bool) -> tuple[str, ...]:
-        """Return the prefix of what a model has not of an AlignerNet, unless that is `renewed` anyway."""
+    def _missing_aligner(self, folder: Path, renewed: bool) -> tuple[str, ...]:
+        """Return the prefix of AlignerNet's weights that a model lacks, unless AlignerNet is `renewed` as a whole."""
         if not has_aligner(folder):
             _log.warning("%s has no AlignerNet, as any result of stage 1: initialising it randomly", folder)
             return (ALIGNER,)
         if not renewed and self.model_config().aligner.kind == "full" and not has_aligner(folder, ALIGNER_DECODER):
-            _log.warning("AlignerNet of %s has no way back, as after stage 3: initialising that randomly", folder)
+            _log.warning("%s has no aligner.decoder, as any result of stage 3: initialising it randomly", folder)
             return (ALIGNER_DECODER,)
         return ()
 

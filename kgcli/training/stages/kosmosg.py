@@ -27,7 +27,6 @@ from kgcli.weights.load import save_kosmosg
 DROP_CONDITION = 0.1  # fraction of rows whose conditioning becomes the null one. Source: the published instruct stage
 TOKENIZER = "tokenizer"  # folders inside a model folder
 DECODER = "decoder"
-SETTINGS = ("generation", "max_images", "max_subjects")  # of a model's configuration: no weight depends on them
 
 
 class EncoderOptions(Strict):
@@ -115,8 +114,8 @@ class PretrainStage(KosmosGStage):
 
     Only text is predicted; image slots and their brackets never are. Source: KOSMOS-G (arXiv:2310.02992), section 2.1.
 
-    With `init_from.model`, a model folder, it continues from that model: sizes, tokenizer and vision tower are the
-    folder's; the recipe's `model` may give other generation settings, and limits of images and subjects.
+    With `init_from.model`, a model folder, it continues from that model: as in the later stages, its config.json,
+    tokenizer and vision tower are used, and the recipe's `model` is not.
     """
 
     needs = frozenset({"tokens", "images"})
@@ -140,19 +139,15 @@ class PretrainStage(KosmosGStage):
         return model
 
     def _continued(self) -> KosmosG:
-        """Return the model of `init_from.model` with the recipe's settings of generation and limits.
-
-        Raises: ConfigError where the recipe's sizes are not the model's.
-        """
+        """Return the model of `init_from.model`. Raises: ConfigError where init_from also names a part of it."""
         for part in ("clip", "tokenizer"):
             if part in self.setup.init_from:
-                raise ConfigError(f"init_from has model and {part}: a model has both a vision tower and a tokenizer")
-        model, given = self.setup.load_model(with_aligner_decoder=True), self.setup.model
-        for part in ("vision", "resampler", "mllm", "aligner"):
-            _check_same_sizes(part, getattr(given, part), getattr(model.cfg, part))
-        settings = {name: getattr(given, name) for name in SETTINGS if name in given.model_fields_set}
-        model.cfg = model.cfg.model_copy(update=settings)
-        return model
+                model = self.setup.init_from["model"]
+                raise ConfigError(
+                    f"init_from has model and {part}, but a model has a vision tower and a tokenizer of its own; give "
+                    f"init_from='{{model: {model}}}' to continue from the model"
+                )
+        return self.setup.load_model(with_aligner_decoder=True)
 
     def tokenizer_folder(self) -> Path:
         """Return the folder of the SentencePiece model: that of the model, `init_from.tokenizer`, or beside the CLIP
@@ -323,10 +318,3 @@ class InstructStage(KosmosGStage):
         if batch.hidden is not None:
             return self.model.aligner.encode(batch.hidden[:, : batch.tokens.shape[1]], batch.token_mask)
         return self.model.encode(batch.tokens, batch.token_mask, batch.image_mask, batch.images)
-
-
-def _check_same_sizes(part: str, given: Strict, found: Strict) -> None:
-    """Check the sizes that a recipe gives against a model's. Raises: ConfigError."""
-    for name in given.model_fields_set - {"vocab_size"}:
-        if (wanted := getattr(given, name)) != (has := getattr(found, name)):
-            raise ConfigError(f"model.{part}.{name} is {wanted}, that of init_from.model {has}: it keeps its sizes")
