@@ -10,7 +10,7 @@ import numpy as np
 from kgcli.data.sample import Fragments, Sample
 from kgcli.data.sources.base import Part
 from kgcli.data.sources.world import GIVES, SAMPLERS, draw
-from kgcli.errors import ConfigError
+from kgcli.errors import ConfigError, KgError
 
 
 class WorldSource:
@@ -62,7 +62,7 @@ class WorldSource:
         """Return the first sample that shows an image of the pool."""
         return self.sample(row)
 
-    def substitutes(self, index: int, reason: str) -> Iterator[tuple[Sample, int]]:
+    def substitutes(self, index: int, error: KgError) -> Iterator[tuple[Sample, int]]:
         """Yield nothing: samples of the world are never bad."""
         return iter(())
 
