@@ -6,14 +6,13 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from foreign_shards import pairs, solid, write_shards, write_tar
+from foreign_shards import entity_rows, pairs, write_shards, write_tar
 from range_server import served
 
 from kgcli.data.batch import Collator
 from kgcli.data.loader import Batches
 from kgcli.data.shards import storage, web
-from kgcli.data.shards.records import Compositional, Entity
-from kgcli.data.shards.write import Row, encode_image, write_shard
+from kgcli.data.shards.write import write_shard
 from kgcli.data.sources import open_source
 from kgcli.data.sources.kept import KeptSource
 from kgcli.data.tokenizer import Tokenizer
@@ -57,15 +56,7 @@ def batches_of(source, tokenizer, **settings):
 def write_own(folder):
     """Four shards with an index, of captions half of which begin with their entity."""
     for shard in range(4):
-        rows = []
-        for number in range(shard * 4, shard * 4 + 4):
-            start = 0 if number % 2 else 2
-            caption = ("cat" if number % 2 else "a cat") + f" in image {number}"
-            entity = Entity(noun="cat", span=(start, start + 3), crop="0.png", crop_on_white="0.png")
-            record = Compositional(image="png", caption=caption, entities=(entity,))
-            images = {"png": encode_image(solid(number)), "0.png": encode_image(solid(100))}
-            rows.append(Row(f"{number:03d}", record, images))
-        write_shard(folder / f"{shard:05d}.tar", rows)
+        write_shard(folder / f"{shard:05d}.tar", entity_rows(range(shard * 4, shard * 4 + 4)))
     return folder
 
 
