@@ -207,6 +207,7 @@ def test_an_image_that_is_given_stays_the_callers_own():
         ("PNG", {}),
         ("PNG", {"save_all": True}),
         ("MPO", {"save_all": True}),
+        ("WEBP", {}),
         ("TIFF", {"compression": "tiff_lzw"}),
         ("TIFF", {"compression": "tiff_lzw", "save_all": True}),
     ],
@@ -217,4 +218,4 @@ def test_a_decoded_image_keeps_no_file(format, settings):
     Image.new("RGB", (4, 4), "red").save(file, format, **settings, **more)
     found = decode_image(file.getvalue())
     assert found.getpixel((0, 0))[0] > 250 and found.getpixel((0, 0))[1] < 5
-    assert all(getattr(found, name, None) is None for name in ("fp", "_fp"))
+    assert all(getattr(found, name, None) is None for name in ("fp", "_fp", "_decoder"))

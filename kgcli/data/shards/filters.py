@@ -35,6 +35,7 @@ class RowFilter:
         self.filters = filters
         self.conditions = [parse_condition(text, name=WHERE) for text in filters.where]
         self._columns: set[str] = set()  # of all shards so far
+        self._is_read = False  # one of the rows so far is no fault
         self._has_own = False  # one of the shards says nothing of where its rows came from
         texts = [one.value for one in self.conditions if isinstance(one.value, str)]
         self._texts = {_sha256(text): text for text in texts}
@@ -77,7 +78,7 @@ class RowFilter:
         try:
             look_for_columns(self.conditions, rows, name, name=WHERE)
         except UsageError as error:
-            _log.warning("%s; all rows are scanned for it now", error)
+            _log.warning("%s; it is refused if no row has it", error)
 
     def check(self, name: str) -> None:
         """See that the shards, all of them filtered, have the columns of all conditions.
@@ -87,7 +88,7 @@ class RowFilter:
 
         Raises: UsageError.
         """
-        if self._columns or self._has_own:
+        if self._is_read or self._has_own:
             check_columns(self.conditions, self._columns, name, name=WHERE)
 
     def _meets(self, table: Any) -> NDArray[np.bool_]:
@@ -95,6 +96,7 @@ class RowFilter:
         if "told" not in table.column_names:  # an index of ours
             self._has_own = True
             return np.zeros(table.num_rows, bool)
+        self._is_read |= any(kind != FAULT for kind in table.column("kind").to_pylist())
         cells = [self._cells(json.loads(told)) for told in table.column("told").to_pylist()]
         self._columns.update(*cells)
         return np.array([not unmet(self.conditions, one) for one in cells], bool)

@@ -108,15 +108,15 @@ def open_index(places: Sequence[str], filters: FilterConfig, cache: Path | None 
     A shard that has vanished keeps the rows that its parquet file or the cache knows of: reading one is a fault.
 
     Raises: UsageError without pyarrow or for a wrong filter, OutputError where the cache cannot be written,
-        PassingError where the rows of a shard cannot be known now: its samples would have other numbers.
+        PassingError where a shard or the file beside it is not reached now: samples would have other numbers.
     """
     pyarrow_parts()
     row_filter = RowFilter(filters)
     folder = cache or cache_folder()
     make_folder(folder)
     with ThreadPoolExecutor(REQUESTS) as pool:
-        found = list(pool.map(_stamp_or_fault, [*places, *map(_beside, places)]))
-    stamps = [asdict(one) if isinstance(one, storage.Stamp) else None for one in found]
+        found = list(pool.map(_stamp, [*places, *map(_beside, places)]))
+    stamps = [None if one is None else asdict(one) for one in found]
     decides = [VERSION, list(places), stamps, filters.model_dump(mode="json")]
     path = folder / f"{_sha256(decides)}.arrow"
     with FileLock(folder / f"{path.stem}.lock"):  # several processes of one run open the same source
@@ -132,11 +132,14 @@ def cache_folder() -> Path:
     return (Path(given) if given else Path.home() / ".cache") / "kgcli" / "shards"
 
 
-def _stamp_or_fault(place: str) -> storage.Stamp | MissingError:
+def _stamp(place: str) -> storage.Stamp | None:
+    """Return size and version of a file, None where it is not there. Raises: PassingError where it is not reached."""
     try:
         return storage.stamp(place)
-    except MissingError as error:
-        return error
+    except PassingError:
+        raise
+    except MissingError:
+        return None
 
 
 @dataclass
@@ -144,21 +147,13 @@ class _Shard:
     """A shard whose rows are looked up: in its parquet file, in the cache, in the tar itself."""
 
     place: str
-    found: storage.Stamp | MissingError  # why it cannot be read
-    found_beside: storage.Stamp | MissingError  # the parquet file
+    stamp: storage.Stamp | None  # of the tar, None where it is not there
+    beside: storage.Stamp | None  # of the parquet file
     folder: Path  # of the cache
-
-    @property
-    def stamp(self) -> storage.Stamp | None:
-        """Size and version of the tar, None where it is not there or not reached."""
-        return self.found if isinstance(self.found, storage.Stamp) else None
 
     def rows(self) -> tuple[Any, str, int, str]:
         """Return a table of all rows, what identifies the content, the number of groups that are no sample, and a
-        fault.
-
-        Raises: PassingError where the rows cannot be known now.
-        """
+        fault."""
         own = self._own
         del self._own  # no more than one table at a time
         if own is not None:
@@ -166,8 +161,6 @@ class _Shard:
             return own, identity, 0, self._fault(own)
         scanned = self._scanned()
         if scanned is None:
-            if isinstance(self.found, PassingError):
-                raise self.found
             return scan_schema().empty_table(), self._identity(), 0, "it is not there"
         noted = json.loads(scanned.schema.metadata[NOTES])
         return scanned, self._identity(), noted["skipped"], noted["fault"] if self.stamp else "it is not there"
@@ -175,9 +168,7 @@ class _Shard:
     @functools.cached_property
     def _own(self) -> Any:
         """The index beside the tar, None where there is none, or another program's or a damaged one."""
-        if isinstance(self.found_beside, PassingError):
-            raise self.found_beside
-        if isinstance(self.found_beside, MissingError):
+        if self.beside is None:
             return None
         own = read_table(_beside(self.place), index_schema())
         return own if own is not None and notes_of(own) is not None and has_rows(own) else None
@@ -188,7 +179,9 @@ class _Shard:
 
         Raises: MissingError where the tar cannot be read.
         """
-        if self._own is not None:
+        own = self._own
+        del self._own  # read again for the rows: tables of thousands of shards are not kept
+        if own is not None:
             yield ()
             return
         known = self._known()

@@ -206,12 +206,26 @@ def _local_faults(place: str) -> Iterator[None]:
 @contextmanager
 def _remote_faults(place: str) -> Iterator[None]:
     """Raise faults of a file system that fsspec knows as PassingError, those of the file itself as MissingError."""
+    from httpx2 import HTTPError
+
     try:
         yield
     except (OSError, ValueError) as error:
-        lasts = isinstance(error, _LASTING) or error.errno in _LASTING_CODES
-        kind = MissingError if lasts else PassingError
+        kind = MissingError if _lasts(error) else PassingError
         raise kind(f"{printable(place)} cannot be read: {reason(error)}") from None
+    except HTTPError as error:  # of the Hub's client
+        said = str(error) or type(error).__name__
+        raise PassingError(f"{printable(place)} cannot be read: {said}") from None
+
+
+def _lasts(error: OSError | ValueError) -> bool:
+    """Tell whether a fault is of the file itself, to which a server's refusals belong."""
+    if isinstance(error, _LASTING) or str(error).startswith("Forbidden"):  # gcsfs's 403
+        return True
+    if error.errno in _LASTING_CODES:
+        return True
+    status = getattr(getattr(error, "response", None), "status_code", None)  # of the Hub
+    return isinstance(status, int) and not web.may_pass(status)
 
 
 def _descriptor(place: str) -> int:

@@ -80,8 +80,8 @@ class ShardSource(RowSource):
         except MissingError as error:
             if self.faults == "skip":
                 raise
-            message = f"{found.name}: {error}; `data.faults: skip` shows another row in its place"
-            raise type(error)(message) from None
+            advice = "" if isinstance(error, PassingError) else "; `data.faults: skip` shows another row in its place"
+            raise type(error)(f"{found.name}: {error}{advice}") from None
 
     def told(self, row: int, number: int) -> Fragments:
         """Return the fragments of a row, of which the texts alone are read."""

@@ -87,7 +87,7 @@ def test_a_misspelt_column_is_told_before_shards_are_scanned_and_refused_after(t
     monkeypatch.setattr(index, "scan_tar", lambda place: scans.append(list(caplog.messages)) or scan_tar(place))
     with pytest.raises(UsageError, match=r"a\.tar, like all after it, has no column scor; did you mean score"):
         taken(tmp_path, "scor >= 0.3")
-    told = r"a\.tar, like all after it, in its first 100 rows has no column scor; did you mean score\?; all rows"
+    told = r"a\.tar, like all after it, in its first 100 rows has no column scor; did you mean score\?; it is refused"
     assert len(scans) == 2 and all(re.search(told, messages[0]) for messages in scans)
 
 
@@ -110,7 +110,14 @@ def test_rows_that_cannot_be_read_say_nothing_of_columns(tmp_path, caplog, is_sc
     assert not caplog.messages
 
 
-def test_columns_of_a_shard_are_looked_for_with_one_read_of_its_index_and_none_where_it_is_gone(tmp_path, monkeypatch):
+def test_rows_that_can_be_read_but_have_no_columns_meet_no_condition(tmp_path):
+    groups = {f"{number}": {"jpg": encoded(solid(number)), "txt": b"a cat"} for number in range(3)}
+    write_tar(tmp_path / "a.tar", {**groups, "3": {"jpg": b"no image", "json": b"{"}})
+    with pytest.raises(UsageError, match=r"a\.tar has no column score"):
+        taken(tmp_path, "score > 0")
+
+
+def test_columns_of_shards_are_looked_for_without_keeping_tables_or_asking_for_what_is_gone(tmp_path, monkeypatch):
     write(tmp_path / "a.tar", {"score": 1})
     places, asked, read = [str(tmp_path / name) for name in ("gone.tar", "a.tar")], [], []
     stamp, read_all = storage.stamp, storage.read_all
@@ -121,7 +128,7 @@ def test_columns_of_a_shard_are_looked_for_with_one_read_of_its_index_and_none_w
     write_shard(tmp_path / "own.tar", [Row("0", Text(text="a cat"), {})])
     own = [str(tmp_path / "own.tar"), *places]
     open_index(own, FilterConfig(where=["score > 0"]), tmp_path / "cache")
-    assert read.count(own[0].replace(".tar", ".parquet")) == 1
+    assert read.count(own[0].replace(".tar", ".parquet")) == 2  # for its columns, and for its rows
 
 
 def test_a_wrong_condition_is_refused_before_shards_are_read(tmp_path):
