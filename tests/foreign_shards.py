@@ -1,4 +1,4 @@
-"""Shards as others write them, for tests: WebDataset tars without an index."""
+"""Shards as others write them, for tests: WebDataset tars without an index. And rows for shards of our own."""
 
 import io
 import json
@@ -6,6 +6,9 @@ import tarfile
 
 import numpy as np
 from PIL import Image
+
+from kgcli.data.shards.records import Compositional, Entity
+from kgcli.data.shards.write import Row, encode_image
 
 COLOURS = ["red", "green", "blue", "black", "white", "orange", "purple"]
 
@@ -61,3 +64,16 @@ def write_shards(folder, sizes=(5, 3, 7, 4)):
 def numbers_of(samples):
     """The number that each caption of `pairs` begins with."""
     return [int(sample.caption.split()[0]) for sample in samples]
+
+
+def entity_rows(numbers):
+    """Return rows of captions of which every other begins with its entity."""
+    rows = []
+    for number in numbers:
+        start = 0 if number % 2 else 2
+        caption = ("cat" if number % 2 else "a cat") + f" in image {number}"
+        entity = Entity(noun="cat", span=(start, start + 3), crop="0.png", crop_on_white="0.png")
+        record = Compositional(image="png", caption=caption, entities=(entity,))
+        images = {"png": encode_image(solid(number)), "0.png": encode_image(solid(100))}
+        rows.append(Row(f"{number:03d}", record, images))
+    return rows

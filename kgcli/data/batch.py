@@ -121,8 +121,8 @@ def sample_fields(needs: frozenset[str]) -> frozenset[str]:
 
 
 @dataclass
-class _Taken:
-    """What a batch holds of its samples."""
+class _BatchParts:
+    """Pixels, tokens and words of a batch, gathered sample by sample."""
 
     targets_B3SS: NDArray[np.uint8]
     sequences: list[Sequence] = field(default_factory=list)
@@ -148,14 +148,17 @@ class Collator:
     max_tokens: int | None = None  # of a sequence; a longer one is an error
     eos: bool = False  # end sequences in </s>, for language modelling
     uint8: bool = False  # leave the normalisation of images and targets to the device: a quarter of the bytes
+    # The last fragments and their tokens: a sample is checked, and then taken.
+    _encoded: tuple[Fragments, Sequence] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __call__(self, samples: Iterable[Sample], rows: list[int]) -> Batch:
         """Return the batch of samples, each taken once and kept no longer than its pixels and tokens are copied.
 
         Args:
-            rows: of their sources, one of each sample, by which cached moments are found
+            rows: of their sources, one of each sample, by which cached moments and states are found; samples that are
+                read as they are taken may write theirs here
         """
-        taken = self._take(samples, rows)
+        taken = self._take(samples, len(rows))
         fields: dict[str, Any] = {}
         if "tokens" in self.needs:
             assert self.tokenizer is not None
@@ -178,11 +181,12 @@ class Collator:
             fields |= self.pool.rows(rows)
         return Batch(**fields)
 
-    def _take(self, samples: Iterable[Sample], rows: list[int]) -> _Taken:
-        """Return what a batch holds of samples, each of which may go before the next is read."""
-        side = self.image_size
-        taken = _Taken(np.empty((len(rows) if "targets" in self.needs else 0, 3, side, side), np.uint8))
+    def _take(self, samples: Iterable[Sample], num: int) -> _BatchParts:
+        """Return what a batch holds of `num` samples, each of which may go before the next is read."""
+        side, num_taken = self.image_size, 0
+        taken = _BatchParts(np.empty((num if "targets" in self.needs else 0, 3, side, side), np.uint8))
         for place, sample in enumerate(samples):  # a zip would keep the one before as well
+            num_taken += 1
             if "tokens" in self.needs:
                 taken.sequences.append(self.encode(sample))
             if "clip_tokens" in self.needs:
@@ -197,6 +201,8 @@ class Collator:
                 taken.images += map(to_uint8, squares)
             else:
                 taken.digests.append(image_digest(squares))
+        if num_taken != num:  # the last targets would be whatever was in memory
+            raise ValueError(f"there are {num_taken} samples of {num} rows")
         return taken
 
     def squares(self, sample: Sample) -> list[Image.Image]:
@@ -220,7 +226,10 @@ class Collator:
         Raises: PromptError for one longer than the model takes.
         """
         assert self.tokenizer is not None
-        sequence = encode(sample.fragments, self.tokenizer, self.num_slots, eos=self.eos)
+        if self._encoded is None or self._encoded[0] is not sample.fragments:
+            sequence = encode(sample.fragments, self.tokenizer, self.num_slots, eos=self.eos)
+            self._encoded = sample.fragments, sequence
+        sequence = self._encoded[1]
         if self.max_tokens and len(sequence.token_ids) > self.max_tokens:
             raise PromptError(
                 f"{sample.origin or 'a sample'} is {len(sequence.token_ids)} tokens long (an image counts as several); "

@@ -113,7 +113,8 @@ def decode_image(data: bytes, name: str = "image", *, srgb: bool = True) -> Imag
         except DECODER_ERRORS as error:
             raise ImageError(f"{name} is damaged or cut short: {_one_line(error)}") from None
         found = _upright_rgb(image, name, srgb=srgb)
-        return found if getattr(found, "fp", None) is None else found.copy()  # without the file, as of an animation
+        is_open = any(getattr(found, name, None) is not None for name in ("fp", "_fp", "_decoder"))
+        return found.copy() if is_open else found  # without the file's bytes, which formats of several frames keep
 
 
 def upright_rgb(image: Image.Image, name: str = "the image", *, srgb: bool = True) -> Image.Image:

@@ -59,17 +59,15 @@ class Batches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         indices = self.indices(step)
-        rows = [self.source.row_of(index) for index in indices]
-        faults: list[Fault] = []
-        try:
-            batch = self.collator(self._read(indices, faults), rows)
-        except (PromptError, PassingError):
-            faults.clear()
-            batch = self._fitting_batch(indices, rows, faults)
+        rows, faults = [0] * len(indices), list[Fault]()
+        batch = self.collator(self._shown(indices, rows, faults), rows)
         return dataclasses.replace(batch, numbers=tuple(indices), faults=tuple(faults))
 
     def indices(self, step: int) -> list[int]:
-        """Return the sample numbers that this process takes in a step."""
+        """Return the sample numbers that this process takes in a step.
+
+        Raises: PassingError where a bucket cannot be sorted now.
+        """
         if self.bucket == 1:
             return list(self._numbers(step, 1))[self.rank :: self.num_ranks]
         first = step - step % self.bucket
@@ -83,16 +81,18 @@ class Batches(Dataset[Batch]):
     def _deal(self, first: int) -> list[list[int]]:
         """Sort the samples of a bucket by kind and length, cut them into steps, shuffle these; return this process's
         part.
+
+        Every process deals for itself, so a length is never guessed: another order would show samples twice or never.
         """
         lengths, samples = {}, {}
         for index in self._numbers(first, self.bucket):
-            fragments = self.source.fragments(index)
-            if fragments is None:
-                try:
+            try:
+                fragments = self.source.fragments(index)
+                if fragments is None:
                     samples[index] = self.source.sample(index)
                     fragments = samples[index].fragments
-                except PassingError:
-                    fragments = ()  # for its step to try again
+            except PassingError as error:
+                raise PassingError(f"{error}; `data.bucket` needs its length, so start again once it can be") from None
             lengths[index] = self.collator.length(fragments)
         ordered = sorted(lengths, key=lambda index: (self._kind(index), lengths[index]))
         order = np.random.default_rng([7, self.seed, first]).permutation(self.bucket)
@@ -101,20 +101,19 @@ class Batches(Dataset[Batch]):
         self._ahead = {index: samples[index] for step in own for index in step if index in samples}
         return own
 
-    def _read(self, indices: list[int], faults: list[Fault]) -> Iterator[Sample]:
-        """Yield the samples of numbers, one at a time: decoded images take much more memory than a batch of them."""
-        for index in indices:
-            sample = self._sample(index)
+    def _shown(self, indices: list[int], rows: list[int], faults: list[Fault]) -> Iterator[Sample]:
+        """Yield the samples of numbers, one at a time: decoded images take much more memory than a batch of them.
+
+        Args:
+            rows: where the row of each sample is written before it is yielded
+            faults: to which those of each sample are added
+        """
+        for place, index in enumerate(indices):
+            sample, rows[place] = self._fitting(index)
             faults += sample.faults
             yield sample
 
-    def _fitting_batch(self, indices: list[int], rows: list[int], faults: list[Fault]) -> Batch:
-        """Return the batch of numbers, of which at least one sample cannot be read now or taken by the model."""
-        shown = [self._fitting(index, row) for index, row in zip(indices, rows, strict=True)]
-        faults += [fault for sample, _ in shown for fault in sample.faults]
-        return self.collator([sample for sample, _ in shown], [row for _, row in shown])
-
-    def _fitting(self, index: int, row: int) -> tuple[Sample, int]:
+    def _fitting(self, index: int) -> tuple[Sample, int]:
         """Return a sample with its row, or where it cannot be read now or taken by the model one that stands for it.
 
         The batch keeps the sample's own number. Raises: PromptError, PassingError where nothing stands for it.
@@ -124,15 +123,16 @@ class Batches(Dataset[Batch]):
             sample = self._sample(index)
             faults = sample.faults
             self.collator.check(sample)
-            return sample, row
+            return sample, self.source.row_of(index)
         except (PromptError, PassingError) as error:
-            fault = error
-        for other, other_row in self.source.substitutes(index, str(fault)):
+            fault = error.with_traceback(None)  # whose frames hold the sample
+        sample = Sample()  # in place of one with large images
+        for other, row in self.source.substitutes(index, fault):
             try:
                 self.collator.check(other)
             except PromptError:
                 continue
-            return dataclasses.replace(other, faults=faults + other.faults), other_row
+            return dataclasses.replace(other, faults=faults + other.faults), row
         raise fault
 
     def _kind(self, index: int) -> int:

@@ -38,6 +38,7 @@ class Fault:
     file: str  # path or URL
     row: str  # key, line or number within the file
     reason: str
+    passing: bool = False  # of a server or network: the row may be read the next time
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from kgcli.data.sample import Fragments, Sample
 from kgcli.data.sources.base import DerivedSource, Part, Source
+from kgcli.errors import KgError, PassingError
 
 
 class FirstSamples(DerivedSource):
@@ -44,12 +45,16 @@ class FirstSamples(DerivedSource):
         """Return a sample."""
         return self.source.sample(row)
 
-    def substitutes(self, index: int, reason: str) -> Iterator[tuple[Sample, int]]:
+    def substitutes(self, index: int, error: KgError) -> Iterator[tuple[Sample, int]]:
         """Yield the following ones of the first samples, with the faults of the source's substitutes."""
         places = range(index + 1, index + self.num)
-        for (other, _), place in zip(self.source.substitutes(self.row_of(index), reason), places, strict=False):
+        for (other, _), place in zip(self.source.substitutes(self.row_of(index), error), places, strict=False):
             row = self.row_of(place)
-            yield replace(self.read(row), faults=other.faults), row
+            try:
+                found = self.read(row)
+            except PassingError:
+                continue
+            yield replace(found, faults=other.faults), row
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the source's fingerprint and the rows of the samples, which the source's order decides."""

@@ -126,3 +126,11 @@ def test_a_device_normalises_uint8_pixels_to_the_same_bits():
     moved = raw.to(torch.device("cpu"))
     assert torch.equal(moved.images, whole.images) and torch.equal(moved.targets, whole.targets)
     assert torch.equal(whole.to(torch.device("cpu")).images, whole.images)
+
+
+@pytest.mark.parametrize("num", [2, 4])
+def test_a_batch_has_as_many_samples_as_rows(num):
+    source = WorldSource({"edit": 1.0}, seed=0, image_size=24)
+    collator = Collator(frozenset({"targets"}), image_size=16, vision_size=24)
+    with pytest.raises((ValueError, IndexError)):
+        collator(map(source.sample, range(num)), [0, 1, 2])

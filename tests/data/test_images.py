@@ -199,6 +199,23 @@ def test_an_image_that_is_given_stays_the_callers_own():
     found = upright_rgb(image)
     image.putpixel((0, 0), (0, 0, 255))
     assert found.getpixel((0, 0)) == (255, 0, 0)
-    animated = io.BytesIO()
-    image.save(animated, "PNG", save_all=True, append_images=[Image.new("RGB", (4, 4), "white")])
-    assert getattr(decode_image(animated.getvalue()), "fp", None) is None
+
+
+@pytest.mark.parametrize(
+    ("format", "settings"),
+    [
+        ("PNG", {}),
+        ("PNG", {"save_all": True}),
+        ("MPO", {"save_all": True}),
+        ("WEBP", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("TIFF", {"compression": "tiff_lzw", "save_all": True}),
+    ],
+)
+def test_a_decoded_image_keeps_no_file(format, settings):
+    more = {"append_images": [Image.new("RGB", (4, 4), "white")]} if "save_all" in settings else {}
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4), "red").save(file, format, **settings, **more)
+    found = decode_image(file.getvalue())
+    assert found.getpixel((0, 0))[0] > 250 and found.getpixel((0, 0))[1] < 5
+    assert all(getattr(found, name, None) is None for name in ("fp", "_fp", "_decoder"))

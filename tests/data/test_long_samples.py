@@ -1,6 +1,7 @@
 """Samples that are too long for the model: skipped and counted as other faults are, and no number shifts."""
 
 import json
+import weakref
 
 import pytest
 import torch
@@ -82,6 +83,25 @@ def test_a_sample_that_is_too_long_is_replaced_and_no_other_number_shifts(captio
     assert {fault.row for fault in faults} == {f"line {number + 1}" for number in LONG}
     assert all("tokens long" in fault.reason and "at most 24" in fault.reason for fault in faults)
     assert len(faults) == sum(row in LONG for _, row in all_of_them.values())
+
+
+def test_a_batch_with_a_long_sample_reads_the_others_once_and_holds_few(captions, tokenizer, monkeypatch):
+    source, made, most = source_of(captions), [], 0
+    batches, load = batches_of(source, tokenizer), source.load
+    numbers, sample = [], batches._sample
+
+    def counted(row, number):
+        nonlocal most
+        most = max(most, sum(one() is not None for one in made))
+        found = load(row, number)
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(source, "load", counted)
+    monkeypatch.setattr(batches, "_sample", lambda number: numbers.append(number) or sample(number))
+    num_faults = sum(len(batches[step].faults) for step in range(STEPS))
+    assert num_faults and sorted(numbers) == list(range(4 * STEPS))
+    assert most <= 2  # beside the one that is read
 
 
 def test_ranks_and_workers_see_the_same_substitutes(captions, tokenizer):

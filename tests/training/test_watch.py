@@ -230,3 +230,14 @@ def test_faults_that_earlier_versions_wrote_by_process_count_too(tmp_path):
     log.note([Fault("a.tar", "1", "no image")])
     with pytest.raises(MissingError, match="3 rows of the data cannot be read"):
         log.note([Fault("a.tar", "3", "no image")])
+
+
+def test_faults_that_may_pass_are_listed_but_never_end_a_run(tmp_path):
+    path = tmp_path / "faults.jsonl"
+    passing = [Fault("http://x/a.tar", f"{n}", "the server answers 503", passing=True) for n in range(9)]
+    FaultLog(path, 1).note([*passing, Fault("b.tar", "1", "no image")])
+    resumed = FaultLog(path, 1)
+    resumed.note(passing)
+    assert len(rows_of(path)) == 10 and resumed.summary() == "b.tar: 1"
+    with pytest.raises(MissingError, match=r"^2 rows of the data cannot be read, .* allows 1: .*http://x/a\.tar: 1"):
+        resumed.note([Fault("http://x/a.tar", "0", "its jpg is not an image")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kgcli.data.where import check_columns, look_for_columns, parse_condition, unmet
+from kgcli.errors import UsageError
 from kgcli.recipe import FilterConfig
 
 FAULT = "fault"  # kind of a row that cannot be read: it keeps its number, and reading it tells why
@@ -19,6 +21,8 @@ MAX_COLUMNS = 256  # of a row; the first ones are kept
 MAX_CELL = 64  # characters of a column's name or text, so that captions and addresses are not kept twice
 MAX_BITS = 64  # of a whole number
 LONG = "sha256"  # name under which the hash of a longer text is kept
+
+_log = logging.getLogger(__name__)
 
 
 class RowFilter:
@@ -31,6 +35,7 @@ class RowFilter:
         self.filters = filters
         self.conditions = [parse_condition(text, name=WHERE) for text in filters.where]
         self._columns: set[str] = set()  # of all shards so far
+        self._is_read = False  # one of the rows so far is no fault
         self._has_own = False  # one of the shards says nothing of where its rows came from
         texts = [one.value for one in self.conditions if isinstance(one.value, str)]
         self._texts = {_sha256(text): text for text in texts}
@@ -62,15 +67,18 @@ class RowFilter:
         return table.filter(keep)
 
     def look_for_columns(self, rows: Iterable[Collection[str]], name: str) -> None:
-        """See that shards have the columns of all conditions, before they are scanned.
+        """Warn of a column of the conditions that shards seem not to have, before they are scanned.
+
+        `check` refuses it once all rows are known, so that what scans a cache has already changes no outcome.
 
         Args:
             rows: columns of each row, of which no more are asked for than it takes
-            name: of the shards, for messages
-
-        Raises: UsageError.
+            name: of the rows, for messages
         """
-        look_for_columns(self.conditions, rows, name, name=WHERE)
+        try:
+            look_for_columns(self.conditions, rows, name, name=WHERE)
+        except UsageError as error:
+            _log.warning("%s; it is refused if no row has it", error)
 
     def check(self, name: str) -> None:
         """See that the shards, all of them filtered, have the columns of all conditions.
@@ -80,7 +88,7 @@ class RowFilter:
 
         Raises: UsageError.
         """
-        if self._columns or self._has_own:
+        if self._is_read or self._has_own:
             check_columns(self.conditions, self._columns, name, name=WHERE)
 
     def _meets(self, table: Any) -> NDArray[np.bool_]:
@@ -88,6 +96,7 @@ class RowFilter:
         if "told" not in table.column_names:  # an index of ours
             self._has_own = True
             return np.zeros(table.num_rows, bool)
+        self._is_read |= any(kind != FAULT for kind in table.column("kind").to_pylist())
         cells = [self._cells(json.loads(told)) for told in table.column("told").to_pylist()]
         self._columns.update(*cells)
         return np.array([not unmet(self.conditions, one) for one in cells], bool)

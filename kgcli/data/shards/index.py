@@ -6,6 +6,7 @@ user's cache. Rows that filters drop are dropped here, so that numbers do not sh
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -18,18 +19,16 @@ from typing import Any
 from filelock import FileLock
 
 from kgcli.data.shards import storage
-from kgcli.data.shards.contents import IMAGE
 from kgcli.data.shards.filters import FAULT, RowFilter
 from kgcli.data.shards.layout import NOTES, index_schema, pyarrow_parts, scan_schema
-from kgcli.data.shards.records import KINDS
+from kgcli.data.shards.parquet import has_rows, notes_of, read_table
 from kgcli.data.shards.scan import first_columns, scan_tar
-from kgcli.errors import MissingError, printable
+from kgcli.data.where import FIRST_ROWS
+from kgcli.errors import MissingError, PassingError, printable
 from kgcli.files import make_folder, whole_file, write_whole
-from kgcli.reading import parse_json
 from kgcli.recipe import FilterConfig
 
 VERSION = 3  # of the cached files; another is made anew
-MAX_INDEX_BYTES = 2**30  # of the parquet file of one shard
 UNTARGETED = "untargeted"
 REQUESTS = 16  # servers are asked for the state of so many files at once
 
@@ -108,20 +107,22 @@ def open_index(places: Sequence[str], filters: FilterConfig, cache: Path | None 
 
     A shard that has vanished keeps the rows that its parquet file or the cache knows of: reading one is a fault.
 
-    Raises: UsageError without pyarrow or for a wrong filter, OutputError where the cache cannot be written.
+    Raises: UsageError without pyarrow or for a wrong filter, OutputError where the cache cannot be written,
+        PassingError where a shard or the file beside it is not reached now: samples would have other numbers.
     """
     pyarrow_parts()
     row_filter = RowFilter(filters)
     folder = cache or cache_folder()
     make_folder(folder)
     with ThreadPoolExecutor(REQUESTS) as pool:
-        stamps = list(pool.map(storage.stamp, [*places, *map(_beside, places)]))
-    tars = stamps[: len(places)]
-    decides = [VERSION, list(places), [one and asdict(one) for one in stamps], filters.model_dump(mode="json")]
+        found = list(pool.map(_stamp, [*places, *map(_beside, places)]))
+    stamps = [None if one is None else asdict(one) for one in found]
+    decides = [VERSION, list(places), stamps, filters.model_dump(mode="json")]
     path = folder / f"{_sha256(decides)}.arrow"
     with FileLock(folder / f"{path.stem}.lock"):  # several processes of one run open the same source
         if not path.is_file():
-            _make(path, [_Shard(place, found, folder) for place, found in zip(places, tars, strict=True)], row_filter)
+            shards = zip(places, found[: len(places)], found[len(places) :], strict=True)
+            _make(path, [_Shard(*one, folder) for one in shards], row_filter)
     return Index(path)
 
 
@@ -131,20 +132,32 @@ def cache_folder() -> Path:
     return (Path(given) if given else Path.home() / ".cache") / "kgcli" / "shards"
 
 
-@dataclass(frozen=True)
+def _stamp(place: str) -> storage.Stamp | None:
+    """Return size and version of a file, None where it is not there. Raises: PassingError where it is not reached."""
+    try:
+        return storage.stamp(place)
+    except PassingError:
+        raise
+    except MissingError:
+        return None
+
+
+@dataclass
 class _Shard:
     """A shard whose rows are looked up: in its parquet file, in the cache, in the tar itself."""
 
     place: str
-    stamp: storage.Stamp | None  # None: it is not there
+    stamp: storage.Stamp | None  # of the tar, None where it is not there
+    beside: storage.Stamp | None  # of the parquet file
     folder: Path  # of the cache
 
     def rows(self) -> tuple[Any, str, int, str]:
         """Return a table of all rows, what identifies the content, the number of groups that are no sample, and a
         fault."""
-        own = self._own()
+        own = self._own
+        del self._own  # no more than one table at a time
         if own is not None:
-            identity = str((_notes_of(own) or {}).get("sha256", "")) or self._identity()
+            identity = str((notes_of(own) or {}).get("sha256", "")) or self._identity()
             return own, identity, 0, self._fault(own)
         scanned = self._scanned()
         if scanned is None:
@@ -152,24 +165,31 @@ class _Shard:
         noted = json.loads(scanned.schema.metadata[NOTES])
         return scanned, self._identity(), noted["skipped"], noted["fault"] if self.stamp else "it is not there"
 
+    @functools.cached_property
     def _own(self) -> Any:
-        """Return the index beside the tar, None where there is none, or another program's or a damaged one."""
-        own = _read_parquet(_beside(self.place), index_schema())
-        return own if own is not None and _notes_of(own) is not None and _has_rows(own) else None
+        """The index beside the tar, None where there is none, or another program's or a damaged one."""
+        if self.beside is None:
+            return None
+        own = read_table(_beside(self.place), index_schema())
+        return own if own is not None and notes_of(own) is not None and has_rows(own) else None
 
     def columns(self) -> Iterator[Collection[str]]:
-        """Yield the columns of each row: of all where the tar was scanned before, or else of the first; none of ours.
+        """Yield the columns of each row that can be read: of all where the tar was scanned before, or else of the
+        first; none of ours.
 
         Raises: MissingError where the tar cannot be read.
         """
-        if self._own() is not None:
+        own = self._own
+        del self._own  # read again for the rows: tables of thousands of shards are not kept
+        if own is not None:
             yield ()
             return
         known = self._known()
-        if known is None:
-            yield from first_columns(self.place)
-        else:
-            yield from map(json.loads, known.column("told").to_pylist())
+        if known is not None:
+            lines = zip(known.column("kind").to_pylist(), known.column("told").to_pylist(), strict=True)
+            yield from (json.loads(told) for kind, told in lines if kind != FAULT)
+        elif self.stamp is not None:
+            yield from first_columns(self.place, self.stamp.size)
 
     def _fault(self, table: Any) -> str:
         if self.stamp is None:
@@ -195,7 +215,7 @@ class _Shard:
 
     def _known(self) -> Any:
         """Return the rows of a tar that was scanned before and is as it was or not there any more, None of another."""
-        known = _read_parquet(str(self._cached), scan_schema())
+        known = read_table(str(self._cached), scan_schema())
         if known is None:
             return None
         is_same = self.stamp is None or json.loads(known.schema.metadata[NOTES])["stamp"] == asdict(self.stamp)
@@ -211,7 +231,9 @@ def _make(path: Path, shards: Sequence[_Shard], row_filter: RowFilter) -> None:
     pyarrow, _ = pyarrow_parts()
     first, *others = (shard.place for shard in shards)
     name = f"{first}, like all after it," if others else first
-    row_filter.look_for_columns((columns for shard in shards for columns in shard.columns()), name)
+    row_filter.look_for_columns(
+        (columns for shard in shards for columns in shard.columns()), f"{name} in its first {FIRST_ROWS} rows"
+    )
     infos = []
     with whole_file(path) as partial:
         with pyarrow.ipc.new_file(str(partial), index_schema()) as writer:
@@ -245,44 +267,6 @@ def _kinds(table: Any) -> tuple[str, ...]:
 def _beside(place: str) -> str:
     """Return the parquet file beside a tar."""
     return place.removesuffix(".tar") + ".parquet"
-
-
-def _read_parquet(place: str, schema: Any) -> Any:
-    """Return the table of a file with the columns of a schema; None if it is not there, damaged or another's."""
-    pyarrow, parquet = pyarrow_parts()
-    try:
-        table = parquet.read_table(pyarrow.BufferReader(storage.read_all(place, MAX_INDEX_BYTES)))
-        metadata = table.schema.metadata
-        return table.select(schema.names).cast(schema).replace_schema_metadata(metadata)
-    except (MissingError, KeyError, TypeError, ValueError, OSError, pyarrow.ArrowException):
-        return None
-
-
-def _notes_of(table: Any) -> dict[str, Any] | None:
-    """Return the metadata of an index, empty without any; None where they are damaged or another's."""
-    try:
-        notes = parse_json((table.schema.metadata or {}).get(NOTES, b"{}"), name="the index")
-    except MissingError:
-        return None
-    return notes if isinstance(notes, dict) and isinstance(notes.get("sha256", ""), str) else None
-
-
-def _has_rows(table: Any) -> bool:
-    """Tell if each row of a table has a key, a known kind, members and numbers, as an index has."""
-    pyarrow, _ = pyarrow_parts()
-    import pyarrow.compute as compute
-
-    try:
-        table.validate(full=True)
-    except pyarrow.ArrowException:
-        return False
-    if any(table.column(name).null_count for name in ("key", "kind", "members", "width", "height", "num_tokens")):
-        return False
-    kinds = compute.unique(table.column("kind")).to_pylist()
-    fewest = compute.min(compute.list_value_length(table.column("members"))).as_py()
-    members = compute.list_flatten(table.column("members"))
-    fields = [compute.struct_field(members, name) for name in ("name", "offset", "size")]
-    return {*kinds} <= {*KINDS, IMAGE} and fewest != 0 and not any(one.null_count for one in (members, *fields))
 
 
 def _sha256(value: Any) -> str:

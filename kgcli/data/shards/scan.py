@@ -39,8 +39,6 @@ def scan_tar(place: str) -> Scan:
     Raises: MissingError where it is not there.
     """
     found = storage.stamp(place)
-    if found is None:
-        raise MissingError(f"there is no shard {place}")
     pyarrow, _ = pyarrow_parts()
     rows, skipped, fault = [], 0, ""
     with storage.open_stream(place, found.size) as stream:
@@ -54,17 +52,17 @@ def scan_tar(place: str) -> Scan:
     return Scan(pyarrow.Table.from_pylist(rows, schema=scan_schema()), skipped, fault)
 
 
-def first_columns(place: str) -> Iterator[Collection[str]]:
+def first_columns(place: str, size: int) -> Iterator[Collection[str]]:
     """Yield the columns of the first rows of a tar that another program wrote, by their JSON texts.
+
+    Args:
+        size: of the tar in bytes
 
     Raises: MissingError where it cannot be read.
     """
-    found = storage.stamp(place)
-    if found is None:
-        return
-    with storage.open_stream(place, found.size) as stream:
+    with storage.open_stream(place, size) as stream:
         with suppress(tarfile.TarError, ValueError, EOFError):  # for the scan to tell
-            for group in islice(walk_places(stream, found.size), FIRST_ROWS):
+            for group in islice(walk_places(stream, size), FIRST_ROWS):
                 row = _row(group, stream)
                 if row is not None and row["kind"] != FAULT:
                     yield json.loads(row["told"])

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
-import time
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 from typing import Any
 
+from kgcli.data.shards import web
 from kgcli.data.shards.layout import DATASET, read_dataset
 from kgcli.errors import MissingError, PassingError, UsageError, printable, reason
 
 MOST_OPEN = 128  # local files kept open at once
 MOST_SHARDS = 10**6  # of one list
-TRIES = 3  # of a request that a server may answer the next time
 BLOCK_BYTES = 4 * 2**20  # read at once while a tar is scanned
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)", re.ASCII)
-_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASCII)
 # Faults of a file itself; all others of a file system are of the way to it.
-LASTING = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, ValueError)
-_BUSY = (429, 500, 502, 503, 504)  # a server's answers that may be another the next time
+_LASTING = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, ValueError)
+_LASTING_CODES = (errno.EINVAL, errno.ENAMETOOLONG, errno.ENOSYS)  # of an OSError; EINVAL: s3's answer 416
 
 # path -> what is open, and its descriptor; reads name their place, so forks may share it
 _open_files: OrderedDict[str, tuple[tuple[int, ...], int]] = OrderedDict()
-_clients: dict[int, Any] = {}  # process -> its HTTP client: a connection is of one process
 
 
 @dataclass(frozen=True)
@@ -62,21 +61,24 @@ def list_shards(place: str) -> list[str]:
     return found
 
 
-def stamp(place: str) -> Stamp | None:
-    """Return the stamp of a file, None where it is not there or not reachable.
+def stamp(place: str) -> Stamp:
+    """Return the stamp of a file.
 
-    Raises: UsageError for a place that cannot be read at all: a package is missing, or a server knows no ranges.
+    Raises: MissingError where it is not there, PassingError where it may be the next time, UsageError for a place that
+        cannot be read at all: a package is missing, or a server knows no ranges.
     """
-    try:
-        if is_local(place):
+    if web.is_web(place):
+        answer = web.request(place, 0, 1)
+        if answer.total is None:
+            raise MissingError(f"{place}: the server does not tell its size")
+        return Stamp(answer.total, answer.version)
+    if is_local(place):
+        with _local_faults(place):
             stat = os.stat(place)
-            return Stamp(stat.st_size, str(stat.st_mtime_ns))
-        if _is_http(place):
-            return _http_stamp(place)
-        files, path = _file_system(place)
+        return Stamp(stat.st_size, str(stat.st_mtime_ns))
+    files, path = _file_system(place)
+    with _remote_faults(place):
         info = files.info(path)
-    except (OSError, ValueError, MissingError):
-        return None
     versions = (str(info[name]) for name in ("ETag", "etag", "mtime", "LastModified", "last_modified") if name in info)
     return Stamp(int(info["size"]), next(versions, ""))
 
@@ -88,21 +90,21 @@ def read_range(place: str, start: int, size: int) -> bytes:
     """
     if is_local(place):
         return _read_local(place, start, size)
-    if _is_http(place):
-        return _request(place, start, size).content
+    if web.is_web(place):
+        return web.request(place, start, size).content
     files, path = _file_system(place)
-    try:
+    with _remote_faults(place):
         return bytes(files.cat_file(path, start=start, end=start + size))
-    except (OSError, ValueError) as error:
-        kind = MissingError if isinstance(error, LASTING) else PassingError
-        raise kind(f"{place} cannot be read: {reason(error)}") from None
 
 
 def read_all(place: str, max_bytes: int) -> bytes:
-    """Return the content of a small file. Raises: MissingError where it cannot be read or is larger."""
+    """Return the content of a small file.
+
+    Raises: MissingError where it cannot be read or is larger; PassingError where that may be otherwise the next time.
+    """
     found = stamp(place)
-    if found is None or found.size > max_bytes:
-        raise MissingError(f"{place} is " + ("not there" if found is None else f"larger than {max_bytes:,} bytes"))
+    if found.size > max_bytes:
+        raise MissingError(f"{place} is larger than {max_bytes:,} bytes")
     return read_range(place, 0, found.size)
 
 
@@ -174,11 +176,11 @@ def _alternatives(inner: str, place: str) -> Iterator[str]:
 
 def _glob(place: str) -> list[str]:
     """Return the files of a pattern; a name without one is returned as it is."""
-    if not set("*?[") & set(place.partition("?")[0] if _is_http(place) else place):
+    if not set("*?[") & set(place.partition("?")[0] if web.is_web(place) else place):
         return [place]
     if is_local(place):
         return sorted(glob(place, recursive=True))
-    if _is_http(place):
+    if web.is_web(place):
         raise UsageError(f"data.sources: a web server lists no files; name those of {place} in braces")
     files, path = _file_system(place)
     try:
@@ -188,11 +190,42 @@ def _glob(place: str) -> list[str]:
 
 
 def _read_local(place: str, start: int, size: int) -> bytes:
-    try:
+    with _local_faults(place):
         return os.pread(_descriptor(place), size, start)
+
+
+@contextmanager
+def _local_faults(place: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, OverflowError) as error:
         why = reason(error) if isinstance(error, OSError | ValueError) else str(error)
         raise MissingError(f"{printable(place)} cannot be read: {why}") from None
+
+
+@contextmanager
+def _remote_faults(place: str) -> Iterator[None]:
+    """Raise faults of a file system that fsspec knows as PassingError, those of the file itself as MissingError."""
+    from httpx2 import HTTPError
+
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        kind = MissingError if _lasts(error) else PassingError
+        raise kind(f"{printable(place)} cannot be read: {reason(error)}") from None
+    except HTTPError as error:  # of the Hub's client
+        said = str(error) or type(error).__name__
+        raise PassingError(f"{printable(place)} cannot be read: {said}") from None
+
+
+def _lasts(error: OSError | ValueError) -> bool:
+    """Tell whether a fault is of the file itself, to which a server's refusals belong."""
+    if isinstance(error, _LASTING) or str(error).startswith("Forbidden"):  # gcsfs's 403
+        return True
+    if error.errno in _LASTING_CODES:
+        return True
+    status = getattr(getattr(error, "response", None), "status_code", None)  # of the Hub
+    return isinstance(status, int) and not web.may_pass(status)
 
 
 def _descriptor(place: str) -> int:
@@ -209,87 +242,6 @@ def _descriptor(place: str) -> int:
             os.close(_open_files.popitem(last=False)[1][1])
     _open_files.move_to_end(place)
     return descriptor
-
-
-def _is_http(place: str) -> bool:
-    return place.startswith(("http://", "https://"))
-
-
-def _http_stamp(url: str) -> Stamp:
-    answer = _request(url, 0, 1)
-    if answer.total is None:
-        raise MissingError(f"{url}: the server does not tell its size")
-    return Stamp(answer.total, answer.version)
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """A range of bytes that a server sent."""
-
-    content: bytes
-    total: int | None  # bytes of the whole file, if told
-    version: str
-
-
-def _request(url: str, start: int, size: int) -> _Answer:
-    """Return a range of a file of a server; nothing is read of an answer that is another.
-
-    Raises: MissingError where it cannot be read, PassingError where the server is busy or not reached, UsageError where
-        it knows no ranges.
-    """
-    from httpx2 import HTTPError
-
-    headers = {"Range": f"bytes={start}-{start + size - 1}", "Accept-Encoding": "identity"}
-    said = ""
-    for number in range(TRIES):
-        if number:
-            time.sleep(0.5 * number)
-        try:
-            with _client().stream("GET", url, headers=headers) as answer:
-                if answer.status_code == 206:
-                    return _range_of(answer, url, start, size)
-                if answer.status_code == 200:
-                    raise UsageError(f"{url}: the server does not serve ranges of bytes; download the shard")
-                said = f"the server answers {answer.status_code}"
-        except HTTPError as error:
-            said = str(error) or type(error).__name__
-            continue
-        if answer.status_code not in _BUSY:
-            raise MissingError(f"{url} cannot be read: {said}")
-    raise PassingError(f"{url} cannot be read: {said}")
-
-
-def _range_of(answer: Any, url: str, start: int, size: int) -> _Answer:
-    """Return the bytes of an answer once its headers tell that they are those asked for. Raises: MissingError."""
-    headers = answer.headers
-    told = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
-    first, last = map(int, told.group(1, 2)) if told else (-1, -1)
-    if told is None or first != start or not start <= last < start + size:
-        raise MissingError(f"{url} cannot be read: the server answers with other bytes than those asked for")
-    if headers.get("content-encoding", "identity") != "identity":
-        raise MissingError(f"{url} cannot be read: the server compresses its bytes")
-    content = _read_body(answer, last - first + 1)
-    total = None if told.group(3) == "*" else int(told.group(3))
-    return _Answer(content, total, headers.get("etag") or headers.get("last-modified") or "")
-
-
-def _read_body(answer: Any, size: int) -> bytes:
-    """Return at most so many bytes of an answer, whatever the server goes on to send."""
-    content = bytearray()
-    for block in answer.iter_raw():
-        content += block
-        if len(content) >= size:
-            break
-    return bytes(content[:size])
-
-
-def _client() -> Any:
-    import httpx2
-
-    if os.getpid() not in _clients:
-        _clients.clear()  # those of the process that this one was forked from
-        _clients[os.getpid()] = httpx2.Client(follow_redirects=True, timeout=20)
-    return _clients[os.getpid()]
 
 
 def _file_system(place: str) -> tuple[Any, str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from kgcli.data.sample import Fragments, Sample
+from kgcli.errors import KgError
 
 # How a stage uses an image with its caption: read the image and then predict the words, match the two, or generate
 # the image from the words.
@@ -41,20 +42,26 @@ class Source(Protocol):
         """Return the fragments of the sample at `index` where that is cheaper than the sample; else None.
 
         Those of a row that turns out to be bad may be returned, so they serve for lengths alone.
+
+        Raises: PassingError where a row cannot be read now, so that the same index never has other fragments.
         """
         ...
 
     def row_of(self, index: int) -> int:
-        """Return the row that the sample at `index` shows; the index itself where every sample is new."""
+        """Return the row that the sample at `index` shows; the index itself where every sample is new.
+
+        Raises: PassingError where that cannot be known now.
+        """
         ...
 
     def read(self, row: int) -> Sample:
         """Return a sample that shows `row`."""
         ...
 
-    def substitutes(self, index: int, reason: str) -> Iterator[tuple[Sample, int]]:
-        """Yield samples that may stand for the one at `index`, each with its row and a fault that gives the reason.
+    def substitutes(self, index: int, error: KgError) -> Iterator[tuple[Sample, int]]:
+        """Yield samples that may stand for the one at `index`, each with its row and a fault that gives the error.
 
+        Those that cannot be read now are passed over.
         There are none where faults stop a run, or where no sample of the source can be bad.
         """
         ...

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from kgcli.data.sample import Fragments, Sample
 from kgcli.data.sources.base import DerivedSource, Source
+from kgcli.errors import KgError, PassingError
 
 
 class KeptSource(DerivedSource):
@@ -30,7 +31,11 @@ class KeptSource(DerivedSource):
             self._kept[row] = self.source.read(row)
         return self._kept[row]
 
-    def substitutes(self, index: int, reason: str) -> Iterator[tuple[Sample, int]]:
+    def substitutes(self, index: int, error: KgError) -> Iterator[tuple[Sample, int]]:
         """Yield the rows that the source's substitutes show, with their faults."""
-        for other, row in self.source.substitutes(index, reason):
-            yield replace(self.read(row), faults=other.faults), row
+        for other, row in self.source.substitutes(index, error):
+            try:
+                found = self.read(row)
+            except PassingError:
+                continue
+            yield replace(found, faults=other.faults), row

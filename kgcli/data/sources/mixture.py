@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from kgcli.data.sample import Fragments, Sample
 from kgcli.data.sources.base import DerivedSource, Part, Source
+from kgcli.errors import KgError
 
 SHORTEST_PERIOD = 1000  # samples after which every source has had its exact fraction
 MEASURED = 256  # samples of a source whose mean length stands for all
@@ -102,10 +103,10 @@ class Mixture:
         source = bisect_right(self._starts, row) - 1
         return self.sources[source].read(row - self._starts[source])
 
-    def substitutes(self, index: int, reason: str) -> Iterator[tuple[Sample, int]]:
+    def substitutes(self, index: int, error: KgError) -> Iterator[tuple[Sample, int]]:
         """Yield the substitutes of the sample's own source, so that its fraction stays exact."""
         source, number = self._source_of(index)
-        for other, row in self.sources[source].substitutes(number, reason):
+        for other, row in self.sources[source].substitutes(number, error):
             yield other, index if self.num_rows is None else self._starts[source] + row
 
     def texts(self, num: int, seed: int) -> list[str]:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from kgcli.data.pool import new_array
 from kgcli.data.sample import Sample, Target
 from kgcli.data.sources.base import DerivedSource, Source
-from kgcli.errors import ConfigError
+from kgcli.errors import ConfigError, KgError
 from kgcli.files import locked, write_whole
 
 MADE_OF = "made_of.json"
@@ -65,7 +65,7 @@ class RenderedSource(DerivedSource):
         """Return a sample that shows `row`."""
         return self._with_target(self.source.read(row), row)
 
-    def substitutes(self, index: int, reason: str) -> Iterator[tuple[Sample, int]]:
+    def substitutes(self, index: int, error: KgError) -> Iterator[tuple[Sample, int]]:
         """Yield nothing: samples of the world are never bad."""
         return iter(())
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kgcli.data.sample import Fault, Fragments, Sample
 from kgcli.data.sources.base import Part
-from kgcli.errors import MissingError, PassingError, PromptError
+from kgcli.errors import KgError, MissingError, PassingError, PromptError
 from kgcli.recipe import OnFault
 
 MAX_TRIES = 64  # rows of a chain: as many bad ones in a row are no accident
@@ -42,7 +42,7 @@ class RowSource(ABC):
 
     @abstractmethod
     def row_of(self, index: int) -> int:
-        """Return the row of a sample, good or bad."""
+        """Return the row of a sample, good or bad. Raises: PassingError where that cannot be known now."""
 
     @abstractmethod
     def load(self, row: int, number: int) -> Sample:
@@ -92,6 +92,8 @@ class RowSource(ABC):
         """Return the fragments of the sample at `index`; None where its row turns out to be bad."""
         try:
             return self.told(*self._drawn(index))
+        except PassingError:
+            raise
         except (MissingError, PromptError):
             return None
 
@@ -99,25 +101,36 @@ class RowSource(ABC):
         """Return a sample that shows `row`."""
         return self._good(row, row)[1]
 
-    def substitutes(self, index: int, reason: str) -> Iterator[tuple[Sample, int]]:
+    def substitutes(self, index: int, error: KgError) -> Iterator[tuple[Sample, int]]:
         """Yield samples of the stream that the number decides; nothing where faults stop."""
         if self.faults == "stop":
             return
         assert self.num_rows is not None
-        row, number = self._drawn(index)
-        try:
-            shown, _ = self._good(row, number)  # may itself stand for a bad row
-        except PassingError:
-            shown = row
-        told = Fault(*self.place_of(shown), reason)
+        told = Fault(*self.place_of(self._blamed(index)), str(error), isinstance(error, PassingError))
         rng = np.random.default_rng([36, *self.seed, index])
         for _ in range(MAX_TRIES):
             number = int(rng.integers(self.num_rows))
             try:
-                other = self.sample(number)
+                yield self._standing(number, told), self.row_of(number)  # kept by no name: images are large
             except PassingError:
                 continue
-            yield replace(other, faults=(told, *other.faults)), self.row_of(number)
+
+    def _standing(self, number: int, told: Fault) -> Sample:
+        found = self.sample(number)
+        return replace(found, faults=(told, *found.faults))
+
+    def _blamed(self, index: int) -> int:
+        """Return the row that a sample shows, which may itself stand for a bad one, or as far as that is known now."""
+        row = self.first_row(index)
+        try:
+            row, number = self._drawn(index)
+            return self._good(row, number)[0]
+        except PassingError:
+            return row
+
+    def first_row(self, index: int) -> int:
+        """Return the row that a sample shows unless another stands for it; nothing is read for that."""
+        return self.row_of(index)
 
     def _drawn(self, index: int) -> tuple[int, int]:
         """Return the row of a sample, and the number that decides its words."""

@@ -17,7 +17,7 @@ from kgcli.data.shards.read import Words, is_lost, read_fragments, read_sample
 from kgcli.data.shards.storage import list_shards
 from kgcli.data.sources.base import Part
 from kgcli.data.sources.rows import RowSource
-from kgcli.errors import MissingError
+from kgcli.errors import MissingError, PassingError
 from kgcli.recipe import OnFault, SourceConfig
 
 _log = logging.getLogger(__name__)
@@ -50,6 +50,10 @@ class ShardSource(RowSource):
         """Return the row of a sample."""
         return self._drawn(index)[0]
 
+    def first_row(self, index: int) -> int:
+        """Return the row of a sample before what `as_published` loses is replaced."""
+        return self.order.row(index)
+
     def load(self, row: int, number: int) -> Sample:
         """Return a row as the sample of a number. Raises: MissingError that names shard and key."""
         return self._load(row, number, self.words)
@@ -76,8 +80,8 @@ class ShardSource(RowSource):
         except MissingError as error:
             if self.faults == "skip":
                 raise
-            message = f"{found.name}: {error}; `data.faults: skip` shows another row in its place"
-            raise type(error)(message) from None
+            advice = "" if isinstance(error, PassingError) else "; `data.faults: skip` shows another row in its place"
+            raise type(error)(f"{found.name}: {error}{advice}") from None
 
     def told(self, row: int, number: int) -> Fragments:
         """Return the fragments of a row, of which the texts alone are read."""
@@ -121,13 +125,15 @@ class ShardSource(RowSource):
         What the published loader loses is replaced by the next of the row's chain, which draws anew. That is decided
         here, not where rows are read, so that cached moments are those of the row that is shown.
         """
-        row = self.order.row(index)
+        row = self.first_row(index)
         if not self.words.as_published:
             return row, index
         for num_lost, one in enumerate(self._chain(row)):
             number = index + (num_lost << 64)  # no other sample's number
             try:
                 lost = is_lost(self.index.row(*self._place(one)), self.words, self._rng(number))
+            except PassingError:
+                raise
             except MissingError:  # a fault of the row, for `sample`
                 lost = False
             if not lost:

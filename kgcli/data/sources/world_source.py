@@ -10,7 +10,7 @@ import numpy as np
 from kgcli.data.sample import Fragments, Sample
 from kgcli.data.sources.base import Part
 from kgcli.data.sources.world import GIVES, SAMPLERS, draw
-from kgcli.errors import ConfigError
+from kgcli.errors import ConfigError, KgError
 from kgcli.world.tables import SIZE
 
 # At sizes other than SIZE, images and captions once were another renderer's: caches of those are stale.
@@ -66,7 +66,7 @@ class WorldSource:
         """Return the first sample that shows an image of the pool."""
         return self.sample(row)
 
-    def substitutes(self, index: int, reason: str) -> Iterator[tuple[Sample, int]]:
+    def substitutes(self, index: int, error: KgError) -> Iterator[tuple[Sample, int]]:
         """Yield nothing: samples of the world are never bad."""
         return iter(())
 

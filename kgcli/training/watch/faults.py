@@ -1,4 +1,7 @@
-"""Rows of the data that could not be read: counted by file, noted once each, and fatal when they are too many."""
+"""Rows of the data that could not be read: counted by file, noted once each, and fatal when they are too many.
+
+Rows that could not be read at the time, as of a busy server, are noted but do not count.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ class FaultLog:
 
     Args:
         path: of the file
-        limit: number of faults, over all processes, that a run goes on with
+        limit: number of faults, over all processes and without those that may pass, that a run goes on with
         writes: this process writes the file, and tells of the faults
     """
 
@@ -31,8 +34,9 @@ class FaultLog:
         self.path = path
         self.limit = limit
         self.writes = writes
-        self._seen: set[tuple[str, str]] = set()
+        self._seen: set[tuple[str, str, bool]] = set()
         self._by_file: Counter[str] = Counter()
+        self._passing_by_file: Counter[str] = Counter()
         # Earlier versions wrote a file for each process.
         for written in sorted([*path.parent.glob(f"{path.stem}.[0-9]*{path.suffix}"), *path.parent.glob(path.name)]):
             for line in read_text(written, max_bytes=MAX_BYTES).splitlines():
@@ -47,9 +51,9 @@ class FaultLog:
         for fault in faults:
             if self._count(fault) and self.writes:
                 self._write(fault)
-        if len(self._seen) > self.limit:
+        if self._by_file.total() > self.limit:
             raise MissingError(
-                f"{len(self._seen)} rows of the data cannot be read, data.max_faults allows {self.limit}: "
+                f"{self._by_file.total()} rows of the data cannot be read, data.max_faults allows {self.limit}: "
                 f"{self.summary()}; {self.path} lists them"
             )
 
@@ -62,13 +66,17 @@ class FaultLog:
     def _write(self, fault: Fault) -> None:
         with output_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(fault)) + "\n")
-        if self._by_file[fault.file] <= SHOWN:
+        if self._counter(fault)[fault.file] <= SHOWN:
             say(f"skipped {printable(fault.file)} {printable(fault.row)}: {printable(fault.reason)}")
 
     def _count(self, fault: Fault) -> bool:
         """Return True for a fault that was not known."""
-        if (fault.file, fault.row) in self._seen:
+        known = fault.file, fault.row, fault.passing
+        if known in self._seen:
             return False
-        self._seen.add((fault.file, fault.row))
-        self._by_file[fault.file] += 1
+        self._seen.add(known)
+        self._counter(fault)[fault.file] += 1
         return True
+
+    def _counter(self, fault: Fault) -> Counter[str]:
+        return self._passing_by_file if fault.passing else self._by_file

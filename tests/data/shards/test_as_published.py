@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from foreign_shards import solid
+from foreign_shards import entity_rows, solid
 
 from kgcli.data.shards.records import Compositional, Entity
 from kgcli.data.shards.write import Row, encode_image, write_shard
@@ -19,16 +19,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 @pytest.fixture
 def shards(tmp_path):
-    """Captions of which every other begins with its entity."""
-    rows = []
-    for number in range(NUM):
-        start = 0 if number % 2 else 2
-        caption = ("cat" if number % 2 else "a cat") + f" in image {number}"
-        entity = Entity(noun="cat", span=(start, start + 3), crop="0.png", crop_on_white="0.png")
-        record = Compositional(image="png", caption=caption, entities=(entity,))
-        images = {"png": encode_image(solid(number)), "0.png": encode_image(solid(100))}
-        rows.append(Row(f"{number:03d}", record, images))
-    write_shard(tmp_path / "a-00000.tar", rows)
+    write_shard(tmp_path / "a-00000.tar", entity_rows(range(NUM)))
     return tmp_path / "a-00000.tar"
 
 

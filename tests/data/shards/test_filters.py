@@ -1,19 +1,23 @@
 """Conditions on the columns of other programs' shards: columns of all shards, and cells of any length."""
 
 import json
+import re
 
 import pytest
 from foreign_shards import encoded, solid, write_tar
 
 from kgcli.data.importers.base import ImportOptions, Skipped
 from kgcli.data.importers.table import find_importer
-from kgcli.data.shards import filters, scan
+from kgcli.data.shards import filters, index, scan, storage
 from kgcli.data.shards.filters import MAX_CELL, MAX_COLUMNS, told_text
+from kgcli.data.shards.index import open_index
+from kgcli.data.shards.records import Text
 from kgcli.data.shards.scan import scan_tar
+from kgcli.data.shards.write import Row, write_shard
 from kgcli.data.sources import open_source
 from kgcli.data.where import parse_condition
 from kgcli.errors import UsageError
-from kgcli.recipe import DataConfig
+from kgcli.recipe import DataConfig, FilterConfig
 
 pytest.importorskip("pyarrow")
 LONG = "an address of a photo in a museum of natural history, " * 3
@@ -76,18 +80,55 @@ def test_what_the_index_keeps_of_a_row_is_bounded(tmp_path):
     assert told_text({"n": 2**63, "b": True, "large": 2**65}) == '{"n": 9223372036854775808, "b": true, "large": null}'
 
 
-def test_a_misspelt_column_is_refused_before_shards_are_scanned(tmp_path, monkeypatch):
+def test_a_misspelt_column_is_told_before_shards_are_scanned_and_refused_after(tmp_path, monkeypatch, caplog):
     write(tmp_path / "a.tar", *({"score": 1, "width": 3} for _ in range(3)))
     write(tmp_path / "b.tar", {"score": 1})
+    scans = []
+    monkeypatch.setattr(index, "scan_tar", lambda place: scans.append(list(caplog.messages)) or scan_tar(place))
     with pytest.raises(UsageError, match=r"a\.tar, like all after it, has no column scor; did you mean score"):
         taken(tmp_path, "scor >= 0.3")
-    assert not list((tmp_path / "cache").rglob("*.parquet"))
+    told = r"a\.tar, like all after it, in its first 100 rows has no column scor; did you mean score\?; it is refused"
+    assert len(scans) == 2 and all(re.search(told, messages[0]) for messages in scans)
+
+
+@pytest.mark.parametrize("is_scanned", [False, True])
+def test_a_column_of_late_rows_is_taken_whatever_was_scanned_before(tmp_path, monkeypatch, caplog, is_scanned):
     monkeypatch.setattr(scan, "FIRST_ROWS", 2)
-    write(tmp_path / "c.tar", {}, {}, {"late": 1})
-    with pytest.raises(UsageError, match="late"):
-        taken(tmp_path, "late == 1")
-    assert len(taken(tmp_path, "score == 1")) == 4  # which scans all of them: columns of any row are known then
-    assert taken(tmp_path, "late == 1") == ["c2"]
+    write(tmp_path / "a.tar", {"score": 1}, {}, {"late": 1})
+    if is_scanned:
+        assert len(taken(tmp_path)) == 3
+    assert taken(tmp_path, "late == 1") == ["a2"]
+    assert len(caplog.messages) == (not is_scanned)
+
+
+@pytest.mark.parametrize("is_scanned", [False, True])
+def test_rows_that_cannot_be_read_say_nothing_of_columns(tmp_path, caplog, is_scanned):
+    groups = {f"{number}": {"jpg": encoded(solid(number)), "json": b"{"} for number in range(3)}
+    write_tar(tmp_path / "a.tar", groups)
+    for filters_of in [FilterConfig()] * is_scanned + [FilterConfig(where=["score > 0"])]:
+        open_index([str(tmp_path / "a.tar")], filters_of, tmp_path / "cache")
+    assert not caplog.messages
+
+
+def test_rows_that_can_be_read_but_have_no_columns_meet_no_condition(tmp_path):
+    groups = {f"{number}": {"jpg": encoded(solid(number)), "txt": b"a cat"} for number in range(3)}
+    write_tar(tmp_path / "a.tar", {**groups, "3": {"jpg": b"no image", "json": b"{"}})
+    with pytest.raises(UsageError, match=r"a\.tar has no column score"):
+        taken(tmp_path, "score > 0")
+
+
+def test_columns_of_shards_are_looked_for_without_keeping_tables_or_asking_for_what_is_gone(tmp_path, monkeypatch):
+    write(tmp_path / "a.tar", {"score": 1})
+    places, asked, read = [str(tmp_path / name) for name in ("gone.tar", "a.tar")], [], []
+    stamp, read_all = storage.stamp, storage.read_all
+    monkeypatch.setattr(storage, "stamp", lambda place: asked.append(place) or stamp(place))
+    monkeypatch.setattr(storage, "read_all", lambda place, size: read.append(place) or read_all(place, size))
+    open_index(places, FilterConfig(where=["score > 0"]), tmp_path / "cache")
+    assert asked.count(places[0]) == asked.count(places[0].replace(".tar", ".parquet")) == 1
+    write_shard(tmp_path / "own.tar", [Row("0", Text(text="a cat"), {})])
+    own = [str(tmp_path / "own.tar"), *places]
+    open_index(own, FilterConfig(where=["score > 0"]), tmp_path / "cache")
+    assert read.count(own[0].replace(".tar", ".parquet")) == 2  # for its columns, and for its rows
 
 
 def test_a_wrong_condition_is_refused_before_shards_are_read(tmp_path):

@@ -8,17 +8,18 @@ import weakref
 from collections import Counter
 from contextlib import contextmanager
 from functools import partial
-from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import torch
 from foreign_shards import encoded, numbers_of, pairs, solid, write_shards, write_tar
+from range_server import served
 
 from kgcli.data.batch import Collator
 from kgcli.data.loader import Batches, load_batches
 from kgcli.data.pool import PoolImages
-from kgcli.data.shards import storage
+from kgcli.data.shards import web
 from kgcli.data.shards.index import open_index
 from kgcli.data.shards.layout import index_path
 from kgcli.data.shards.order import WindowOrder
@@ -553,47 +554,6 @@ def test_all_rows_bad_ends_with_the_last_fault(tmp_path):
         skipping(tmp_path / "a.tar").sample(0)
 
 
-class _Server(BaseHTTPRequestHandler):
-    """A web server with byte ranges over a folder."""
-
-    def __init__(self, folder, gone, busy, *given):
-        self.folder, self.gone, self.busy = folder, gone, busy
-        super().__init__(*given)
-
-    def do_GET(self):
-        path = self.folder / self.path.lstrip("/")
-        if path.name in self.busy:
-            self.send_error(503)
-            return
-        if not path.is_file() or path.name in self.gone:
-            self.send_error(404)
-            return
-        first, _, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
-        data = path.read_bytes()
-        part = data[int(first) : int(last or len(data)) + 1]
-        self.send_response(206)
-        self.send_header("Content-Range", f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}")
-        self.send_header("Content-Length", str(len(part)))
-        self.send_header("ETag", f'"{path.stat().st_mtime_ns}"')
-        self.end_headers()
-        self.wfile.write(part)
-
-    def log_message(self, *given):
-        pass
-
-
-@contextmanager
-def served(folder, gone=(), busy=()):
-    """Serve four shards; yields their URL."""
-    server = HTTPServer(("127.0.0.1", 0), partial(_Server, folder, gone, busy))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/{{00000..00003}}.tar"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 def test_shards_of_a_web_server_are_read_and_may_vanish(shards):
     gone = set()
     with served(shards, gone) as url:
@@ -614,7 +574,7 @@ class Rows:
 
 
 def test_what_stands_for_a_row_of_a_busy_server_is_cached_as_its_own_alone(shards, monkeypatch):
-    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(web.time, "sleep", lambda seconds: None)
     busy = set()
     with served(shards, busy=busy) as url:
         source = skipping(url)
