@@ -1,4 +1,4 @@
-"""A web server of shards for tests, whose files may vanish or be busy."""
+"""Web servers for tests: one of shards, whose files may vanish or be busy."""
 
 import threading
 from contextlib import contextmanager
@@ -36,12 +36,18 @@ class _Server(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def served(folder, gone=(), busy=()):
-    """Serve a folder of four shards; yields the URL of all of them."""
-    server = HTTPServer(("127.0.0.1", 0), partial(_Server, folder, gone, busy))
+def running(server):
+    """Run a server in a thread; yields its URL."""
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}/{{00000..00003}}.tar"
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def served(folder, gone=(), busy=()):
+    """Serve a folder of four shards; yields the URL of all of them."""
+    with running(HTTPServer(("127.0.0.1", 0), partial(_Server, folder, gone, busy))) as url:
+        yield f"{url}/{{00000..00003}}.tar"

@@ -6,7 +6,6 @@ user's cache. Rows that filters drop are dropped here, so that numbers do not sh
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
@@ -142,7 +141,7 @@ def _stamp(place: str) -> storage.Stamp | None:
         return None
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Shard:
     """A shard whose rows are looked up: in its parquet file, in the cache, in the tar itself."""
 
@@ -154,8 +153,7 @@ class _Shard:
     def rows(self) -> tuple[Any, str, int, str]:
         """Return a table of all rows, what identifies the content, the number of groups that are no sample, and a
         fault."""
-        own = self._own
-        del self._own  # no more than one table at a time
+        own = self._own()
         if own is not None:
             identity = str((notes_of(own) or {}).get("sha256", "")) or self._identity()
             return own, identity, 0, self._fault(own)
@@ -165,9 +163,8 @@ class _Shard:
         noted = json.loads(scanned.schema.metadata[NOTES])
         return scanned, self._identity(), noted["skipped"], noted["fault"] if self.stamp else "it is not there"
 
-    @functools.cached_property
     def _own(self) -> Any:
-        """The index beside the tar, None where there is none, or another program's or a damaged one."""
+        """Return the index beside the tar, None where there is none, or another program's or a damaged one."""
         if self.beside is None:
             return None
         own = read_table(_beside(self.place), index_schema())
@@ -179,9 +176,7 @@ class _Shard:
 
         Raises: MissingError where the tar cannot be read.
         """
-        own = self._own
-        del self._own  # read again for the rows: tables of thousands of shards are not kept
-        if own is not None:
+        if self._own() is not None:  # read again for the rows: tables of thousands of shards are not kept
             yield ()
             return
         known = self._known()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from foreign_shards import encoded, numbers_of, pairs, solid, write_shards, write_tar
-from range_server import served
+from range_server import running, served
 
 from kgcli.data.batch import Collator
 from kgcli.data.loader import Batches, load_batches
@@ -624,14 +624,11 @@ class _Endless(BaseHTTPRequestHandler):
 def endless(status, content_range=""):
     """Serve an endless file; yields its URL."""
     stopped = threading.Event()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Endless, status, content_range, stopped))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/a.tar"
-    finally:
-        stopped.set()
-        server.shutdown()
-        server.server_close()
+    with running(ThreadingHTTPServer(("127.0.0.1", 0), partial(_Endless, status, content_range, stopped))) as url:
+        try:
+            yield f"{url}/a.tar"
+        finally:
+            stopped.set()
 
 
 def test_no_more_is_read_of_a_server_than_was_asked_for():

@@ -1,9 +1,9 @@
 import hashlib
-import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from range_server import running
 
 from kgcli.errors import IncompatibleError, MissingError
 from kgcli.evaluation.extractors import weight_files as weightfiles
@@ -123,11 +123,9 @@ def test_a_file_that_is_cut_short_is_not_kept(cache, monkeypatch):
         def log_message(self, *args):
             pass
 
-    with HTTPServer(("127.0.0.1", 0), Server) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        file = WeightFile(file="net.pth", url=f"http://127.0.0.1:{server.server_port}/net.pth", sha256="", use="tests")
+    with running(HTTPServer(("127.0.0.1", 0), Server)) as url:
+        file = WeightFile(file="net.pth", url=f"{url}/net.pth", sha256="", use="tests")
         monkeypatch.setitem(TABLE, "net", file)
         with pytest.raises(MissingError, match="ended after 10 of 1,000 bytes"):
             resolve("net")
-        server.shutdown()
     assert not list(cache.glob("**/*pth*"))
