@@ -58,6 +58,7 @@ BASE = {
     "unet": "Train the text-conditional U-Net.",
     "judge": "Train the recognisers of `kg eval nano`; used for evaluation only.",
     "eval_clip": "Train the CLIP of the nano benchmarks; used for evaluation only.",
+    "align_images": "Train a KOSMOS-G to condition on images as on words for them.",
     "eval_dino": "Train the self-supervised ViT of the nano benchmarks; used for evaluation only.",
     "controlnet": "Train a canny-edge ControlNet of a decoder.",
     "lora": "Train a style LoRA of a decoder.",

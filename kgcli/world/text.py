@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 
@@ -40,7 +41,7 @@ def short_caption(spec: Spec, rng: Rng, *, colours: float = 0.8) -> str:
     """Return a caption of at most MAX_WORDS words, which fits a CLIP text encoder; `colours` as in `caption`."""
     while True:
         words = caption(spec, rng, colours=colours)
-        if len(words.replace(",", " ,").split()) <= MAX_WORDS:
+        if num_words(words) <= MAX_WORDS:
             return words
         colours *= 0.7  # three subjects with patterns and accessories are too much to tell
 
@@ -62,6 +63,27 @@ def compositional(spec: Spec, rng: Rng, *, drop: bool) -> Fragments:
         pieces.append(_extras(placed.subject, False, True))
     pieces.append(" " + _where(spec, rng))
     return _merge(pieces)
+
+
+def in_words(fragments: Fragments, spec: Spec) -> str:
+    """Return a `compositional` prompt of `spec` as a caption: each image, and the noun before it, as words for what it
+    shows. Patterns, then colours are left out where the caption would be longer than MAX_WORDS.
+    """
+    words = ""
+    for colours, patterns in ((True, True), (True, False), (False, False)):
+        subjects = (placed.subject for placed in spec.subjects)
+        words = "".join(
+            _words_for(next(subjects), colours, patterns) if piece is None else _without_entity(piece, spec)
+            for piece in fragments
+        )
+        if num_words(words) <= MAX_WORDS:
+            break
+    return words
+
+
+def num_words(words: str) -> int:
+    """Return the number of words of a caption; commas count."""
+    return len(words.replace(",", " ,").split())
 
 
 def edit(before: Spec, rng: Rng) -> tuple[Spec, str]:
@@ -150,6 +172,17 @@ def _worn(accessory: str) -> str:
 
 def _with_article(words: str) -> str:
     return ("an " if words[0] in "aeiou" else "a ") + words
+
+
+def _words_for(subject: Subject, colours: bool, patterns: bool) -> str:
+    words = describe(subject, colours=colours, accessory=False)
+    return words if patterns else words.split(" with ")[0]
+
+
+def _without_entity(piece: str, spec: Spec) -> str:
+    """Return the words between images without the article and noun that name the next image."""
+    nouns = "|".join(placed.subject.noun for placed in spec.subjects)
+    return re.sub(rf"\b(an? (({nouns}) )?)?$", "", piece, flags=re.IGNORECASE)
 
 
 def _changed(spec: Spec, placed: Placed, **changes: str) -> Spec:

@@ -122,7 +122,7 @@ def _compositional(random: Randomness) -> Sample:
         for placed in spec.subjects
     )
     fragments = text.as_typed(text.compositional(spec, random.told, drop=drop), random.told)
-    return with_target(spec, Sample(fragments=fragments, images=images))
+    return with_target(spec, Sample(fragments=fragments, images=images, caption=text.in_words(fragments, spec)))
 
 
 def _edit(random: Randomness) -> Sample:
@@ -135,7 +135,8 @@ def _edit(random: Randomness) -> Sample:
     if random.told.random() < 0.25:  # the input caption, when kept
         fragments = (text.caption(before, random.told, colours=0.0) + " ", *fragments)
     fragments = text.as_typed(fragments, random.told)
-    sample = Sample(fragments=fragments, images=(render(before, random.size).image,))
+    words = text.short_caption(after, random.told, colours=1.0)
+    sample = Sample(fragments=fragments, images=(render(before, random.size).image,), caption=words)
     return with_target(after, sample, before=before)
 
 
@@ -170,8 +171,8 @@ GIVES: dict[str, frozenset[str]] = {
     "text": frozenset({"caption", "fragments"}),
     "pair": frozenset({"fragments", "images"}),
     "interleaved": frozenset({"fragments", "images"}),
-    "compositional": frozenset({"fragments", "images", "target", "truth"}),
-    "edit": frozenset({"fragments", "images", "target", "truth"}),
+    "compositional": frozenset({"caption", "fragments", "images", "target", "truth"}),
+    "edit": frozenset({"caption", "fragments", "images", "target", "truth"}),
     "caption": frozenset({"caption", "fragments", "target", "truth"}),
     "judged": frozenset({"images", "target", "truth"}),
     "described": frozenset({"caption", "images"}),

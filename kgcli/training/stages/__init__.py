@@ -20,6 +20,7 @@ STAGES = {
     "unet": "unet:UnetStage",
     "pretrain": "kosmosg:PretrainStage",
     "align": "kosmosg:AlignStage",
+    "align_images": "kosmosg:AlignImagesStage",
     "instruct": "kosmosg:InstructStage",
     "judge": "nano_recognisers:RecogniserStage",
     "eval_clip": "nano_evaluators:EvalClipStage",

@@ -236,6 +236,38 @@ class AlignStage(KosmosGStage):
         return losses | {"reconstruction": F.mse_loss(rebuilt_BTD.float(), hidden_BTD.float()) * factor}
 
 
+class AlignImagesStage(KosmosGStage):
+    """Between stages 2 and 3, where data tell what their images show: MLLM, resampler and AlignerNet learn to condition
+    on a prompt's images as the CLIP text encoder conditions on words for them, without a U-Net.
+
+    It is no stage of the paper's. A sample's caption is its prompt with words in place of the images.
+    """
+
+    needs = frozenset({"tokens", "images", "clip_tokens"})
+    Options = EncoderOptions
+    options: EncoderOptions
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.tokenizer = self.load_tokenizer()
+        self.model = setup.load_model()
+        self.clip_tokenizer, self.text = setup.load_text()
+        self.trains = (*self.trained_encoder(self.options.vision_blocks), "model.aligner.encoder.")
+
+    def collator(self, pool: Pool | None) -> Collator:
+        collator = super().collator(pool)
+        collator.clip_tokenizer = self.clip_tokenizer
+        collator.vision_fit = self.model.cfg.image_fit  # images of prompts become square as in inference
+        return collator
+
+    def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
+        assert batch.tokens is not None and batch.token_mask is not None and batch.image_mask is not None
+        with torch.no_grad():
+            wanted_BSd = self.text(batch.clip_tokens).last_hidden_state.float()
+        aligned_BSd = self.model.encode(batch.tokens, batch.token_mask, batch.image_mask, batch.images)
+        return {"mse": F.mse_loss(aligned_BSd.float(), wanted_BSd)}
+
+
 class InstructStage(KosmosGStage):
     """Stage 3: the frozen U-Net's noise-prediction error trains MLLM, resampler and AlignerNet.
 

@@ -51,6 +51,13 @@ class CaptionedOptions(Strict):
     low_noise: float = 0.0
 
 
+class UnetOptions(CaptionedOptions):
+    """train_text_encoder: the text encoder trains with the U-Net, as that of latent diffusion's first text-to-image
+    model did; the result holds it in place of the one it started from."""
+
+    train_text_encoder: bool = False
+
+
 class CaptionedStage(Stage):
     """The base of a U-Net and its adapters: captions encoded by a CLIP text encoder, and the noise-prediction error."""
 
@@ -119,8 +126,8 @@ class CaptionedStage(Stage):
             steer=self.steer(batch),
         )
 
-    @torch.no_grad()
     def _encode(self, tokens: Tensor) -> Tensor:
+        """Return the conditioning of captions, (B, L, d); it has a graph only where the text encoder trains."""
         return self.text(tokens).last_hidden_state
 
     def _tokenize(self, captions: list[str]) -> Tensor:
@@ -134,11 +141,13 @@ class UnetStage(CaptionedStage):
     With `init_from.unet`, a diffusers folder, it continues from that folder's weights.
     """
 
-    trains = ("diffusion.unet.",)
+    Options = UnetOptions
+    options: UnetOptions
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.load_text(self.setup.source("clip"))
+        self.trains = ("diffusion.unet.", "text.") if self.options.train_text_encoder else ("diffusion.unet.",)
         unet = UNet2DConditionModel.from_config(self.setup.part("unet"))
         if "unet" in setup.init_from:
             start = load_decoder(self.setup.source("unet"), local_files_only=True).unet
@@ -151,6 +160,9 @@ class UnetStage(CaptionedStage):
         self.diffusion.unet.save_pretrained(folder / "unet")
         DDIMScheduler.from_config(self.diffusion.scheduler_config).save_pretrained(folder / "scheduler")
         copy_folder(self.setup.source("vae") / "vae", folder / "vae")
-        for part in ("text_encoder", "tokenizer"):
-            copy_folder(self.setup.source("clip") / part, folder / part)
+        copy_folder(self.setup.source("clip") / "tokenizer", folder / "tokenizer")
+        if self.options.train_text_encoder:
+            self.text.save_pretrained(folder / "text_encoder")
+        else:
+            copy_folder(self.setup.source("clip") / "text_encoder", folder / "text_encoder")
         (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n", "utf-8")
