@@ -20,6 +20,7 @@ CHAINS = {
         "nano/unet_many",
         "nano/pretrain",
         "nano/align",
+        "nano/align_images",
         "nano/instruct",
         "nano/judge",
         "nano/eval_clip",

@@ -1,6 +1,7 @@
 """Laws of the nano world: captions are true of their images, and nothing held out is ever shown."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -179,7 +180,23 @@ def test_a_caption_describes_the_image():
 def test_words_beside_images_of_a_subject_never_name_its_colour(kind, drawn):
     for index in range(400):
         sample = samples.draw({kind: 1.0}, 2, index, 64)
-        assert not NAMES_COLOUR.search(words_of(sample)), words_of(sample)
+        said = words_of(replace(sample, caption=""))
+        assert not NAMES_COLOUR.search(said), said
+
+
+def test_the_caption_of_a_prompt_has_words_in_place_of_its_images(drawn):
+    """The words around the images stay; each image and its noun become its noun, colour and pattern."""
+    for index in range(200):
+        sample = samples.draw({"compositional": 1.0}, 3, index, 64)
+        expected = "".join(piece or "@" for piece in sample.fragments).lower()
+        nouns = "|".join(placed.subject.noun for placed in sample.truth.spec.subjects)
+        expected = re.sub(rf"\b(an? (({nouns}) )?)?@", "@", expected)
+        for placed in sample.truth.spec.subjects:
+            look = text.describe(placed.subject, colours=True, accessory=False)
+            expected = expected.replace("@", look, 1)
+        if len(expected.split()) <= text.MAX_WORDS:
+            assert sample.caption.lower() == expected
+        assert text.num_words(sample.caption) <= text.MAX_WORDS
 
 
 @pytest.mark.parametrize("kind", ["pair", "interleaved", "compositional", "edit", "caption", "text"])

@@ -1,0 +1,68 @@
+"""Laws of what learns from captions alone: the stage that aligns images, and a text encoder beside its U-Net."""
+
+import pytest
+import torch
+from transformers import CLIPTextModel
+
+from kgcli.model.randomness import StepRandom
+from kgcli.recipe import load_recipe
+from kgcli.training import loop as training
+from kgcli.weights.load import load_kosmosg
+
+SMALL = ["data.batch_size=4", "data.pool=4", "data.num_workers=0"]
+
+
+def run_of(stage, folder, *overrides):
+    recipe = load_recipe(f"smoke/{stage}", [*SMALL, *overrides], stage=stage)
+    return training.Run(recipe.model_copy(update={"output_dir": str(folder), "init_from": STARTS[stage]}))
+
+
+STARTS = {
+    "align_images": {"model": "nano", "text": "nano/decoder"},
+    "unet": {"vae": "nano/decoder", "clip": "nano/decoder", "unet": "nano/decoder"},
+}
+
+
+def unet_run(folder, *overrides):
+    """A run of stage unet that continues the shipped U-Net, whose sizes are those of its recipe."""
+    recipe = load_recipe("nano/unet", [*SMALL, "steps=1", "data.rendered=null", "sample_every=9", *overrides])
+    recipe = recipe.model_copy(update={"output_dir": str(folder), "init_from": STARTS["unet"]})
+    return training.Run(recipe)
+
+
+def test_images_learn_to_condition_as_the_words_for_them_do(tmp_path):
+    run = run_of("align_images", tmp_path)
+    batch = next(run.batches(run.pool(), 0))
+    stage, random = run.stage.train(), StepRandom(0, 0, batch.numbers)
+    wanted = stage.text(batch.clip_tokens).last_hidden_state
+    found = stage.model.encode(batch.tokens, batch.token_mask, batch.image_mask, batch.images)
+    losses = [stage(batch, random)["mse"]]
+    assert torch.allclose(losses[0], (found - wanted).square().mean())
+    optimizer = torch.optim.AdamW(run.trained.values(), lr=3e-4)
+    for _ in range(8):
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+        losses.append(stage(batch, random)["mse"])
+    assert losses[-1] < 0.8 * losses[0]
+    trained = {name.split(".")[1] for name in run.trained}
+    assert trained == {"mllm", "resampler", "vision", "aligner"}
+
+
+def test_the_result_is_a_model_that_loads(tmp_path):
+    training.train(run_of("align_images", tmp_path, "steps=1").recipe)
+    model = load_kosmosg(tmp_path / "final")
+    assert model.aligner.decoder is None
+    assert (tmp_path / "final" / "tokenizer").is_dir()
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_text_encoder_changes_only_where_it_trains_with_its_unet(tmp_path, trains):
+    run = unet_run(tmp_path, f"options.train_text_encoder={int(trains)}")
+    before = {name: value.clone() for name, value in run.stage.text.state_dict().items()}
+    assert any(name.startswith("text.") for name in run.trained) == trains
+    training.train(run.recipe)
+    after = CLIPTextModel.from_pretrained(tmp_path / "final" / "text_encoder").state_dict()
+    assert before.keys() == after.keys()
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    assert bool(moved) == trains
