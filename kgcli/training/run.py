@@ -52,7 +52,7 @@ class Run:
         self.recipe = recipe
         self.folder = Path(recipe.output_dir)
         self.source = open_source(recipe.data, recipe.image_size, stage.use)
-        check_source(recipe.stage, stage.needs, self.source)
+        check_source(recipe.stage, stage.needs_with(recipe.options), self.source)
         check_kinds(recipe.stage, stage.kinds, recipe.data)
         check_hidden(recipe, recipe.train in stage.takes_hidden, self.source)
         # Without `cpu` accelerate takes several CPU processes for as many separate runs.

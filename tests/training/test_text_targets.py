@@ -19,6 +19,7 @@ def run_of(stage, folder, *overrides):
 
 STARTS = {
     "align_images": {"model": "nano", "text": "nano/decoder"},
+    "instruct": {"model": "nano", "decoder": "nano/decoder"},
     "unet": {"vae": "nano/decoder", "clip": "nano/decoder", "unet": "nano/decoder"},
 }
 
@@ -66,3 +67,16 @@ def test_a_text_encoder_changes_only_where_it_trains_with_its_unet(tmp_path, tra
     assert before.keys() == after.keys()
     moved = [name for name in before if not torch.equal(before[name], after[name])]
     assert bool(moved) == trains
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_instruct_can_keep_the_distance_from_words_beside_the_error_of_the_unet(tmp_path, weight):
+    run = run_of("instruct", tmp_path, f"options.caption={weight}")
+    batch = next(run.batches(run.pool(), 0))
+    losses = run.stage(batch, StepRandom(0, 0, batch.numbers))
+    assert ("clip_tokens" in batch.fields()) == ("caption" in losses) == bool(weight)
+    if weight:
+        wanted = run.stage.text(batch.clip_tokens).last_hidden_state
+        found = run.stage.model.encode(batch.tokens, batch.token_mask, batch.image_mask, batch.images)
+        assert torch.allclose(losses["caption"], weight * (found - wanted).square().mean())
+        assert not any(name.startswith("text.") for name in run.trained)

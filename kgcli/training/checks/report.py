@@ -103,7 +103,7 @@ def _open(recipe: Recipe, stage_type: type[Stage], missing: list[str]) -> Source
             raise
         missing += _missing_data(recipe, stage_type)
         return None
-    check_source(recipe.stage, stage_type.needs, source)
+    check_source(recipe.stage, stage_type.needs_with(recipe.options), source)
     check_kinds(recipe.stage, stage_type.kinds, recipe.data)
     if stage_type.uses_pool:
         check_pool_source(source)

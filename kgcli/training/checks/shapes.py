@@ -90,11 +90,11 @@ class ShapeSetup(Setup):
     def load_decoder(self) -> Diffusion:
         return shape_decoder(self.source("decoder") if self.has("decoder") else SD15_SIZES)
 
-    def load_text(self) -> tuple[CLIPTokenizer | None, CLIPTextModel]:
-        if not self.has("text"):
+    def load_text(self, part: str = "text") -> tuple[CLIPTokenizer | None, CLIPTextModel]:
+        if not self.has(part):
             with on_meta():
                 return None, CLIPTextModel(CLIPTextConfig(**TEXT_SIZES))
-        folder = self.source("text")
+        folder = self.source(part)
         with on_meta():
             text = CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder"))
         return CLIPTokenizer.from_pretrained(folder / "tokenizer"), text

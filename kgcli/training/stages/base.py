@@ -132,9 +132,9 @@ class Setup:
         """Load the image decoder. Raises: ConfigError, MissingError, IncompatibleError."""
         return load_decoder(self.source("decoder"))
 
-    def load_text(self) -> tuple[CLIPTokenizer | None, CLIPTextModel]:
-        """Load the decoder's text encoder and its tokenizer. Raises: ConfigError, MissingError."""
-        folder = self.source("text")
+    def load_text(self, part: str = "text") -> tuple[CLIPTokenizer | None, CLIPTextModel]:
+        """Load the text encoder in the folder of a part, and its tokenizer. Raises: ConfigError, MissingError."""
+        folder = self.source(part)
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         return tokenizer, CLIPTextModel.from_pretrained(folder / "text_encoder")
 
@@ -166,6 +166,11 @@ class Stage(nn.Module):
             self.options = self.Options.model_validate(setup.options)
         except ValidationError as error:
             raise ConfigError(explain(error, self.Options, prefix="options.")) from None
+
+    @classmethod
+    def needs_with(cls, options: Mapping[str, float]) -> frozenset[str]:
+        """Return the fields of Batch that the stage needs with a recipe's options."""
+        return cls.needs
 
     @abstractmethod
     def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from kgcli.config import AlignerConfig, ModelConfig, Strict
 from kgcli.data.batch import Batch, Collator
@@ -37,9 +39,12 @@ class EncoderOptions(Strict):
 
 
 class InstructOptions(EncoderOptions):
-    """subject: extra weight of the error inside subjects, where the data have masks."""
+    """subject: extra weight of the error inside subjects, where the data have masks. caption: weight of the
+    squared distance of the conditioning from what the decoder's own text encoder gives for the samples' captions, where
+    these tell what the images show."""
 
     subject: float = 0.0
+    caption: float = 0.0
 
 
 class KosmosGStage(Stage):
@@ -295,9 +300,19 @@ class InstructStage(KosmosGStage):
         self.diffusion.check_conditioning(self.model.cfg.aligner.width)
         self.diffusion.to(memory_format=torch.channels_last)
         self.trains = self._trained()
+        self.clip_tokenizer: CLIPTokenizer | None = None
+        self.text: CLIPTextModel | None = None
+        if self.options.caption:
+            self.clip_tokenizer, self.text = setup.load_text(DECODER)
+
+    @classmethod
+    def needs_with(cls, options: Mapping[str, float]) -> frozenset[str]:
+        return cls.needs | ({"clip_tokens"} if options.get("caption") else frozenset())
 
     def collator(self, pool: Pool | None) -> Collator:
         collator = super().collator(pool)
+        collator.needs = self.needs_with(self.setup.options)
+        collator.clip_tokenizer = self.clip_tokenizer
         collator.vision_fit = self.model.cfg.image_fit  # images of prompts become square as in inference
         return collator
 
@@ -310,6 +325,7 @@ class InstructStage(KosmosGStage):
     def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
         assert batch.moments is not None and batch.subject is not None
         conditioning_BSd = self._encode(batch)
+        losses = self._from_caption(conditioning_BSd, batch)
         draws_B = random.uniform().to(conditioning_BSd.device)
         null_1Sd = self.model.encode_null()
         conditioning_BSd = torch.where((draws_B < DROP_CONDITION)[:, None, None], null_1Sd, conditioning_BSd)
@@ -317,7 +333,15 @@ class InstructStage(KosmosGStage):
         latents_BCHW = self.diffusion.sample_latents(mean_BCHW, logvar_BCHW, random=random)
         weight_BHW = 1.0 + self.options.subject * batch.subject
         loss = self.diffusion.noise_loss(latents_BCHW, conditioning_BSd, random=random, weight_BHW=weight_BHW)
-        return {"diffusion": loss}
+        return {"diffusion": loss, **losses}
+
+    def _from_caption(self, conditioning_BSd: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Return the loss of `options.caption`, if that is set."""
+        if self.text is None:
+            return {}
+        with torch.no_grad():
+            wanted_BSd = self.text(batch.clip_tokens).last_hidden_state.float()
+        return {"caption": F.mse_loss(conditioning_BSd.float(), wanted_BSd) * self.options.caption}
 
     @torch.no_grad()
     def preview(self, batch: Batch, generator: torch.Generator) -> Tensor:

@@ -49,7 +49,7 @@ def open_held_out(recipe: Recipe, stage: type[Stage]) -> Source:
     """Open the held-out samples, checked as training's are. Raises: ConfigError, MissingError."""
     data = held_out(recipe)
     source = open_source(data, recipe.image_size, stage.use)
-    check_source(recipe.stage, stage.needs, source)
+    check_source(recipe.stage, stage.needs_with(recipe.options), source)
     check_kinds(recipe.stage, stage.kinds, data)
     return source
 
