@@ -86,6 +86,12 @@ def num_words(words: str) -> int:
     return len(words.replace(",", " ,").split())
 
 
+def tell(spec: Spec) -> str:
+    """Return a caption of an image that tells all of it, and always in the same words."""
+    subjects = " and ".join(describe(placed.subject, colours=True) for placed in spec.subjects)
+    return " ".join(filter(None, (subjects, SCENES[spec.scene] if spec.scene else "", STYLES[spec.style])))
+
+
 def edit(before: Spec, rng: Rng) -> tuple[Spec, str]:
     """Return the spec after one edit of an image of one subject, and its instruction."""
     placed = before.subjects[0]

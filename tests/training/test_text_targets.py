@@ -1,13 +1,18 @@
 """Laws of what learns from captions alone: the stage that aligns images, and a text encoder beside its U-Net."""
 
+import shutil
+
 import pytest
 import torch
 from transformers import CLIPTextModel
 
+from kgcli.errors import ConfigError, IncompatibleError, MissingError
 from kgcli.model.randomness import StepRandom
 from kgcli.recipe import load_recipe
 from kgcli.training import loop as training
+from kgcli.training.checks.report import describe
 from kgcli.weights.load import load_kosmosg
+from kgcli.weights.shipped import DEFAULT_MODEL
 
 SMALL = ["data.batch_size=4", "data.pool=4", "data.num_workers=0"]
 
@@ -80,3 +85,53 @@ def test_instruct_can_keep_the_distance_from_words_beside_the_error_of_the_unet(
         found = run.stage.model.encode(batch.tokens, batch.token_mask, batch.image_mask, batch.images)
         assert torch.allclose(losses["caption"], weight * (found - wanted).square().mean())
         assert not any(name.startswith("text.") for name in run.trained)
+
+
+@pytest.mark.parametrize(("stage", "own"), [("align_images", []), ("instruct", ["options.caption=0.5"])])
+def test_a_dry_run_counts_the_text_encoder_too(tmp_path, stage, own):
+    plan = describe(run_of(stage, tmp_path, *own).recipe)
+    work = next(line for line in plan.lines if "work of a sample" in line)
+    assert "text " in work and ("unet " in work) == (stage == "instruct")
+    assert any("clip_tokens (4, 32)" in line for line in plan.lines)
+    assert not plan.missing
+
+
+@pytest.mark.parametrize("train", ["lora", "aligner"])
+def test_the_distance_from_words_serves_what_trains(tmp_path, train):
+    run = run_of("instruct", tmp_path, "options.caption=0.5", f"train={train}")
+    batch = next(run.batches(run.pool(), 0))
+    run.stage(batch, StepRandom(0, 0, batch.numbers))["caption"].backward()
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in run.trained.values())
+    assert all(p.grad is None for p in run.stage.text.parameters())
+
+
+def test_a_decoder_without_a_text_encoder_is_named(tmp_path):
+    decoder = shutil.copytree(DEFAULT_MODEL / "decoder", tmp_path / "decoder")
+    shutil.rmtree(decoder / "text_encoder")
+    recipe = load_recipe("smoke/instruct", [*SMALL, "options.caption=0.5"])
+    start = {"model": "nano", "decoder": str(decoder)}
+    with pytest.raises(MissingError, match=r"init_from\.decoder: .*decoder has no text_encoder"):
+        training.Run(recipe.model_copy(update={"output_dir": str(tmp_path / "run"), "init_from": start}))
+
+
+@pytest.mark.parametrize("stage", ["align", "align_images"])
+def test_a_text_encoder_of_other_sizes_is_refused(tmp_path, stage):
+    folder = shutil.copytree(DEFAULT_MODEL / "decoder", tmp_path / "decoder")
+    config = CLIPTextModel.from_pretrained(folder / "text_encoder").config
+    config.max_position_embeddings = 24
+    CLIPTextModel(config).save_pretrained(folder / "text_encoder")
+    pool = [value for value in SMALL if stage != "align" or "pool" not in value]
+    recipe = load_recipe(f"smoke/{stage}", pool)
+    start = {"model": "nano", "text": str(folder)}
+    with pytest.raises(IncompatibleError, match="24 x 128 numbers, the AlignerNet 32 x 128"):
+        training.Run(recipe.model_copy(update={"output_dir": str(tmp_path / "run"), "init_from": start}))
+
+
+def test_data_without_captions_are_refused(tmp_path):
+    own = [
+        "data.kinds={}",
+        "data.pool=null",
+        "data.sources=[{kind: prompts, path: recipes/example-data/prompts.jsonl}]",
+    ]
+    with pytest.raises(ConfigError, match="caption"):
+        run_of("instruct", tmp_path, "options.caption=0.5", *own)

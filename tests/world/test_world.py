@@ -56,6 +56,10 @@ def words_of(sample):
     return said
 
 
+def scene_of(spec):
+    return SCENES[spec.scene] if spec.scene else ""
+
+
 def all_specs(sample, drawn):
     truth = sample.truth
     return [*drawn, *(spec for spec in (truth and truth.spec, truth and truth.before) if spec is not None)]
@@ -185,17 +189,36 @@ def test_words_beside_images_of_a_subject_never_name_its_colour(kind, drawn):
 
 
 def test_the_caption_of_a_prompt_has_words_in_place_of_its_images(drawn):
-    """The words around the images stay; each image and its noun become its noun, colour and pattern."""
+    """Each image, and the noun that is said before it, become the subject's article, colour, noun and pattern."""
+    num_whole = 0
     for index in range(200):
         sample = samples.draw({"compositional": 1.0}, 3, index, 64)
-        expected = "".join(piece or "@" for piece in sample.fragments).lower()
-        nouns = "|".join(placed.subject.noun for placed in sample.truth.spec.subjects)
-        expected = re.sub(rf"\b(an? (({nouns}) )?)?@", "@", expected)
-        for placed in sample.truth.spec.subjects:
-            look = text.describe(placed.subject, colours=True, accessory=False)
-            expected = expected.replace("@", look, 1)
-        if len(expected.split()) <= text.MAX_WORDS:
-            assert sample.caption.lower() == expected
+        spec, said = sample.truth.spec, "".join(piece or "" for piece in sample.fragments).lower()
+        caption = sample.caption.lower()
+        looks = [text.describe(placed.subject, colours=True, accessory=False) for placed in spec.subjects]
+        assert len(re.findall(r"\band\b", caption)) == len(looks) - 1
+        assert text.num_words(sample.caption) <= text.MAX_WORDS
+        for placed in spec.subjects:
+            assert len(re.findall(rf"\b{placed.subject.noun}\b", caption)) == 1 + (
+                sum(other.subject.noun == placed.subject.noun for other in spec.subjects) - 1
+            )
+        for words in ("picture of", scene_of(spec), STYLES[spec.style]):
+            assert (words.lower() in caption) == (words.lower() in said)
+        if all(look in caption for look in looks):
+            num_whole += 1
+            rest = caption
+            for look in looks:
+                rest = rest.replace(look, "", 1)
+            assert not NAMES_COLOUR.search(words_of(replace(sample, fragments=(), caption=rest)))
+    assert num_whole > 180  # two subjects with patterns, accessories and a style are too much to tell
+
+
+def test_the_caption_of_an_edit_tells_the_image_after_it(drawn):
+    for index in range(200):
+        sample = samples.draw({"edit": 1.0}, 3, index, 64)
+        spec = sample.truth.spec
+        look = text.describe(spec.subjects[0].subject, colours=True)
+        assert sample.caption == " ".join(filter(None, (look, scene_of(spec), STYLES[spec.style])))
         assert text.num_words(sample.caption) <= text.MAX_WORDS
 
 
@@ -211,7 +234,7 @@ def test_entity_text_is_dropped_in_half_of_the_captions_for_all_entities_at_once
     kept = []
     for index in range(600):
         sample = samples.draw({"compositional": 1.0}, 6, index, 64)
-        said = words_of(sample)
+        said = words_of(replace(sample, caption=""))
         named = [re.search(rf"\b{placed.subject.noun}\b", said) is not None for placed in sample.truth.spec.subjects]
         assert len(set(named)) == 1, said
         kept.append(named[0])

@@ -135,8 +135,7 @@ def _edit(random: Randomness) -> Sample:
     if random.told.random() < 0.25:  # the input caption, when kept
         fragments = (text.caption(before, random.told, colours=0.0) + " ", *fragments)
     fragments = text.as_typed(fragments, random.told)
-    words = text.short_caption(after, random.told, colours=1.0)
-    sample = Sample(fragments=fragments, images=(render(before, random.size).image,), caption=words)
+    sample = Sample(fragments=fragments, images=(render(before, random.size).image,), caption=text.tell(after))
     return with_target(after, sample, before=before)
 
 

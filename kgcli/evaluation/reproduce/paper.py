@@ -88,7 +88,7 @@ TABLE_1 = Table(
             published={"dino": 0.668, "clip_i": 0.803, "clip_t": 0.305},
         ),
         Row(name="copy-input", title="a copy of the input", method="copy-input", recipe="nano/instruct"),
-        Row(name="aligned", title="KOSMOS-G before instruct", recipe="nano/align"),
+        Row(name="aligned", title="KOSMOS-G after align", recipe="nano/align"),
         Row(
             name="kosmosg",
             title="KOSMOS-G",

@@ -19,7 +19,7 @@ from kgcli.training.stages.base import Stage
 from kgcli.weights.meta import on_meta
 
 # Assumed of a sample where the data are not at hand: tokens in the MLLM, and images.
-ASSUMED = {"pretrain": (120.0, 1.0), "align": (20.0, 0.0), "instruct": (150.0, 2.0)}
+ASSUMED = {"pretrain": (120.0, 1.0), "align": (20.0, 0.0), "align_images": (150.0, 2.0), "instruct": (150.0, 2.0)}
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,15 @@ def _chain(stage: Any, size: SampleSize) -> list[tuple[str, float, Callable[[], 
         return [*chain, ("logits", 1.0, lambda: model.mllm.logits(hidden()))]
     chain.append(("aligner.encoder", 1.0, lambda: model.aligner.encoder(hidden(), mask())))
     conditioning = cfg.aligner.num_queries, cfg.aligner.width
+    if getattr(stage, "text", None) is not None:  # captions are padded to all of its positions
+        tokens = stage.text.config.max_position_embeddings
+        chain = [("text", 1.0, lambda: stage.text(torch.zeros(1, tokens, dtype=torch.long))), *chain]
     if name == "align":
         chain = [part for part in chain if part[0] not in ("vision", "resampler")]
         if model.aligner.decoder is not None:
             chain.append(("aligner.decoder", 1.0, lambda: model.aligner.decode(hidden(*conditioning), num_tokens)))
-        tokens = stage.text.config.max_position_embeddings  # captions are padded to it
-        return [("text", 1.0, lambda: stage.text(torch.zeros(1, tokens, dtype=torch.long))), *chain]
+    if name in ("align", "align_images"):
+        return chain
     latent = stage.setup.image_size // stage.diffusion.pixels_per_latent
     channels = stage.diffusion.unet.config.in_channels
     unet = stage.diffusion.unet

@@ -204,7 +204,9 @@ def _describe_batch(stage: Stage, recipe: Recipe, source: Source) -> tuple[str, 
     collator = stage.collator(None)
     if data.weigh == "tokens":
         weigh_by_tokens(source, collator.length)
-    collator.needs = collator.needs - {"moments"}  # which a run encodes first
+    # A run encodes moments first; without a text encoder there is no tokenizer of its own.
+    left_out = {"moments"} if collator.clip_tokenizer is not None else {"moments", "clip_tokens"}
+    collator.needs = collator.needs - left_out
     kind_of = kind_of_steps(source) if bucket > 1 else None
     batch = Batches(source, collator, batch_size=size, bucket=bucket, seed=data.seed, kind_of=kind_of)[0]
     fields = batch.fields()

@@ -94,7 +94,7 @@ class ShapeSetup(Setup):
         if not self.has(part):
             with on_meta():
                 return None, CLIPTextModel(CLIPTextConfig(**TEXT_SIZES))
-        folder = self.source(part)
+        folder = self.text_folder(part)
         with on_meta():
             text = CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder"))
         return CLIPTokenizer.from_pretrained(folder / "tokenizer"), text

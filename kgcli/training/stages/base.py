@@ -23,7 +23,7 @@ from kgcli.data.pool import Pool
 from kgcli.data.sample import Sample
 from kgcli.data.sources.base import Use
 from kgcli.data.tokenizer import Tokenizer
-from kgcli.errors import ConfigError
+from kgcli.errors import ConfigError, MissingError
 from kgcli.model.diffusion import Diffusion
 from kgcli.model.kosmosg import KosmosG
 from kgcli.model.randomness import StepRandom
@@ -134,9 +134,18 @@ class Setup:
 
     def load_text(self, part: str = "text") -> tuple[CLIPTokenizer | None, CLIPTextModel]:
         """Load the text encoder in the folder of a part, and its tokenizer. Raises: ConfigError, MissingError."""
-        folder = self.source(part)
+        folder = self.text_folder(part)
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         return tokenizer, CLIPTextModel.from_pretrained(folder / "text_encoder")
+
+    def text_folder(self, part: str) -> Path:
+        """Return the folder with the text encoder of a part, such as a decoder. Raises: ConfigError, MissingError."""
+        self.source(part)
+        folder = find_start("text", self.init_from[part])  # a decoder's own files on the Hub leave it out
+        for name in ("tokenizer", "text_encoder"):
+            if not (folder / name).is_dir():
+                raise MissingError(f"init_from.{part}: {self.init_from[part]} has no {name}")
+        return folder
 
     def load_tower(self, tower: VisionTower) -> None:
         """Load the weights of a CLIP into a vision tower. Raises: ConfigError, MissingError, IncompatibleError."""

@@ -16,7 +16,7 @@ from kgcli.config import AlignerConfig, ModelConfig, Strict
 from kgcli.data.batch import Batch, Collator
 from kgcli.data.pool import Pool
 from kgcli.data.tokenizer import Tokenizer
-from kgcli.errors import ConfigError
+from kgcli.errors import ConfigError, IncompatibleError
 from kgcli.model.kosmosg import KosmosG
 from kgcli.model.randomness import StepRandom
 from kgcli.recipe import explain
@@ -40,8 +40,8 @@ class EncoderOptions(Strict):
 
 class InstructOptions(EncoderOptions):
     """subject: extra weight of the error inside subjects, where the data have masks. caption: weight of the
-    squared distance of the conditioning from what the decoder's own text encoder gives for the samples' captions, where
-    these tell what the images show."""
+    squared distance of the conditioning from what the decoder's own text encoder gives for the samples' captions; only
+    for data whose captions tell what their images show, as those of the nano world."""
 
     subject: float = 0.0
     caption: float = 0.0
@@ -64,6 +64,21 @@ class KosmosGStage(Stage):
     def load_tokenizer(self) -> Tokenizer:
         """Load the tokenizer of the model that the stage starts from."""
         return self.setup.load_tokenizer(lambda: self.setup.source("model") / TOKENIZER)
+
+    def load_text(self, part: str) -> tuple[CLIPTokenizer | None, CLIPTextModel]:
+        """Load the text encoder of a part, whose conditioning the AlignerNet is to give.
+
+        Raises: ConfigError, MissingError; IncompatibleError for one of other sizes than the AlignerNet's.
+        """
+        tokenizer, text = self.setup.load_text(part)
+        sizes, cfg = text.config, self.model.cfg.aligner
+        found, wanted = (sizes.max_position_embeddings, sizes.hidden_size), (cfg.num_queries, cfg.width)
+        if found != wanted:
+            raise IncompatibleError(
+                f"init_from.{part}: its text encoder gives {found[0]} x {found[1]} numbers, the AlignerNet "
+                f"{wanted[0]} x {wanted[1]}"
+            )
+        return tokenizer, text
 
     def other_aligner(self) -> AlignerConfig | None:
         """Return the start's AlignerNet configuration changed by the recipe's `parts.aligner`; None without that.
@@ -213,7 +228,7 @@ class AlignStage(KosmosGStage):
         super().__init__(setup)
         self.tokenizer = self.load_tokenizer()
         self.model = setup.load_model(with_aligner_decoder=True, aligner=self.other_aligner())
-        self.clip_tokenizer, self.text = setup.load_text()
+        self.clip_tokenizer, self.text = self.load_text("text")
 
     def collator(self, pool: Pool | None) -> Collator:
         collator = super().collator(pool)
@@ -242,10 +257,11 @@ class AlignStage(KosmosGStage):
 
 
 class AlignImagesStage(KosmosGStage):
-    """Between stages 2 and 3, where data tell what their images show: MLLM, resampler and AlignerNet learn to condition
-    on a prompt's images as the CLIP text encoder conditions on words for them, without a U-Net.
+    """Between stages 2 and 3, in the nano world: MLLM, resampler and AlignerNet learn to condition on a prompt's images
+    as the CLIP text encoder conditions on words for them, without a U-Net.
 
-    It is no stage of the paper's. A sample's caption is its prompt with words in place of the images.
+    It is no stage of the paper's. A sample's caption is its prompt with words in place of the images; of an edit, words
+    for the result.
     """
 
     needs = frozenset({"tokens", "images", "clip_tokens"})
@@ -255,8 +271,8 @@ class AlignImagesStage(KosmosGStage):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.tokenizer = self.load_tokenizer()
-        self.model = setup.load_model()
-        self.clip_tokenizer, self.text = setup.load_text()
+        self.model = setup.load_model(aligner=self.other_aligner())
+        self.clip_tokenizer, self.text = self.load_text("text")
         self.trains = (*self.trained_encoder(self.options.vision_blocks), "model.aligner.encoder.")
 
     def collator(self, pool: Pool | None) -> Collator:
@@ -303,7 +319,7 @@ class InstructStage(KosmosGStage):
         self.clip_tokenizer: CLIPTokenizer | None = None
         self.text: CLIPTextModel | None = None
         if self.options.caption:
-            self.clip_tokenizer, self.text = setup.load_text(DECODER)
+            self.clip_tokenizer, self.text = self.load_text(DECODER)
 
     @classmethod
     def needs_with(cls, options: Mapping[str, float]) -> frozenset[str]:

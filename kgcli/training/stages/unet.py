@@ -72,7 +72,7 @@ class CaptionedStage(Stage):
     def load_text(self, folder: Path) -> None:
         """Load the tokenizer and text encoder of a folder."""
         self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-        self.text = CLIPTextModel.from_pretrained(folder / "text_encoder")
+        self.text = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
         self.register_buffer("null_tokens", self._tokenize([""]), persistent=False)
 
     def steer(self, batch: Batch) -> Steer | None:
@@ -138,7 +138,8 @@ class CaptionedStage(Stage):
 class UnetStage(CaptionedStage):
     """Text to latents: a U-Net that attends to the CLIP text encoder, as in Stable Diffusion.
 
-    With `init_from.unet`, a diffusers folder, it continues from that folder's weights.
+    With `init_from.unet`, a diffusers folder, it continues from that folder's weights. The text encoder is always that
+    of `init_from.clip`, so a U-Net whose text encoder trained with it is named in both.
     """
 
     Options = UnetOptions
