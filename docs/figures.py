@@ -74,9 +74,9 @@ ADAPTERS = [
 # Prompts whose images the world can render, so that the model's can be compared with them -> scene and style.
 KNOWN = {
     "[cat] on the beach": ("beach", "photo"),
-    "[cat] in the snow": ("snow", "photo"),
-    "[cat] in the forest in Minecraft": ("forest", "minecraft"),
-    "[cat] in the city as a watercolor": ("city", "watercolor"),
+    "[dog] in the snow": ("snow", "photo"),
+    "[robot] in the forest in Minecraft": ("forest", "minecraft"),
+    "[car] in the city as a watercolor": ("city", "watercolor"),
 }
 
 Cell = tuple[Image.Image, str]
@@ -137,8 +137,10 @@ def main() -> None:
 
 def compared(studio: Studio) -> dict[str, list[Cell]]:
     """Return outputs, what a perfect model would generate, and what is left of that by the VAE alone."""
-    cat = example_spec("cat.png")
-    specs = [replace(cat, scene=scene, style=style) for scene, style in KNOWN.values()]
+    shown = [example_spec(f"{Case(prompt).names[0]}.png") for prompt in KNOWN]
+    specs = [
+        replace(spec, scene=scene, style=style) for spec, (scene, style) in zip(shown, KNOWN.values(), strict=True)
+    ]
     truth = [render(spec).image for spec in specs]
     rebuilt = Reconstruction.of(Given(truth), studio.model).draw([], HERE, HERE)
     alone = lambda images: [(beside([], image), prompt) for image, prompt in zip(images, KNOWN, strict=True)]  # noqa: E731

@@ -19,7 +19,7 @@ SD15_SIZES = PACKAGE / "decoders" / "sd15"  # config.json files without weights
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 # What each example image shows.
 EXAMPLE_IMAGES = {
-    "nano/cat.png": "a teal cat with orange stripes in the forest",
+    "nano/cat.png": "an orange cat in the forest",
     "nano/dog.png": "a blue dog with yellow spots in a flower garden",
     "nano/robot.png": "a pink robot with lime stripes in the city",
     "nano/fox.png": "a blue fox with pink stripes in the snow",

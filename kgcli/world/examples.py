@@ -15,7 +15,7 @@ from kgcli.world.spec import Placed, Spec, Subject
 
 # File name -> (noun, identity, scene). Identities are `new`: at or above FIRST_NEW_IDENTITY.
 EXAMPLES = {
-    "cat.png": ("cat", 1_000_557, "forest"),  # teal with orange stripes
+    "cat.png": ("cat", 1_000_531, "forest"),  # orange
     "dog.png": ("dog", 1_000_280, "garden"),  # blue with yellow spots
     "robot.png": ("robot", 1_000_072, "city"),  # pink with lime stripes
     "fox.png": ("fox", 1_000_383, "snow"),  # blue with pink stripes

@@ -164,7 +164,7 @@ def complete(words: str) -> tuple[list[str], set[str], float]:
         ("kg generate --model na", {"nano"}),
         ("kg generate --image nano/c", {"nano/car.png", "nano/cat.png"}),
         ("kg edit nano/o", {"nano/owl.png"}),
-        ("kg align nano/al", {"nano/align"}),
+        ("kg align nano/al", {"nano/align", "nano/align_images"}),
         ("kg cp nano/t", {"nano/teapot.png"}),
         ("kg models pull kosmos-", {"kosmos-2"}),
         ("kg eval nano --device c", {"cpu", "cuda"}),

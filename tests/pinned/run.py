@@ -35,6 +35,7 @@ STAGES = (
     "unet",
     "pretrain",
     "align",
+    "align_images",
     "instruct",
     "judge",
     "eval_clip",

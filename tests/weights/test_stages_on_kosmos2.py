@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -90,8 +91,11 @@ def test_kosmos2_is_aligned_instructed_and_generates(kg, stage_1, text, tiny_mod
     assert Image.open(tmp_path / "out.png").size == (16, 16)
 
 
-def test_an_aligner_that_is_there_is_not_made_anew(text, tiny_model, caplog):
-    found = load_recipe("smoke/align", [f"init_from.model={tiny_model}", f"init_from.text={text}"])
+def test_an_aligner_that_is_there_is_not_made_anew(text, tiny_model, tmp_path, caplog):
+    shorter = shutil.copytree(text, tmp_path / "text")  # of the length of that AlignerNet
+    config = CLIPTextConfig.from_pretrained(text / "text_encoder", max_position_embeddings=4)
+    CLIPTextModel(config).save_pretrained(shorter / "text_encoder")
+    found = load_recipe("smoke/align", [f"init_from.model={tiny_model}", f"init_from.text={shorter}"])
     stage = make_stage(found, no_texts)  # a model that generates has half an AlignerNet
     assert "has no aligner.decoder, as any result of stage 3: initialising it randomly" in caplog.text
     weights = read_weights(tiny_model / "model.safetensors")
