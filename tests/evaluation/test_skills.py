@@ -124,6 +124,13 @@ def test_wilson_gives_published_values(successes, num, low, high):
     assert wilson(successes, num) == pytest.approx((low, high), abs=1e-4)
 
 
+def test_wilson_holds_its_rate_to_the_last_bit():
+    for num in range(1, 200):
+        for successes in (0, num):
+            low, high = wilson(successes, num)
+            assert 0.0 <= low <= successes / num <= high <= 1.0
+
+
 def test_the_bootstrap_is_near_the_normal_interval_and_repeats_itself():
     values = np.random.default_rng(0).uniform(size=400).tolist()
     low, high = bootstrap(values)

@@ -59,14 +59,15 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def wilson(successes: int, num: int) -> tuple[float, float]:
-    """Return the score interval of a proportion; scipy's differs in the ninth digit, by its longer z.
+    """Return the score interval of a proportion, which holds it; scipy's differs in the ninth digit, by its longer z.
 
     Source: Wilson (1927), Probable inference.
     """
     rate, z2 = successes / num, Z * Z
     centre = (rate + z2 / (2 * num)) / (1 + z2 / num)
     half = Z * math.sqrt(rate * (1 - rate) / num + z2 / (4 * num * num)) / (1 + z2 / num)
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    # Rounding can leave a rate of 0 or 1 outside by the last bit.
+    return min(max(centre - half, 0.0), rate), max(min(centre + half, 1.0), rate)
 
 
 def bootstrap(values: Sequence[float]) -> tuple[float, float]:
