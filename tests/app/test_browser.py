@@ -263,6 +263,7 @@ def test_the_figure_of_the_docs(window):
     window.finish("#kg-generate", 1)
     assert [one.text for one in window.all("#kg-results .kg-seed")] == ["seed 0"]
     window.browser.execute_script("document.activeElement.blur()")
+    time.sleep(1)  # the image fades in
     window.keep("app", scale=0.75)
 
 
