@@ -82,7 +82,9 @@ class Window:
         self.click("button[role=tab]", text=name)
 
     def write(self, selector, text):
-        area = self.all(f"{selector} textarea, {selector} input")[0]
+        fields = f"{selector} textarea, {selector} input"
+        self.wait(lambda: self.all(fields))
+        area = self.all(fields)[0]
         area.clear()
         area.send_keys(text)
         area.send_keys("\t")
