@@ -22,9 +22,10 @@ TO_STYLE = {
 }
 
 
-def describe(subject: Subject, *, colours: bool, accessory: bool = True) -> str:
-    """Return one instance in words: its noun, with `colours` also its colour and pattern."""
-    return _with_article(_adjectives(subject, colours) + subject.noun) + _extras(subject, colours, accessory)
+def describe(subject: Subject, *, colours: bool, patterns: bool = True, accessory: bool = True) -> str:
+    """Return one instance in words: its noun, with `colours` also its colour and, with `patterns` too, its pattern."""
+    words = _with_article(_adjectives(subject, colours) + subject.noun)
+    return words + _extras(subject, colours and patterns, accessory)
 
 
 def caption(spec: Spec, rng: Rng, *, colours: float = 0.8) -> str:
@@ -73,7 +74,9 @@ def in_words(fragments: Fragments, spec: Spec) -> str:
     for colours, patterns in ((True, True), (True, False), (False, False)):
         subjects = (placed.subject for placed in spec.subjects)
         words = "".join(
-            _words_for(next(subjects), colours, patterns) if piece is None else _without_entity(piece, spec)
+            describe(next(subjects), colours=colours, patterns=patterns, accessory=False)
+            if piece is None
+            else _without_entity(piece, spec)
             for piece in fragments
         )
         if num_words(words) <= MAX_WORDS:
@@ -163,9 +166,9 @@ def _adjectives(subject: Subject, colours: bool) -> str:
     return f"{subject.look.colour_name} " if colours else ""
 
 
-def _extras(subject: Subject, colours: bool, accessory: bool) -> str:
+def _extras(subject: Subject, pattern: bool, accessory: bool) -> str:
     look, words = subject.look, ""
-    if colours and look.second_name:
+    if pattern and look.second_name:
         words += f" with {look.second_name} {look.pattern}"
     if accessory and subject.accessory:
         words += f" wearing {_worn(subject.accessory)}"
@@ -178,11 +181,6 @@ def _worn(accessory: str) -> str:
 
 def _with_article(words: str) -> str:
     return ("an " if words[0] in "aeiou" else "a ") + words
-
-
-def _words_for(subject: Subject, colours: bool, patterns: bool) -> str:
-    words = describe(subject, colours=colours, accessory=False)
-    return words if patterns else words.split(" with ")[0]
 
 
 def _without_entity(piece: str, spec: Spec) -> str:

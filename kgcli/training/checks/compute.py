@@ -91,7 +91,7 @@ def _chain(stage: Any, size: SampleSize) -> list[tuple[str, float, Callable[[], 
         return [*chain, ("logits", 1.0, lambda: model.mllm.logits(hidden()))]
     chain.append(("aligner.encoder", 1.0, lambda: model.aligner.encoder(hidden(), mask())))
     conditioning = cfg.aligner.num_queries, cfg.aligner.width
-    if getattr(stage, "text", None) is not None:  # captions are padded to all of its positions
+    if stage.text is not None:  # captions are padded to all of its positions
         tokens = stage.text.config.max_position_embeddings
         chain = [("text", 1.0, lambda: stage.text(torch.zeros(1, tokens, dtype=torch.long))), *chain]
     if name == "align":

@@ -1,4 +1,4 @@
-"""The paper's three stages: pretrain, align, instruct."""
+"""Stages 1 and 3 of the paper, pretrain and instruct, and the base of all stages that train a KOSMOS-G."""
 
 from __future__ import annotations
 
@@ -48,12 +48,17 @@ class InstructOptions(EncoderOptions):
 
 
 class KosmosGStage(Stage):
-    """The base of the paper's three stages: a KosmosG, its tokenizer, and a model folder as result."""
+    """The base of what trains a KOSMOS-G: the model, its tokenizer, and a model folder as result."""
 
     has_shapes = True
     model: KosmosG
     tokenizer: Tokenizer
     packs: ClassVar[bool] = True  # its loss does not depend on the hidden states of padding
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.clip_tokenizer: CLIPTokenizer | None = None
+        self.text: CLIPTextModel | None = None  # of a stage whose conditioning is compared with it
 
     def pack(self, row_tokens: int) -> None:
         """Let several samples share a row of the MLLM. Raises: ConfigError where the loss sees the padding."""
@@ -65,8 +70,8 @@ class KosmosGStage(Stage):
         """Load the tokenizer of the model that the stage starts from."""
         return self.setup.load_tokenizer(lambda: self.setup.source("model") / TOKENIZER)
 
-    def load_text(self, part: str) -> tuple[CLIPTokenizer | None, CLIPTextModel]:
-        """Load the text encoder of a part, whose conditioning the AlignerNet is to give.
+    def load_text(self, part: str) -> None:
+        """Load the text encoder of a part, whose conditioning the AlignerNet is to give, and its tokenizer.
 
         Raises: ConfigError, MissingError; IncompatibleError for one of other sizes than the AlignerNet's.
         """
@@ -78,7 +83,14 @@ class KosmosGStage(Stage):
                 f"init_from.{part}: its text encoder gives {found[0]} x {found[1]} numbers, the AlignerNet "
                 f"{wanted[0]} x {wanted[1]}"
             )
-        return tokenizer, text
+        self.clip_tokenizer, self.text = tokenizer, text
+
+    def distance_from_words(self, conditioning_BSd: Tensor, batch: Batch) -> Tensor:
+        """Return the mean squared distance of a conditioning from the text encoder's on the samples' captions."""
+        assert self.text is not None
+        with torch.no_grad():
+            wanted_BSd = self.text(batch.clip_tokens).last_hidden_state.float()
+        return F.mse_loss(conditioning_BSd.float(), wanted_BSd)
 
     def other_aligner(self) -> AlignerConfig | None:
         """Return the start's AlignerNet configuration changed by the recipe's `parts.aligner`; None without that.
@@ -106,12 +118,13 @@ class KosmosGStage(Stage):
     def collator(self, pool: Pool | None) -> Collator:
         cfg = self.model.cfg
         return Collator(
-            self.needs,
+            self.needs_with(self.setup.options),
             self.setup.image_size,
             cfg.vision.image_size,
             vision_fit="stretch" if cfg.image_fit == "stretch" else "crop",  # the published model trains on crops
             num_slots=cfg.resampler.num_queries,
             tokenizer=self.tokenizer,
+            clip_tokenizer=self.clip_tokenizer,
             pool=pool,
             max_tokens=cfg.mllm.max_positions,
         )
@@ -212,83 +225,6 @@ class PretrainStage(KosmosGStage):
         copy_tokenizer(self.tokenizer_folder(), folder / TOKENIZER)
 
 
-class AlignStage(KosmosGStage):
-    """Stage 2, text only: AlignerNet's conditioning is pulled to the CLIP text encoder's, and back to MLLM states.
-
-    Source: KOSMOS-G (arXiv:2310.02992), section 2.2; the factor S/T and the pads in the reconstruction are the
-    released code's.
-    """
-
-    needs = frozenset({"tokens", "clip_tokens"})
-    trains = ("model.aligner.",)
-    packs = False
-    takes_hidden = frozenset({"full"})
-
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self.tokenizer = self.load_tokenizer()
-        self.model = setup.load_model(with_aligner_decoder=True, aligner=self.other_aligner())
-        self.clip_tokenizer, self.text = self.load_text("text")
-
-    def collator(self, pool: Pool | None) -> Collator:
-        collator = super().collator(pool)
-        collator.clip_tokenizer = self.clip_tokenizer
-        return collator
-
-    def padding(self) -> int:
-        return self.tokenizer.special_ids.pad
-
-    def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
-        assert batch.tokens is not None and batch.token_mask is not None and batch.image_mask is not None
-        with torch.no_grad():
-            wanted_BSd = self.text(batch.clip_tokens).last_hidden_state.float()
-            if batch.hidden is None:
-                hidden_BTD = self.model.hidden(batch.tokens, batch.token_mask, batch.image_mask)
-            else:
-                hidden_BTD = batch.hidden[:, : batch.tokens.shape[1]]
-        aligned_BSd = self.model.aligner.encode(hidden_BTD, batch.token_mask)
-        losses = {"mse": F.mse_loss(aligned_BSd.float(), wanted_BSd)}
-        if self.model.aligner.decoder is None:
-            return losses
-        num_tokens = hidden_BTD.shape[1]
-        rebuilt_BTD = self.model.aligner.decode(aligned_BSd, num_tokens)
-        factor = aligned_BSd.shape[1] / num_tokens
-        return losses | {"reconstruction": F.mse_loss(rebuilt_BTD.float(), hidden_BTD.float()) * factor}
-
-
-class AlignImagesStage(KosmosGStage):
-    """Between stages 2 and 3, in the nano world: MLLM, resampler and AlignerNet learn to condition on a prompt's images
-    as the CLIP text encoder conditions on words for them, without a U-Net.
-
-    It is no stage of the paper's. A sample's caption is its prompt with words in place of the images; of an edit, words
-    for the result.
-    """
-
-    needs = frozenset({"tokens", "images", "clip_tokens"})
-    Options = EncoderOptions
-    options: EncoderOptions
-
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self.tokenizer = self.load_tokenizer()
-        self.model = setup.load_model(aligner=self.other_aligner())
-        self.clip_tokenizer, self.text = self.load_text("text")
-        self.trains = (*self.trained_encoder(self.options.vision_blocks), "model.aligner.encoder.")
-
-    def collator(self, pool: Pool | None) -> Collator:
-        collator = super().collator(pool)
-        collator.clip_tokenizer = self.clip_tokenizer
-        collator.vision_fit = self.model.cfg.image_fit  # images of prompts become square as in inference
-        return collator
-
-    def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
-        assert batch.tokens is not None and batch.token_mask is not None and batch.image_mask is not None
-        with torch.no_grad():
-            wanted_BSd = self.text(batch.clip_tokens).last_hidden_state.float()
-        aligned_BSd = self.model.encode(batch.tokens, batch.token_mask, batch.image_mask, batch.images)
-        return {"mse": F.mse_loss(aligned_BSd.float(), wanted_BSd)}
-
-
 class InstructStage(KosmosGStage):
     """Stage 3: the frozen U-Net's noise-prediction error trains MLLM, resampler and AlignerNet.
 
@@ -316,10 +252,8 @@ class InstructStage(KosmosGStage):
         self.diffusion.check_conditioning(self.model.cfg.aligner.width)
         self.diffusion.to(memory_format=torch.channels_last)
         self.trains = self._trained()
-        self.clip_tokenizer: CLIPTokenizer | None = None
-        self.text: CLIPTextModel | None = None
         if self.options.caption:
-            self.clip_tokenizer, self.text = self.load_text(DECODER)
+            self.load_text(DECODER)
 
     @classmethod
     def needs_with(cls, options: Mapping[str, float]) -> frozenset[str]:
@@ -327,8 +261,6 @@ class InstructStage(KosmosGStage):
 
     def collator(self, pool: Pool | None) -> Collator:
         collator = super().collator(pool)
-        collator.needs = self.needs_with(self.setup.options)
-        collator.clip_tokenizer = self.clip_tokenizer
         collator.vision_fit = self.model.cfg.image_fit  # images of prompts become square as in inference
         return collator
 
@@ -341,7 +273,9 @@ class InstructStage(KosmosGStage):
     def forward(self, batch: Batch, random: StepRandom) -> dict[str, Tensor]:
         assert batch.moments is not None and batch.subject is not None
         conditioning_BSd = self._encode(batch)
-        losses = self._from_caption(conditioning_BSd, batch)
+        losses: dict[str, Tensor] = {}
+        if self.options.caption:
+            losses = {"caption": self.distance_from_words(conditioning_BSd, batch) * self.options.caption}
         draws_B = random.uniform().to(conditioning_BSd.device)
         null_1Sd = self.model.encode_null()
         conditioning_BSd = torch.where((draws_B < DROP_CONDITION)[:, None, None], null_1Sd, conditioning_BSd)
@@ -350,14 +284,6 @@ class InstructStage(KosmosGStage):
         weight_BHW = 1.0 + self.options.subject * batch.subject
         loss = self.diffusion.noise_loss(latents_BCHW, conditioning_BSd, random=random, weight_BHW=weight_BHW)
         return {"diffusion": loss, **losses}
-
-    def _from_caption(self, conditioning_BSd: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Return the loss of `options.caption`, if that is set."""
-        if self.text is None:
-            return {}
-        with torch.no_grad():
-            wanted_BSd = self.text(batch.clip_tokens).last_hidden_state.float()
-        return {"caption": F.mse_loss(conditioning_BSd.float(), wanted_BSd) * self.options.caption}
 
     @torch.no_grad()
     def preview(self, batch: Batch, generator: torch.Generator) -> Tensor:
