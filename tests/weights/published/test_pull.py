@@ -7,11 +7,13 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -39,6 +41,24 @@ LIMIT = 0.3  # seconds of processor time of `kg models ls`
 
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+class DiskUsage(NamedTuple):
+    """What `shutil.disk_usage` gives, in bytes."""
+
+    total: int
+    used: int
+    free: int
+
+
+ROOMY = DiskUsage(10**12, 0, 10**12)  # the catalogue's sizes are those of the real files, whatever the tests' weigh
+PULL_WITH_ROOM = f"""\
+import shutil
+from types import SimpleNamespace
+shutil.disk_usage = lambda path: SimpleNamespace(free={ROOMY.free})
+from kgcli.cli.app import run
+run(["models", "pull", "kosmos-2"])
+"""
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +92,8 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def hub(
     tmp_path: Path, models: Path, stage_1: dict[str, bytes], final: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[FakeHub]:
-    """A Hub with two of the catalogue's repositories, and an empty cache."""
+    """A Hub with two of the catalogue's repositories, an empty cache, and a disk with room for the real files."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: ROOMY)
     with serve(FakeHub({OFFICIAL: dict(stage_1), MIRROR: {FINAL: final}})) as hub:
         go_online(monkeypatch, hub, tmp_path / "cache")
         yield hub
@@ -244,7 +265,7 @@ def test_a_killed_pull_is_resumed(hub, pull, models, tmp_path, stage_1):
     hub.files[OFFICIAL]["model.safetensors"] = (tmp_path / "large.safetensors").read_bytes()
     hub.pause_after = chunk + 1000
     env = {**os.environ, "HF_HUB_OFFLINE": "0", "PYTHONPATH": ROOT, "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
-    child = subprocess.Popen([sys.executable, "-m", "kgcli", "models", "pull", "kosmos-2"], env=env)
+    child = subprocess.Popen([sys.executable, "-c", PULL_WITH_ROOM], env=env)
     assert hub.paused.wait(60)
     partial = _wait_for_partial(tmp_path / "cache", chunk)
     child.send_signal(signal.SIGKILL)
@@ -334,9 +355,7 @@ def test_what_cannot_be_done_is_one_line_before_any_request(hub, pull, tmp_path,
 
 
 def test_a_full_disk_is_found_before_the_download(hub, pull, monkeypatch):
-    from kgcli.weights.published import pull as module
-
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _path: module.shutil._ntuple_diskusage(1, 1, 0))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: DiskUsage(1, 1, 0))
     done = pull("kosmos-2")
     assert done.code == 1 and "needs up to 13.3 GB, 0.0 GB are free there" in done.err  # download and folder
     assert hub.requests == []
