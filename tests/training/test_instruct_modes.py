@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from kgcli.data.loader import Batches
 from kgcli.errors import ConfigError, IncompatibleError
+from kgcli.model.randomness import StepRandom
 from kgcli.recipe import load_recipe
 from kgcli.training import loop as training
 from kgcli.training import run as runs
@@ -125,11 +126,27 @@ def test_the_adapters_change_nothing_until_they_have_trained(tmp_path):
         (["train=lora", "lora.rank=0"], ConfigError, "lora.rank: .*greater than or equal to 1"),
         (["train=qlora"], ConfigError, "train: .*'full', 'lora' or 'aligner'"),
         (["lora.r=4"], ConfigError, "unknown key lora.r"),
+        (["options.min_timestep=1000"], ConfigError, "min_timestep is 1000; the decoder's timesteps are 0 to 999"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_error(overrides, error, message, tmp_path):
     with pytest.raises(error, match=message):
         training.Run(recipe_of(tmp_path, *overrides))
+
+
+@pytest.mark.parametrize("stratified", [0, 1])
+def test_no_timestep_before_the_first_one_asked_for_is_drawn(stratified, tmp_path, monkeypatch):
+    options = [f"options.stratified={stratified}", "options.min_timestep=900", "data.batch_size=8"]
+    run, drawn = training.Run(recipe_of(tmp_path, *options)), []
+    scheduler = run.stage.diffusion.noise_scheduler
+    add_noise = scheduler.add_noise
+    monkeypatch.setattr(
+        scheduler, "add_noise", lambda x, noise, steps: drawn.append(steps) or add_noise(x, noise, steps)
+    )
+    batch = next(run.batches(run.pool(), 0))
+    run.stage(batch, StepRandom(0, 0, batch.numbers))
+    (steps,) = drawn
+    assert 900 <= steps.min() <= steps.max() <= 999
 
 
 def test_other_stages_train_in_full():

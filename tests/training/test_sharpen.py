@@ -63,6 +63,12 @@ def test_stratified_timesteps_spread_over_the_schedule(low_noise):
     assert torch.equal(torch.stack(parts, 1).flatten(), steps)  # whichever process takes a sample
 
 
+def test_stratified_timesteps_start_at_the_first_one_asked_for():
+    steps = torch.cat([stratified_timesteps(StepRandom(0, i, range(64)), 1000, min_timestep=289) for i in range(50)])
+    assert (steps.min(), steps.max()) == (289, 999)
+    assert (steps < 289 + 711 / 2).float().mean() == pytest.approx(0.5, abs=0.02)
+
+
 def test_the_decoders_gradient_does_not_move_the_discriminator_nor_its_own_the_decoder(stage):
     losses = stage(Batch(targets=images(2)), StepRandom(0, 0, [0, 1]))
     assert set(losses) == {"pixels", "edges", "adversarial", "discriminator"}

@@ -19,6 +19,7 @@ from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import ConfigError, IncompatibleError
 from kgcli.model.kosmosg import KosmosG
 from kgcli.model.randomness import StepRandom
+from kgcli.model.timesteps import stratified_timesteps
 from kgcli.recipe import explain
 from kgcli.training.preview import NUM_PREVIEW, preview_images
 from kgcli.training.stages.base import Setup, Stage
@@ -41,10 +42,14 @@ class EncoderOptions(Strict):
 class InstructOptions(EncoderOptions):
     """subject: extra weight of the error inside subjects, where the data have masks. caption: weight of the
     squared distance of the conditioning from what the decoder's own text encoder gives for the samples' captions; only
-    for data whose captions tell what their images show, as those of the nano world."""
+    for data whose captions tell what their images show, as those of the nano world. stratified: timesteps spread evenly
+    over each batch. min_timestep: the first timestep drawn; below it an image with its noise tells most of what the
+    prompt could."""
 
     subject: float = 0.0
     caption: float = 0.0
+    stratified: bool = False
+    min_timestep: int = 0
 
 
 class KosmosGStage(Stage):
@@ -252,6 +257,7 @@ class InstructStage(KosmosGStage):
         self.diffusion.check_conditioning(self.model.cfg.aligner.width)
         self.diffusion.to(memory_format=torch.channels_last)
         self.trains = self._trained()
+        self._check_timesteps()
         if self.options.caption:
             self.load_text(DECODER)
 
@@ -282,8 +288,26 @@ class InstructStage(KosmosGStage):
         mean_BCHW, logvar_BCHW = batch.moments.chunk(2, dim=1)
         latents_BCHW = self.diffusion.sample_latents(mean_BCHW, logvar_BCHW, random=random)
         weight_BHW = 1.0 + self.options.subject * batch.subject
-        loss = self.diffusion.noise_loss(latents_BCHW, conditioning_BSd, random=random, weight_BHW=weight_BHW)
+        loss = self.diffusion.noise_loss(
+            latents_BCHW,
+            conditioning_BSd,
+            random=random,
+            timesteps_B=self._timesteps(random, conditioning_BSd.device),
+            weight_BHW=weight_BHW,
+        )
         return {"diffusion": loss, **losses}
+
+    def _timesteps(self, random: StepRandom, device: torch.device) -> Tensor | None:
+        """Return the timesteps that the recipe's options ask for; None: the diffusion's own sampling."""
+        first, num_steps = self.options.min_timestep, self.diffusion.noise_scheduler.config.num_train_timesteps
+        if self.options.stratified:
+            return stratified_timesteps(random, num_steps, min_timestep=first).to(device)
+        return (first + random.integers(num_steps - first)).to(device) if first else None
+
+    def _check_timesteps(self) -> None:
+        first, num_steps = self.options.min_timestep, self.diffusion.noise_scheduler.config.num_train_timesteps
+        if not 0 <= first < num_steps:
+            raise ConfigError(f"options.min_timestep is {first}; the decoder's timesteps are 0 to {num_steps - 1}")
 
     @torch.no_grad()
     def preview(self, batch: Batch, generator: torch.Generator) -> Tensor:
