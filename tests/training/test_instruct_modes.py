@@ -127,6 +127,7 @@ def test_the_adapters_change_nothing_until_they_have_trained(tmp_path):
         (["train=qlora"], ConfigError, "train: .*'full', 'lora' or 'aligner'"),
         (["lora.r=4"], ConfigError, "unknown key lora.r"),
         (["options.min_timestep=1000"], ConfigError, "min_timestep is 1000; the decoder's timesteps are 0 to 999"),
+        (["options.high_noise=0.5"], ConfigError, "fraction of stratified timesteps; set options.stratified=1"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_error(overrides, error, message, tmp_path):

@@ -8,7 +8,7 @@ from kgcli.data.batch import Batch
 from kgcli.errors import MissingError
 from kgcli.evaluation.benchmarks import reconstruction
 from kgcli.model.randomness import StepRandom
-from kgcli.model.timesteps import LOW_NOISE, stratified_timesteps
+from kgcli.model.timesteps import HIGH_NOISE, LOW_NOISE, stratified_timesteps
 from kgcli.recipe import load_recipe
 from kgcli.training.stages import make_stage
 from kgcli.training.stages.vae import random_crops
@@ -50,7 +50,7 @@ def test_a_crop_is_a_square_of_its_image_and_does_not_depend_on_the_other_images
 
 @pytest.mark.parametrize("low_noise", [0.0, 0.5])
 def test_stratified_timesteps_spread_over_the_schedule(low_noise):
-    steps = stratified_timesteps(StepRandom(0, 9, range(640, 704)), 1000, low_noise)
+    steps = stratified_timesteps(StepRandom(0, 9, range(640, 704)), 1000, low_noise=low_noise)
     assert steps.shape == (64,)
     assert 0 <= steps.min() <= steps.max() < 1000
     rest = steps.sort().values
@@ -59,7 +59,9 @@ def test_stratified_timesteps_spread_over_the_schedule(low_noise):
     else:
         assert (steps < 1000 * LOW_NOISE).sum() == pytest.approx(32 + 32 * LOW_NOISE, abs=2)
     assert not torch.equal(steps, rest)
-    parts = [stratified_timesteps(StepRandom(0, 9, range(640 + i, 704, 2)), 1000, low_noise) for i in range(2)]
+    parts = [
+        stratified_timesteps(StepRandom(0, 9, range(640 + i, 704, 2)), 1000, low_noise=low_noise) for i in range(2)
+    ]
     assert torch.equal(torch.stack(parts, 1).flatten(), steps)  # whichever process takes a sample
 
 
@@ -67,6 +69,16 @@ def test_stratified_timesteps_start_at_the_first_one_asked_for():
     steps = torch.cat([stratified_timesteps(StepRandom(0, i, range(64)), 1000, min_timestep=289) for i in range(50)])
     assert (steps.min(), steps.max()) == (289, 999)
     assert (steps < 289 + 711 / 2).float().mean() == pytest.approx(0.5, abs=0.02)
+
+
+def test_high_noise_is_the_fraction_kept_to_the_end_of_the_schedule():
+    def drawn(share):
+        draws = (StepRandom(0, i, range(64)) for i in range(50))
+        return torch.cat([stratified_timesteps(random, 1000, high_noise=share, min_timestep=100) for random in draws])
+
+    at_the_end = [(drawn(share) >= 1000 * HIGH_NOISE).float().mean().item() for share in (0.0, 0.5, 1.0)]
+    assert at_the_end == pytest.approx([2 / 9, 11 / 18, 1.0], abs=0.02)
+    assert 100 <= drawn(0.5).min() <= 104 and drawn(0.5).max() == 999
 
 
 def test_the_decoders_gradient_does_not_move_the_discriminator_nor_its_own_the_decoder(stage):
@@ -128,7 +140,7 @@ def test_a_folder_without_a_vae_is_one_clear_error(tmp_path):
 
 
 def test_low_noise_adds_to_the_beginning_of_the_schedule_and_takes_evenly_from_all_of_it():
-    steps = torch.cat([stratified_timesteps(StepRandom(0, i, range(64)), 1000, 0.5) for i in range(50)])
+    steps = torch.cat([stratified_timesteps(StepRandom(0, i, range(64)), 1000, low_noise=0.5) for i in range(50)])
     below, middle, above = (((steps >= a) & (steps < b)).float().mean() for a, b in ((0, 400), (400, 700), (700, 1000)))
     assert [below, middle, above] == pytest.approx([0.5 + 0.5 * LOW_NOISE, 0.15, 0.15], abs=0.01)
-    assert (stratified_timesteps(StepRandom(0, 0, range(64)), 1000, 1.0) < 1000 * LOW_NOISE).all()
+    assert (stratified_timesteps(StepRandom(0, 0, range(64)), 1000, low_noise=1.0) < 1000 * LOW_NOISE).all()

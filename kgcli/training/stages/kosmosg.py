@@ -43,12 +43,14 @@ class InstructOptions(EncoderOptions):
     """subject: extra weight of the error inside subjects, where the data have masks. caption: weight of the
     squared distance of the conditioning from what the decoder's own text encoder gives for the samples' captions; only
     for data whose captions tell what their images show, as those of the nano world. stratified: timesteps spread evenly
-    over each batch. min_timestep: the first timestep drawn; below it an image with its noise tells most of what the
-    prompt could."""
+    over each batch. high_noise: fraction of stratified timesteps kept to the noisiest fifth of the schedule, where the
+    colours of large areas are decided. min_timestep: the first timestep drawn; below it an image with its noise tells
+    most of what the prompt could."""
 
     subject: float = 0.0
     caption: float = 0.0
     stratified: bool = False
+    high_noise: float = 0.0
     min_timestep: int = 0
 
 
@@ -301,13 +303,16 @@ class InstructStage(KosmosGStage):
         """Return the timesteps that the recipe's options ask for; None: the diffusion's own sampling."""
         first, num_steps = self.options.min_timestep, self.diffusion.noise_scheduler.config.num_train_timesteps
         if self.options.stratified:
-            return stratified_timesteps(random, num_steps, min_timestep=first).to(device)
+            high = self.options.high_noise
+            return stratified_timesteps(random, num_steps, high_noise=high, min_timestep=first).to(device)
         return (first + random.integers(num_steps - first)).to(device) if first else None
 
     def _check_timesteps(self) -> None:
         first, num_steps = self.options.min_timestep, self.diffusion.noise_scheduler.config.num_train_timesteps
         if not 0 <= first < num_steps:
             raise ConfigError(f"options.min_timestep is {first}; the decoder's timesteps are 0 to {num_steps - 1}")
+        if self.options.high_noise and not self.options.stratified:
+            raise ConfigError("options.high_noise is a fraction of stratified timesteps; set options.stratified=1")
 
     @torch.no_grad()
     def preview(self, batch: Batch, generator: torch.Generator) -> Tensor:

@@ -111,7 +111,7 @@ class CaptionedStage(Stage):
         if not self.options.stratified:
             return None
         num_steps = self.diffusion.noise_scheduler.config.num_train_timesteps
-        return stratified_timesteps(random, num_steps, self.options.low_noise).to(self.null_tokens.device)
+        return stratified_timesteps(random, num_steps, low_noise=self.options.low_noise).to(self.null_tokens.device)
 
     @torch.no_grad()
     def preview(self, batch: Batch, generator: torch.Generator) -> Tensor:
