@@ -13,7 +13,7 @@ from kgcli.errors import IncompatibleError, MissingError
 from kgcli.evaluation.baselines.base import MethodOptions
 from kgcli.evaluation.baselines.copy_input import CopyInput
 from kgcli.evaluation.baselines.kosmosg import as_prompt
-from kgcli.evaluation.baselines.world import Other, Truth
+from kgcli.evaluation.baselines.world import Other, Truth, Twin
 from kgcli.evaluation.benchmarks import nano_skills as nano
 from kgcli.evaluation.benchmarks.skills import (
     BASE_TASKS,
@@ -32,6 +32,7 @@ from kgcli.evaluation.report.skills import Report, summarise
 from kgcli.evaluation.scores import image_score
 from kgcli.model.nano_recognisers import HEADS, IGNORED, Recognisers, around, label_row, labels
 from kgcli.weights.shipped import RECOGNISERS
+from kgcli.world import text
 from kgcli.world.rendering import render, stands_out
 from kgcli.world.spec import is_held_out
 from kgcli.world.tables import BASE_ONLY_NOUNS, FIRST_NEW_IDENTITY, FIRST_RECOGNISER_IDENTITY, SIZE
@@ -230,6 +231,22 @@ def test_a_base_is_asked_for_what_text_alone_can_say(cases):
     assert not any(case.images or case.galleries for task in BASE_TASKS for case in cases[task])
     assert {len(case.spec.subjects) for case in cases["text_pair"]} == {2}
     assert set(SKILLS) | set(BASE_TASKS) == set(TASKS) and "text_pair" not in SKILLS
+
+
+@pytest.mark.parametrize("task", ["subject", "pair", "edit"])
+def test_a_twin_is_another_instance_that_the_same_words_describe(cases, plan, task):
+    items = [item for item in plan.items if item.category == task]
+    twins = [Twin(MethodOptions()).spec(item) for item in items]
+    for case, twin in zip(cases[task], twins, strict=True):
+        assert text.tell(twin) == text.tell(case.spec)
+        for one, given in zip(twin.subjects, case.spec.subjects, strict=True):
+            identity = one.subject.identity
+            assert identity != given.subject.identity and identity >= FIRST_NEW_IDENTITY
+            assert one.subject.look.colour != given.subject.look.colour
+            # Place, accessory and edits are those of the case.
+            subject = dataclasses.replace(one.subject, identity=given.subject.identity)
+            assert dataclasses.replace(one, subject=subject) == given
+    assert twins == [Twin(MethodOptions()).spec(item) for item in items]
 
 
 # ---------------------------------------------------------------- scores

@@ -1,6 +1,7 @@
-"""References of the nano world as methods: true images, those of distractors, and VAE reconstructions.
+"""References of the nano world as methods: true images, those of twins and distractors, and VAE reconstructions.
 
-`--method kgcli.evaluation.baselines.world:Truth` generates the ceiling, `...:Other` the floor. Nano suites only.
+`--method kgcli.evaluation.baselines.world:Truth` generates the ceiling, `...:Other` the floor, `...:Twin` the ceiling of
+words. Nano suites only.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from kgcli.evaluation.baselines.base import Method, MethodOptions
 from kgcli.evaluation.benchmarks.nano import BASE_NOUNS, COCO, DREAMBENCH, SEED, spec_of, subjects
 from kgcli.evaluation.benchmarks.nano_world import VERSION
 from kgcli.evaluation.benchmarks.skills import case_of, is_skill
-from kgcli.evaluation.metrics.recognition import distractor_spec
+from kgcli.evaluation.metrics.recognition import distractor_spec, twin_spec
 from kgcli.evaluation.plan import Item
 from kgcli.world.rendering import render
 from kgcli.world.spec import Spec
@@ -64,6 +65,16 @@ class Other(Truth):
         """Return the spec of an item's image."""
         rng = np.random.default_rng(item.seed if is_skill(item) else [25, SEED, item.seed])
         return distractor_spec(super().spec(item), rng, BASE_NOUNS)
+
+
+class Twin(Truth):
+    """A true render of another instance that the same words describe: what words alone tell of an identity."""
+
+    name = "twin"
+
+    def spec(self, item: Item) -> Spec:
+        """Return the spec of an item's image."""
+        return twin_spec(super().spec(item), np.random.default_rng([31, item.seed]))
 
 
 class Reconstruction:

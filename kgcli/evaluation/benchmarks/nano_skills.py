@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from kgcli.evaluation.baselines.base import Method, MethodOptions
-from kgcli.evaluation.baselines.world import Other, Reconstruction, Truth
+from kgcli.evaluation.baselines.world import Other, Reconstruction, Truth, Twin
 from kgcli.evaluation.benchmarks.nano_world import check_model
 from kgcli.evaluation.benchmarks.skills import SKILLS, TASKS, Case, case_of, skills_plan, write_inputs
 from kgcli.evaluation.metrics.recognition import Recognition
@@ -102,8 +102,10 @@ def columns_of(model: Model, before: Model | None = None) -> Columns:
         columns["base"] = (StableDiffusion.of(model), ("text",))
     columns["true"] = (truth, all_tasks)
     columns["vae"] = (Reconstruction.of(truth, model), all_tasks)
+    with_images = tuple(name for name in SKILLS if name != "text")
+    columns["twin"] = (Twin(options), with_images)
     columns["other"] = (Other(options), all_tasks)
-    columns["copy"] = (CopyInput(options), tuple(name for name in SKILLS if name != "text"))
+    columns["copy"] = (CopyInput(options), with_images)
     return columns
 
 

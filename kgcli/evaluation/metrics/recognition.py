@@ -135,3 +135,25 @@ def distractor_spec(spec: Spec, rng: Rng, nouns: Sequence[str]) -> Spec:
         subject = dataclasses.replace(placed.subject, noun=other.noun, identity=other.identity)
         swapped.append(dataclasses.replace(placed, subject=subject))
     return dataclasses.replace(spec, subjects=tuple(swapped))
+
+
+def twin_spec(spec: Spec, rng: Rng) -> Spec:
+    """Replace the subjects of a spec by other instances that the same words describe, with the same changes."""
+    twins = (dataclasses.replace(placed, subject=_draw_twin(placed.subject, rng)) for placed in spec.subjects)
+    return dataclasses.replace(spec, subjects=tuple(twins))
+
+
+def _draw_twin(subject: Subject, rng: Rng) -> Subject:
+    """Draw an instance that no stage has seen with the noun, colour words and kind of pattern of another."""
+    look = subject.look
+    while True:
+        identity = FIRST_NEW_IDENTITY + int(rng.integers(FIRST_NEW_IDENTITY))
+        twin = dataclasses.replace(subject, identity=identity)
+        found = twin.look
+        same_words = (found.colour_name, found.pattern, found.second_name) == (
+            look.colour_name,
+            look.pattern,
+            look.second_name,
+        )
+        if same_words and identity != subject.identity:
+            return twin

@@ -32,11 +32,11 @@ class Layout:
 SKILLS = Layout(
     titles={name: task.title for name, task in TASKS.items()},
     measures=SKILL_MEASURES,
-    columns=("model", "before", "base", "true", "vae", "other", "copy"),
+    columns=("model", "before", "base", "true", "vae", "twin", "other", "copy"),
     measured=("model", "before", "base"),
     notes=(
-        "true: rendered from the prompt (ceiling). vae: its VAE reconstruction. other: a distractor instance (floor). "
-        "copy: the prompt's first image.",
+        "true: rendered from the prompt (ceiling). vae: its VAE reconstruction. twin: another instance that the same "
+        "words describe. other: a distractor instance (floor). copy: the prompt's first image.",
     ),
 )
 
