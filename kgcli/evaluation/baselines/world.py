@@ -1,7 +1,7 @@
 """References of the nano world as methods: true images, those of twins and distractors, and VAE reconstructions.
 
-`--method kgcli.evaluation.baselines.world:Truth` generates the ceiling, `...:Other` the floor, `...:Twin` the ceiling of
-words. Nano suites only.
+`--method kgcli.evaluation.baselines.world:Truth` generates the ceiling, `...:Other` the floor, `...:Twin` what words
+can tell. Nano suites only.
 """
 
 from __future__ import annotations
