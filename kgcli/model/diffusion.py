@@ -41,6 +41,11 @@ class Diffusion(nn.Module):
         """Pixels per latent position, in either direction."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
+    @property
+    def num_train_timesteps(self) -> int:
+        """Timesteps of the noise schedule that training draws from."""
+        return int(self.noise_scheduler.config.num_train_timesteps)
+
     def check_conditioning(self, width: int) -> None:
         """Check that the U-Net attends to vectors of this width.
 
@@ -140,8 +145,7 @@ class Diffusion(nn.Module):
 
     def _sample_timesteps(self, latents_BCHW: Tensor, random: StepRandom | None) -> Tensor:
         assert random is not None, "give random, or noise and timesteps"
-        num_steps = self.noise_scheduler.config.num_train_timesteps
-        return random.integers(num_steps).to(latents_BCHW.device)
+        return random.integers(self.num_train_timesteps).to(latents_BCHW.device)
 
 
 def _normal_like(tensor: Tensor, random: StepRandom | None) -> Tensor:

@@ -17,14 +17,15 @@ def stratified_timesteps(
     """Return a timestep per sample, (B,), together evenly spread over the schedule, or over the parts asked for.
 
     Args:
-        low_noise: fraction of the samples restricted to the first LOW_NOISE of the schedule
-        high_noise: fraction of the samples restricted to what follows HIGH_NOISE of the schedule
-        min_timestep: the first timestep drawn; the schedule is what follows it
+        low_noise: fraction of the samples, of those that high_noise leaves, restricted to the first LOW_NOISE of what
+            min_timestep leaves of the schedule
+        high_noise: fraction of the samples restricted to what follows HIGH_NOISE of the whole schedule
+        min_timestep: the first timestep drawn
     """
     places = random.spread()
     is_high, rest = places < high_noise, (places - high_noise) / max(1 - high_noise, 1e-6)
-    # The inverse of the mixture's distribution function, whose slope changes at LOW_NOISE.
     split = low_noise + (1 - low_noise) * LOW_NOISE
+    # The inverse of the mixture's distribution function, whose slope changes at LOW_NOISE.
     times = torch.where(rest < split, rest * LOW_NOISE / split, (rest - low_noise) / max(1 - low_noise, 1e-6))
     steps = _spaced(times, min_timestep, num_steps)
     high = _spaced(places / max(high_noise, 1e-6), max(round(HIGH_NOISE * num_steps), min_timestep), num_steps)

@@ -29,8 +29,7 @@ class Look:
 @functools.lru_cache(maxsize=65536)
 def look_of(noun: str, identity: int, recoloured: str | None = None) -> Look:
     """Return the look of an instance; `recoloured` is a colour word that replaces its body's."""
-    rng = np.random.default_rng([11, identity, sum(map(ord, noun))])
-    first, second = (str(name) for name in rng.choice(list(COLOURS), 2, replace=False))
+    rng, first, second = _colours(noun, identity)
     pattern = str(rng.choice(list(PATTERNS), p=[0.46, 0.18, 0.18, 0.18]))
     stretch, pattern_seed = float(rng.uniform(0.86, 1.16)), int(rng.integers(1 << 30))
     colour, other = colour_near(first, rng), colour_near(second, rng)
@@ -40,6 +39,18 @@ def look_of(noun: str, identity: int, recoloured: str | None = None) -> Look:
         pattern = "plain"
     plain = pattern == "plain"
     return Look(first, colour, pattern, None if plain else second, None if plain else other, pattern_seed, stretch)
+
+
+def colours_of(noun: str, identity: int) -> tuple[str, str]:
+    """Return the colour words of an instance's body and of its pattern, which it may lack: cheaper than its look."""
+    _, first, second = _colours(noun, identity)
+    return first, second
+
+
+def _colours(noun: str, identity: int) -> tuple[np.random.Generator, str, str]:
+    rng = np.random.default_rng([11, identity, sum(map(ord, noun))])
+    first, second = (str(name) for name in rng.choice(list(COLOURS), 2, replace=False))
+    return rng, first, second
 
 
 def colour_near(name: str, rng: np.random.Generator) -> Rgb:

@@ -95,7 +95,8 @@ def plan(tmp_path_factory):
 def rows(cases, plan):
     options = MethodOptions()
     columns = {"model": (Truth(options), tuple(TASKS)), "other": (Other(options), tuple(TASKS))}
-    columns["copy"] = (CopyInput(options), tuple(task for task in TASKS if task not in BASE_TASKS))
+    with_images = tuple(task for task in TASKS if task not in BASE_TASKS)
+    columns |= {"copy": (CopyInput(options), with_images), "twin": (Twin(options), with_images)}
     recognisers = OracleRecogniser([case for of_task in cases.values() for case in of_task])
     return nano.measure(columns, plan, recognisers, say=lambda line: None)
 
@@ -265,6 +266,15 @@ def test_other_instances_in_the_right_place_keep_scene_style_and_change(report):
     assert report.find("subject", "scene", "other").value == 1.0
     assert report.find("edit", "change", "other").value == 1.0
     assert report.find("text", "noun", "other").value == 0.0
+
+
+def test_a_twin_has_all_that_words_tell_and_is_another_instance(report):
+    assert report.find("edit", "change", "twin").value == 1.0
+    assert report.find("subject", "scene", "twin").value == 1.0
+    assert report.find("subject", "noun", "twin").value == 1.0
+    assert report.find("subject", "picked_of_noun", "twin").value < 1.0
+    assert " twin" in str(report).splitlines()[0]
+    assert {row.task for row in report.rows if row.column == "twin"} == set(SKILLS) - {"text"}
 
 
 def test_a_copied_input_is_no_edit(report):

@@ -127,6 +127,9 @@ def test_the_adapters_change_nothing_until_they_have_trained(tmp_path):
         (["train=qlora"], ConfigError, "train: .*'full', 'lora' or 'aligner'"),
         (["lora.r=4"], ConfigError, "unknown key lora.r"),
         (["options.min_timestep=1000"], ConfigError, "min_timestep is 1000; the decoder's timesteps are 0 to 999"),
+        (["options.min_timestep=-1"], ConfigError, "min_timestep is -1"),
+        (["options.high_noise=1.5", "options.stratified=1"], ConfigError, "high_noise is 1.5; it must be a fraction"),
+        (["options.high_noise=0.5", "options.min_timestep=800"], ConfigError, "set options.high_noise=0"),
         (["options.high_noise=0.5"], ConfigError, "fraction of stratified timesteps; set options.stratified=1"),
     ],
 )
@@ -135,10 +138,16 @@ def test_a_wrong_setting_is_one_clear_error(overrides, error, message, tmp_path)
         training.Run(recipe_of(tmp_path, *overrides))
 
 
-@pytest.mark.parametrize("stratified", [0, 1])
-def test_no_timestep_before_the_first_one_asked_for_is_drawn(stratified, tmp_path, monkeypatch):
-    options = [f"options.stratified={stratified}", "options.min_timestep=900", "data.batch_size=8"]
-    run, drawn = training.Run(recipe_of(tmp_path, *options)), []
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [
+        (["options.min_timestep=900"], 900),
+        (["options.stratified=1", "options.min_timestep=900"], 900),
+        (["options.stratified=1", "options.min_timestep=100", "options.high_noise=1.0"], 800),
+    ],
+)
+def test_no_timestep_before_the_first_one_asked_for_is_drawn(options, first, tmp_path, monkeypatch):
+    run, drawn = training.Run(recipe_of(tmp_path, *options, "data.batch_size=8")), []
     scheduler = run.stage.diffusion.noise_scheduler
     add_noise = scheduler.add_noise
     monkeypatch.setattr(
@@ -147,7 +156,9 @@ def test_no_timestep_before_the_first_one_asked_for_is_drawn(stratified, tmp_pat
     batch = next(run.batches(run.pool(), 0))
     run.stage(batch, StepRandom(0, 0, batch.numbers))
     (steps,) = drawn
-    assert 900 <= steps.min() <= steps.max() <= 999
+    assert first <= steps.min() <= steps.max() <= 999
+    if "options.stratified=1" in options:  # one in each eighth, give or take
+        assert ((steps.sort().values - first) * 8 / (1000 - first) - torch.arange(8)).abs().max() <= 2
 
 
 def test_other_stages_train_in_full():

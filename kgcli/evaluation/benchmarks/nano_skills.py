@@ -1,7 +1,8 @@
 """`kg eval nano`: skills of a nano model, on instances that no stage has seen.
 
 `skills` defines prompts and scores. Baselines are true renders (`true`, the ceiling), their VAE reconstructions
-(`vae`), true renders of distractors (`other`, the floor) and the prompt's first image unchanged (`copy`).
+(`vae`), true renders of other instances that the same words describe (`twin`, what words can tell), those of
+distractors (`other`, the floor) and the prompt's first image unchanged (`copy`).
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kgcli.world.rendering import crop, render
+from kgcli.world.looks import colours_of
+from kgcli.world.rendering import crop, render, stands_out
 from kgcli.world.spec import Spec, Subject, place
 from kgcli.world.tables import FIRST_NEW_IDENTITY, SIZE
 from kgcli.world.view import view
@@ -139,21 +140,22 @@ def distractor_spec(spec: Spec, rng: Rng, nouns: Sequence[str]) -> Spec:
 
 def twin_spec(spec: Spec, rng: Rng) -> Spec:
     """Replace the subjects of a spec by other instances that the same words describe, with the same changes."""
-    twins = (dataclasses.replace(placed, subject=_draw_twin(placed.subject, rng)) for placed in spec.subjects)
-    return dataclasses.replace(spec, subjects=tuple(twins))
+    while True:  # it ends: every colour word has shades that stand out where another of its shades does
+        pairs = [(placed, _draw_twin(placed.subject, rng)) for placed in spec.subjects]
+        twins = tuple(dataclasses.replace(placed, subject=subject) for placed, subject in pairs)
+        if stands_out(twin := dataclasses.replace(spec, subjects=twins)):
+            return twin
 
 
 def _draw_twin(subject: Subject, rng: Rng) -> Subject:
     """Draw an instance that no stage has seen with the noun, colour words and kind of pattern of another."""
     look = subject.look
-    while True:
+    while True:  # it ends: the words are those of an instance, so others have them too
         identity = FIRST_NEW_IDENTITY + int(rng.integers(FIRST_NEW_IDENTITY))
+        first, second = colours_of(subject.noun, identity)
+        if subject.recoloured is None and first != look.colour_name or look.second_name not in (None, second):
+            continue
         twin = dataclasses.replace(subject, identity=identity)
-        found = twin.look
-        same_words = (found.colour_name, found.pattern, found.second_name) == (
-            look.colour_name,
-            look.pattern,
-            look.second_name,
-        )
+        same_words = (twin.look.pattern, twin.look.second_name) == (look.pattern, look.second_name)
         if same_words and identity != subject.identity:
             return twin

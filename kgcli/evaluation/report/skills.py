@@ -36,7 +36,8 @@ SKILLS = Layout(
     measured=("model", "before", "base"),
     notes=(
         "true: rendered from the prompt (ceiling). vae: its VAE reconstruction. twin: another instance that the same "
-        "words describe. other: a distractor instance (floor). copy: the prompt's first image.",
+        "words describe, its noun included (what words can tell). other: a distractor instance (floor). "
+        "copy: the prompt's first image.",
     ),
 )
 

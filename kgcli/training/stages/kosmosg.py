@@ -19,7 +19,7 @@ from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import ConfigError, IncompatibleError
 from kgcli.model.kosmosg import KosmosG
 from kgcli.model.randomness import StepRandom
-from kgcli.model.timesteps import stratified_timesteps
+from kgcli.model.timesteps import HIGH_NOISE, stratified_timesteps
 from kgcli.recipe import explain
 from kgcli.training.preview import NUM_PREVIEW, preview_images
 from kgcli.training.stages.base import Setup, Stage
@@ -43,9 +43,9 @@ class InstructOptions(EncoderOptions):
     """subject: extra weight of the error inside subjects, where the data have masks. caption: weight of the
     squared distance of the conditioning from what the decoder's own text encoder gives for the samples' captions; only
     for data whose captions tell what their images show, as those of the nano world. stratified: timesteps spread evenly
-    over each batch. high_noise: fraction of stratified timesteps kept to the noisiest fifth of the schedule, where the
-    colours of large areas are decided. min_timestep: the first timestep drawn; below it an image with its noise tells
-    most of what the prompt could."""
+    over each batch. high_noise: fraction of stratified timesteps drawn from the noisiest fifth of the schedule alone,
+    where the colours of large areas are decided; the others are drawn from all of it. min_timestep: the first timestep
+    drawn; below it an image with its noise tells most of what the prompt could."""
 
     subject: float = 0.0
     caption: float = 0.0
@@ -301,17 +301,25 @@ class InstructStage(KosmosGStage):
 
     def _timesteps(self, random: StepRandom, device: torch.device) -> Tensor | None:
         """Return the timesteps that the recipe's options ask for; None: the diffusion's own sampling."""
-        first, num_steps = self.options.min_timestep, self.diffusion.noise_scheduler.config.num_train_timesteps
+        first, num_steps = self.options.min_timestep, self.diffusion.num_train_timesteps
         if self.options.stratified:
             high = self.options.high_noise
             return stratified_timesteps(random, num_steps, high_noise=high, min_timestep=first).to(device)
-        return (first + random.integers(num_steps - first)).to(device) if first else None
+        if not first:
+            return None
+        return (first + random.integers(num_steps - first)).to(device)
 
     def _check_timesteps(self) -> None:
-        first, num_steps = self.options.min_timestep, self.diffusion.noise_scheduler.config.num_train_timesteps
+        first, high, num_steps = self.options.min_timestep, self.options.high_noise, self.diffusion.num_train_timesteps
         if not 0 <= first < num_steps:
             raise ConfigError(f"options.min_timestep is {first}; the decoder's timesteps are 0 to {num_steps - 1}")
-        if self.options.high_noise and not self.options.stratified:
+        if not 0 <= high <= 1:
+            raise ConfigError(f"options.high_noise is {high}; it must be a fraction, 0 to 1")
+        if high and first >= HIGH_NOISE * num_steps:
+            raise ConfigError(
+                f"options.min_timestep is {first}: all timesteps from there on are high noise; set options.high_noise=0"
+            )
+        if high and not self.options.stratified:
             raise ConfigError("options.high_noise is a fraction of stratified timesteps; set options.stratified=1")
 
     @torch.no_grad()

@@ -110,7 +110,7 @@ class CaptionedStage(Stage):
         """Return stratified timesteps if the recipe sets them; None: the diffusion's own sampling."""
         if not self.options.stratified:
             return None
-        num_steps = self.diffusion.noise_scheduler.config.num_train_timesteps
+        num_steps = self.diffusion.num_train_timesteps
         return stratified_timesteps(random, num_steps, low_noise=self.options.low_noise).to(self.null_tokens.device)
 
     @torch.no_grad()

@@ -51,7 +51,7 @@ class DiskUsage(NamedTuple):
     free: int
 
 
-ROOMY = DiskUsage(10**12, 0, 10**12)  # the catalogue's sizes are those of the real files, whatever the tests' weigh
+ROOMY = DiskUsage(10**12, 0, 10**12)  # bytes; the catalogue has the sizes of the real files, not of those here
 PULL_WITH_ROOM = f"""\
 import shutil
 from types import SimpleNamespace
