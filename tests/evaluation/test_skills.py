@@ -26,7 +26,7 @@ from kgcli.evaluation.benchmarks.skills import (
     write_inputs,
 )
 from kgcli.evaluation.metrics.intervals import bootstrap, estimate, wilson
-from kgcli.evaluation.metrics.recognition import Prediction, distractor_spec, portrait
+from kgcli.evaluation.metrics.recognition import Prediction, distractor_spec, portrait, twin_spec
 from kgcli.evaluation.report.grid import write_cases
 from kgcli.evaluation.report.skills import Report, summarise
 from kgcli.evaluation.scores import image_score
@@ -48,7 +48,7 @@ class OracleRecogniser:
         self.known = {}
         for case in cases:
             other = distractor_spec(case.spec, np.random.default_rng(case.seed), BASE_NOUNS)
-            for spec in filter(None, (case.spec, other, case.before)):
+            for spec in filter(None, (case.spec, other, twin_spec(case.spec), case.before)):
                 self._learn(render(spec).image, spec)
             for subject in {subject for gallery in case.galleries.values() for subject in gallery}:
                 self.known[view(portrait(subject)).tobytes()] = (None, _vector(subject))

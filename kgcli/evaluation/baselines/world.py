@@ -68,17 +68,13 @@ class Other(Truth):
 
 
 class Twin(Truth):
-    """A true render of another instance that the same words describe: what words alone tell of an identity.
-
-    A subject has the same twin in all of its images, except where that one would not stand out from the scene.
-    """
+    """A true render of another instance that the same words describe: what words alone tell of an identity."""
 
     name = "twin"
 
     def spec(self, item: Item) -> Spec:
         """Return the spec of an item's image."""
-        spec = super().spec(item)
-        return twin_spec(spec, np.random.default_rng([31, *(placed.subject.identity for placed in spec.subjects)]))
+        return twin_spec(super().spec(item))
 
 
 class Reconstruction:

@@ -138,8 +138,12 @@ def distractor_spec(spec: Spec, rng: Rng, nouns: Sequence[str]) -> Spec:
     return dataclasses.replace(spec, subjects=tuple(swapped))
 
 
-def twin_spec(spec: Spec, rng: Rng) -> Spec:
-    """Replace the subjects of a spec by other instances that the same words describe, with the same changes."""
+def twin_spec(spec: Spec) -> Spec:
+    """Replace the subjects of a spec by other instances that the same words describe, with the same changes.
+
+    Subjects have the same twins in all specs, except where those would not stand out from the scene.
+    """
+    rng = np.random.default_rng([31, *(placed.subject.identity for placed in spec.subjects)])
     while True:  # it ends: every colour word has shades that stand out where another of its shades does
         pairs = [(placed, _draw_twin(placed.subject, rng)) for placed in spec.subjects]
         twins = tuple(dataclasses.replace(placed, subject=subject) for placed, subject in pairs)
