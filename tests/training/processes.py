@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import tempfile
+import time
 import traceback
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def _run(num, rank, port, folder, function, args):
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num), "MASTER_PORT": port}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "LOCAL_WORLD_SIZE": str(num)}
         (folder / f"{rank}.json").write_text(json.dumps(function(*args)))
+        _wait_for_others(folder, num)
         code = 0
     except KeyboardInterrupt:
         code = 130
@@ -53,3 +55,10 @@ def _run(num, rank, port, folder, function, args):
         (folder / f"{rank}.error").write_text(f"rank {rank}: {traceback.format_exc()}")
     finally:
         os._exit(code)
+
+
+def _wait_for_others(folder, num):
+    """Wait until all processes have a result or an error: one that still connects needs the store of the first."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end and len([*folder.glob("*.json"), *folder.glob("*.error")]) < num:
+        time.sleep(0.05)
