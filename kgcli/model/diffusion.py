@@ -117,7 +117,8 @@ class Diffusion(nn.Module):
         if noise_BCHW is None:
             noise_BCHW = _normal_like(latents_BCHW, random)
         if timesteps_B is None:
-            timesteps_B = self._sample_timesteps(latents_BCHW, random)
+            timesteps_B = self._sample_timesteps(random)
+        timesteps_B = timesteps_B.to(latents_BCHW.device)
         noisy_BCHW = self.noise_scheduler.add_noise(latents_BCHW, noise_BCHW, timesteps_B)
         prediction_BCHW = self.predict(noisy_BCHW, timesteps_B, conditioning_BSd, steer)
         error_BCHW = (prediction_BCHW - self.target(latents_BCHW, noise_BCHW, timesteps_B).float()).square()
@@ -143,9 +144,9 @@ class Diffusion(nn.Module):
             return latents_BCHW
         raise IncompatibleError(f"the decoder's prediction type {kind} is none of epsilon, v_prediction, sample")
 
-    def _sample_timesteps(self, latents_BCHW: Tensor, random: StepRandom | None) -> Tensor:
+    def _sample_timesteps(self, random: StepRandom | None) -> Tensor:
         assert random is not None, "give random, or noise and timesteps"
-        return random.integers(self.num_train_timesteps).to(latents_BCHW.device)
+        return random.integers(self.num_train_timesteps)
 
 
 def _normal_like(tensor: Tensor, random: StepRandom | None) -> Tensor:

@@ -5,10 +5,47 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kgcli.config import Strict
+from kgcli.errors import ConfigError
 from kgcli.model.randomness import StepRandom
 
 LOW_NOISE = 0.4  # of the schedule: below it a denoiser learns detail, above it layout
 HIGH_NOISE = 0.8  # of the schedule: above it an image with its noise no longer tells the colours of large areas
+
+
+class TimestepOptions(Strict):
+    """stratified: timesteps spread evenly over each batch. low_noise: fraction of stratified timesteps kept to the
+    beginning of the schedule, where detail is learnt. high_noise: fraction of them drawn from the noisiest fifth of the
+    schedule alone, where the colours of large areas are decided; the others are drawn from all of it. min_timestep: the
+    first timestep drawn; below it an image with its noise tells most of what the prompt could."""
+
+    stratified: bool = False
+    low_noise: float = 0.0
+    high_noise: float = 0.0
+    min_timestep: int = 0
+
+    def check_timesteps(self, num_steps: int) -> None:
+        """Check the options against a schedule. Raises: ConfigError."""
+        first, high = self.min_timestep, self.high_noise
+        if not 0 <= first < num_steps:
+            raise ConfigError(f"options.min_timestep is {first}; the decoder's timesteps are 0 to {num_steps - 1}")
+        if not 0 <= high <= 1:
+            raise ConfigError(f"options.high_noise is {high}; it must be a fraction, 0 to 1")
+        if high and first >= HIGH_NOISE * num_steps:
+            raise ConfigError(
+                f"options.min_timestep is {first}: all timesteps from there on are high noise; set options.high_noise=0"
+            )
+        if high and not self.stratified:
+            raise ConfigError("options.high_noise is a fraction of stratified timesteps; set options.stratified=1")
+
+    def draw_timesteps(self, random: StepRandom, num_steps: int) -> Tensor | None:
+        """Return a timestep per sample, (B,); None: any of the schedule, which the diffusion draws by itself."""
+        if self.stratified:
+            fractions = {"low_noise": self.low_noise, "high_noise": self.high_noise}
+            return stratified_timesteps(random, num_steps, **fractions, min_timestep=self.min_timestep)
+        if not self.min_timestep:
+            return None
+        return self.min_timestep + random.integers(num_steps - self.min_timestep)
 
 
 def stratified_timesteps(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from kgcli import engine
 from kgcli.data.images import open_image
 from kgcli.data.sources.world_sample import BASE_NOUNS
 from kgcli.errors import IncompatibleError, MissingError
@@ -28,6 +29,7 @@ from kgcli.evaluation.benchmarks.skills import (
 from kgcli.evaluation.metrics.intervals import bootstrap, estimate, wilson
 from kgcli.evaluation.metrics.recognition import Prediction, distractor_spec, portrait, twin_spec
 from kgcli.evaluation.report.grid import write_cases
+from kgcli.evaluation.report.skills import SKILLS as LAYOUT
 from kgcli.evaluation.report.skills import Report, summarise
 from kgcli.evaluation.scores import image_score
 from kgcli.model.nano_recognisers import HEADS, IGNORED, Recognisers, around, label_row, labels
@@ -275,6 +277,11 @@ def test_a_twin_has_all_that_words_tell_and_is_another_instance(report):
     assert report.find("subject", "picked_of_noun", "twin").value < 1.0
     assert " twin" in str(report).splitlines()[0]
     assert {row.task for row in report.rows if row.column == "twin"} == set(SKILLS) - {"text"}
+
+
+def test_the_report_has_a_place_for_every_method_that_is_measured():
+    columns = nano.columns_of(engine.load(device="cpu"))
+    assert list(columns) == [name for name in LAYOUT.columns if name != "before"]
 
 
 def test_a_copied_input_is_no_edit(report):

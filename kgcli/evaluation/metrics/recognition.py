@@ -10,7 +10,7 @@ torch is imported only when networks run.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -122,7 +122,7 @@ def gallery_of(subject: Subject, rng: Rng, nouns: list[str]) -> Gallery:
 def draw_distractor(rng: Rng, nouns: list[str], colour: str | None = None) -> Subject:
     """Draw a random instance that no stage has seen, of one of these nouns and, if given, a colour word."""
     while True:
-        identity = FIRST_NEW_IDENTITY + int(rng.integers(FIRST_NEW_IDENTITY))
+        identity = _draw_identity(rng)
         subject = Subject(str(rng.choice(nouns)), identity)
         if colour in (None, subject.look.colour_name):
             return subject
@@ -130,12 +130,12 @@ def draw_distractor(rng: Rng, nouns: list[str], colour: str | None = None) -> Su
 
 def distractor_spec(spec: Spec, rng: Rng, nouns: Sequence[str]) -> Spec:
     """Replace the subjects of a spec by distractors of other nouns, with the same changes."""
-    swapped = []
-    for placed in spec.subjects:
-        other = draw_distractor(rng, [noun for noun in nouns if noun != placed.subject.noun])
-        subject = dataclasses.replace(placed.subject, noun=other.noun, identity=other.identity)
-        swapped.append(dataclasses.replace(placed, subject=subject))
-    return dataclasses.replace(spec, subjects=tuple(swapped))
+
+    def drawn(subject: Subject) -> Subject:
+        other = draw_distractor(rng, [noun for noun in nouns if noun != subject.noun])
+        return dataclasses.replace(subject, noun=other.noun, identity=other.identity)
+
+    return _with_subjects(spec, drawn)
 
 
 def twin_spec(spec: Spec) -> Spec:
@@ -145,17 +145,27 @@ def twin_spec(spec: Spec) -> Spec:
     """
     rng = np.random.default_rng([31, *(placed.subject.identity for placed in spec.subjects)])
     while True:  # it ends: every colour word has shades that stand out where another of its shades does
-        pairs = [(placed, _draw_twin(placed.subject, rng)) for placed in spec.subjects]
-        twins = tuple(dataclasses.replace(placed, subject=subject) for placed, subject in pairs)
-        if stands_out(twin := dataclasses.replace(spec, subjects=twins)):
+        twin = _with_subjects(spec, lambda subject: _draw_twin(subject, rng))
+        if stands_out(twin):
             return twin
+
+
+def _with_subjects(spec: Spec, drawn: Callable[[Subject], Subject]) -> Spec:
+    """Return a spec with other subjects in the same places."""
+    swapped = (dataclasses.replace(placed, subject=drawn(placed.subject)) for placed in spec.subjects)
+    return dataclasses.replace(spec, subjects=tuple(swapped))
+
+
+def _draw_identity(rng: Rng) -> int:
+    """Draw an instance's number that no stage has seen."""
+    return FIRST_NEW_IDENTITY + int(rng.integers(FIRST_NEW_IDENTITY))
 
 
 def _draw_twin(subject: Subject, rng: Rng) -> Subject:
     """Draw an instance that no stage has seen with the noun, colour words and kind of pattern of another."""
     look = subject.look
     while True:  # it ends: the words are those of an instance, so others have them too
-        identity = FIRST_NEW_IDENTITY + int(rng.integers(FIRST_NEW_IDENTITY))
+        identity = _draw_identity(rng)
         first, second = colours_of(subject.noun, identity)
         if subject.recoloured is None and first != look.colour_name or look.second_name not in (None, second):
             continue

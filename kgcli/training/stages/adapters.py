@@ -70,6 +70,7 @@ class AdapterStage(CaptionedStage):
         super().__init__(setup)
         self.load_text(self.setup.source(DECODER))
         self.diffusion = load_decoder(self.setup.source(DECODER), local_files_only=True)
+        self.options.check_timesteps(self.diffusion.num_train_timesteps)
 
 
 class ControlNetStage(AdapterStage):

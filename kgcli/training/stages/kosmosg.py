@@ -19,7 +19,7 @@ from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import ConfigError, IncompatibleError
 from kgcli.model.kosmosg import KosmosG
 from kgcli.model.randomness import StepRandom
-from kgcli.model.timesteps import HIGH_NOISE, stratified_timesteps
+from kgcli.model.timesteps import TimestepOptions
 from kgcli.recipe import explain
 from kgcli.training.preview import NUM_PREVIEW, preview_images
 from kgcli.training.stages.base import Setup, Stage
@@ -39,19 +39,13 @@ class EncoderOptions(Strict):
     vision_blocks: int = 1
 
 
-class InstructOptions(EncoderOptions):
+class InstructOptions(EncoderOptions, TimestepOptions):
     """subject: extra weight of the error inside subjects, where the data have masks. caption: weight of the
     squared distance of the conditioning from what the decoder's own text encoder gives for the samples' captions; only
-    for data whose captions tell what their images show, as those of the nano world. stratified: timesteps spread evenly
-    over each batch. high_noise: fraction of stratified timesteps drawn from the noisiest fifth of the schedule alone,
-    where the colours of large areas are decided; the others are drawn from all of it. min_timestep: the first timestep
-    drawn; below it an image with its noise tells most of what the prompt could."""
+    for data whose captions tell what their images show, as those of the nano world."""
 
     subject: float = 0.0
     caption: float = 0.0
-    stratified: bool = False
-    high_noise: float = 0.0
-    min_timestep: int = 0
 
 
 class KosmosGStage(Stage):
@@ -259,7 +253,7 @@ class InstructStage(KosmosGStage):
         self.diffusion.check_conditioning(self.model.cfg.aligner.width)
         self.diffusion.to(memory_format=torch.channels_last)
         self.trains = self._trained()
-        self._check_timesteps()
+        self.options.check_timesteps(self.diffusion.num_train_timesteps)
         if self.options.caption:
             self.load_text(DECODER)
 
@@ -294,33 +288,10 @@ class InstructStage(KosmosGStage):
             latents_BCHW,
             conditioning_BSd,
             random=random,
-            timesteps_B=self._timesteps(random, conditioning_BSd.device),
+            timesteps_B=self.options.draw_timesteps(random, self.diffusion.num_train_timesteps),
             weight_BHW=weight_BHW,
         )
         return {"diffusion": loss, **losses}
-
-    def _timesteps(self, random: StepRandom, device: torch.device) -> Tensor | None:
-        """Return the timesteps that the recipe's options ask for; None: the diffusion's own sampling."""
-        first, num_steps = self.options.min_timestep, self.diffusion.num_train_timesteps
-        if self.options.stratified:
-            high = self.options.high_noise
-            return stratified_timesteps(random, num_steps, high_noise=high, min_timestep=first).to(device)
-        if not first:
-            return None
-        return (first + random.integers(num_steps - first)).to(device)
-
-    def _check_timesteps(self) -> None:
-        first, high, num_steps = self.options.min_timestep, self.options.high_noise, self.diffusion.num_train_timesteps
-        if not 0 <= first < num_steps:
-            raise ConfigError(f"options.min_timestep is {first}; the decoder's timesteps are 0 to {num_steps - 1}")
-        if not 0 <= high <= 1:
-            raise ConfigError(f"options.high_noise is {high}; it must be a fraction, 0 to 1")
-        if high and first >= HIGH_NOISE * num_steps:
-            raise ConfigError(
-                f"options.min_timestep is {first}: all timesteps from there on are high noise; set options.high_noise=0"
-            )
-        if high and not self.options.stratified:
-            raise ConfigError("options.high_noise is a fraction of stratified timesteps; set options.stratified=1")
 
     @torch.no_grad()
     def preview(self, batch: Batch, generator: torch.Generator) -> Tensor:

@@ -14,12 +14,11 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from kgcli.config import Strict
 from kgcli.data.batch import Batch, Collator
 from kgcli.data.pool import Pool
 from kgcli.model.diffusion import Diffusion, Steer
 from kgcli.model.randomness import StepRandom
-from kgcli.model.timesteps import stratified_timesteps
+from kgcli.model.timesteps import TimestepOptions
 from kgcli.training.preview import NUM_PREVIEW, preview_images
 from kgcli.training.stages.base import Setup, Stage
 from kgcli.training.stages.start import copy_folder
@@ -40,15 +39,12 @@ MODEL_INDEX = {
 }
 
 
-class CaptionedOptions(Strict):
+class CaptionedOptions(TimestepOptions):
     """null_text: probability of the empty caption. subject: extra weight of the error inside subjects, where the data
-    have masks. stratified: timesteps spread evenly over each batch. low_noise: fraction of stratified timesteps kept to
-    the beginning of the schedule, where detail is learnt."""
+    have masks."""
 
     null_text: float = 0.1
     subject: float = 1.0
-    stratified: bool = False
-    low_noise: float = 0.0
 
 
 class UnetOptions(CaptionedOptions):
@@ -100,18 +96,11 @@ class CaptionedStage(Stage):
             latents,
             conditioning,
             random=random,
-            timesteps_B=self._timesteps(random),
+            timesteps_B=self.options.draw_timesteps(random, self.diffusion.num_train_timesteps),
             weight_BHW=weight,
             steer=self.steer(batch),
         )
         return {"diffusion": loss}
-
-    def _timesteps(self, random: StepRandom) -> Tensor | None:
-        """Return stratified timesteps if the recipe sets them; None: the diffusion's own sampling."""
-        if not self.options.stratified:
-            return None
-        num_steps = self.diffusion.num_train_timesteps
-        return stratified_timesteps(random, num_steps, low_noise=self.options.low_noise).to(self.null_tokens.device)
 
     @torch.no_grad()
     def preview(self, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -155,6 +144,7 @@ class UnetStage(CaptionedStage):
             assign_weights(unet, start.state_dict(), source=str(self.setup.source("unet")))
         vae = AutoencoderKL.from_pretrained(self.setup.source("vae") / "vae")
         self.diffusion = Diffusion(unet, vae, self.setup.part("scheduler"))
+        self.options.check_timesteps(self.diffusion.num_train_timesteps)
         self.diffusion.to(memory_format=torch.channels_last)
 
     def export(self, folder: Path) -> None:

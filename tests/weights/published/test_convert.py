@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -176,7 +177,7 @@ def test_a_model_is_replaced_only_when_told_and_only_by_a_whole_one(kg, publishe
 
 def test_a_full_disk_is_found_before_anything_is_written(published, tmp_path, monkeypatch):
     source = conversion.open_checked(published, tmp_path / "model")
-    monkeypatch.setattr(conversion.shutil, "disk_usage", lambda _path: conversion.shutil._ntuple_diskusage(1, 1, 0))
+    monkeypatch.setattr(conversion.shutil, "disk_usage", lambda _path: SimpleNamespace(free=0))
     with pytest.raises(KgError, match=r"model needs .* GB, 0\.0 GB are free"):
         conversion.to_folder(source, tmp_path / "model")
 
