@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -59,6 +61,85 @@ class StepRandom:
         again = StepRandom.__new__(StepRandom)
         again.numbers, again.shared, again.streams = self.numbers * num, self.shared, self.streams * num
         return again
+
+    @property
+    def dropout_seed(self) -> int:
+        """A seed for what is drawn for the samples together: that of the first."""
+        return self.streams[0].initial_seed()
+
+
+class HashedRandom(StepRandom):
+    """The same for a GPU: numbers are hashes of (seed, step, sample number, place), all computed there at once.
+
+    A generator per sample costs the processor 45 us of every sample, more than a small U-Net costs a GPU. The numbers
+    are others than a `StepRandom`'s, as independent of processes, micro-batches and other samples; integers are hashed
+    exactly alike on every device. Source of the mixing function: splitmix64, S. Vigna (2015), public domain.
+    """
+
+    def __init__(self, seed: int, step: int, numbers: Sequence[int], device: torch.device) -> None:
+        self.numbers = list(numbers)
+        self.shared = _stream(seed, step)
+        self.key = int(self.shared.initial_seed())
+        self.keys_B = _mixed(torch.tensor(self.numbers, device=device) * _signed(GOLDEN_RATIO) + self.key)
+        self.place = 0  # of the next number in each sample's stream
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Return (B, *shape) numbers in [0, 1) on the device."""
+        bits = self._bits(math.prod(shape))
+        return ((bits >> 40) & 0xFFFFFF).float().mul_(2.0**-24).reshape(-1, *shape)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Return (B, *shape) standard normal numbers on the device: pairs of Box and Muller's."""
+        num = math.prod(shape)
+        bits = self._bits((num + 1) // 2)
+        radius = (((bits >> 32) & 0xFFFFFFFF).float() + 1).mul_(2.0**-32).log_().mul_(-2).sqrt_()
+        angle = (bits & 0xFFFFFFFF).float().mul_(2 * math.pi * 2.0**-32)
+        return torch.cat([radius * angle.cos(), radius * angle.sin()], 1)[:, :num].reshape(-1, *shape)
+
+    def integers(self, high: int) -> Tensor:
+        """Return (B,) integers in [0, high), below 2^31, on the device."""
+        return ((self._bits(1)[:, 0] >> 32) & 0xFFFFFFFF) * high >> 32
+
+    def repeated(self, num: int) -> StepRandom:
+        """Return the same streams `num` times over."""
+        again = copy.copy(self)
+        again.numbers, again.keys_B = self.numbers * num, self.keys_B.repeat(num)
+        return again
+
+    @property
+    def dropout_seed(self) -> int:
+        """A seed for what is drawn for the samples together."""
+        return (self.key + self.numbers[0]) % 2**63
+
+    def _bits(self, num: int) -> Tensor:
+        """Return the next `num` 64-bit hashes of each sample, (B, num)."""
+        places = torch.arange(self.place, self.place + num, device=self.keys_B.device)
+        self.place += num
+        return _mixed(self.keys_B[:, None] + places * _signed(GOLDEN_RATIO))
+
+
+def step_random(seed: int, step: int, numbers: Sequence[int], device: torch.device) -> StepRandom:
+    """Return the randomness of a step in the form that suits a device."""
+    return StepRandom(seed, step, numbers) if device.type == "cpu" else HashedRandom(seed, step, numbers, device)
+
+
+def _mixed(values: Tensor) -> Tensor:
+    """Return a hash of each int64 number; products wrap around."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        values = (values ^ _shifted(values, shift)) * _signed(factor)
+    return values ^ _shifted(values, 31)
+
+
+def _shifted(values: Tensor, by: int) -> Tensor:
+    """Shift right as unsigned numbers."""
+    return (values >> by) & ((1 << (64 - by)) - 1)
+
+
+def _signed(number: int) -> int:
+    return number - 2**64 if number >= 2**63 else number
 
 
 def _stream(*key: int) -> torch.Generator:

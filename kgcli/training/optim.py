@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
 from kgcli.recipe import OptimConfig
-from kgcli.training.dtensors import like, whole
+from kgcli.training.dtensors import like, local, whole
 
 MIN_MATRIX = 12  # rows and columns below which a weight is not orthogonalised
 EMBEDDINGS = ("embedding", "positions", "position_table")  # parts of the names of tables, whose rows are vectors
@@ -23,8 +23,8 @@ NUM_NEWTON_SCHULZ = 5
 class Muon(Optimizer):
     """Muon for weights that are matrices (convolutions flattened), AdamW for all others, in one optimizer.
 
-    Groups hold `kind` "muon" or "adamw", and `lr_ratio` to the rate of the schedule. Matrices of one shape are
-    orthogonalised together. torch.optim.Muon takes no convolutions.
+    Groups hold `kind` "muon" or "adamw", and `lr_ratio` to the rate of the schedule. All is done to lists of tensors at
+    once: with a call for each, a GPU waits for the processor. torch.optim.Muon takes no convolutions.
     Source: K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); the scale that lets
     one rate serve with AdamW is that of "Muon is scalable for LLM training" (arXiv:2502.16982).
     """
@@ -41,63 +41,93 @@ class Muon(Optimizer):
             update(group, [p for p in group["params"] if p.grad is not None])
 
     def _muon(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
-        by_shape: dict[tuple[int, int], list[nn.Parameter]] = {}
-        for parameter in parameters:
-            by_shape.setdefault(_matrix_shape(parameter), []).append(parameter)
-        for shape, alike in by_shape.items():
-            # Each process orthogonalises whole matrices, sharded ones too, and keeps its part of the result.
-            directions = torch.stack([whole(self._direction(parameter)).reshape(shape) for parameter in alike])
-            updates = orthogonalise(directions) * (0.2 * max(shape) ** 0.5)
-            for parameter, update in zip(alike, updates, strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(like(update.reshape(parameter.shape), parameter), alpha=-group["lr"])
+        if not parameters:
+            return
+        # Each process orthogonalises whole matrices, sharded ones too, and keeps its part of the result.
+        directions = self._directions(parameters)
+        matrices = [direction.reshape(_matrix_shape(direction)) for direction in directions]
+        updates = [
+            local(like((update * (0.2 * max(update.shape) ** 0.5)).reshape(parameter.shape), parameter))
+            for parameter, update in zip(parameters, orthogonalise(matrices), strict=True)
+        ]
+        weights = [local(parameter) for parameter in parameters]
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(weights, updates, alpha=-group["lr"])
 
-    def _direction(self, parameter: nn.Parameter) -> Tensor:
-        """Return the gradient with Nesterov momentum."""
-        assert parameter.grad is not None
-        state = self.state[parameter]
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        state["momentum"].lerp_(parameter.grad, 1 - self.momentum)
-        return parameter.grad.lerp(state["momentum"], self.momentum)
+    def _directions(self, parameters: list[nn.Parameter]) -> list[Tensor]:
+        """Return the whole gradients with Nesterov momentum."""
+        gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+        parts = [local(momentum) for momentum in momenta], [local(gradient) for gradient in gradients]
+        torch._foreach_lerp_(*parts, 1 - self.momentum)
+        if any(isinstance(gradient, DTensor) for gradient in gradients):
+            return [whole(g.lerp(momentum, self.momentum)) for g, momentum in zip(gradients, momenta, strict=True)]
+        return list(torch._foreach_lerp(gradients, momenta, self.momentum))
 
     def _adamw(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
-        first, second = group["betas"]
+        by_step: dict[float, list[nn.Parameter]] = {}
         for parameter in parameters:
-            assert parameter.grad is not None
             state = self.state[parameter]
             if not state:
                 state.update(step=torch.zeros(()), mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter))
             state["step"] += 1
-            state["mean"].lerp_(parameter.grad, 1 - first)
-            state["square"].lerp_(parameter.grad.square(), 1 - second)
-            num = float(state["step"])
-            scale = (state["square"] / (1 - second**num)).sqrt_().add_(group["eps"])
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.addcdiv_(state["mean"], scale, value=-group["lr"] / (1 - first**num))
+            by_step.setdefault(float(state["step"]), []).append(parameter)
+        for num, alike in by_step.items():
+            self._adamw_step(group, alike, num)
+
+    def _adamw_step(self, group: dict[str, Any], parameters: list[nn.Parameter], num: float) -> None:
+        """Take the step of number `num` of these parameters."""
+        first, second = group["betas"]
+        weights = [local(parameter) for parameter in parameters]
+        gradients = [local(cast(Tensor, parameter.grad)) for parameter in parameters]
+        means, squares = ([local(self.state[p][name]) for p in parameters] for name in ("mean", "square"))
+        torch._foreach_lerp_(means, gradients, 1 - first)
+        torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), 1 - second)
+        scales = torch._foreach_div(squares, 1 - second**num)
+        torch._foreach_sqrt_(scales)
+        torch._foreach_add_(scales, group["eps"])
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_addcdiv_(weights, means, scales, value=-group["lr"] / (1 - first**num))
 
 
-def orthogonalise(matrices_NRC: Tensor) -> Tensor:
+def orthogonalise(matrices: Sequence[Tensor]) -> list[Tensor]:
     """Return matrices with the same singular vectors, and singular values near 1.
 
-    The Newton-Schulz iteration runs on the small Gram matrix X X' alone: the same result for a fraction of the products
-    where a matrix is wide, as those of convolutions are.
-
-    Shapes: N matrices of R rows and C columns
+    The Newton-Schulz iteration runs on the Gram matrix of the shorter side alone: the same result for a fraction of the
+    products where a matrix is wide, as those of convolutions are. Matrices whose shorter sides are alike go through it
+    together: hundreds of small ones cost a GPU's driver, not the GPU.
     """
-    if matrices_NRC.shape[1] > matrices_NRC.shape[2]:
-        return orthogonalise(matrices_NRC.mT).mT
+    by_shape: dict[tuple[int, int], list[int]] = {}
+    for place, matrix in enumerate(matrices):
+        by_shape.setdefault(_sides(matrix), []).append(place)
+    by_side: dict[int, list[tuple[list[int], Tensor]]] = {}
+    for (side, _), places in by_shape.items():
+        wide_NRC = torch.stack([m if len(m) == side else m.mT for m in (matrices[place] for place in places)])
+        wide_NRC = wide_NRC / (wide_NRC.norm(dim=(1, 2), keepdim=True) + 1e-7)
+        by_side.setdefault(side, []).append((places, wide_NRC))
+    found: dict[int, Tensor] = {}
+    for groups in by_side.values():
+        factors_NRR = _newton_schulz(torch.cat([wide_NRC @ wide_NRC.mT for _, wide_NRC in groups]))
+        sizes = [len(places) for places, _ in groups]
+        for (places, wide_NRC), part_NRR in zip(groups, factors_NRR.split(sizes), strict=True):
+            found |= dict(zip(places, (part_NRR @ wide_NRC).unbind(), strict=True))
+    return [found[place] if len(m) == len(found[place]) else found[place].mT for place, m in enumerate(matrices)]
+
+
+def _newton_schulz(gram_NRR: Tensor) -> Tensor:
+    """Return what matrices X with these Gram matrices X X' are multiplied with."""
     a, b, c = NEWTON_SCHULZ
-    matrices_NRC = matrices_NRC / (matrices_NRC.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    gram_NRR = matrices_NRC @ matrices_NRC.mT
-    identity_RR = torch.eye(gram_NRR.shape[1], dtype=gram_NRR.dtype, device=gram_NRR.device)
-    product_NRR = identity_RR
+    product_NRR = gram_NRR
     for iteration in range(NUM_NEWTON_SCHULZ):
-        factor_NRR = a * identity_RR + b * gram_NRR + c * gram_NRR @ gram_NRR
+        factor_NRR = torch.baddbmm(gram_NRR, gram_NRR, gram_NRR, beta=b, alpha=c)
+        factor_NRR.diagonal(dim1=1, dim2=2).add_(a)
         product_NRR = factor_NRR @ product_NRR if iteration else factor_NRR
         if iteration < NUM_NEWTON_SCHULZ - 1:
             gram_NRR = factor_NRR @ gram_NRR @ factor_NRR
-    return product_NRR @ matrices_NRC
+    return product_NRR
 
 
 def make_optimizer(named: Iterable[tuple[str, nn.Parameter]], cfg: OptimConfig) -> Optimizer:
@@ -136,6 +166,11 @@ def is_matrix(name: str, parameter: nn.Parameter) -> bool:
     if parameter.ndim < 2 or any(word in name for word in EMBEDDINGS):
         return False
     return min(_matrix_shape(parameter)) >= MIN_MATRIX
+
+
+def _sides(matrix: Tensor) -> tuple[int, int]:
+    """Return the shorter and the longer side."""
+    return min(matrix.shape), max(matrix.shape)
 
 
 def _matrix_shape(parameter: Tensor) -> tuple[int, int]:

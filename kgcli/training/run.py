@@ -18,12 +18,13 @@ from kgcli.data.pool import Pool
 from kgcli.data.sample import Sample
 from kgcli.data.sources import open_source
 from kgcli.data.sources.base import Source
+from kgcli.data.sources.kept import KeptSource
 from kgcli.data.sources.mixture import kind_of_steps, weigh_by_tokens
 from kgcli.data.sources.rendered import make_rendered
 from kgcli.files import whole_folder
 from kgcli.model.diffusion import Diffusion
 from kgcli.model.kosmosg import KosmosG
-from kgcli.model.randomness import StepRandom
+from kgcli.model.randomness import StepRandom, step_random
 from kgcli.recipe import Recipe, dump_recipe
 from kgcli.training.caches.hidden import make_hidden
 from kgcli.training.caches.moments import make_pool
@@ -100,13 +101,15 @@ class Run:
             say(line)
 
     def render(self) -> None:
-        """Render the images of `data.rendered` that are missing."""
+        """Render the images of `data.rendered` that are missing; read what `data.keep` keeps for several loaders."""
         data = self.recipe.data
         if data.rendered is not None:
             if self.processes.is_main:
                 size, folder = self.recipe.image_size, Path(data.rendered)
                 make_rendered(folder, self.source, size, num_workers=data.num_workers, report=say)
             self.processes.wait()
+        if isinstance(self.source, KeptSource) and data.num_workers > 1:
+            self.source.fill(data.num_workers, self.say)
 
     def pool(self) -> Pool | None:
         """Return the cached VAE moments of a stage that uses them, encoded now if they are missing."""
@@ -169,9 +172,9 @@ class Run:
 
     def random(self, numbers: Sequence[int]) -> StepRandom:
         """Return the randomness of samples at the step reached; also seed the global generator, for dropout."""
-        random = StepRandom(self.recipe.seed, self.trainer.step, numbers)
+        random = step_random(self.recipe.seed, self.trainer.step, numbers, self.device)
         # Dropout alone is drawn for a micro-batch's samples together: its masks follow the first of them.
-        torch.manual_seed(random.streams[0].initial_seed())
+        torch.manual_seed(random.dropout_seed)
         return random
 
     def forward(self, batch: Batch, *whole: Whole) -> dict[str, Tensor]:

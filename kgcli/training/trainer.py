@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from kgcli.errors import IncompatibleError
 from kgcli.recipe import OptimConfig
@@ -252,4 +253,6 @@ class Trainer:
 def _make_ema(parameters: Iterable[nn.Parameter], decay: float) -> Any:
     from diffusers.training_utils import EMAModel
 
-    return EMAModel(parameters, decay=decay, use_ema_warmup=True, power=0.75)
+    parameters = list(parameters)
+    together = not any(isinstance(parameter, DTensor) for parameter in parameters)
+    return EMAModel(parameters, decay=decay, use_ema_warmup=True, power=0.75, foreach=together)

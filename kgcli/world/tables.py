@@ -39,6 +39,9 @@ COLOURS = {
     "blue": (0.60, 0.82, 0.88), "purple": (0.75, 0.68, 0.76), "pink": (0.90, 0.48, 0.98),
     "brown": (0.07, 0.65, 0.50), "gray": (0.60, 0.06, 0.58), "white": (0.12, 0.05, 0.97),
 }  # fmt: skip
+# What tells instances of one colour word apart: of their colours, and of their proportions.
+SHADES = ("dark", "bright", "dull", "vivid", "cool", "warm")
+SHAPES = ("tall", "wide")
 PATTERNS = {"plain": "", "stripes": "stripes", "spots": "spots", "patches": "patches"}
 
 # Name -> its words in a caption.

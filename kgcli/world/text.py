@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Collection
+from typing import Any, Literal
 
 import numpy as np
 
+from kgcli.world.looks import shade_of, shape_of
 from kgcli.world.spec import Placed, Spec, Subject
 from kgcli.world.tables import ACCESSORIES, COLOURS, SCENES, STYLES
 
 Rng = np.random.Generator
+Shaded = Literal["shape", "body", "pattern"]
+ALL_SHADES: tuple[Shaded, ...] = ("shape", "body", "pattern")
+# What `describe` tells of a subject, from all to the least.
+_DETAIL: tuple[dict[str, Any], ...] = (
+    {"colours": True, "shades": ALL_SHADES},
+    {"colours": True, "shades": ("body",)},
+    {"colours": True},
+    {"colours": True, "patterns": False},
+    {"colours": False},
+)
 Fragments = tuple[str | None, ...]  # None stands for the next image
 
 EDITS = {"scene": 0.2, "accessory": 0.2, "colour": 0.35, "style": 0.25}  # kind -> fraction; the hardest come most often
@@ -22,28 +35,45 @@ TO_STYLE = {
 }
 
 
-def describe(subject: Subject, *, colours: bool, patterns: bool = True, accessory: bool = True) -> str:
-    """Return one instance in words: its noun, with `colours` also its colour and, with `patterns` too, its pattern."""
-    words = _with_article(_adjectives(subject, colours) + subject.noun)
-    return words + _extras(subject, colours and patterns, accessory)
+def describe(
+    subject: Subject,
+    *,
+    colours: bool,
+    patterns: bool = True,
+    accessory: bool = True,
+    shades: Collection[Shaded] = (),
+) -> str:
+    """Return one instance in words: its noun, with `colours` also its colour and, with `patterns` too, its pattern.
+
+    Args:
+        shades: what of it is told exactly, where its colours are told at all
+    """
+    shown = shades if colours else ()
+    words = _with_article(_adjectives(subject, colours, shown) + subject.noun)
+    return words + _extras(subject, colours and patterns, accessory, shown)
 
 
-def caption(spec: Spec, rng: Rng, *, colours: float = 0.8) -> str:
+def caption(spec: Spec, rng: Rng, *, colours: float = 0.8, shades: float = 0.0) -> str:
     """Return a caption of the whole image.
 
     Args:
         colours: probability that a subject's colour and pattern are named
+        shades: probability that these and its proportions are told exactly, where they are named
     """
-    subjects = [describe(placed.subject, colours=rng.random() < colours) for placed in spec.subjects]
+    subjects = []
+    for placed in spec.subjects:
+        named, exact = rng.random() < colours, shades > 0 and rng.random() < shades
+        subjects.append(describe(placed.subject, colours=named, shades=ALL_SHADES if exact else ()))
     return _sentence(_join(subjects, rng), spec, rng)
 
 
-def short_caption(spec: Spec, rng: Rng, *, colours: float = 0.8) -> str:
-    """Return a caption of at most MAX_WORDS words, which fits a CLIP text encoder; `colours` as in `caption`."""
+def short_caption(spec: Spec, rng: Rng, *, colours: float = 0.8, shades: float = 0.0) -> str:
+    """Return a caption of at most MAX_WORDS words, which fits a CLIP text encoder; other arguments as of `caption`."""
     while True:
-        words = caption(spec, rng, colours=colours)
+        words = caption(spec, rng, colours=colours, shades=shades)
         if num_words(words) <= MAX_WORDS:
             return words
+        shades *= 0.7
         colours *= 0.7  # three subjects with patterns and accessories are too much to tell
 
 
@@ -68,20 +98,23 @@ def compositional(spec: Spec, rng: Rng, *, drop: bool) -> Fragments:
 
 def in_words(fragments: Fragments, spec: Spec) -> str:
     """Return a `compositional` prompt of `spec` as a caption: each image, and the noun before it, as words for what it
-    shows. Patterns, then colours are left out where the caption would be longer than MAX_WORDS.
+    shows, exactly. Shades, then patterns, then colours are left out where it would be longer than MAX_WORDS.
     """
     words = ""
-    for colours, patterns in ((True, True), (True, False), (False, False)):
+    for level in _DETAIL:
         subjects = (placed.subject for placed in spec.subjects)
         words = "".join(
-            describe(next(subjects), colours=colours, patterns=patterns, accessory=False)
-            if piece is None
-            else _without_entity(piece, spec)
+            describe(next(subjects), accessory=False, **level) if piece is None else _without_entity(piece, spec)
             for piece in fragments
         )
         if num_words(words) <= MAX_WORDS:
             break
     return words
+
+
+def _told(spec: Spec, level: dict[str, Any]) -> str:
+    subjects = " and ".join(describe(placed.subject, **level) for placed in spec.subjects)
+    return " ".join(filter(None, (subjects, SCENES[spec.scene] if spec.scene else "", STYLES[spec.style])))
 
 
 def num_words(words: str) -> int:
@@ -90,9 +123,13 @@ def num_words(words: str) -> int:
 
 
 def tell(spec: Spec) -> str:
-    """Return a caption of an image that tells all of it, and always in the same words."""
-    subjects = " and ".join(describe(placed.subject, colours=True) for placed in spec.subjects)
-    return " ".join(filter(None, (subjects, SCENES[spec.scene] if spec.scene else "", STYLES[spec.style])))
+    """Return a caption of an image that tells all of it, colours by their words alone, and always in the same words."""
+    return _told(spec, {"colours": True})
+
+
+def tell_exactly(spec: Spec) -> str:
+    """Return `tell` with as many shades as MAX_WORDS leaves room for."""
+    return next(words for level in _DETAIL if num_words(words := _told(spec, level)) <= MAX_WORDS)
 
 
 def edit(before: Spec, rng: Rng) -> tuple[Spec, str]:
@@ -162,14 +199,18 @@ def _join(subjects: list[str], rng: Rng) -> str:
     return str(rng.choice([*forms, f"{left} on the left and {right} on the right"]))
 
 
-def _adjectives(subject: Subject, colours: bool) -> str:
-    return f"{subject.look.colour_name} " if colours else ""
+def _adjectives(subject: Subject, colours: bool, shades: Collection[Shaded] = ()) -> str:
+    look = subject.look
+    words = shape_of(look) if "shape" in shades else []
+    words += shade_of(look.colour_name, look.colour) if "body" in shades else []
+    return "".join(f"{word} " for word in [*words, *([look.colour_name] if colours else [])])
 
 
-def _extras(subject: Subject, pattern: bool, accessory: bool) -> str:
+def _extras(subject: Subject, pattern: bool, accessory: bool, shades: Collection[Shaded] = ()) -> str:
     look, words = subject.look, ""
-    if pattern and look.second_name:
-        words += f" with {look.second_name} {look.pattern}"
+    if pattern and look.second_name and look.second:
+        exact = shade_of(look.second_name, look.second) if "pattern" in shades else []
+        words += f" with {' '.join([*exact, look.second_name])} {look.pattern}"
     if accessory and subject.accessory:
         words += f" wearing {_worn(subject.accessory)}"
     return words

@@ -1,6 +1,7 @@
 """Laws of a rendered pool: its images are those of the recipe's samples, however often rendering was stopped."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -52,9 +53,23 @@ def test_batches_read_it_and_never_render(folder, monkeypatch):
     assert torch.equal(batch.targets, torch.from_numpy(np.stack(wanted)))
 
 
-def test_the_words_are_those_of_the_stream_not_of_the_row(folder):
+def test_an_image_has_the_captions_of_its_first_two_samples_and_no_scene_is_drawn_again(folder, monkeypatch):
     fresh, read = source(None), source(folder)
+    wanted = [fresh.sample(i).caption for i in (0, 1, 6, 7, 0, 1)]
+    assert len({*wanted}) == 4
+    monkeypatch.setattr(read.source, "sample", None)
+    assert [read.sample(i).caption for i in (0, 1, 6, 7, 12, 13)] == wanted
+
+
+def test_captions_are_drawn_where_the_folder_has_none_or_samples_hold_more(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "old")
+    (tmp_path / "old" / rendered.CAPTIONS).unlink()
+    fresh, read = source(None), source(tmp_path / "old")
     assert [read.sample(i).caption for i in (0, 6, 12)] == [fresh.sample(i).caption for i in (0, 6, 12)]
+    assert np.array_equal(read.sample(6).render(SIZE).image, fresh.sample(6).render(SIZE).image)
+    prompts = {"kinds": {"compositional": 1.0}}
+    make_rendered(tmp_path / "prompts", source(tmp_path / "prompts", **prompts), SIZE)
+    assert source(tmp_path / "prompts", **prompts).sample(7).images
 
 
 def test_images_of_another_renderer_are_refused_and_those_of_the_worlds_size_stay(folder, tmp_path):
@@ -102,15 +117,16 @@ def smoke_recipe():
 def test_an_interrupted_rendering_goes_on_where_it_was(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(rendered, "_CHUNK", 2)
     other, seen = source(tmp_path), []
-    original = other.read
+    original = other.sample
 
-    def stop(row):
-        seen.append(row)
+    def stop(index):
+        if index < NUM:
+            seen.append(index)
         if len(seen) == 5:
             raise KeyboardInterrupt
-        return original(row)
+        return original(index)
 
-    monkeypatch.setattr(other, "read", stop)
+    monkeypatch.setattr(other, "sample", stop)
     with pytest.raises(KeyboardInterrupt):
         make_rendered(tmp_path, other, SIZE)
     assert json.loads((tmp_path / "partial.json").read_text("utf-8"))["done"] == 4
@@ -118,6 +134,7 @@ def test_an_interrupted_rendering_goes_on_where_it_was(folder, tmp_path, monkeyp
     make_rendered(tmp_path, other, SIZE)
     assert seen[5:] == [4, 5]
     assert np.array_equal(np.load(tmp_path / "images.npy"), np.load(folder / "images.npy"))
+    assert (tmp_path / rendered.CAPTIONS).read_bytes() == (folder / rendered.CAPTIONS).read_bytes()
     assert not (tmp_path / "partial.json").exists()
 
 

@@ -100,6 +100,26 @@ def test_rows_kept_in_memory_are_read_once(tmp_path):
     assert source.sample(0).images[0] is source.sample(5).images[0]
 
 
+def test_rows_kept_for_several_loaders_are_read_in_advance_and_bad_ones_left_to_them(tmp_path, monkeypatch):
+    for number in range(3):
+        write_image(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text(f"{number} cats")
+    (tmp_path / "1.png").write_bytes(b"not an image")
+    source, told = opened({"kind": "images", "path": str(tmp_path)}, keep=True, use="match"), []
+    source.fill(2, told.append)
+    kept = {row: source.read(row) for row in (0, 2)}
+    assert {sample.caption for sample in kept.values()} == {"0 cats", "2 cats"}
+    with pytest.raises(ImageError, match=r"1\.png"):
+        source.read(1)
+    monkeypatch.setattr(source.source, "read", None)
+    assert all(source.read(row) is sample for row, sample in kept.items())
+    world = opened({"kind": "world", "kinds": {"compositional": 1.0}}, keep=True, pool=4)
+    fresh = {row: world.source.read(row) for row in range(4)}
+    world.fill(2, told.append)
+    assert all(world.read(row).fragments == fresh[row].fragments for row in fresh)
+    assert all(world.read(row).images[0].tobytes() == fresh[row].images[0].tobytes() for row in fresh)
+
+
 def test_a_broken_file_is_replaced_where_faults_are_skipped(tmp_path):
     for number in range(6):
         write_image(tmp_path / f"{number}.png", size=(20 + number, 12))

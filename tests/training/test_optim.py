@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kgcli.recipe import OptimConfig
 from kgcli.training.optim import (
@@ -68,9 +69,47 @@ def test_orthogonalising_by_the_gram_matrix_equals_the_published_iteration(shape
     matrices = torch.randn(3, *shape, generator=generator)
     wanted = torch.stack([plain_newton_schulz(m if m.shape[0] <= m.shape[1] else m.mT) for m in matrices])
     wanted = wanted if shape[0] <= shape[1] else wanted.mT
-    assert torch.allclose(orthogonalise(matrices), wanted, atol=2e-4)
-    values = torch.linalg.svdvals(orthogonalise(matrices))
+    found = torch.stack(orthogonalise(list(matrices)))
+    assert torch.allclose(found, wanted, atol=2e-4)
+    values = torch.linalg.svdvals(found)
     assert 0.3 < values.min() <= values.max() < 1.3
+
+
+def test_a_matrix_is_orthogonalised_alike_whatever_is_beside_it():
+    generator = torch.Generator().manual_seed(0)
+    matrices = [torch.randn(shape, generator=generator) for shape in ((6, 40), (9, 5), (40, 6), (6, 6), (6, 40))]
+    for matrix, found in zip(matrices, orthogonalise(matrices), strict=True):
+        assert found.shape == matrix.shape
+        assert torch.allclose(found, orthogonalise([matrix])[0], atol=1e-6)
+
+
+def test_a_step_of_muon_is_few_calls_however_many_weights_there_are():
+    """A GPU waits for each: of a small U-Net the optimizer once made five times as many as its forward pass."""
+
+    def num_calls(num_layers):
+        layers = nn.ModuleList(nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16)) for _ in range(num_layers))
+        optimizer = make_optimizer(layers.named_parameters(), OptimConfig(muon_lr=1e-3))
+        for _ in range(2):
+            for parameter in layers.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            with CountCalls() as calls:
+                optimizer.step()
+        return calls.num
+
+    few, many = num_calls(4), num_calls(40)
+    assert many - few < 9 * 36  # calls a layer: views, and the steps of AdamW's three vectors
+
+
+class CountCalls(TorchDispatchMode):
+    """Count what is computed, views excepted."""
+
+    def __init__(self):
+        super().__init__()
+        self.num = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.num += not func.is_view
+        return func(*args, **(kwargs or {}))
 
 
 def test_muon_takes_matrices_and_convolutions_and_leaves_vectors_small_weights_and_tables_to_adamw():

@@ -1,5 +1,6 @@
 """Laws of the nano world: captions are true of their images, and nothing held out is ever shown."""
 
+import colorsys
 import re
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from kgcli.data.sources import world as samples
 from kgcli.files import recipes_folder
 from kgcli.recipe import load_recipe
 from kgcli.world import examples, text
+from kgcli.world.looks import colour_near, shade_of
 from kgcli.world.rendering import Rendered, crop, render, stands_out
 from kgcli.world.spec import Placed, Spec, Subject, draw_spec, is_held_out
 from kgcli.world.tables import (
@@ -22,6 +24,8 @@ from kgcli.world.tables import (
     NOUNS,
     SCENES,
     SEEN_NOUNS,
+    SHADES,
+    SHAPES,
     STYLES,
     UNSEEN_NOUNS,
     is_held_out_combination,
@@ -195,7 +199,8 @@ def test_the_caption_of_a_prompt_has_words_in_place_of_its_images(drawn):
         sample = samples.draw({"compositional": 1.0}, 3, index, 64)
         spec, said = sample.truth.spec, "".join(piece or "" for piece in sample.fragments).lower()
         caption = sample.caption.lower()
-        looks = [text.describe(placed.subject, colours=True, accessory=False) for placed in spec.subjects]
+        exact = {"shades": text.ALL_SHADES, "accessory": False}
+        looks = [text.describe(placed.subject, colours=True, **exact) for placed in spec.subjects]
         assert len(re.findall(r"\band\b", caption)) == len(looks) - 1
         assert text.num_words(sample.caption) <= text.MAX_WORDS
         for placed in spec.subjects:
@@ -210,14 +215,14 @@ def test_the_caption_of_a_prompt_has_words_in_place_of_its_images(drawn):
             for look in looks:
                 rest = rest.replace(look, "", 1)
             assert not NAMES_COLOUR.search(words_of(replace(sample, fragments=(), caption=rest)))
-    assert num_whole > 180  # two subjects with patterns, accessories and a style are too much to tell
+    assert num_whole > 180  # two subjects with shades, patterns and a style are too much to tell
 
 
 def test_the_caption_of_an_edit_tells_the_image_after_it(drawn):
     for index in range(200):
         sample = samples.draw({"edit": 1.0}, 3, index, 64)
         spec = sample.truth.spec
-        look = text.describe(spec.subjects[0].subject, colours=True)
+        look = text.describe(spec.subjects[0].subject, colours=True, shades=text.ALL_SHADES)
         assert sample.caption == " ".join(filter(None, (look, scene_of(spec), STYLES[spec.style])))
         assert text.num_words(sample.caption) <= text.MAX_WORDS
 
@@ -347,3 +352,32 @@ def test_the_example_images_are_instances_no_stage_trained_on(name):
         apart = np.abs(np.subtract(shipped.convert("RGB"), examples.example_image(name), dtype=np.int16)).max()
         # The renderer computes in floating point, whose last bits differ between processors.
         assert apart <= 1, "the world has changed: run python -m kgcli.world.examples recipes/nano"
+
+
+def test_shades_tell_instances_of_one_colour_word_apart():
+    """The words follow hue, saturation and value by thirds; opposite words never meet."""
+    rng = np.random.default_rng(0)
+    for name, centre in COLOURS.items():
+        drawn = [colour_near(name, rng) for _ in range(300)]
+        told = [shade_of(name, colour) for colour in drawn]
+        values = [max(colour) for colour in drawn]
+        dark, bright = ([v for v, words in zip(values, told, strict=True) if w in words] for w in ("dark", "bright"))
+        assert len(dark) > 60 and len(bright) > 60 and max(dark) < min(bright)
+        assert all(not {a, b} <= {*words} for words in told for a, b in (("dull", "vivid"), ("cool", "warm")))
+        hues = any({"cool", "warm"} & {*words} for words in told)
+        assert hues == (centre[1] > 0.1)
+    # Towards orange from either side of the coolest hue.
+    assert shade_of("red", colorsys.hsv_to_rgb(0.005, 0.85, 0.845)) == ["warm"]
+    assert shade_of("teal", colorsys.hsv_to_rgb(0.475, 0.80, 0.645)) == ["warm"]
+    assert shade_of("blue", colorsys.hsv_to_rgb(0.585, 0.82, 0.865)) == ["cool"]
+
+
+def test_shades_are_told_only_where_asked_for_and_fit_a_clip_text_encoder():
+    words = {*SHADES, *SHAPES}
+    for seed in range(100):
+        spec = draw_spec(np.random.default_rng(seed), list(SEEN_NOUNS), num_subjects=1 + seed % 3)
+        plain, exact = (text.short_caption(spec, np.random.default_rng(1), shades=p) for p in (0.0, 1.0))
+        assert not words & {*plain.split()} and text.num_words(exact) <= text.MAX_WORDS
+        assert text.caption(spec, np.random.default_rng(1)) == text.caption(spec, np.random.default_rng(1), shades=0.0)
+    told = [samples.draw({"one": 1.0}, 0, index, 64).caption for index in range(60)]
+    assert 10 < sum(bool(words & {*caption.split()}) for caption in told) < 40

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+
+from torch.utils.data import DataLoader, Dataset
 
 from kgcli.data.sample import Fragments, Sample
 from kgcli.data.sources.base import DerivedSource, Source
 from kgcli.errors import KgError, PassingError
+
+
+class _Rows(Dataset[Sample | None]):
+    """All rows of a source; None for one that cannot be read, which is left to the loader."""
+
+    def __init__(self, source: Source, num: int) -> None:
+        self.source, self.num = source, num
+
+    def __len__(self) -> int:
+        return self.num
+
+    def __getitem__(self, row: int) -> Sample | None:
+        try:
+            return self.source.read(row)
+        except KgError:
+            return None
 
 
 class KeptSource(DerivedSource):
@@ -16,6 +34,16 @@ class KeptSource(DerivedSource):
     def __init__(self, source: Source) -> None:
         super().__init__(source)
         self._kept: dict[int, Sample] = {}
+
+    def fill(self, num_workers: int, report: Callable[[str], object]) -> None:
+        """Read all rows now, in several processes: loaders that are forked later share them."""
+        assert self.num_rows is not None
+        rows = _Rows(self.source, self.num_rows)
+        for row, sample in enumerate(DataLoader(rows, batch_size=None, num_workers=num_workers)):
+            if isinstance(sample, Sample):
+                self._kept[row] = sample
+            if (row + 1) % 5000 == 0:
+                report(f"read {row + 1} of {self.num_rows} samples to be kept")
 
     def sample(self, index: int) -> Sample:
         """Return the row that the sample at `index` shows."""

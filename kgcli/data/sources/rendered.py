@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ from kgcli.data.pool import new_array
 from kgcli.data.sample import Sample, Target
 from kgcli.data.sources.base import DerivedSource, Source
 from kgcli.errors import ConfigError, KgError
-from kgcli.files import locked, write_whole
+from kgcli.files import locked, output_errors, write_whole
 
 MADE_OF = "made_of.json"
+CAPTIONS = "captions.jsonl"  # a line per row: the captions of its image
 _PARTIAL = "partial.json"  # what is being rendered, and how many images are done
 _MASK_FACTOR = 4  # pixels of the image for one of a mask, across and down
+NUM_CAPTIONS = 2  # of an image: its first two samples'; drawing a scene again for other words takes a loader 2 ms
+_ALONE = {"caption", "target", "truth"}  # what a sample has beside which nothing would have to be drawn again
 _CHUNK = 64  # images between two notes of how many are done
 
 
@@ -50,16 +54,32 @@ class RenderedSource(DerivedSource):
     """A finite source whose targets are read from a folder of rendered images, once `make_rendered` has filled it.
 
     Their pixels are those of the source; of the subjects' masks there is one, at a quarter of the size, so that the
-    weight of pixels at a subject's edge differs slightly.
+    weight of pixels at a subject's edge differs slightly. Where samples are captioned images and no more, their
+    captions are read from the folder too: each image has NUM_CAPTIONS, which come again.
     """
 
     def __init__(self, source: Source, folder: Path) -> None:
         super().__init__(source)
         self.folder = folder
+        self.gives = source.gives - {"truth"} if source.gives == _ALONE else source.gives
+        self._captions: list[list[str]] = []  # of each row, once they are read
 
     def sample(self, index: int) -> Sample:
         """Return the sample at `index`."""
-        return self._with_target(self.source.sample(index), self.row_of(index))
+        row = self.row_of(index)
+        captions = self._read_captions()
+        if not captions:
+            return self._with_target(self.source.sample(index), row)
+        assert self.num_rows is not None
+        words = captions[row][index // self.num_rows % NUM_CAPTIONS]
+        return Sample(caption=words, target=_Render(self.folder, row, partial(_drawn, self.source, row)))
+
+    def _read_captions(self) -> list[list[str]]:
+        """Return the captions in the folder; none where there are none, or not of this source's samples."""
+        place = self.folder / CAPTIONS
+        if not self._captions and self.source.gives == _ALONE and (self.folder / MADE_OF).is_file() and place.is_file():
+            self._captions = [json.loads(line) for line in place.read_text("utf-8").splitlines()]
+        return self._captions
 
     def read(self, row: int) -> Sample:
         """Return a sample that shows `row`."""
@@ -73,8 +93,12 @@ class RenderedSource(DerivedSource):
         return sample if sample.target is None else replace(sample, target=_Render(self.folder, row, sample.target))
 
 
-class _Renders(Dataset[tuple[Tensor, Tensor]]):
-    """Images of a source's rows from `start` on, and the fraction of each mask cell that subjects cover."""
+def _drawn(source: Source, row: int, size: int) -> Target:
+    return source.read(row).render(size)
+
+
+class _Renders(Dataset[tuple[Tensor, Tensor, list[str]]]):
+    """Images of a source's rows from `start` on, the fraction of each mask cell that subjects cover, and captions."""
 
     def __init__(self, source: Source, size: int, start: int) -> None:
         assert source.num_rows is not None
@@ -83,12 +107,20 @@ class _Renders(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return self.end - self.start
 
-    def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
-        target = self.source.read(self.start + place).render(self.size)
+    def __getitem__(self, place: int) -> tuple[Tensor, Tensor, list[str]]:
+        row = self.start + place
+        samples = [self.source.sample(row + number * self.end) for number in range(NUM_CAPTIONS)]
+        target = samples[0].render(self.size)
         mask = np.max([np.asarray(mask) for mask in target.masks], axis=0)
         side = self.size // _MASK_FACTOR
         small = mask.reshape(side, _MASK_FACTOR, side, _MASK_FACTOR).mean((1, 3)).astype(np.uint8)
-        return torch.from_numpy(np.array(target.image)), torch.from_numpy(small)
+        words = [sample.caption for sample in samples]
+        return torch.from_numpy(np.array(target.image)), torch.from_numpy(small), words
+
+
+def _collate(rows: list[tuple[Tensor, Tensor, list[str]]]) -> tuple[Tensor, Tensor, list[list[str]]]:
+    images, masks, captions = zip(*rows, strict=True)
+    return torch.stack(images), torch.stack(masks), list(captions)
 
 
 def make_rendered(
@@ -114,7 +146,7 @@ def make_rendered(
                 )
             return
         _fill(folder, _Renders(source, size, _done(folder, made_of)), made_of, num_workers, report)
-        for name in ("images.npy", "masks.npy"):
+        for name in ("images.npy", "masks.npy", CAPTIONS):
             (folder / (name + ".partial")).replace(folder / name)
         write_whole(folder / MADE_OF, json.dumps(made_of, indent=2) + "\n")
         (folder / _PARTIAL).unlink(missing_ok=True)
@@ -131,9 +163,13 @@ def _fill(
         else new_array(folder / f"{name}.npy.partial", np.uint8, shape)
         for name, shape in shapes.items()
     }
-    for images, masks in DataLoader(renders, batch_size=_CHUNK, num_workers=num_workers):
+    captions = folder / (CAPTIONS + ".partial")
+    _keep_lines(captions, place)
+    for images, masks, words in DataLoader(renders, batch_size=_CHUNK, num_workers=num_workers, collate_fn=_collate):
         rows = slice(place, place + len(images))
         files["images"][rows], files["masks"][rows] = images.numpy(), masks.numpy()
+        with output_errors(captions), captions.open("a", encoding="utf-8") as lines:
+            lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in words)
         place += len(images)
         write_whole(folder / _PARTIAL, json.dumps({"made_of": made_of, "done": place}))
         if place % (100 * _CHUNK) == 0:
@@ -142,10 +178,16 @@ def _fill(
         file.flush()
 
 
+def _keep_lines(path: Path, num: int) -> None:
+    """Cut a file to its first `num` lines: an interrupted call may have written more than it noted."""
+    lines = path.read_text("utf-8").splitlines(keepends=True)[:num] if num else []
+    write_whole(path, "".join(lines))
+
+
 def _done(folder: Path, made_of: dict[str, Any]) -> int:
     """Return the number of images of the same rows that an interrupted call has rendered."""
     left = _read(folder / _PARTIAL)
-    whole = all((folder / f"{name}.npy.partial").is_file() for name in ("images", "masks"))
+    whole = all((folder / f"{name}.partial").is_file() for name in ("images.npy", "masks.npy", CAPTIONS))
     return int(left["done"]) if whole and left.get("made_of") == made_of and "done" in left else 0
 
 
