@@ -75,7 +75,7 @@ class DataConfig(Strict):
     pool: int | None = Field(default=None, ge=1, le=10**8)
     rendered: str | None = Field(
         default=None, max_length=4096
-    )  # folder of the pool's images, shared by recipes with the same data
+    )  # folder of the pool's images and captions, shared by recipes with the same data
     keep: bool = False  # keep whole samples of a pool or file in memory, words included: saves making them again
     moments: str | None = Field(
         default=None, max_length=4096
@@ -86,7 +86,7 @@ class DataConfig(Strict):
     weigh: Literal["samples", "tokens"] = "samples"  # what the sources' weights are fractions of
     faults: OnFault = "stop"  # at a row that cannot be read: stop, or skip it and show another
     max_faults: int = Field(default=1000, ge=0)  # rows skipped before the run stops after all
-    num_workers: int = Field(default=1, ge=0, le=256)  # processes that read ahead; each keeps its own
+    num_workers: int = Field(default=1, ge=0, le=256)  # processes that read ahead
 
     @model_validator(mode="after")
     def _one_of_both(self) -> DataConfig:

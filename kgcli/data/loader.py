@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kgcli.data.batch import Batch, Collator
 from kgcli.data.sample import Fault, Sample
+from kgcli.data.signals import leave_signals_to_parent
 from kgcli.data.sources.base import Source
 from kgcli.errors import ConfigError, KgError, PassingError, PromptError
 
@@ -166,23 +166,10 @@ def load_batches(batches: Batches, first: int, num_steps: int, num_workers: int)
         batch_size=None,
         sampler=range(first, num_steps),
         num_workers=num_workers,
-        worker_init_fn=_leave_signals_to_parent,
+        worker_init_fn=leave_signals_to_parent,
         prefetch_factor=4 if num_workers else None,
     )
     for batch in loader:
         if isinstance(batch, KgError):
             raise batch
         yield batch
-
-
-def stop_signals() -> list[int]:
-    """Return the signals that end a process, a terminal's hang-up among them unless nohup has it ignored."""
-    names = ("SIGINT", "SIGTERM", "SIGHUP")
-    found = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    return [number for number in found if signal.getsignal(number) is not signal.SIG_IGN]
-
-
-def _leave_signals_to_parent(worker: int) -> None:
-    """Ignore Ctrl-C, which a terminal sends to all processes: the loop needs its loaders to finish the step."""
-    for number in stop_signals():
-        signal.signal(number, signal.SIG_IGN)

@@ -72,8 +72,10 @@ class HashedRandom(StepRandom):
     """The same for a GPU: numbers are hashes of (seed, step, sample number, place), all computed there at once.
 
     A generator per sample costs the processor 45 us of every sample, more than a small U-Net costs a GPU. The numbers
-    are others than a `StepRandom`'s, as independent of processes, micro-batches and other samples; integers are hashed
-    exactly alike on every device. Source of the mixing function: splitmix64, S. Vigna (2015), public domain.
+    are not a `StepRandom`'s, but depend as little on processes, micro-batches and other samples; the hashes are the
+    same on every device. `shared` and `spread` stay on the CPU.
+
+    Source of the mixing function: splitmix64, S. Vigna (2015), public domain.
     """
 
     def __init__(self, seed: int, step: int, numbers: Sequence[int], device: torch.device) -> None:
@@ -100,13 +102,14 @@ class HashedRandom(StepRandom):
         return torch.cat([radius * angle.cos(), radius * angle.sin()], 1)[:, :num].reshape(-1, *shape)
 
     def integers(self, high: int) -> Tensor:
-        """Return (B,) integers in [0, high), below 2^31, on the device."""
+        """Return (B,) integers in [0, high) on the device; `high` is at most 2^31."""
         return ((self._bits(1)[:, 0] >> 32) & 0xFFFFFFFF) * high >> 32
 
     def repeated(self, num: int) -> StepRandom:
-        """Return the same streams `num` times over."""
+        """Return streams for `num` views of every sample, view by view, each with a key of its own."""
         again = copy.copy(self)
-        again.numbers, again.keys_B = self.numbers * num, self.keys_B.repeat(num)
+        again.numbers = self.numbers * num
+        again.keys_B = torch.cat([_mixed(self.keys_B + self.place + view) for view in range(num)])
         return again
 
     @property

@@ -14,10 +14,10 @@ HIGH_NOISE = 0.8  # of the schedule: above it an image with its noise no longer 
 
 
 class TimestepOptions(Strict):
-    """stratified: timesteps spread evenly over each batch. low_noise: fraction of stratified timesteps kept to the
-    beginning of the schedule, where detail is learnt. high_noise: fraction of them drawn from the noisiest fifth of the
-    schedule alone, where the colours of large areas are decided; the others are drawn from all of it. min_timestep: the
-    first timestep drawn; below it an image with its noise tells most of what the prompt could."""
+    """stratified: timesteps spread evenly over each batch. high_noise: fraction of stratified timesteps drawn from the
+    noisiest fifth of the schedule alone, where the colours of large areas are decided. low_noise: fraction of the
+    others kept to the beginning of the schedule, where detail is learnt. min_timestep: the first timestep drawn; below
+    it an image with its noise tells most of what the prompt could."""
 
     stratified: bool = False
     low_noise: float = 0.0
@@ -26,17 +26,18 @@ class TimestepOptions(Strict):
 
     def check_timesteps(self, num_steps: int) -> None:
         """Check the options against a schedule. Raises: ConfigError."""
-        first, high = self.min_timestep, self.high_noise
+        first, high, low = self.min_timestep, self.high_noise, self.low_noise
         if not 0 <= first < num_steps:
             raise ConfigError(f"options.min_timestep is {first}; the decoder's timesteps are 0 to {num_steps - 1}")
-        if not 0 <= high <= 1:
-            raise ConfigError(f"options.high_noise is {high}; it must be a fraction, 0 to 1")
+        for name, value in (("high_noise", high), ("low_noise", low)):
+            if not 0 <= value <= 1:
+                raise ConfigError(f"options.{name} is {value}; it must be a fraction, 0 to 1")
+            if value and not self.stratified:
+                raise ConfigError(f"options.{name} is a fraction of stratified timesteps; set options.stratified=1")
         if high and first >= HIGH_NOISE * num_steps:
             raise ConfigError(
                 f"options.min_timestep is {first}: all timesteps from there on are high noise; set options.high_noise=0"
             )
-        if high and not self.stratified:
-            raise ConfigError("options.high_noise is a fraction of stratified timesteps; set options.stratified=1")
 
     def draw_timesteps(self, random: StepRandom, num_steps: int) -> Tensor | None:
         """Return a timestep per sample, (B,); None: any of the schedule, which the diffusion draws by itself."""

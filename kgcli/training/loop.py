@@ -48,6 +48,7 @@ def train(recipe: Recipe, resume: str = "auto", dry_run: bool = False) -> str:
         if run.processes.is_main:
             run.metrics = stack.enter_context(Metrics(recipe, trainer.step, state))
         run.render()
+        run.keep()
         pool = run.pool()
         if recipe.validation.every is not None:
             run.validation = Validation(run)

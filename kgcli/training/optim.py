@@ -44,15 +44,16 @@ class Muon(Optimizer):
         if not parameters:
             return
         # Each process orthogonalises whole matrices, sharded ones too, and keeps its part of the result.
-        directions = self._directions(parameters)
-        matrices = [direction.reshape(_matrix_shape(direction)) for direction in directions]
-        updates = [
-            local(like((update * (0.2 * max(update.shape) ** 0.5)).reshape(parameter.shape), parameter))
-            for parameter, update in zip(parameters, orthogonalise(matrices), strict=True)
-        ]
+        updates = orthogonalise([d.reshape(_matrix_shape(d)) for d in self._directions(parameters)])
+        updates = list(torch._foreach_mul(updates, [0.2 * max(update.shape) ** 0.5 for update in updates]))
         weights = [local(parameter) for parameter in parameters]
+        parts = [local(like(u.reshape(p.shape), p)) for p, u in zip(parameters, updates, strict=True)]
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(weights, updates, alpha=-group["lr"])
+        # Apart, as one pair of other strides (channels last) would make the whole list go one by one.
+        for alike in (True, False):
+            pairs = [(w, u) for w, u in zip(weights, parts, strict=True) if (w.stride() == u.stride()) == alike]
+            if pairs:
+                torch._foreach_add_([w for w, _ in pairs], [u for _, u in pairs], alpha=-group["lr"])
 
     def _directions(self, parameters: list[nn.Parameter]) -> list[Tensor]:
         """Return the whole gradients with Nesterov momentum."""
@@ -97,8 +98,8 @@ def orthogonalise(matrices: Sequence[Tensor]) -> list[Tensor]:
     """Return matrices with the same singular vectors, and singular values near 1.
 
     The Newton-Schulz iteration runs on the Gram matrix of the shorter side alone: the same result for a fraction of the
-    products where a matrix is wide, as those of convolutions are. Matrices whose shorter sides are alike go through it
-    together: hundreds of small ones cost a GPU's driver, not the GPU.
+    products where a matrix is wide, as those of convolutions are. Matrices whose shorter sides are equal go through it
+    together: a GPU takes longer to start hundreds of small products than to compute them.
     """
     by_shape: dict[tuple[int, int], list[int]] = {}
     for place, matrix in enumerate(matrices):
@@ -118,7 +119,7 @@ def orthogonalise(matrices: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _newton_schulz(gram_NRR: Tensor) -> Tensor:
-    """Return what matrices X with these Gram matrices X X' are multiplied with."""
+    """Return the factors by which to multiply matrices X that have these Gram matrices X X'."""
     a, b, c = NEWTON_SCHULZ
     product_NRR = gram_NRR
     for iteration in range(NUM_NEWTON_SCHULZ):

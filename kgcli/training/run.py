@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from kgcli.data.sources import open_source
 from kgcli.data.sources.base import Source
 from kgcli.data.sources.kept import KeptSource
 from kgcli.data.sources.mixture import kind_of_steps, weigh_by_tokens
-from kgcli.data.sources.rendered import make_rendered
+from kgcli.data.sources.rendered import RenderedSource, make_rendered
 from kgcli.files import whole_folder
 from kgcli.model.diffusion import Diffusion
 from kgcli.model.kosmosg import KosmosG
@@ -101,14 +102,23 @@ class Run:
             say(line)
 
     def render(self) -> None:
-        """Render the images of `data.rendered` that are missing; read what `data.keep` keeps for several loaders."""
+        """Render the images of `data.rendered` that are missing."""
         data = self.recipe.data
         if data.rendered is not None:
             if self.processes.is_main:
                 size, folder = self.recipe.image_size, Path(data.rendered)
                 make_rendered(folder, self.source, size, num_workers=data.num_workers, report=say)
             self.processes.wait()
-        if isinstance(self.source, KeptSource) and data.num_workers > 1:
+            for source in (self.source, getattr(self.source, "source", None)):
+                if isinstance(source, RenderedSource):
+                    source.read_captions()
+
+    def keep(self) -> None:
+        """Read what `data.keep` keeps in several processes, where the loaders will share it and need all of it."""
+        data, num = self.recipe.data, self.source.num_rows
+        left = (self.recipe.steps - self.trainer.step) * data.batch_size
+        shared = self.processes.num == 1 and multiprocessing.get_start_method() == "fork"
+        if isinstance(self.source, KeptSource) and data.num_workers > 1 and shared and left >= (num or 0):
             self.source.fill(data.num_workers, self.say)
 
     def pool(self) -> Pool | None:
@@ -188,7 +198,7 @@ class Run:
         return {name: loss.float() for name, loss in losses.items()}
 
     def preview(self, pool: Pool | None) -> Tensor | None:
-        """Return preview images of the running-mean weights for one batch that no step trains on."""
+        """Return preview images of the running-mean weights for one batch, whose sample numbers no step takes."""
         size = self.recipe.data.batch_size
         batches = Batches(self.source, self.stage.collator(pool), batch_size=size)
         batch = batches[EVALUATION_STEP // size].to(self.device)

@@ -6,7 +6,7 @@ import contextlib
 import signal
 from collections.abc import Iterator
 
-from kgcli.data.loader import stop_signals
+from kgcli.data.signals import stop_signals
 
 
 @contextlib.contextmanager

@@ -254,5 +254,6 @@ def _make_ema(parameters: Iterable[nn.Parameter], decay: float) -> Any:
     from diffusers.training_utils import EMAModel
 
     parameters = list(parameters)
-    together = not any(isinstance(parameter, DTensor) for parameter in parameters)
+    # Lists at once take a copy of all weights: for many small ones, which are slow one by one.
+    together = sum(p.numel() for p in parameters) < 2**27 and not any(isinstance(p, DTensor) for p in parameters)
     return EMAModel(parameters, decay=decay, use_ema_warmup=True, power=0.75, foreach=together)

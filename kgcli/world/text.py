@@ -14,20 +14,21 @@ from kgcli.world.spec import Placed, Spec, Subject
 from kgcli.world.tables import ACCESSORIES, COLOURS, SCENES, STYLES
 
 Rng = np.random.Generator
-Shaded = Literal["shape", "body", "pattern"]
-ALL_SHADES: tuple[Shaded, ...] = ("shape", "body", "pattern")
-# What `describe` tells of a subject, from all to the least.
-_DETAIL: tuple[dict[str, Any], ...] = (
-    {"colours": True, "shades": ALL_SHADES},
-    {"colours": True, "shades": ("body",)},
+Fragments = tuple[str | None, ...]  # None stands for the next image
+Exact = Literal["shape", "body", "pattern"]  # what shades and shapes tell: proportions, and the two colours
+
+EDITS = {"scene": 0.2, "accessory": 0.2, "colour": 0.35, "style": 0.25}  # kind -> fraction; the hardest come most often
+MAX_WORDS = 28  # of a caption; the nano CLIP reads 30 words of the world, each a token or, seldom, two
+SHADED = 0.5  # of the subjects whose colours a training caption names, the fraction whose shades it tells
+ALL_EXACT: tuple[Exact, ...] = ("shape", "body", "pattern")
+# What `describe` tells of a subject where there are words for all of it, and where there are fewer and fewer.
+_LEVELS: tuple[dict[str, Any], ...] = (
+    {"colours": True, "exact": ALL_EXACT},
+    {"colours": True, "exact": ("body",)},
     {"colours": True},
     {"colours": True, "patterns": False},
     {"colours": False},
 )
-Fragments = tuple[str | None, ...]  # None stands for the next image
-
-EDITS = {"scene": 0.2, "accessory": 0.2, "colour": 0.35, "style": 0.25}  # kind -> fraction; the hardest come most often
-MAX_WORDS = 28  # of a caption; the nano CLIP reads 30 words of the world, each a token or, seldom, two
 TO_STYLE = {
     "minecraft": ("put it in Minecraft", "turn it into Minecraft"),
     "oil": ("turn it into an oil painting", "make it an oil painting"),
@@ -41,14 +42,14 @@ def describe(
     colours: bool,
     patterns: bool = True,
     accessory: bool = True,
-    shades: Collection[Shaded] = (),
+    exact: Collection[Exact] = (),
 ) -> str:
     """Return one instance in words: its noun, with `colours` also its colour and, with `patterns` too, its pattern.
 
     Args:
-        shades: what of it is told exactly, where its colours are told at all
+        exact: what of it shades and shapes tell, where its colours are told at all
     """
-    shown = shades if colours else ()
+    shown = exact if colours else ()
     words = _with_article(_adjectives(subject, colours, shown) + subject.noun)
     return words + _extras(subject, colours and patterns, accessory, shown)
 
@@ -58,12 +59,12 @@ def caption(spec: Spec, rng: Rng, *, colours: float = 0.8, shades: float = 0.0) 
 
     Args:
         colours: probability that a subject's colour and pattern are named
-        shades: probability that these and its proportions are told exactly, where they are named
+        shades: probability that shades and shapes tell these and its proportions exactly, where they are named
     """
     subjects = []
     for placed in spec.subjects:
         named, exact = rng.random() < colours, shades > 0 and rng.random() < shades
-        subjects.append(describe(placed.subject, colours=named, shades=ALL_SHADES if exact else ()))
+        subjects.append(describe(placed.subject, colours=named, exact=ALL_EXACT if exact else ()))
     return _sentence(_join(subjects, rng), spec, rng)
 
 
@@ -101,7 +102,7 @@ def in_words(fragments: Fragments, spec: Spec) -> str:
     shows, exactly. Shades, then patterns, then colours are left out where it would be longer than MAX_WORDS.
     """
     words = ""
-    for level in _DETAIL:
+    for level in _LEVELS:
         subjects = (placed.subject for placed in spec.subjects)
         words = "".join(
             describe(next(subjects), accessory=False, **level) if piece is None else _without_entity(piece, spec)
@@ -112,24 +113,20 @@ def in_words(fragments: Fragments, spec: Spec) -> str:
     return words
 
 
-def _told(spec: Spec, level: dict[str, Any]) -> str:
-    subjects = " and ".join(describe(placed.subject, **level) for placed in spec.subjects)
-    return " ".join(filter(None, (subjects, SCENES[spec.scene] if spec.scene else "", STYLES[spec.style])))
-
-
 def num_words(words: str) -> int:
     """Return the number of words of a caption; commas count."""
     return len(words.replace(",", " ,").split())
 
 
 def tell(spec: Spec) -> str:
-    """Return a caption of an image that tells all of it, colours by their words alone, and always in the same words."""
-    return _told(spec, {"colours": True})
-
-
-def tell_exactly(spec: Spec) -> str:
-    """Return `tell` with as many shades as MAX_WORDS leaves room for."""
-    return next(words for level in _DETAIL if num_words(words := _told(spec, level)) <= MAX_WORDS)
+    """Return a caption of an image that tells of it what MAX_WORDS leaves room for, and always in the same words."""
+    words = ""
+    for level in _LEVELS:
+        subjects = " and ".join(describe(placed.subject, **level) for placed in spec.subjects)
+        words = " ".join(filter(None, (subjects, SCENES[spec.scene] if spec.scene else "", STYLES[spec.style])))
+        if num_words(words) <= MAX_WORDS:
+            break
+    return words
 
 
 def edit(before: Spec, rng: Rng) -> tuple[Spec, str]:
@@ -199,18 +196,18 @@ def _join(subjects: list[str], rng: Rng) -> str:
     return str(rng.choice([*forms, f"{left} on the left and {right} on the right"]))
 
 
-def _adjectives(subject: Subject, colours: bool, shades: Collection[Shaded] = ()) -> str:
+def _adjectives(subject: Subject, colours: bool, exact: Collection[Exact] = ()) -> str:
     look = subject.look
-    words = shape_of(look) if "shape" in shades else []
-    words += shade_of(look.colour_name, look.colour) if "body" in shades else []
+    words = shape_of(look) if "shape" in exact else []
+    words += shade_of(look.colour_name, look.colour) if "body" in exact else []
     return "".join(f"{word} " for word in [*words, *([look.colour_name] if colours else [])])
 
 
-def _extras(subject: Subject, pattern: bool, accessory: bool, shades: Collection[Shaded] = ()) -> str:
+def _extras(subject: Subject, pattern: bool, accessory: bool, exact: Collection[Exact] = ()) -> str:
     look, words = subject.look, ""
     if pattern and look.second_name and look.second:
-        exact = shade_of(look.second_name, look.second) if "pattern" in shades else []
-        words += f" with {' '.join([*exact, look.second_name])} {look.pattern}"
+        shades = shade_of(look.second_name, look.second) if "pattern" in exact else []
+        words += f" with {' '.join([*shades, look.second_name])} {look.pattern}"
     if accessory and subject.accessory:
         words += f" wearing {_worn(subject.accessory)}"
     return words

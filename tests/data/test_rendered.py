@@ -65,6 +65,8 @@ def test_captions_are_drawn_where_the_folder_has_none_or_samples_hold_more(folde
     shutil.copytree(folder, tmp_path / "old")
     (tmp_path / "old" / rendered.CAPTIONS).unlink()
     fresh, read = source(None), source(tmp_path / "old")
+    (tmp_path / "old" / rendered.CAPTIONS).write_text('1\n["of another wording"]\n')
+    assert not source(tmp_path / "old")._captions
     assert [read.sample(i).caption for i in (0, 6, 12)] == [fresh.sample(i).caption for i in (0, 6, 12)]
     assert np.array_equal(read.sample(6).render(SIZE).image, fresh.sample(6).render(SIZE).image)
     prompts = {"kinds": {"compositional": 1.0}}

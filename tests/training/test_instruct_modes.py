@@ -129,8 +129,14 @@ def test_the_adapters_change_nothing_until_they_have_trained(tmp_path):
         (["options.min_timestep=1000"], ConfigError, "min_timestep is 1000; the decoder's timesteps are 0 to 999"),
         (["options.min_timestep=-1"], ConfigError, "min_timestep is -1"),
         (["options.high_noise=1.5", "options.stratified=1"], ConfigError, "high_noise is 1.5; it must be a fraction"),
-        (["options.high_noise=0.5", "options.min_timestep=800"], ConfigError, "set options.high_noise=0"),
+        (
+            ["options.high_noise=0.5", "options.stratified=1", "options.min_timestep=800"],
+            ConfigError,
+            "set options.high_noise=0",
+        ),
         (["options.high_noise=0.5"], ConfigError, "fraction of stratified timesteps; set options.stratified=1"),
+        (["options.low_noise=0.5"], ConfigError, "low_noise is a fraction of stratified timesteps"),
+        (["options.low_noise=-0.1", "options.stratified=1"], ConfigError, "low_noise is -0.1; it must be a fraction"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_error(overrides, error, message, tmp_path):

@@ -83,6 +83,25 @@ def test_a_matrix_is_orthogonalised_alike_whatever_is_beside_it():
         assert torch.allclose(found, orthogonalise([matrix])[0], atol=1e-6)
 
 
+def test_steps_on_lists_are_those_of_one_weight_at_a_time():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(12, 16, 3), nn.Conv2d(16, 12, 3), nn.Linear(12, 40), nn.LayerNorm(40))
+    module.to(memory_format=torch.channels_last)
+    cfg = OptimConfig(lr=1e-2, muon_lr=2e-2, weight_decay=0.1)
+    together = make_optimizer(module.named_parameters(), cfg)
+    single = copy.deepcopy(module)
+    alone = [make_optimizer([(name, parameter)], cfg) for name, parameter in single.named_parameters()]
+    for step in range(6):
+        for number, (one, other) in enumerate(zip(module.parameters(), single.parameters(), strict=True)):
+            gradient = torch.randn_like(one) if step or number else None  # the first joins a step later
+            one.grad, other.grad = gradient, gradient
+        together.step()
+        for optimizer in alone:
+            optimizer.step()
+    for one, other in zip(module.parameters(), single.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
 def test_a_step_of_muon_is_few_calls_however_many_weights_there_are():
     """A GPU waits for each: of a small U-Net the optimizer once made five times as many as its forward pass."""
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from kgcli.data.loader import stop_signals
+from kgcli.data.signals import stop_signals
 from kgcli.errors import BusyError, IncompatibleError, MissingError
 from kgcli.files import locked, recipes_folder
 from kgcli.recipe import dump_recipe, load_recipe

@@ -13,7 +13,7 @@ from kgcli.data.sources import world as samples
 from kgcli.files import recipes_folder
 from kgcli.recipe import load_recipe
 from kgcli.world import examples, text
-from kgcli.world.looks import colour_near, shade_of
+from kgcli.world.looks import colour_near, look_of, shade_of, shape_of
 from kgcli.world.rendering import Rendered, crop, render, stands_out
 from kgcli.world.spec import Placed, Spec, Subject, draw_spec, is_held_out
 from kgcli.world.tables import (
@@ -199,7 +199,7 @@ def test_the_caption_of_a_prompt_has_words_in_place_of_its_images(drawn):
         sample = samples.draw({"compositional": 1.0}, 3, index, 64)
         spec, said = sample.truth.spec, "".join(piece or "" for piece in sample.fragments).lower()
         caption = sample.caption.lower()
-        exact = {"shades": text.ALL_SHADES, "accessory": False}
+        exact = {"exact": text.ALL_EXACT, "accessory": False}
         looks = [text.describe(placed.subject, colours=True, **exact) for placed in spec.subjects]
         assert len(re.findall(r"\band\b", caption)) == len(looks) - 1
         assert text.num_words(sample.caption) <= text.MAX_WORDS
@@ -222,7 +222,7 @@ def test_the_caption_of_an_edit_tells_the_image_after_it(drawn):
     for index in range(200):
         sample = samples.draw({"edit": 1.0}, 3, index, 64)
         spec = sample.truth.spec
-        look = text.describe(spec.subjects[0].subject, colours=True, shades=text.ALL_SHADES)
+        look = text.describe(spec.subjects[0].subject, colours=True, exact=text.ALL_EXACT)
         assert sample.caption == " ".join(filter(None, (look, scene_of(spec), STYLES[spec.style])))
         assert text.num_words(sample.caption) <= text.MAX_WORDS
 
@@ -363,13 +363,36 @@ def test_shades_tell_instances_of_one_colour_word_apart():
         values = [max(colour) for colour in drawn]
         dark, bright = ([v for v, words in zip(values, told, strict=True) if w in words] for w in ("dark", "bright"))
         assert len(dark) > 60 and len(bright) > 60 and max(dark) < min(bright)
-        assert all(not {a, b} <= {*words} for words in told for a, b in (("dull", "vivid"), ("cool", "warm")))
+        if centre[1] > 0.1:
+            dull, vivid = (
+                [min(c) / max(c) for c, words in zip(drawn, told, strict=True) if w in words] for w in ("dull", "vivid")
+            )
+            assert min(dull) > max(vivid)
         hues = any({"cool", "warm"} & {*words} for words in told)
         assert hues == (centre[1] > 0.1)
     # Towards orange from either side of the coolest hue.
     assert shade_of("red", colorsys.hsv_to_rgb(0.005, 0.85, 0.845)) == ["warm"]
     assert shade_of("teal", colorsys.hsv_to_rgb(0.475, 0.80, 0.645)) == ["warm"]
+    wide = {shape: {1.0 / look.stretch for look in LOOKS if shape_of(look) == [shape]} for shape in SHAPES}
+    assert max(wide["wide"]) < 1 / 1.06 + 1e-9 and min(wide["tall"]) > 1 / 0.96 - 1e-9
     assert shade_of("blue", colorsys.hsv_to_rgb(0.585, 0.82, 0.865)) == ["cool"]
+
+
+LOOKS = [look_of("cat", identity) for identity in range(200)]
+
+
+def test_shades_of_a_caption_are_those_of_its_subject():
+    for index in range(100):
+        (placed,) = draw_spec(np.random.default_rng(index), ["cat"], accessory=0.0).subjects
+        look = placed.subject.look
+        body = [*shape_of(look), *shade_of(look.colour_name, look.colour), look.colour_name]
+        told = text.describe(placed.subject, colours=True, exact=text.ALL_EXACT)
+        assert f" {' '.join(body)} cat" in told
+        if look.second_name:
+            assert told.endswith(
+                f" with {' '.join([*shade_of(look.second_name, look.second), look.second_name])} {look.pattern}"
+            )
+        assert text.describe(placed.subject, colours=False, exact=text.ALL_EXACT) == "a cat"
 
 
 def test_shades_are_told_only_where_asked_for_and_fit_a_clip_text_encoder():

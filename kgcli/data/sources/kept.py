@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
 from kgcli.data.sample import Fragments, Sample
+from kgcli.data.signals import leave_signals_to_parent
 from kgcli.data.sources.base import DerivedSource, Source
 from kgcli.errors import KgError, PassingError
 
@@ -29,17 +31,21 @@ class _Rows(Dataset[Sample | None]):
 
 
 class KeptSource(DerivedSource):
-    """A finite source that reads every row once per process and shows it again, words included."""
+    """A finite source that reads every row once per process and shows it again, words included.
+
+    What `fill` reads is shared by the processes forked after it.
+    """
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
         self._kept: dict[int, Sample] = {}
 
     def fill(self, num_workers: int, report: Callable[[str], object]) -> None:
-        """Read all rows now, in several processes: loaders that are forked later share them."""
+        """Read all rows now, in several processes; `report` takes lines of progress."""
         assert self.num_rows is not None
         rows = _Rows(self.source, self.num_rows)
-        for row, sample in enumerate(DataLoader(rows, batch_size=None, num_workers=num_workers)):
+        settings: dict[str, Any] = {"num_workers": num_workers, "worker_init_fn": leave_signals_to_parent}
+        for row, sample in enumerate(DataLoader(rows, batch_size=None, **settings)):
             if isinstance(sample, Sample):
                 self._kept[row] = sample
             if (row + 1) % 5000 == 0:

@@ -23,11 +23,12 @@ from kgcli.errors import ConfigError, KgError
 from kgcli.files import locked, output_errors, write_whole
 
 MADE_OF = "made_of.json"
-CAPTIONS = "captions.jsonl"  # a line per row: the captions of its image
+CAPTIONS = "captions.jsonl"  # `_WORDING`, then a line per row: the captions of its image
+_WORDING = "2"  # version of the world's captions: those of another are not read
 _PARTIAL = "partial.json"  # what is being rendered, and how many images are done
 _MASK_FACTOR = 4  # pixels of the image for one of a mask, across and down
 NUM_CAPTIONS = 2  # of an image: its first two samples'; drawing a scene again for other words takes a loader 2 ms
-_ALONE = {"caption", "target", "truth"}  # what a sample has beside which nothing would have to be drawn again
+_CAPTIONED = {"caption", "target", "truth"}  # fields of captioned images: the folder holds all that training reads
 _CHUNK = 64  # images between two notes of how many are done
 
 
@@ -61,25 +62,27 @@ class RenderedSource(DerivedSource):
     def __init__(self, source: Source, folder: Path) -> None:
         super().__init__(source)
         self.folder = folder
-        self.gives = source.gives - {"truth"} if source.gives == _ALONE else source.gives
+        self.gives = source.gives - {"truth"} if source.gives == _CAPTIONED else source.gives
         self._captions: list[list[str]] = []  # of each row, once they are read
+        self.read_captions()
 
     def sample(self, index: int) -> Sample:
         """Return the sample at `index`."""
         row = self.row_of(index)
-        captions = self._read_captions()
+        captions = self._captions
         if not captions:
             return self._with_target(self.source.sample(index), row)
         assert self.num_rows is not None
-        words = captions[row][index // self.num_rows % NUM_CAPTIONS]
+        words = captions[row][index // self.num_rows % len(captions[row])]
         return Sample(caption=words, target=_Render(self.folder, row, partial(_drawn, self.source, row)))
 
-    def _read_captions(self) -> list[list[str]]:
-        """Return the captions in the folder; none where there are none, or not of this source's samples."""
+    def read_captions(self) -> None:
+        """Read the captions of a filled folder, if it has those of this source: once, before loaders start."""
         place = self.folder / CAPTIONS
-        if not self._captions and self.source.gives == _ALONE and (self.folder / MADE_OF).is_file() and place.is_file():
-            self._captions = [json.loads(line) for line in place.read_text("utf-8").splitlines()]
-        return self._captions
+        if self.source.gives == _CAPTIONED and (self.folder / MADE_OF).is_file() and place.is_file():
+            wording, *lines = place.read_text("utf-8").splitlines() or [""]
+            if wording == _WORDING and len(lines) == self.num_rows:
+                self._captions = [json.loads(line) for line in lines]
 
     def read(self, row: int) -> Sample:
         """Return a sample that shows `row`."""
@@ -109,7 +112,8 @@ class _Renders(Dataset[tuple[Tensor, Tensor, list[str]]]):
 
     def __getitem__(self, place: int) -> tuple[Tensor, Tensor, list[str]]:
         row = self.start + place
-        samples = [self.source.sample(row + number * self.end) for number in range(NUM_CAPTIONS)]
+        num = 1 if "fragments" in self.source.gives else NUM_CAPTIONS  # prompts would render their images again
+        samples = [self.source.sample(row + number * self.end) for number in range(num)]
         target = samples[0].render(self.size)
         mask = np.max([np.asarray(mask) for mask in target.masks], axis=0)
         side = self.size // _MASK_FACTOR
@@ -164,7 +168,9 @@ def _fill(
         for name, shape in shapes.items()
     }
     captions = folder / (CAPTIONS + ".partial")
-    _keep_lines(captions, place)
+    if not place:
+        write_whole(captions, _WORDING + "\n")
+    _keep_lines(captions, 1 + place)
     for images, masks, words in DataLoader(renders, batch_size=_CHUNK, num_workers=num_workers, collate_fn=_collate):
         rows = slice(place, place + len(images))
         files["images"][rows], files["masks"][rows] = images.numpy(), masks.numpy()
@@ -180,15 +186,17 @@ def _fill(
 
 def _keep_lines(path: Path, num: int) -> None:
     """Cut a file to its first `num` lines: an interrupted call may have written more than it noted."""
-    lines = path.read_text("utf-8").splitlines(keepends=True)[:num] if num else []
-    write_whole(path, "".join(lines))
+    write_whole(path, "".join(path.read_text("utf-8").splitlines(keepends=True)[:num]))
 
 
 def _done(folder: Path, made_of: dict[str, Any]) -> int:
     """Return the number of images of the same rows that an interrupted call has rendered."""
     left = _read(folder / _PARTIAL)
     whole = all((folder / f"{name}.partial").is_file() for name in ("images.npy", "masks.npy", CAPTIONS))
-    return int(left["done"]) if whole and left.get("made_of") == made_of and "done" in left else 0
+    if not whole or left.get("made_of") != made_of or "done" not in left:
+        return 0
+    done, lines = int(left["done"]), (folder / (CAPTIONS + ".partial")).read_text("utf-8").splitlines()
+    return done if lines[:1] == [_WORDING] and len(lines) > done else 0
 
 
 def _read(path: Path) -> dict[str, Any]:

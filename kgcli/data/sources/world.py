@@ -23,7 +23,6 @@ from kgcli.world.tables import SEEN_NOUNS
 
 STAGE_NOUNS = list(SEEN_NOUNS)
 NOTHING_SAID = 0.04  # fraction of empty captions in text-only data
-SHADED = 0.5  # fraction of captions' subjects with colours whose shades are told, for what generates
 
 
 def draw(
@@ -53,13 +52,13 @@ def _captioned(random: Randomness, styled: float = 0.3) -> Sample:
     """Return a captioned image for the text-to-image base."""
     two = random.shown.random() < 0.3
     spec = _draw_legible(random, BASE_NOUNS, num_subjects=1 + two, accessory=0.15, styled=styled)
-    return with_target(spec, Sample(caption=text.short_caption(spec, random.told, shades=SHADED)))
+    return with_target(spec, Sample(caption=text.short_caption(spec, random.told, shades=text.SHADED)))
 
 
 def _numbered(num: int, random: Randomness) -> Sample:
     """Return a captioned image of `num` subjects that stand out from their scene; the caption fits CLIP."""
     spec = _draw_legible(random, BASE_NOUNS, num_subjects=num)
-    return with_target(spec, Sample(caption=text.short_caption(spec, random.told, shades=SHADED)))
+    return with_target(spec, Sample(caption=text.short_caption(spec, random.told, shades=text.SHADED)))
 
 
 def _draw_legible(random: Randomness, nouns: list[str], **fractions: Any) -> Spec:
@@ -80,7 +79,7 @@ def _text(random: Randomness) -> Sample:
     """Return a caption alone, for language modelling and for stage 2."""
     spec = draw_spec(random.shown, STAGE_NOUNS, num_subjects=1 + (random.shown.random() < 0.3))
     # A few empty captions: stage 2 has to learn the null condition.
-    words = "" if random.told.random() < NOTHING_SAID else text.short_caption(spec, random.told, shades=SHADED)
+    words = "" if random.told.random() < NOTHING_SAID else text.short_caption(spec, random.told, shades=text.SHADED)
     return Sample(fragments=text.as_typed((words,) if words else (), random.told), caption=words)
 
 
@@ -136,14 +135,14 @@ def _edit(random: Randomness) -> Sample:
     if random.told.random() < 0.25:  # the input caption, when kept
         fragments = (text.caption(before, random.told, colours=0.0) + " ", *fragments)
     fragments = text.as_typed(fragments, random.told)
-    sample = Sample(fragments=fragments, images=(render(before, random.size).image,), caption=text.tell_exactly(after))
+    sample = Sample(fragments=fragments, images=(render(before, random.size).image,), caption=text.tell(after))
     return with_target(after, sample, before=before)
 
 
 def _caption(random: Randomness) -> Sample:
     """Return a caption and the image it describes: keeps text following alive in stage 3."""
     spec = _draw_legible(random, STAGE_NOUNS, num_subjects=1 + (random.shown.random() < 0.3))
-    words = text.short_caption(spec, random.told, shades=SHADED)
+    words = text.short_caption(spec, random.told, shades=text.SHADED)
     return with_target(spec, Sample(fragments=text.as_typed((words,), random.told), caption=words))
 
 

@@ -41,9 +41,10 @@ def contrast(random: Randomness) -> Sample:
     rendered = render(spec, random.size)
     if len(spec.subjects) == 1 and rng.random() < 0.5:
         keep = bool(rng.random() < 0.3)
-        words = text.describe(spec.subjects[0].subject, colours=rng.random() < 0.85)
+        exact = text.ALL_EXACT if rng.random() < text.SHADED else ()
+        words = text.describe(spec.subjects[0].subject, colours=rng.random() < 0.85, exact=exact)
         return Sample(images=(crop(rendered, 0, random.size, keep_background=keep),), caption=words)
-    return Sample(images=(rendered.image,), caption=text.caption(spec, rng, colours=0.85))
+    return Sample(images=(rendered.image,), caption=text.short_caption(spec, rng, colours=0.85, shades=text.SHADED))
 
 
 def _only_noun_differs(random: Randomness, noun: str, shared: Spec, *, cropped: bool, keep: bool) -> Sample:

@@ -121,8 +121,11 @@ def random_crops(images: Tensor, side: int, random: StepRandom) -> Tensor:
     room = images.shape[-1] - side
     if side == 0 or room <= 0:
         return images
-    starts = (random.uniform(2) * (room + 1)).long().tolist()
-    return torch.stack([image[:, y : y + side, x : x + side] for image, (y, x) in zip(images, starts, strict=True)])
+    starts = (random.uniform(2) * (room + 1)).long().to(images.device)
+    places = starts[:, :, None] + torch.arange(side, device=images.device)  # (B, 2, side)
+    rows, columns = places[:, 0, None, :, None], places[:, 1, None, None, :]
+    samples, channels = (torch.arange(num, device=images.device) for num in images.shape[:2])
+    return images[samples[:, None, None, None], channels[None, :, None, None], rows, columns]
 
 
 def edge_error(rebuilt: Tensor, pixels: Tensor) -> Tensor:

@@ -89,5 +89,5 @@ class Validation:
 
     def _forward(self, batch: Batch, *whole: Whole) -> dict[str, Tensor]:
         random = StepRandom(self.run.recipe.seed, EVALUATION_STEP, batch.numbers)
-        torch.manual_seed(random.streams[0].initial_seed())
+        torch.manual_seed(random.dropout_seed)
         return self.run.call(batch, random, *whole)
