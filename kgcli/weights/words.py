@@ -32,6 +32,7 @@ class KnownWords(Strict):
     styles: Phrases = ()
     accessories: Phrases = ()
     colours: Phrases = ()
+    shades: Phrases = ()  # of colours, and shapes: "dark", "tall"
     patterns: Phrases = ()
     other: Phrases = ()  # words that need no place in a list: articles, prepositions, "picture"
     num_subjects: Annotated[int, Field(ge=1, le=1000)] | None = None  # in one image, at most
@@ -40,7 +41,7 @@ class KnownWords(Strict):
     @property
     def lists(self) -> dict[str, tuple[str, ...]]:
         """The lists of content words, by name."""
-        names = ("nouns", "scenes", "styles", "accessories", "colours", "patterns")
+        names = ("nouns", "scenes", "styles", "accessories", "colours", "shades", "patterns")
         return {name: getattr(self, name) for name in names if getattr(self, name)}
 
     @cached_property

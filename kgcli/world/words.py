@@ -10,7 +10,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kgcli.world.tables import ACCESSORIES, BASE_ONLY_NOUNS, COLOURS, PATTERNS, SCENES, SEEN_NOUNS, SIZE, STYLES
+from kgcli.world.tables import (
+    ACCESSORIES,
+    BASE_ONLY_NOUNS,
+    COLOURS,
+    PATTERNS,
+    SCENES,
+    SEEN_NOUNS,
+    SHADES,
+    SHAPES,
+    SIZE,
+    STYLES,
+)
 
 # Words around the others: those of the world's captions, edits and stories, and the common ones of English, which
 # change nothing that a list could tell.
@@ -36,6 +47,7 @@ def known_words(size: int, num_subjects: int) -> dict[str, Any]:
         "styles": [words for words in STYLES.values() if words],
         "accessories": list(ACCESSORIES),
         "colours": list(COLOURS),
+        "shades": [*SHADES, *SHAPES],
         "patterns": [name for name in PATTERNS if name != "plain"],
         "other": sorted({*SENTENCES.split(), *COMMON.split()}),
         "num_subjects": num_subjects,

@@ -7,14 +7,16 @@ import shutil
 
 import numpy as np
 import pytest
+from transformers import CLIPTokenizer
 
+from kgcli.data.sources.world import draw
 from kgcli.errors import IncompatibleError, KgError
 from kgcli.weights.folder import open_model
 from kgcli.weights.shipped import DEFAULT_MODEL
 from kgcli.weights.words import MAX_BYTES, WORDS_NAME, read_words
 from kgcli.world import text
 from kgcli.world.spec import draw_spec
-from kgcli.world.tables import BASE_ONLY_NOUNS, SEEN_NOUNS
+from kgcli.world.tables import BASE_ONLY_NOUNS, SEEN_NOUNS, SHADES, SHAPES, SIZE
 from kgcli.world.words import known_words
 
 NOUNS = [*SEEN_NOUNS, *BASE_ONLY_NOUNS]
@@ -34,13 +36,23 @@ def test_all_words_of_the_worlds_prompts_are_known():
         specs = [draw_spec(rng, NOUNS, num_subjects=number, accessory=0.5, styled=0.5) for number in (1, 1, 2, 3)]
         pieces = [
             text.caption(specs[2], rng),
-            text.short_caption(specs[3], rng),
+            text.short_caption(specs[3], rng, shades=1.0),
             text.edit(specs[0], rng)[1],
             *text.as_typed(text.compositional(specs[2], rng, drop=bool(rng.random() < 0.5)), rng),
             *text.story(specs[:2], rng),
         ]
         for piece in pieces:
             assert known.unknown(piece or "") == []
+
+
+def test_captions_of_the_world_fit_the_shipped_text_encoder_to_their_last_word():
+    tokenizer = CLIPTokenizer.from_pretrained(DEFAULT_MODEL / "decoder" / "tokenizer")
+    assert [len(tokenizer(word, add_special_tokens=False).input_ids) for word in (*SHADES, *SHAPES)] == [1] * 8
+    kinds = ("one", "two", "three", "text", "compositional", "edit")
+    captions = [draw({kind: 1.0}, 0, index, SIZE).caption for kind in kinds for index in range(40)]
+    lengths = [len(ids) for ids in tokenizer(captions).input_ids]
+    assert max(lengths) <= tokenizer.model_max_length
+    assert sum(length > 24 for length in lengths) > 20
 
 
 @pytest.mark.parametrize("words", ["horse", "astronaut", "two dogs", "a cat riding a bike"])
