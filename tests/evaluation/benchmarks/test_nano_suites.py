@@ -31,21 +31,21 @@ PLANS = {
     "skills": "70973e23d3592e51",
 }
 DRAWS = {
-    "captioned": "b55b7ad1f2e5c54d",
+    "captioned": "2c7f2cf9512b0aae",
     "contrast": "70597f1a7b8fc739",
-    "text": "dac180cca7cbcba4",
+    "text": "bfc893b4d691a267",
     "pair": "d7d2f2b9267c178e",
     "interleaved": "0f42862f5b422f05",
-    "compositional": "91ec81a8008fb3a8",
-    "edit": "32f1b3695a6ab07e",
-    "caption": "2bb63cf0f046da4a",
+    "compositional": "c88ce3c069baa58c",
+    "edit": "97ab898211a3af0e",
+    "caption": "690db9926d94e4da",
     "judged": "f37ec087ea8806ac",
     "described": "4fe151bafd2e99a4",
     "rescened": "82ed3d95aa14a0ef",
-    "comic": "2ef7bb4c3bb2d1db",
-    "one": "543211163668bcc5",
-    "two": "1ccdbe7f35e1a1c6",
-    "three": "ef5ff432cb5435d0",
+    "comic": "d2d19757b26db393",
+    "one": "e9528f21b6f5a7be",
+    "two": "4a7793a141c5a48e",
+    "three": "671ddf6d30bcd408",
 }
 
 
