@@ -175,7 +175,7 @@ def _fill(
         rows = slice(place, place + len(images))
         files["images"][rows], files["masks"][rows] = images.numpy(), masks.numpy()
         with output_errors(captions), captions.open("a", encoding="utf-8") as lines:
-            lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in words)
+            lines.writelines(json.dumps(row) + "\n" for row in words)
         place += len(images)
         write_whole(folder / _PARTIAL, json.dumps({"made_of": made_of, "done": place}))
         if place % (100 * _CHUNK) == 0:
