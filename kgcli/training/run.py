@@ -117,7 +117,8 @@ class Run:
         """Read what `data.keep` keeps in several processes, where the loaders will share it and need all of it."""
         data, num = self.recipe.data, self.source.num_rows
         left = (self.recipe.steps - self.trainer.step) * data.batch_size
-        shared = self.processes.num == 1 and multiprocessing.get_start_method() == "fork"
+        method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+        shared = self.processes.num == 1 and method == "fork"
         if isinstance(self.source, KeptSource) and data.num_workers > 1 and shared and left >= (num or 0):
             self.source.fill(data.num_workers, self.say)
 

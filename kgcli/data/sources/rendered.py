@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kgcli.data.pool import new_array
 from kgcli.data.sample import Sample, Target
+from kgcli.data.signals import leave_signals_to_parent
 from kgcli.data.sources.base import DerivedSource, Source
 from kgcli.errors import ConfigError, KgError
 from kgcli.files import locked, output_errors, write_whole
@@ -77,9 +78,14 @@ class RenderedSource(DerivedSource):
         return Sample(caption=words, target=_Render(self.folder, row, partial(_drawn, self.source, row)))
 
     def read_captions(self) -> None:
-        """Read the captions of a filled folder, if it has those of this source: once, before loaders start."""
+        """Read the captions of a filled folder, if it has those of this source, once: before loaders start."""
         place = self.folder / CAPTIONS
-        if self.source.gives == _CAPTIONED and (self.folder / MADE_OF).is_file() and place.is_file():
+        if (
+            not self._captions
+            and self.source.gives == _CAPTIONED
+            and (self.folder / MADE_OF).is_file()
+            and place.is_file()
+        ):
             wording, *lines = place.read_text("utf-8").splitlines() or [""]
             if wording == _WORDING and len(lines) == self.num_rows:
                 self._captions = [json.loads(line) for line in lines]
@@ -171,7 +177,8 @@ def _fill(
     if not place:
         write_whole(captions, _WORDING + "\n")
     _keep_lines(captions, 1 + place)
-    for images, masks, words in DataLoader(renders, batch_size=_CHUNK, num_workers=num_workers, collate_fn=_collate):
+    workers: dict[str, Any] = {"num_workers": num_workers, "worker_init_fn": leave_signals_to_parent}
+    for images, masks, words in DataLoader(renders, batch_size=_CHUNK, collate_fn=_collate, **workers):
         rows = slice(place, place + len(images))
         files["images"][rows], files["masks"][rows] = images.numpy(), masks.numpy()
         with output_errors(captions), captions.open("a", encoding="utf-8") as lines:

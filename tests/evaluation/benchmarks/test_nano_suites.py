@@ -31,21 +31,21 @@ PLANS = {
     "skills": "70973e23d3592e51",
 }
 DRAWS = {
-    "captioned": "2c7f2cf9512b0aae",
-    "contrast": "70597f1a7b8fc739",
-    "text": "bfc893b4d691a267",
-    "pair": "d7d2f2b9267c178e",
-    "interleaved": "0f42862f5b422f05",
-    "compositional": "c88ce3c069baa58c",
-    "edit": "97ab898211a3af0e",
-    "caption": "690db9926d94e4da",
-    "judged": "f37ec087ea8806ac",
-    "described": "4fe151bafd2e99a4",
-    "rescened": "82ed3d95aa14a0ef",
-    "comic": "d2d19757b26db393",
-    "one": "e9528f21b6f5a7be",
-    "two": "4a7793a141c5a48e",
-    "three": "671ddf6d30bcd408",
+    "captioned": "1507d663bdd80535",
+    "contrast": "75faaa146d860b3e",
+    "text": "f9dbba24c62e6b0d",
+    "pair": "3eac3f9b2a3031a8",
+    "interleaved": "4ec399760ac4aabb",
+    "compositional": "8d3ec749b9c03bd4",
+    "edit": "550c6217b852ea0c",
+    "caption": "4c177869f6db29f7",
+    "judged": "d99eb14efef811b6",
+    "described": "ce542579530183c6",
+    "rescened": "fdc6fb5d1c8e9261",
+    "comic": "6fa42f3e2bc7f690",
+    "one": "848ed33fdc1cbbd4",
+    "two": "5128c174443d2a81",
+    "three": "79a3e4fc1da90adc",
 }
 
 
@@ -95,7 +95,7 @@ def test_plans_are_those_of_this_version_of_the_suites():
 @pytest.mark.parametrize("kind", SAMPLERS)
 def test_the_world_draws_what_models_were_trained_on(kind):
     """Words and specs alone: pixels differ from machine to machine."""
-    samples = [draw({kind: 1.0}, 0, index, SIZE) for index in range(2)]
+    samples = [draw({kind: 1.0}, 0, index, SIZE) for index in (0, 1, 40, 80)]  # contrast has groups of 32
     assert digest(repr([(one.caption, one.fragments, one.truth) for one in samples])) == DRAWS[kind]
 
 
