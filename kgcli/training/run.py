@@ -103,15 +103,14 @@ class Run:
 
     def render(self) -> None:
         """Render the images of `data.rendered` that are missing."""
-        data = self.recipe.data
-        if data.rendered is not None:
+        # What is kept in memory has one caption a row, and is not the renderer's to fill.
+        source = self.source.source if isinstance(self.source, KeptSource) else self.source
+        if isinstance(source, RenderedSource):
             if self.processes.is_main:
-                size, folder = self.recipe.image_size, Path(data.rendered)
-                make_rendered(folder, self.source, size, num_workers=data.num_workers, report=say)
+                size, num_workers = self.recipe.image_size, self.recipe.data.num_workers
+                make_rendered(source.folder, source, size, num_workers=num_workers, report=say)
             self.processes.wait()
-            for source in (self.source, getattr(self.source, "source", None)):
-                if isinstance(source, RenderedSource):
-                    source.read_captions()
+            source.read_captions()
 
     def keep(self) -> None:
         """Read what `data.keep` keeps in several processes, where the loaders will share it and need all of it."""

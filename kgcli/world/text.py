@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 import numpy as np
@@ -101,16 +101,15 @@ def in_words(fragments: Fragments, spec: Spec) -> str:
     """Return a `compositional` prompt of `spec` as a caption: each image, and the noun before it, as words for what it
     shows, exactly. Shades, then patterns, then colours are left out where it would be longer than MAX_WORDS.
     """
-    words = ""
-    for level in _LEVELS:
+
+    def told(level: dict[str, Any]) -> str:
         subjects = (placed.subject for placed in spec.subjects)
-        words = "".join(
+        return "".join(
             describe(next(subjects), accessory=False, **level) if piece is None else _without_entity(piece, spec)
             for piece in fragments
         )
-        if num_words(words) <= MAX_WORDS:
-            break
-    return words
+
+    return _fitting(told)
 
 
 def num_words(words: str) -> int:
@@ -120,13 +119,12 @@ def num_words(words: str) -> int:
 
 def tell(spec: Spec) -> str:
     """Return a caption of an image that tells of it what MAX_WORDS leaves room for, and always in the same words."""
-    words = ""
-    for level in _LEVELS:
+
+    def told(level: dict[str, Any]) -> str:
         subjects = " and ".join(describe(placed.subject, **level) for placed in spec.subjects)
-        words = " ".join(filter(None, (subjects, SCENES[spec.scene] if spec.scene else "", STYLES[spec.style])))
-        if num_words(words) <= MAX_WORDS:
-            break
-    return words
+        return " ".join(filter(None, (subjects, SCENES[spec.scene] if spec.scene else "", STYLES[spec.style])))
+
+    return _fitting(told)
 
 
 def edit(before: Spec, rng: Rng) -> tuple[Spec, str]:
@@ -172,6 +170,16 @@ def as_typed(fragments: Fragments, rng: Rng) -> Fragments:
             capital = False
         typed.append(piece.replace("Minecraft", "minecraft") if piece and lower else piece)
     return tuple(typed)
+
+
+def _fitting(told: Callable[[dict[str, Any]], str]) -> str:
+    """Return the first of `_LEVELS` in words that is not longer than MAX_WORDS; the last if all are."""
+    words = ""
+    for level in _LEVELS:
+        words = told(level)
+        if num_words(words) <= MAX_WORDS:
+            break
+    return words
 
 
 def _sentence(subjects: str, spec: Spec, rng: Rng) -> str:

@@ -105,13 +105,21 @@ def test_a_recipe_renders_what_is_missing_but_not_in_a_dry_run(smoke_recipe, tmp
     assert len(np.load(tmp_path / "images/images.npy")) == recipe.data.pool
 
 
+def test_rows_kept_in_memory_do_not_decide_the_captions_in_the_folder(smoke_recipe, tmp_path):
+    train(smoke_recipe(tmp_path, "data.kinds={one: 1.0}", "data.keep=true"))
+    _, *lines = (tmp_path / "images" / rendered.CAPTIONS).read_text("utf-8").splitlines()
+    assert all(len(captions) == 2 for captions in map(json.loads, lines))
+    assert sum(first != second for first, second in map(json.loads, lines)) >= 6  # of 8
+
+
 @pytest.fixture
 def smoke_recipe():
     from kgcli.recipe import load_recipe
 
-    def load(folder):
+    def load(folder, *overrides):
         pool = ["data.pool=8", f"data.rendered={folder / 'images'}", "data.num_workers=0"]
-        return load_recipe("smoke/vae", ["steps=1", "data.batch_size=2", f"output_dir={folder / 'run'}", *pool])
+        run = ["steps=1", "data.batch_size=2", f"output_dir={folder / 'run'}"]
+        return load_recipe("smoke/vae", [*run, *pool, *overrides])
 
     return load
 

@@ -355,7 +355,7 @@ def test_the_example_images_are_instances_no_stage_trained_on(name):
 
 
 def test_shades_tell_instances_of_one_colour_word_apart():
-    """The words follow hue, saturation and value by thirds; opposite words never meet."""
+    """The words follow hue, saturation and value by thirds."""
     rng = np.random.default_rng(0)
     for name, centre in COLOURS.items():
         drawn = [colour_near(name, rng) for _ in range(300)]

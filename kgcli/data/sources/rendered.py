@@ -174,9 +174,10 @@ def _fill(
         for name, shape in shapes.items()
     }
     captions = folder / (CAPTIONS + ".partial")
-    if not place:
+    if place:
+        _keep_lines(captions, 1 + place)
+    else:
         write_whole(captions, _WORDING + "\n")
-    _keep_lines(captions, 1 + place)
     workers: dict[str, Any] = {"num_workers": num_workers, "worker_init_fn": leave_signals_to_parent}
     for images, masks, words in DataLoader(renders, batch_size=_CHUNK, collate_fn=_collate, **workers):
         rows = slice(place, place + len(images))
