@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from kgcli import engine
 from kgcli.data.sample import Sample, Target
 from kgcli.data.sources.world import draw
-from kgcli.errors import ConfigError
+from kgcli.errors import ConfigError, IncompatibleError, MissingError
 from kgcli.evaluation.benchmarks import nano_adapters as suite
 from kgcli.evaluation.benchmarks.skills import case_of, draw_cases, skills_plan, write_inputs
 from kgcli.evaluation.metrics.exact import StyleScale, edge_f1
@@ -110,6 +110,28 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(decoder, runs, stage, tmp_pa
     checkpoint = str(runs / stage / "checkpoints" / "step_0000002")
     training.train(smoke(decoder, stage, tmp_path / "again"), resume=checkpoint)
     assert files_of(tmp_path / "again" / "final") == files_of(runs / stage / "final")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_continues_from_the_result_of_another(decoder, runs, stage, tmp_path):
+    """Of half precision too, as results ship; training goes on in single precision."""
+    ship(runs / stage / "final", tmp_path / "start")
+    run = training.Run(smoke(decoder, stage, tmp_path / "more", f"init_from.{stage}={tmp_path / 'start'}"))
+    assert {value.dtype for value in run.trained.values()} == {torch.float32}
+    run.export()
+    (kept,) = (runs / stage / "final").glob("*.safetensors")
+    start, wanted = load_file(tmp_path / "more" / "final" / kept.name), load_file(kept)
+    assert start.keys() == wanted.keys() and all(
+        torch.equal(start[name], wanted[name].half().float()) for name in start
+    )
+
+
+def test_a_start_of_other_sizes_is_refused(decoder, runs, tmp_path):
+    start = f"init_from.lora={runs / 'lora' / 'final'}"
+    with pytest.raises(IncompatibleError, match="lora_A"):
+        training.Run(smoke(decoder, "lora", tmp_path, start, "parts.lora.r=3"))
+    with pytest.raises(MissingError, match=LORA_NAME):
+        training.Run(smoke(decoder, "lora", tmp_path, f"init_from.lora={runs / 'controlnet' / 'final'}"))
 
 
 def test_a_trained_tokenizer_prints_nothing(capfd):

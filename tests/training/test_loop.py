@@ -19,6 +19,7 @@ from kgcli.data.loader import Batches
 from kgcli.data.sources import open_source
 from kgcli.errors import ConfigError, IncompatibleError, MissingError, PromptError
 from kgcli.files import recipes_folder
+from kgcli.model.diffusion import Diffusion
 from kgcli.model.nano_recognisers import Recognisers
 from kgcli.model.randomness import StepRandom
 from kgcli.recipe import dump_recipe, load_recipe
@@ -486,6 +487,25 @@ def test_a_stage_that_was_not_run_is_named(chain, tmp_path):
         training.train(absent)
     with pytest.raises(ConfigError, match=r"needs init_from\.text"):
         training.train(recipe.model_copy(update={"init_from": {"model": recipe.init_from["model"]}}))
+
+
+@pytest.mark.parametrize(("side", "most"), [(32, 8), (64, 4), (256, 1)])
+def test_the_larger_images_are_the_fewer_are_encoded_at_once(chain, side, most, tmp_path, monkeypatch):
+    monkeypatch.setattr("kgcli.training.caches.moments.ENCODED_PIXELS", 4 * 64**2)
+    run, encoded = training.Run(smoke(chain, "unet", "data.pool=8", f"image_size={side}", out=tmp_path)), []
+    monkeypatch.setattr(Diffusion, "moments", spy(Diffusion.moments, encoded))
+    assert len(run.pool().moments) == 8
+    assert max(encoded) == most and sum(encoded) == 8
+
+
+def spy(method, rows):
+    """The method, noting the number of rows it is given."""
+
+    def call(self, pixels):
+        rows.append(len(pixels))
+        return method(self, pixels)
+
+    return call
 
 
 @pytest.mark.parametrize("change", ["data.pool=9", "data.seed=1", "image_size=32", "damage"])

@@ -21,6 +21,7 @@ from kgcli.training.parallel import OneProcess
 from kgcli.training.precision import autocast
 
 MADE_OF = "made_of.json"
+ENCODED_PIXELS = 1 << 20  # encoded at once: 64 images of 128 px, 4 of 512 px, a few GB in the VAE of SD
 DECODES = ("decoder.", "post_quant_conv.")  # parts of a VAE that its moments do not depend on
 
 
@@ -113,8 +114,9 @@ def _fill(folder: Path, images: PoolImages, diffusion: Diffusion, device: torch.
     latent_size = images.latent_size
     shape = (2 * diffusion.vae.config.latent_channels, latent_size, latent_size)
     moments, subject = Pool.create(folder, len(images), shape)
-    place = 0
-    for found in DataLoader(images, batch_size=64, num_workers=num_workers, collate_fn=collate_pool):
+    place, said = 0, 0
+    at_once = max(ENCODED_PIXELS // images.image_size**2, 1)
+    for found in DataLoader(images, batch_size=at_once, num_workers=num_workers, collate_fn=collate_pool):
         if isinstance(found, KgError):
             raise found
         pixels, masks = found
@@ -123,8 +125,9 @@ def _fill(folder: Path, images: PoolImages, diffusion: Diffusion, device: torch.
         moments[rows] = torch.cat([mean, logvar], 1).half().cpu().numpy()
         subject[rows] = masks.numpy()
         place += len(pixels)
-        if place % 6400 == 0:
+        if place - said >= 6400:
             say(f"encoded {place} of {len(images)} images")
+            said = place
     moments.flush()
     subject.flush()
     Pool.finish(folder)

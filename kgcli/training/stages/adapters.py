@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from diffusers import ControlNetModel, StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
 from kgcli.data.batch import Batch, Collator
@@ -32,6 +32,8 @@ from kgcli.training.preview import NUM_PREVIEW
 from kgcli.training.stages.base import Setup
 from kgcli.training.stages.unet import CaptionedStage
 from kgcli.weights.decoder import load_decoder
+from kgcli.weights.lora.header import LORA_NAME
+from kgcli.weights.safetensors import assign_weights, check_weights, read_weights
 
 DECODER = "decoder"  # of init_from
 
@@ -77,7 +79,8 @@ class ControlNetStage(AdapterStage):
     """A ControlNet that starts as a copy of the U-Net's first half and follows canny maps; exports a diffusers folder.
 
     `parts.controlnet` changes the copy's configuration: blocks without attention make it small and independent of
-    the prompt, which the U-Net still attends to. Source: ControlNet (arXiv:2302.05543).
+    the prompt, which the U-Net still attends to. With `init_from.controlnet`, a diffusers folder, it continues from
+    that folder's weights. Source: ControlNet (arXiv:2302.05543).
     """
 
     trains = ("controlnet.",)
@@ -88,6 +91,10 @@ class ControlNetStage(AdapterStage):
         self.controlnet = make_controlnet(
             self.diffusion.unet, setup.parts.get("controlnet", {}), self.diffusion.pixels_per_latent
         )
+        if "controlnet" in setup.init_from:
+            folder = self.setup.source("controlnet")
+            start = ControlNetModel.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+            assign_weights(self.controlnet, start.state_dict(), source=str(folder))
         self.to(memory_format=torch.channels_last)
 
     def collator(self, pool: Pool | None) -> Collator:
@@ -115,8 +122,8 @@ class ControlNetStage(AdapterStage):
 class LoraStage(AdapterStage):
     """A LoRA of the U-Net that generates any prompt in the style of its data; exports a diffusers LoRA file.
 
-    `parts.lora` is peft's configuration; its scale stays 1, because the file does not store it.
-    Source: LoRA (arXiv:2106.09685).
+    `parts.lora` is peft's configuration; its scale stays 1, because the file does not store it. With `init_from.lora`,
+    the folder of an earlier run's result, it continues from that. Source: LoRA (arXiv:2106.09685).
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -125,6 +132,8 @@ class LoraStage(AdapterStage):
         if settings.get("lora_alpha", settings.get("r")) != settings.get("r") or "r" not in settings:
             raise ConfigError("parts.lora needs r, the rank, and no other lora_alpha: the file does not store it")
         self.diffusion.unet.add_adapter(LoraConfig(**{**settings, "lora_alpha": settings["r"]}))
+        if "lora" in setup.init_from:
+            self._continue_from(self.setup.source("lora") / LORA_NAME)
         self.diffusion.to(memory_format=torch.channels_last)
         self.trains = tuple(name for name, _ in self.named_parameters() if ".lora_" in name)
 
@@ -133,6 +142,14 @@ class LoraStage(AdapterStage):
         weights = get_peft_model_state_dict(self.diffusion.unet)
         contiguous = {name: weight.contiguous() for name, weight in weights.items()}  # convolutions are channels-last
         StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=contiguous)
+
+    def _continue_from(self, file: Path) -> None:
+        """Load what `export` wrote. Raises: MissingError; IncompatibleError for another rank or other layers."""
+        weights = {name.removeprefix("unet."): weight for name, weight in read_weights(file).items()}
+        unet = self.diffusion.unet
+        shapes = {name: weight.shape for name, weight in get_peft_model_state_dict(unet).items()}
+        check_weights(shapes, {name: weight.shape for name, weight in weights.items()}, source=str(file))
+        set_peft_model_state_dict(unet, weights)
 
 
 def make_controlnet(unet: UNet2DConditionModel, changes: Mapping[str, Any], factor: int = 4) -> ControlNetModel:
