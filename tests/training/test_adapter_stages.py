@@ -1,5 +1,6 @@
 """Laws of the stages that make adapters, of what they are measured with, and of the two that ship."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from kgcli import engine
@@ -243,6 +244,21 @@ def test_shipping_halves_a_file_as_it_does_a_folder(runs, tmp_path):
     halved = load_file(tmp_path / "new" / "style.safetensors")
     assert {name: value.half() for name, value in load_file(source).items()}.keys() == halved.keys()
     assert {value.dtype for value in halved.values()} == {torch.float16}
+
+
+def test_what_ships_of_several_runs_is_the_mean_of_their_weights(runs, tmp_path):
+    source = runs / "controlnet" / "final"
+    (name,) = (path.name for path in source.glob("*.safetensors"))
+    weights = load_file(source / name)
+    shutil.copytree(source, tmp_path / "other")
+    save_file({key: value + 2 for key, value in weights.items()}, tmp_path / "other" / name)
+    ship(source, tmp_path / "new", others=[tmp_path / "other"])
+    mean = load_file(tmp_path / "new" / name)
+    assert all(torch.allclose(mean[key].float(), value + 1, atol=1e-3) for key, value in weights.items())
+    save_file({"alone": torch.zeros(1)}, tmp_path / "other" / name)
+    with pytest.raises(IncompatibleError, match="alone"):
+        ship(source, tmp_path / "new", others=[tmp_path / "other"])
+    assert mean.keys() == load_file(tmp_path / "new" / name).keys(), "what was there stays"
 
 
 # ---------------------------------------------------------------- the style
