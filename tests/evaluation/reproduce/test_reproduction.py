@@ -9,6 +9,8 @@ import torch
 from transformers import CLIPTokenizer
 
 from kgcli.config import SamplingConfig
+from kgcli.data.sources.world import draw
+from kgcli.data.tokenizer import Tokenizer
 from kgcli.errors import ConfigError, IncompatibleError, MissingError, UsageError
 from kgcli.evaluation.benchmarks.nano_world import VERSION
 from kgcli.evaluation.plan import DreamBenchOptions
@@ -21,7 +23,9 @@ from kgcli.evaluation.run.folder import RunFolder
 from kgcli.evaluation.scores import Figure, Measure, Scores
 from kgcli.files import PACKAGE
 from kgcli.model.nano_evaluators import EvalClip, EvalVit
-from kgcli.recipe import dump_recipe
+from kgcli.recipe import dump_recipe, load_recipe
+from kgcli.weights.shipped import DEFAULT_MODEL
+from kgcli.world.tables import SIZE
 
 SMALL = {"model": "smoke/pretrain/final", "decoder": "smoke/unet/final"}  # of an ablation at smoke scale
 
@@ -106,6 +110,15 @@ def test_an_ablation_at_smoke_scale_keeps_what_it_changes(tmp_path):
     assert recipe_at("ablations/drop-all", "smoke", tmp_path).data.drop_entity_text == 1.0
     with pytest.raises(ConfigError, match="--scale"):
         recipe_at("nano/align", "full", tmp_path)
+
+
+def test_a_model_without_aligner_has_a_place_for_every_token_of_its_captions():
+    """The longest of the 16,384 of its pool has 77: a prompt with more tokens than places would end the run."""
+    recipe = load_recipe("ablations/e2e-without-aligner")
+    tokenizer = Tokenizer.load(DEFAULT_MODEL / "tokenizer")
+    captions = [draw(recipe.data.kinds, recipe.data.seed, number, SIZE).caption for number in range(40, 60)]
+    lengths = [1 + len(tokenizer.encode(caption)) for caption in captions]
+    assert 64 < max(lengths) <= recipe.parts["aligner"]["num_queries"] - 16
 
 
 def test_a_source_that_no_recipe_makes_is_named(tmp_path):
