@@ -12,6 +12,7 @@ import typer
 
 from kgcli.cli import COMMANDS, help_text, help_width
 from kgcli.cli.failure import INTERRUPTED, exit_code_of
+from kgcli.cli.logs import quiet_imports
 from kgcli.cli.parsing.command import HELP_NAMES, Group
 from kgcli.version import __version__
 
@@ -86,6 +87,7 @@ class Ending:
 
 def run(args: list[str]) -> int:
     """Run a command and return its exit code; failures become one line on stderr."""
+    quiet_imports()
     with Ending() as end:
         end.code = app(args, prog_name="kg", standalone_mode=False) or 0
     return end.code

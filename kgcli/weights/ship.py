@@ -4,7 +4,7 @@ Run: python -m kgcli.weights.ship runs/nano/instruct/final kgcli/nano/model
 
 Of several sources, which are runs of one stage from the same start, the means of their weights are shipped:
 
-     python -m kgcli.weights.ship runs/one/final runs/other/final kgcli/nano/model
+    python -m kgcli.weights.ship runs/one/final runs/other/final kgcli/nano/model
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from kgcli.weights.safetensors import check_weights
+from kgcli.errors import KgError, MissingError, UsageError
+from kgcli.weights.safetensors import check_weights, read_weights
 
 
 def ship(source: Path, target: Path, *, others: Sequence[Path] = ()) -> int:
@@ -28,23 +29,34 @@ def ship(source: Path, target: Path, *, others: Sequence[Path] = ()) -> int:
             weight is copied from `source`. Source: model soups (arXiv:2203.05482).
 
     Raises:
+        UsageError: `target` lies in a source.
+        MissingError: a source, or a file of weights in one, is not there or is damaged.
         IncompatibleError: the weights of the sources differ in names or shapes.
     """
+    names = [file.relative_to(source) for file in _files(source)]  # "." for a single file
+    if not names:
+        raise MissingError(f"there are no weights in {source}: no *.safetensors")
+    if any(target.resolve().is_relative_to(place.resolve()) for place in (source, *others)):
+        raise UsageError(f"{target} is or lies in what is shipped; give another target")
+    for name in names:  # before anything is written
+        _mean(source, others, name)
     partial = target.with_name("." + target.name + ".partial")
-    if source.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, partial)
-    else:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(source, partial)
-    for file in _files(partial):
-        inner = file.relative_to(partial)  # "." for a single file
-        weights = _mean(load_file(file), [other / inner for other in others])
-        save_file({name: _half(tensor) for name, tensor in weights.items()}, file, metadata={"format": "pt"})
-        file.chmod(0o644)  # safetensors writes 600, which nobody but the installing user could read
-    if target.is_dir():
-        shutil.rmtree(target)
-    partial.replace(target)
+    _remove(partial)
+    try:
+        if source.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, partial)
+        else:
+            shutil.copytree(source, partial)
+        for name in names:
+            halved = {key: _half(tensor) for key, tensor in _mean(source, others, name).items()}
+            save_file(halved, partial / name, metadata={"format": "pt"})
+            (partial / name).chmod(0o644)  # safetensors writes 600, which nobody but the installing user could read
+        if target.is_dir():
+            shutil.rmtree(target)
+        partial.replace(target)
+    finally:
+        _remove(partial)
     return sum(file.stat().st_size for file in _files(target, "*"))
 
 
@@ -53,21 +65,43 @@ def _files(root: Path, pattern: str = "*.safetensors") -> list[Path]:
     return [root] if root.is_file() else [path for path in root.rglob(pattern) if path.is_file()]
 
 
-def _mean(weights: dict[str, torch.Tensor], others: Sequence[Path]) -> dict[str, torch.Tensor]:
-    """Return the means of some weights and those of other files, in fp32; weights that are no floats stay."""
-    total = {name: tensor.float() for name, tensor in weights.items() if tensor.is_floating_point()}
-    shapes = {name: tensor.shape for name, tensor in weights.items()}
-    for file in others:
-        found = load_file(file)
-        check_weights(shapes, {name: tensor.shape for name, tensor in found.items()}, source=str(file))
-        total = {name: tensor + found[name].float() for name, tensor in total.items()}
-    return weights | {name: tensor / (1 + len(others)) for name, tensor in total.items()}
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _mean(source: Path, others: Sequence[Path], name: Path) -> dict[str, torch.Tensor]:
+    """Return the means of one file's weights over all sources, in fp32; weights that are no floats stay.
+
+    Raises: MissingError, IncompatibleError.
+    """
+    weights = read_weights(source / name)
+    shapes = {key: tensor.shape for key, tensor in weights.items()}
+    total = {key: tensor.float() for key, tensor in weights.items() if tensor.is_floating_point()}
+    for other in others:
+        if not (other / name).is_file():
+            raise MissingError(f"there is no file {other / name} beside that of {source}")
+        found = read_weights(other / name)
+        check_weights(shapes, {key: tensor.shape for key, tensor in found.items()}, source=str(other / name))
+        total = {key: tensor + found[key].float() for key, tensor in total.items()}
+    return weights | {key: tensor / (1 + len(others)) for key, tensor in total.items()}
 
 
 def _half(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.half() if tensor.is_floating_point() else tensor
 
 
+def _main(args: list[str]) -> None:
+    if len(args) < 2:
+        sys.exit("usage: python -m kgcli.weights.ship SOURCE [OTHER SOURCE ...] TARGET")
+    source, *others, target = map(Path, args)
+    try:
+        print(f"{ship(source, target, others=others) / 1e6:.1f} MB")
+    except KgError as error:
+        sys.exit(f"error: {error}")
+
+
 if __name__ == "__main__":
-    first, *more, to = map(Path, sys.argv[1:])
-    print(f"{ship(first, to, others=more) / 1e6:.1f} MB")
+    _main(sys.argv[1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import resource
 import signal
@@ -317,3 +318,13 @@ def test_every_recipe_is_run_by_the_command_it_names(kg):
         stage = load_recipe(name).stage
         command = [stage] if stage in ("pretrain", "align", "instruct") else ["base", stage]
         assert kg(*command, "--help").code == 0, name
+
+
+def test_what_a_library_logs_while_it_is_imported_is_hidden_from_every_command(kg, monkeypatch, capfd):
+    """bitsandbytes warns of a kernel that it has not on processors with AVX512-BF16."""
+    logger = logging.getLogger("bitsandbytes")
+    monkeypatch.setattr(logger, "level", logging.NOTSET)
+    logger.manager._clear_cache()
+    assert kg("base", "clip", "smoke/clip", "--dry-run").code == 0
+    logging.getLogger("bitsandbytes.backends.cpu.ops").warning("lacking a kernel")
+    assert "lacking" not in capfd.readouterr().err

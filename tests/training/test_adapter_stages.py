@@ -1,6 +1,8 @@
 """Laws of the stages that make adapters, of what they are measured with, and of the two that ship."""
 
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -127,12 +129,31 @@ def test_a_run_continues_from_the_result_of_another(decoder, runs, stage, tmp_pa
     )
 
 
-def test_a_start_of_other_sizes_is_refused(decoder, runs, tmp_path):
-    start = f"init_from.lora={runs / 'lora' / 'final'}"
-    with pytest.raises(IncompatibleError, match="lora_A"):
-        training.Run(smoke(decoder, "lora", tmp_path, start, "parts.lora.r=3"))
-    with pytest.raises(MissingError, match=LORA_NAME):
-        training.Run(smoke(decoder, "lora", tmp_path, f"init_from.lora={runs / 'controlnet' / 'final'}"))
+def test_a_start_that_does_not_fit_is_refused(decoder, runs, tmp_path):
+    def refused(stage, start, *overrides, words, error=MissingError):
+        with pytest.raises(error, match=words):
+            training.Run(smoke(decoder, stage, tmp_path / "run", f"init_from.{stage}={start}", *overrides))
+
+    lora, controlnet = runs / "lora" / "final", runs / "controlnet" / "final"
+    refused("lora", lora, "parts.lora.r=3", words=r"init_from\.lora.*lora_A", error=IncompatibleError)
+    refused("lora", controlnet, words=rf"init_from\.lora: there is no {LORA_NAME}")
+    refused("lora", lora / LORA_NAME, words=r"init_from\.lora: .* is a file; name the folder")
+    refused("controlnet", lora, words=r"init_from\.controlnet: there is no diffusion_pytorch_model")
+    (name,) = (path.name for path in controlnet.glob("*.safetensors"))
+    (tmp_path / "start").mkdir()
+    weights = load_file(controlnet / name)
+    save_file(dict(list(weights.items())[1:]), tmp_path / "start" / name)
+    refused("controlnet", tmp_path / "start", words=r"init_from\.controlnet.*missing", error=IncompatibleError)
+    (tmp_path / "start" / name).write_bytes((controlnet / name).read_bytes()[:-9])
+    refused("controlnet", tmp_path / "start", words=r"init_from\.controlnet: .*damaged")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_part_that_a_stage_does_not_start_from_is_refused(decoder, runs, stage, tmp_path):
+    """A misspelt one would train from scratch without a word."""
+    start = f"init_from.contrlnet={runs / stage / 'final'}"
+    with pytest.raises(ConfigError, match=rf"init_from\.contrlnet: stage {stage} has no such part"):
+        training.Run(smoke(decoder, stage, tmp_path, start))
 
 
 def test_a_trained_tokenizer_prints_nothing(capfd):
@@ -256,9 +277,26 @@ def test_what_ships_of_several_runs_is_the_mean_of_their_weights(runs, tmp_path)
     mean = load_file(tmp_path / "new" / name)
     assert all(torch.allclose(mean[key].float(), value + 1, atol=1e-3) for key, value in weights.items())
     save_file({"alone": torch.zeros(1)}, tmp_path / "other" / name)
+    before = files_of(tmp_path)
     with pytest.raises(IncompatibleError, match="alone"):
         ship(source, tmp_path / "new", others=[tmp_path / "other"])
-    assert mean.keys() == load_file(tmp_path / "new" / name).keys(), "what was there stays"
+    assert files_of(tmp_path) == before, "what was there stays, and nothing is left beside it"
+
+
+def test_wrong_arguments_of_shipping_are_one_line(runs, tmp_path):
+    def fails(*args):
+        done = subprocess.run([sys.executable, "-m", "kgcli.weights.ship", *args], capture_output=True, text=True)
+        assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1
+        return done.stderr
+
+    source, file = runs / "lora" / "final", runs / "lora" / "final" / LORA_NAME
+    (tmp_path / "empty").mkdir()
+    assert fails(source).startswith("usage: ")
+    assert "no weights in" in fails(tmp_path / "absent", tmp_path / "new")
+    assert "no weights in" in fails(tmp_path / "empty", tmp_path / "new")
+    assert "lies in what is shipped" in fails(source, source / "inner")
+    assert "there is no file" in fails(file, source, tmp_path / "new.safetensors")
+    assert list(tmp_path.iterdir()) == [tmp_path / "empty"]
 
 
 # ---------------------------------------------------------------- the style

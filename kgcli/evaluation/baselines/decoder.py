@@ -34,7 +34,8 @@ from kgcli.weights.shipped import DEFAULT_MODEL
 PARTS = ("unet", "vae", "text_encoder")
 SD_WIDTH = 768  # cross-attention width of Stable Diffusion v1; narrower decoders are small ones
 DTYPES = ("auto", "float32", "bfloat16")  # of the forward pass; weights stay float32
-# Sampling defaults. Full size: the protocol of DreamBench (`kg eval dreambench`); small: the shipped model's settings.
+# Sampling defaults. Full size: the protocol of DreamBench (`kg eval dreambench`); small: near the shipped model's
+# settings, and fixed, so that scores stay comparable.
 SAMPLING = {
     "sd": SamplingConfig(num_inference_steps=100, guidance_scale=7.5, guidance_rescale=0.0, scheduler="dpm++"),
     "small": SamplingConfig(num_inference_steps=25, guidance_scale=2.5, guidance_rescale=0.7, scheduler="ddim"),

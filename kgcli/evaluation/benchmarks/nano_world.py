@@ -24,7 +24,7 @@ VERSION = 2  # of the suites' data and prompts: raised whenever a change makes s
 JUDGES = "judges"  # folder of the recognisers, in a folder of weights for scoring
 EXTRACTORS = ("eval_clip", "eval_dino")  # stages that train the extractors, and their folders
 _SIZED = ("unet", "vae")  # parts of a decoder whose configurations tell the size of its images
-# Sampling settings of nano models.
+# Sampling settings of the nano suites, and of a U-Net without a language model: fixed, so that scores stay comparable.
 SAMPLING = SamplingConfig(num_inference_steps=25, guidance_scale=2.5, scheduler="ddim", width=SIZE, height=SIZE)
 
 

@@ -47,7 +47,14 @@ def make_stage(recipe: Recipe, texts: Callable[[int, int], list[str]]) -> Stage:
 
     Raises: ConfigError, MissingError: a part or option is wrong, or a folder of init_from is missing.
     """
-    return find_stage(recipe.stage)(make_setup(recipe, texts, Setup))
+    setup = make_setup(recipe, texts, Setup)
+    stage = find_stage(recipe.stage)(setup)
+    for part in setup.init_from.keys() - setup.found.keys():  # a misspelt one would be left out without a word
+        known = ", ".join(setup.found) or "none"
+        raise ConfigError(
+            f"init_from.{part}: stage {recipe.stage} has no such part to start from here; it took {known}"
+        )
+    return stage
 
 
 def make_setup(recipe: Recipe, texts: Callable[[int, int], list[str]], kind: type[AnySetup]) -> AnySetup:

@@ -31,9 +31,9 @@ from kgcli.model.diffusion import Steer
 from kgcli.training.preview import NUM_PREVIEW
 from kgcli.training.stages.base import Setup
 from kgcli.training.stages.unet import CaptionedStage
-from kgcli.weights.decoder import load_decoder
+from kgcli.weights.decoder import WEIGHTS_STEM, load_decoder
 from kgcli.weights.lora.header import LORA_NAME
-from kgcli.weights.safetensors import assign_weights, check_weights, read_weights
+from kgcli.weights.safetensors import assign_weights, check_weights
 
 DECODER = "decoder"  # of init_from
 
@@ -81,6 +81,8 @@ class ControlNetStage(AdapterStage):
     `parts.controlnet` changes the copy's configuration: blocks without attention make it small and independent of
     the prompt, which the U-Net still attends to. With `init_from.controlnet`, a diffusers folder, it continues from
     that folder's weights. Source: ControlNet (arXiv:2302.05543).
+
+    Raises: MissingError, ConfigError; IncompatibleError where the start is of another configuration.
     """
 
     trains = ("controlnet.",)
@@ -92,9 +94,8 @@ class ControlNetStage(AdapterStage):
             self.diffusion.unet, setup.parts.get("controlnet", {}), self.diffusion.pixels_per_latent
         )
         if "controlnet" in setup.init_from:
-            folder = self.setup.source("controlnet")
-            start = ControlNetModel.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
-            assign_weights(self.controlnet, start.state_dict(), source=str(folder))
+            start = self.setup.read_weights("controlnet", f"{WEIGHTS_STEM}.safetensors")
+            assign_weights(self.controlnet, start, source=f"init_from.controlnet: {setup.init_from['controlnet']}")
         self.to(memory_format=torch.channels_last)
 
     def collator(self, pool: Pool | None) -> Collator:
@@ -133,7 +134,7 @@ class LoraStage(AdapterStage):
             raise ConfigError("parts.lora needs r, the rank, and no other lora_alpha: the file does not store it")
         self.diffusion.unet.add_adapter(LoraConfig(**{**settings, "lora_alpha": settings["r"]}))
         if "lora" in setup.init_from:
-            self._continue_from(self.setup.source("lora") / LORA_NAME)
+            self._continue()
         self.diffusion.to(memory_format=torch.channels_last)
         self.trains = tuple(name for name, _ in self.named_parameters() if ".lora_" in name)
 
@@ -143,12 +144,13 @@ class LoraStage(AdapterStage):
         contiguous = {name: weight.contiguous() for name, weight in weights.items()}  # convolutions are channels-last
         StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=contiguous)
 
-    def _continue_from(self, file: Path) -> None:
+    def _continue(self) -> None:
         """Load what `export` wrote. Raises: MissingError; IncompatibleError for another rank or other layers."""
-        weights = {name.removeprefix("unet."): weight for name, weight in read_weights(file).items()}
-        unet = self.diffusion.unet
+        start, unet = self.setup.read_weights("lora", LORA_NAME), self.diffusion.unet
+        weights = {name.removeprefix("unet."): weight for name, weight in start.items()}
         shapes = {name: weight.shape for name, weight in get_peft_model_state_dict(unet).items()}
-        check_weights(shapes, {name: weight.shape for name, weight in weights.items()}, source=str(file))
+        found = {name: weight.shape for name, weight in weights.items()}
+        check_weights(shapes, found, source=f"init_from.lora: {self.setup.init_from['lora']}")
         set_peft_model_state_dict(unet, weights)
 
 

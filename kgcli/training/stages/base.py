@@ -34,7 +34,7 @@ from kgcli.training.stages.start import find_start
 from kgcli.weights.config import read_model_config
 from kgcli.weights.decoder import load_decoder
 from kgcli.weights.load import ALIGNER_DECODER, has_aligner, load_kosmosg, load_tower
-from kgcli.weights.safetensors import assign_weights
+from kgcli.weights.safetensors import assign_weights, read_weights
 
 _log = logging.getLogger(__name__)
 
@@ -92,6 +92,16 @@ class Setup:
         folder = find_start(part, self.init_from[part], fetch=fetch)
         check_start(self.init_from[part], self.image_size)
         return folder
+
+    def read_weights(self, part: str, name: str) -> dict[str, Tensor]:
+        """Read a file of weights in the folder of a part, in fp32. Raises: ConfigError, MissingError."""
+        file = self.source(part) / name
+        if not file.is_file():
+            raise MissingError(f"init_from.{part}: there is no {name} in {self.init_from[part]}")
+        try:
+            return read_weights(file, dtype=torch.float32)
+        except MissingError as error:
+            raise MissingError(f"init_from.{part}: {error}") from None
 
     def model_config(self) -> ModelConfig:
         """Return the configuration of the model that the stage starts from. Raises: ConfigError, MissingError."""

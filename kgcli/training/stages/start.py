@@ -39,6 +39,8 @@ def find_start(part: str, named: str, *, fetch: bool = True) -> Path:
         return here
     if is_entry(named):
         raise MissingError(f"init_from.{part}: {named} is not on this machine; `kg models pull {named}` fetches it")
+    if Path(named).is_file():
+        raise MissingError(f"init_from.{part}: {named} is a file; name the folder that holds it")
     maker = maker_of(named)
     missing = f"init_from.{part}: there is no folder {named}; " + (
         f"`{maker}` makes it" if maker else "run the stage that makes it first"
