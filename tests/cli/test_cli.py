@@ -320,11 +320,9 @@ def test_every_recipe_is_run_by_the_command_it_names(kg):
         assert kg(*command, "--help").code == 0, name
 
 
-def test_what_a_library_logs_while_it_is_imported_is_hidden_from_every_command(kg, monkeypatch, capfd):
-    """bitsandbytes warns of a kernel that it has not on processors with AVX512-BF16."""
+def test_what_bitsandbytes_logs_while_it_is_imported_is_hidden_from_every_command(kg):
+    """It warns of a kernel that it has not on processors with AVX512-BF16."""
     logger = logging.getLogger("bitsandbytes")
-    monkeypatch.setattr(logger, "level", logging.NOTSET)
-    logger.manager._clear_cache()
-    assert kg("base", "clip", "smoke/clip", "--dry-run").code == 0
-    logging.getLogger("bitsandbytes.backends.cpu.ops").warning("lacking a kernel")
-    assert "lacking" not in capfd.readouterr().err
+    logger.setLevel(logging.NOTSET)
+    assert kg("ls").code == 0
+    assert not logging.getLogger("bitsandbytes.backends.cpu.ops").isEnabledFor(logging.WARNING)
