@@ -186,3 +186,11 @@ def test_the_time_is_that_of_the_run_once_it_has_measured(tmp_path):
     (tmp_path / "run/metrics.jsonl").write_text('{"step": 1, "samples_per_second": 2.0}\n{"step": 2, "samp')
     lines = describe(nano(tmp_path)).lines
     assert any("time at 2 samples/s, as this run measured: 8 seconds" in line for line in lines)
+
+
+@pytest.mark.parametrize("start", ["nano", "runs/absent/final"])
+def test_a_part_that_the_stage_does_not_start_from_is_refused(tmp_path, start):
+    recipe = nano(tmp_path)
+    wrong = recipe.model_copy(update={"init_from": {**recipe.init_from, "modell": start}})
+    with pytest.raises(ConfigError, match=r"init_from\.modell: stage \w+ has no such part to start from"):
+        describe(wrong)

@@ -33,7 +33,7 @@ from kgcli.training.checks.memory import (
 from kgcli.training.checks.shapes import AbsentTokenizer, ShapeSetup
 from kgcli.training.precision import check_sharded_scalars
 from kgcli.training.resume import recipe_changes
-from kgcli.training.stages import find_stage, make_setup, make_stage
+from kgcli.training.stages import check_taken, find_stage, make_setup, make_stage
 from kgcli.training.stages.base import Stage
 from kgcli.training.stages.parts import check_parts
 from kgcli.training.watch.trackers import check_trackers
@@ -143,6 +143,7 @@ def _build(
         return make_stage(recipe, texts), []
     setup = make_setup(recipe, texts, ShapeSetup)
     stage = setup.build(stage_type)
+    check_taken(setup, [*setup.found, *setup.missing, *setup.to_fetch])
     missing += setup.missing.values()
     return stage, list(setup.to_fetch.values())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import TypeVar
 
@@ -49,12 +49,22 @@ def make_stage(recipe: Recipe, texts: Callable[[int, int], list[str]]) -> Stage:
     """
     setup = make_setup(recipe, texts, Setup)
     stage = find_stage(recipe.stage)(setup)
-    for part in setup.init_from.keys() - setup.found.keys():  # a misspelt one would be left out without a word
-        known = ", ".join(setup.found) or "none"
-        raise ConfigError(
-            f"init_from.{part}: stage {recipe.stage} has no such part to start from here; it took {known}"
-        )
+    check_taken(setup, setup.found)
     return stage
+
+
+def check_taken(setup: Setup, taken: Iterable[str]) -> None:
+    """Check that a stage, once built, took every part of `init_from`: a misspelt one would be left out without a word.
+
+    Raises: ConfigError.
+    """
+    taken = list(taken)
+    for part in setup.init_from:
+        if part not in taken:
+            raise ConfigError(
+                f"init_from.{part}: stage {setup.stage} has no such part to start from; "
+                f"with this recipe it takes {', '.join(taken) or 'none'}"
+            )
 
 
 def make_setup(recipe: Recipe, texts: Callable[[int, int], list[str]], kind: type[AnySetup]) -> AnySetup:
