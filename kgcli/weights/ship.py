@@ -15,10 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from kgcli.errors import KgError, MissingError, UsageError
-from kgcli.weights.safetensors import check_weights, read_weights
+from kgcli.files import make_folder, whole_folder
+from kgcli.weights.safetensors import check_weights, read_weights, write_weights
+
+WEIGHTS = "*.safetensors"
 
 
 def ship(source: Path, target: Path, *, others: Sequence[Path] = ()) -> int:
@@ -32,44 +34,27 @@ def ship(source: Path, target: Path, *, others: Sequence[Path] = ()) -> int:
         UsageError: `target` lies in a source.
         MissingError: a source, or a file of weights in one, is not there or is damaged.
         IncompatibleError: the weights of the sources differ in names or shapes.
+        OutputError: `target` cannot be written.
     """
-    names = [file.relative_to(source) for file in _files(source)]  # "." for a single file
+    names = [file.relative_to(source) for file in _files(source)]
     if not names:
-        raise MissingError(f"there are no weights in {source}: no *.safetensors")
+        raise MissingError(f"there are no weights in {source}: no {WEIGHTS}")
     if any(target.resolve().is_relative_to(place.resolve()) for place in (source, *others)):
         raise UsageError(f"{target} is or lies in what is shipped; give another target")
-    for name in names:  # before anything is written
-        _mean(source, others, name)
-    partial = target.with_name("." + target.name + ".partial")
-    _remove(partial)
-    try:
-        if source.is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, partial)
-        else:
-            shutil.copytree(source, partial)
-        for name in names:
-            halved = {key: _half(tensor) for key, tensor in _mean(source, others, name).items()}
-            save_file(halved, partial / name, metadata={"format": "pt"})
-            (partial / name).chmod(0o644)  # safetensors writes 600, which nobody but the installing user could read
-        if target.is_dir():
-            shutil.rmtree(target)
-        partial.replace(target)
-    finally:
-        _remove(partial)
+    if source.is_file():
+        make_folder(target.parent)
+        write_weights(target, _mean(source, others, Path()), dtype=torch.float16)
+    else:
+        with whole_folder(target, overwrite=True) as partial:
+            shutil.copytree(source, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns(WEIGHTS))
+            for name in names:
+                write_weights(partial / name, _mean(source, others, name), dtype=torch.float16)
     return sum(file.stat().st_size for file in _files(target, "*"))
 
 
-def _files(root: Path, pattern: str = "*.safetensors") -> list[Path]:
+def _files(root: Path, pattern: str = WEIGHTS) -> list[Path]:
     """Return the files below a folder that match a pattern, or the file itself."""
     return [root] if root.is_file() else [path for path in root.rglob(pattern) if path.is_file()]
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _mean(source: Path, others: Sequence[Path], name: Path) -> dict[str, torch.Tensor]:
@@ -87,10 +72,6 @@ def _mean(source: Path, others: Sequence[Path], name: Path) -> dict[str, torch.T
         check_weights(shapes, {key: tensor.shape for key, tensor in found.items()}, source=str(other / name))
         total = {key: tensor + found[key].float() for key, tensor in total.items()}
     return weights | {key: tensor / (1 + len(others)) for key, tensor in total.items()}
-
-
-def _half(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.half() if tensor.is_floating_point() else tensor
 
 
 def _main(args: list[str]) -> None:
